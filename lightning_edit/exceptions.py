@@ -1,0 +1,41 @@
+"""Errors of the library. Each inherits from the built-in one that users already catch."""
+
+
+class LightningEditError(Exception):
+    """Base of every error that is the user's to mend; the command line prints it without a traceback."""
+
+
+class DataError(LightningEditError, ValueError):
+    """A data file or record is not of its form."""
+
+
+class ArchitectureError(LightningEditError, ValueError):
+    """A language model has no part that was looked for, or an editor cannot edit its kind."""
+
+
+class StatisticsNotFoundError(LightningEditError, FileNotFoundError):
+    """Key statistics of a layer have not been collected."""
+
+
+class SolveError(LightningEditError, ArithmeticError):
+    """A least-squares system is not positive definite or not finite."""
+
+
+class NotBoundError(LightningEditError, RuntimeError):
+    """An editor was used before it got a language model."""
+
+
+class LedgerError(LightningEditError, RuntimeError):
+    """The journal of edits and what was asked of it do not agree."""
+
+
+class LedgerWriteError(LightningEditError, OSError):
+    """A commit could not be written to disk; the model is unchanged."""
+
+
+class ExportError(LightningEditError, ValueError):
+    """An edit cannot be written in the format asked for."""
+
+
+class SubjectNotFoundError(DataError):
+    """An editor needs a subject and the request has none."""
