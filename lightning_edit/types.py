@@ -72,7 +72,9 @@ class Probe:
     def __post_init__(self) -> None:
         kinds = ", ".join(ASPECT_OF_KIND)
         _require(self.kind in ASPECT_OF_KIND, f"kind {self.kind!r} is unknown; use one of {kinds}")
-        _require(bool(self.prompt.strip()), f"a {self.kind} probe has an empty prompt; give it text")
+        _require(
+            bool(self.prompt.strip()), f"a {self.kind} probe has an empty prompt; give it text"
+        )
         _require(
             bool(self.answers) and all(answer.strip() for answer in self.answers),
             f"the {self.kind} probe {self.prompt!r} has an empty answer; list at least one non-empty answer",
@@ -124,12 +126,19 @@ class EditRequest:
 
     def __post_init__(self) -> None:
         _require(bool(self.id), "a request needs a non-empty id")
-        _require(bool(self.prompt.strip()), f"request {self.id}: `prompt` is empty; give the text to edit")
-        _require(bool(self.target.strip()), f"request {self.id}: `target` is empty; give the new answer")
+        _require(
+            bool(self.prompt.strip()),
+            f"request {self.id}: `prompt` is empty; give the text to edit",
+        )
+        _require(
+            bool(self.target.strip()), f"request {self.id}: `target` is empty; give the new answer"
+        )
         if self.subject is None:
             return
         start = self.prompt.find(self.subject) if self.subject_start is None else self.subject_start
-        found = bool(self.subject) and self.prompt[start : start + len(self.subject)] == self.subject
+        found = (
+            bool(self.subject) and self.prompt[start : start + len(self.subject)] == self.subject
+        )
         _require(
             start >= 0 and found,
             f"request {self.id}: subject {self.subject!r} does not stand in the prompt {self.prompt!r}; "
