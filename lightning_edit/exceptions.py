@@ -2,7 +2,7 @@
 
 
 class LightningEditError(Exception):
-    """Base of every error that is the user's to mend; the command line prints it without a traceback."""
+    """Base of the errors that are the user's to mend; the command line prints no traceback."""
 
 
 class DataError(LightningEditError, ValueError):

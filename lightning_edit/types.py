@@ -2,7 +2,8 @@
 
 Nothing here imports torch, so data files can be read and checked without loading it.
 
-Axis names used in the whole project: ``n`` -- edits in a batch; ``r`` -- rows (an edit under one context
+Axis names used in the whole project: ``n`` -- edits in a batch; ``r`` -- rows (an edit under one
+context
 template); ``t`` -- token positions; ``d`` -- hidden width; ``d_in``/``d_out`` -- a weight acts as
 ``y = W k`` with W of shape (d_out, d_in); ``v`` -- vocabulary.
 """
@@ -55,8 +56,10 @@ class Probe:
         kind: One of :data:`ASPECT_OF_KIND`.
         prompt: Text the model continues.
         answers: Accepted answers, the preferred one first; the others are aliases.
-        expect: ``target``: the edit's new answer is right here. ``unchanged``: whatever the pristine model
-            says must stay. ``answer``: ``answers`` is right once the edit holds. Default: by aspect.
+        expect: ``target``: the edit's new answer is right here. ``unchanged``: whatever the
+            pristine model
+            says must stay. ``answer``: ``answers`` is right once the edit holds. Default: by
+            aspect.
         path: Triples of the knowledge graph that lead from the edit to the answer, where known.
 
     Raises:
@@ -77,7 +80,8 @@ class Probe:
         )
         _require(
             bool(self.answers) and all(answer.strip() for answer in self.answers),
-            f"the {self.kind} probe {self.prompt!r} has an empty answer; list at least one non-empty answer",
+            f"the {self.kind} probe {self.prompt!r} has an empty answer; "
+            "list at least one non-empty answer",
         )
 
     @property
@@ -101,14 +105,16 @@ class EditRequest:
 
     Args:
         id: Unique name of the request inside its stream.
-        prompt: Text that ends where the answer begins, subject included ("The capital of France is").
+        prompt: Text that ends where the answer begins, subject included ("The capital of France
+            is").
         target: The answer the edited model is to give.
         subject: The entity inside ``prompt``; ``None`` for editors that need none.
         old_target: What the model says, or should have said, before.
         rephrases: Other wordings of the prompt; each becomes a ``rephrase`` probe.
         probes: Locality, portability and further probes.
         subject_start: Character offset of the subject in the prompt; found when left out.
-        case: Requests with one case name belong together (several edits behind one multi-hop question).
+        case: Requests with one case name belong together (several edits behind one multi-hop
+            question).
 
     Raises:
         ValueError: On empty texts, or a subject that does not stand in the prompt.
@@ -141,7 +147,8 @@ class EditRequest:
         )
         _require(
             start >= 0 and found,
-            f"request {self.id}: subject {self.subject!r} does not stand in the prompt {self.prompt!r}; "
+            f"request {self.id}: subject {self.subject!r} does not stand in the prompt "
+            f"{self.prompt!r}; "
             "write it there as it is spelled in `subject`",
         )
         object.__setattr__(self, "subject_start", start)
@@ -184,7 +191,7 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one request: the prompt, the target that follows it, and the subject's last token."""
+    """Token ids of one request: prompt, target, and where the subject's last token is."""
 
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
@@ -210,7 +217,8 @@ class EditBatch:
         _require(bool(self.requests), "an edit batch needs at least one request")
         _require(
             len(self.requests) == len(self.encoded),
-            f"{len(self.requests)} requests but {len(self.encoded)} encodings; encode every request once",
+            f"{len(self.requests)} requests but {len(self.encoded)} encodings; "
+            "encode every request once",
         )
         object.__setattr__(self, "ids", tuple(request.id for request in self.requests))
 

@@ -1,0 +1,269 @@
+"""An edit as a value: what it adds to which weight, to apply, save, export and take back.
+
+Axis names: ``d_out``/``d_in`` -- a weight acts as ``y = W k``; ``r`` -- rank of an update.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lightning_edit.exceptions import LedgerError
+from lightning_edit.models.weights import weight
+
+_FORMAT = "lightning-edit-delta/1"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An update of a matrix kept as two factors, ``left @ right``.
+
+    Args:
+        left: Factor of shape (d_out, r).
+        right: Factor of shape (r, d_in).
+    """
+
+    left: Float[Tensor, "d_out r"]
+    right: Float[Tensor, "r d_in"]
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of ``left``: an upper bound of the update's rank."""
+        return self.left.shape[1]
+
+    @property
+    def numel(self) -> int:
+        """Numbers stored."""
+        return self.left.numel() + self.right.numel()
+
+    def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "d_out d_in"]:
+        """Multiply the factors out in ``dtype``."""
+        return self.left.to(dtype) @ self.right.to(dtype)
+
+    def norm(self) -> float:
+        """Frobenius norm, from the two r × r Gram matrices: the product is never formed."""
+        left, right = self.left.double(), self.right.double()
+        squared = ((left.mT @ left) * (right @ right.mT)).sum()
+        return float(squared.clamp_min(0).sqrt())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors, for saving."""
+        return {"left": self.left, "right": self.right}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """An update stored entry by entry: a matrix (d_out, d_in) or a bias.
+
+    Args:
+        value: What is added.
+    """
+
+    value: Float[Tensor, "..."]
+
+    @property
+    def rank(self) -> int:
+        """Upper bound of the rank; 1 for a bias."""
+        return min(self.value.shape) if self.value.ndim == 2 else 1
+
+    @property
+    def numel(self) -> int:
+        """Numbers stored."""
+        return self.value.numel()
+
+    def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "..."]:
+        """Return the update in ``dtype``."""
+        return self.value.to(dtype)
+
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return float(self.value.double().norm())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors, for saving."""
+        return {"value": self.value}
+
+
+WeightUpdate = LowRank | Dense
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one commit changes.
+
+    Args:
+        request_ids: The requests it serves.
+        weights: Updates by parameter name, matrices in (d_out, d_in) whatever the module stores.
+        state: Tensors of an editor that acts at run time (codebook entries, extra neurons,
+            histories).
+        prompts: Text put in front of a prompt, by request, for in-context editors.
+        info: Figures about how the edit was found (loss, steps, residual), for the run's record.
+    """
+
+    request_ids: tuple[str, ...]
+    weights: Mapping[str, WeightUpdate] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing at all."""
+        return not (self.weights or self.state or self.prompts)
+
+    def norm(self) -> dict[str, float]:
+        """Frobenius norm of every weight's update."""
+        return {name: update.norm() for name, update in self.weights.items()}
+
+    def rank(self) -> dict[str, int]:
+        """Upper bound of every update's rank."""
+        return {name: update.rank for name, update in self.weights.items()}
+
+    def numel(self) -> int:
+        """Numbers that the delta stores."""
+        parts = [update.numel for update in self.weights.values()]
+        return sum(parts) + sum(tensor.numel() for tensor in self.state.values())
+
+    def not_finite(self) -> list[str]:
+        """Names of weights or state whose update has an infinite or undefined entry."""
+        bad = [
+            name
+            for name, update in self.weights.items()
+            if not all(bool(torch.isfinite(part).all()) for part in update.tensors().values())
+        ]
+        floating = {k: v for k, v in self.state.items() if v.is_floating_point()}
+        return bad + [name for name, value in floating.items() if not torch.isfinite(value).all()]
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Add the weight updates inside a ``with`` block; the exact old bits return afterwards.
+
+        Args:
+            model: The language model.
+        """
+        handles = {name: weight(model, name) for name in self.weights}
+        before = {name: handle.raw().detach().clone() for name, handle in handles.items()}
+        try:
+            for name, update in self.weights.items():
+                handle = handles[name]
+                handle.write(handle.read(torch.float64) + update.dense().to(handle.device))
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in before.items():
+                    handles[name].raw().copy_(value)
+
+    def to_lora(self, max_rank: int | None = None) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """Factor every matrix update as LoRA's ``B @ A``.
+
+        Low-rank updates are taken as they are when they fit; others are cut by a singular value
+        decomposition in float64.
+
+        Args:
+            max_rank: Largest rank allowed; ``None``: as many as the update has.
+
+        Returns:
+            By parameter name: B of shape (d_out, r), A of shape (r, d_in), and the share of the
+            squared
+            norm that was kept (1.0: exact).
+
+        Raises:
+            LedgerError: If the delta changes a bias or run-time state, which LoRA cannot express.
+        """
+        biases = [name for name, update in self.weights.items() if update.dense().ndim != 2]
+        if self.state or self.prompts or biases:
+            raise LedgerError(
+                "LoRA holds updates of matrices only, but this edit also changes "
+                f"{biases or 'state used at run time'}; export it with --format delta or merged"
+            )
+        return {name: _lora(update, max_rank) for name, update in self.weights.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the delta as safetensors with its description in the header.
+
+        Args:
+            path: File to write; the caller moves it into place.
+        """
+        tensors = {
+            f"weights/{name}/{part}": value.detach().cpu().contiguous()
+            for name, update in self.weights.items()
+            for part, value in update.tensors().items()
+        }
+        for name, value in self.state.items():
+            tensors[f"state/{name}"] = value.detach().cpu().contiguous()
+        header = {
+            "format": _FORMAT,
+            "request_ids": json.dumps(self.request_ids),
+            "prompts": json.dumps(dict(self.prompts)),
+            "info": json.dumps(dict(self.info)),
+        }
+        save_file(tensors, str(path), metadata=header)
+
+    @classmethod
+    def load(cls, path: Path, device: str | torch.device = "cpu") -> "Delta":
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            device: Where the tensors go.
+
+        Returns:
+            The delta.
+
+        Raises:
+            LedgerError: If the file is not a delta.
+        """
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            header = file.metadata() or {}
+            if header.get("format") != _FORMAT:
+                found = header.get("format", "none")
+                raise LedgerError(
+                    f"{path}: expected format {_FORMAT}, got {found}; not a delta file"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a
+            dict
+        weights: dict[str, WeightUpdate] = {}
+        for name in sorted({key.split("/")[1] for key in tensors if key.startswith("weights/")}):
+            stem = f"weights/{name}"
+            if f"{stem}/value" in tensors:
+                weights[name] = Dense(tensors[f"{stem}/value"])
+            else:
+                weights[name] = LowRank(tensors[f"{stem}/left"], tensors[f"{stem}/right"])
+        state = {
+            key.removeprefix("state/"): value
+            for key, value in tensors.items()
+            if key.startswith("state/")
+        }
+        return cls(
+            tuple(json.loads(header["request_ids"])),
+            weights,
+            state,
+            json.loads(header["prompts"]),
+            json.loads(header["info"]),
+        )
+
+
+def _lora(update: WeightUpdate, max_rank: int | None) -> tuple[Tensor, Tensor, float]:
+    if isinstance(update, LowRank) and (max_rank is None or update.rank <= max_rank):
+        return update.left, update.right, 1.0
+    if isinstance(update, LowRank):
+        q_left, r_left = torch.linalg.qr(update.left.double())
+        q_right, r_right = torch.linalg.qr(update.right.double().mT)
+        U, S, Vh = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
+        U, Vh = q_left @ U, Vh @ q_right.mT
+    else:
+        U, S, Vh = torch.linalg.svd(update.dense(), full_matrices=False)
+    total = float((S**2).sum())
+    # Below this the singular values are rounding of the float32 entries, not part of the edit.
+    numerical = int((S[0] * 1e-7 < S).sum()) if total > 0 else 1
+    rank = max(1, numerical if max_rank is None else min(max_rank, numerical))
+    kept = float((S[:rank] ** 2).sum()) / total if total > 0 else 1.0
+    return (U[:, :rank] * S[:rank]).float(), Vh[:rank].float(), kept
