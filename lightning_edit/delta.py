@@ -228,8 +228,8 @@ class Delta:
                 raise LedgerError(
                     f"{path}: expected format {_FORMAT}, got {found}; not a delta file"
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a
-            dict
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
         weights: dict[str, WeightUpdate] = {}
         for name in sorted({key.split("/")[1] for key in tensors if key.startswith("weights/")}):
             stem = f"weights/{name}"

@@ -1,0 +1,239 @@
+"""What every editor is: a LightningModule that turns a batch of requests into a delta."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+from torch import nn
+
+from lightning_edit.delta import Delta
+from lightning_edit.exceptions import ArchitectureError, NotBoundError, SubjectNotFoundError
+from lightning_edit.handle import EditedModel
+from lightning_edit.models.view import ModelView, resolve
+from lightning_edit.types import EditBatch, EditRequest
+
+
+class Editor(pl.LightningModule, ABC):
+    """Base class of all editors.
+
+    An editor is bound to one language model and turns batches of requests into deltas. It never
+    changes
+    the model: a :class:`~lightning_edit.ledger.Ledger` applies a delta, takes it back, and tells
+    the
+    editor so through :meth:`remember` and :meth:`forget`.
+
+    The language model is deliberately no submodule: checkpoints, optimisers and model summaries see
+    only
+    what the editor owns. Hyper-parameters are typed ``__init__`` arguments kept as attributes (an
+    editor
+    nested in another one finds the outer one's values in ``self.hparams``).
+
+    Subclasses are either *families* (declared with ``family=True``, never used by themselves) or
+    final:
+    to change a final editor, wrap it.
+    """
+
+    needs_fit: ClassVar[bool] = False
+    """Whether it must be trained (``Trainer.fit``) before it can edit."""
+    needs_statistics: ClassVar[bool] = False
+    """Whether it needs second moments of the edited layers' keys."""
+    needs_subject: ClassVar[bool] = False
+    """Whether every request must name its subject."""
+    batched: ClassVar[bool] = True
+    """Whether several requests are solved together; otherwise a batch is written one by one."""
+    sequential: ClassVar[bool] = True
+    """Whether it is meant to be applied again and again to one model."""
+    edits_weights: ClassVar[bool] = True
+    """Whether it changes weights, so that its edits can be merged and exported."""
+    architectures: ClassVar[tuple[str, ...]] = ("decoder-only",)
+    """Kinds of language model it can edit."""
+
+    _family: ClassVar[bool] = True
+
+    def __init_subclass__(cls, *, family: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__bases__:
+            if issubclass(base, Editor) and not base._family:
+                raise TypeError(f"{base.__name__} is final; wrap it instead of subclassing it")
+        cls._family = family
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A tuple hides the language model from nn.Module's registration; see the class docstring.
+        self._bound: tuple[nn.Module, Any, ModelView] | None = None
+
+    # ------------------------------------------------------------------------------------ binding
+
+    def bind(self, model: nn.Module, tokenizer: Any) -> "Editor":
+        """Give the editor the language model it edits.
+
+        Args:
+            model: A Hugging Face language model, in eval mode.
+            tokenizer: Its fast tokenizer.
+
+        Returns:
+            The editor itself.
+
+        Raises:
+            ArchitectureError: If the editor cannot edit this kind of model.
+        """
+        view = resolve(model)
+        kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
+        if kind not in self.architectures:
+            raise ArchitectureError(
+                f"{type(self).__name__} edits {' and '.join(self.architectures)} models, but "
+                f"{type(model).__name__} is {kind}; choose an editor whose `architectures` lists it"
+            )
+        self._bound = (model, tokenizer, view)
+        self.on_bind()
+        return self
+
+    def on_bind(self) -> None:
+        """Prepare what depends on the model (default layers, shapes of buffers). Nothing by default."""
+
+    def _require_bound(self) -> tuple[nn.Module, Any, ModelView]:
+        if self._bound is None:
+            raise NotBoundError(
+                f"{type(self).__name__} has no language model yet; "
+                "call editor.bind(model, tokenizer) or editor.edit_model(model, tokenizer, requests)"
+            )
+        return self._bound
+
+    @property
+    def language_model(self) -> Any:
+        """The bound language model."""
+        return self._require_bound()[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The bound tokenizer."""
+        return self._require_bound()[1]
+
+    @property
+    def view(self) -> ModelView:
+        """Where the bound model's blocks, projections and head are."""
+        return self._require_bound()[2]
+
+    def setup(self, stage: str) -> None:
+        """Refuse a run without a language model before any work is done."""
+        self._require_bound()
+
+    def place_language_model(self) -> None:
+        """Move the language model to the editor's device; a model spread over devices stays."""
+        model = self.language_model
+        if getattr(model, "hf_device_map", None) is None and model.device != self.device:
+            model.to(self.device)
+
+    # ------------------------------------------------------------------------------------ editing
+
+    @abstractmethod
+    def edit(self, batch: EditBatch) -> Delta:
+        """Find what writes the batch's requests into the model.
+
+        The model is bit for bit the same when this returns.
+
+        Args:
+            batch: Requests and their token ids.
+
+        Returns:
+            The update.
+        """
+
+    def remember(self, delta: Delta) -> None:
+        """Take a committed delta into the editor's history. Called by the ledger; nothing by default."""
+
+    def forget(self, delta: Delta) -> None:
+        """Take an undone delta out of the editor's history, exactly. Called by the ledger."""
+
+    def subject_positions(self, batch: EditBatch) -> list[int]:
+        """Return each request's last subject token.
+
+        Args:
+            batch: Requests and their token ids.
+
+        Returns:
+            One position a request.
+
+        Raises:
+            SubjectNotFoundError: If a request names no subject.
+        """
+        missing = [
+            request.id
+            for request, encoded in zip(batch.requests, batch.encoded, strict=True)
+            if encoded.subject_last is None
+        ]
+        if missing:
+            raise SubjectNotFoundError(
+                f"{type(self).__name__} edits at the subject's last token, but {', '.join(missing[:5])} "
+                "name no subject; add `subject` to the request, or use an editor that needs none"
+            )
+        return [
+            encoded.subject_last for encoded in batch.encoded if encoded.subject_last is not None
+        ]
+
+    def edit_model(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
+        seed: int = 0,
+    ) -> EditedModel:
+        """Edit a model without a Trainer.
+
+        Args:
+            model: A Hugging Face language model; it is changed in place until ``undo``.
+            tokenizer: Its fast tokenizer.
+            requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
+            seed: Seed of everything random in the edit.
+
+        Returns:
+            A handle with ``generate``, ``edit`` (more requests) and ``undo``.
+
+        Raises:
+            DataError: If a request is not valid.
+        """
+        self.bind(model, tokenizer)
+        return EditedModel(self).edit(requests, seed)
+
+    # ------------------------------------------------------------------------------------- layers
+
+    @classmethod
+    def default_layers(cls, num_blocks: int) -> list[int]:
+        """Blocks that are edited unless ``layers`` is given.
+
+        Args:
+            num_blocks: Blocks of the language model.
+
+        Returns:
+            Their numbers, lowest first. Empty for an editor without layers.
+        """
+        return []
+
+    @classmethod
+    def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
+        """Estimate the memory that one edit needs beside the model.
+
+        Args:
+            view: The model's structure.
+            layers: Edited blocks.
+
+        Returns:
+            Bytes.
+        """
+        return 0
+
+    # ----------------------------------------------------------------------------------- Lightning
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Leave requests as they are: Lightning cannot rebuild frozen dataclasses."""
+        return batch
+
+    def on_fit_start(self) -> None:
+        """Refuse ``fit`` for editors that have nothing to train."""
+        if not self.needs_fit:
+            raise TypeError(
+                f"{type(self).__name__} has nothing to train; "
+                "run `lightning-edit edit` or EditTrainer().edit(editor, datamodule) instead of fit"
+            )
+        self.place_language_model()
