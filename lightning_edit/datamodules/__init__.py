@@ -1,1 +1,27 @@
-"""datamodules."""
+"""Data sets of edits, as LightningDataModules.
+
+Names are loaded when they are used: reading a file (:mod:`lightning_edit.datamodules.formats`) or
+checking one (:mod:`lightning_edit.datamodules.check`) then costs neither torch nor Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_edit.datamodules.base import EditDataModule as EditDataModule
+
+_HOME = {
+    "EditDataModule": "base",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605  # the table is the single list of names
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,146 @@
+"""What every data set of edits has in common: splits, limits, seeds, and loaders of plain lists."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_edit.exceptions import DataError
+from lightning_edit.types import EditRequest
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+def as_list(batch: list[EditRequest]) -> list[EditRequest]:
+    """Collate by leaving the requests as they are; whoever has the tokenizer encodes them."""
+    return batch
+
+
+class EditDataModule(LightningDataModule, ABC):
+    """Edit requests in splits, and loaders that yield ``list[EditRequest]``.
+
+    Args:
+        limit: Use at most that many requests of each split: the first ones, in the order of the
+            source, as papers that report "the first 1,000 records" do. ``None`` uses all.
+        seed: Order of the training loader, and whatever else a subclass draws.
+        split: The split that :meth:`edit_requests` streams.
+        batch_size: Requests in one list of a loader.
+        num_workers: Processes that prepare batches; 0 is right unless parsing is slow.
+    """
+
+    def __init__(
+        self,
+        limit: int | None = None,
+        seed: int = 0,
+        split: str = "test",
+        batch_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        _require(limit is None or limit >= 1, "limit", "a number of at least 1, or null", limit)
+        _require(split in SPLITS, "split", f"one of {', '.join(SPLITS)}", split)
+        _require(batch_size >= 1, "batch_size", "a number of at least 1", batch_size)
+        _require(num_workers >= 0, "num_workers", "0 or more", num_workers)
+        self.limit = limit
+        self.seed = seed
+        self.split = split
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._loaded: dict[str, list[EditRequest]] = {}
+
+    @abstractmethod
+    def load_split(self, split: str) -> list[EditRequest]:
+        """Return every request of ``split`` (``train``, ``val`` or ``test``) in a fixed order.
+
+        Limits are applied afterwards. An empty list means that the source has no such split.
+
+        Raises:
+            DataError: If a file or record is not of its form.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the splits that ``stage`` needs now, so that errors come before training starts.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test``, ``predict``, or ``edit`` for a stream of edits.
+        """
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in wanted.get(stage or "", (self.split,)):
+            self.requests(split)
+
+    def requests(self, split: str) -> list[EditRequest]:
+        """Return the requests of one split, limited, in the order of the source; read once."""
+        _require(split in SPLITS, "split", f"one of {', '.join(SPLITS)}", split)
+        if split not in self._loaded:
+            self._loaded[split] = self.load_split(split)[: self.limit]
+        return self._loaded[split]
+
+    def edit_requests(self) -> list[EditRequest]:
+        """Return the stream of edits: the requests of the chosen split.
+
+        Raises:
+            DataError: If the split is empty.
+        """
+        return self._some(self.split)
+
+    def data_hash(self) -> str:
+        """Return the SHA-256 of the stream of edits, probes included, for the record of a run."""
+        canonical = json.dumps(
+            [request.to_dict() for request in self.edit_requests()],
+            sort_keys=True,
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def train_dataloader(self) -> DataLoader[EditRequest]:
+        """Shuffled batches of the training facts; the order depends on ``seed`` and the epoch."""
+        return self._loader(self._some("train"), shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[EditRequest] | list[Any]:
+        """Batches of the validation facts in order; no loader at all where the source has none."""
+        requests = self.requests("val")
+        return self._loader(requests) if requests else []
+
+    def test_dataloader(self) -> DataLoader[EditRequest]:
+        """Batches of the test facts in order."""
+        return self._loader(self._some("test"))
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Return the batch as it is: requests are text, and frozen, so there is nothing to move."""
+        return batch
+
+    def _some(self, split: str) -> list[EditRequest]:
+        requests = self.requests(split)
+        if not requests:
+            raise DataError(
+                f"{type(self).__name__} has no requests in its {split} split; "
+                "choose another `split`, or give the data set a source for this one"
+            )
+        return requests
+
+    def _loader(
+        self, requests: Sequence[EditRequest], shuffle: bool = False
+    ) -> DataLoader[EditRequest]:
+        return DataLoader(
+            cast("Dataset[EditRequest]", requests),
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            generator=torch.Generator().manual_seed(self.seed) if shuffle else None,
+            num_workers=self.num_workers,
+            collate_fn=as_list,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _require(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise DataError(f"`{name}` of a data set must be {expected}; got {got!r}")
