@@ -224,3 +224,8 @@ class EditBatch:
 
     def __len__(self) -> int:
         return len(self.requests)
+
+    def split(self) -> list["EditBatch"]:
+        """Return one batch for each request, with the same seed."""
+        pairs = zip(self.requests, self.encoded, strict=True)
+        return [EditBatch((request,), (encoded,), self.seed) for request, encoded in pairs]

@@ -90,13 +90,13 @@ class Editor(pl.LightningModule, ABC):
         return self
 
     def on_bind(self) -> None:
-        """Prepare what depends on the model (default layers, shapes of buffers). Nothing by default."""
+        """Prepare what depends on the model, such as default layers and shapes of buffers."""
 
     def _require_bound(self) -> tuple[nn.Module, Any, ModelView]:
         if self._bound is None:
             raise NotBoundError(
                 f"{type(self).__name__} has no language model yet; "
-                "call editor.bind(model, tokenizer) or editor.edit_model(model, tokenizer, requests)"
+                "call editor.bind(model, tokenizer), or editor.edit_model(model, tokenizer, ...)"
             )
         return self._bound
 
@@ -140,8 +140,22 @@ class Editor(pl.LightningModule, ABC):
             The update.
         """
 
+    def edit_independent(self, batch: EditBatch) -> list[Delta]:
+        """Find one delta per request, each as if it were alone on the current model.
+
+        Families that can search for several requests at once override this; the results are the
+        same.
+
+        Args:
+            batch: Requests and their token ids.
+
+        Returns:
+            One delta a request.
+        """
+        return [self.edit(part) for part in batch.split()]
+
     def remember(self, delta: Delta) -> None:
-        """Take a committed delta into the editor's history. Called by the ledger; nothing by default."""
+        """Take a committed delta into the editor's history. Called by the ledger."""
 
     def forget(self, delta: Delta) -> None:
         """Take an undone delta out of the editor's history, exactly. Called by the ledger."""
@@ -165,8 +179,9 @@ class Editor(pl.LightningModule, ABC):
         ]
         if missing:
             raise SubjectNotFoundError(
-                f"{type(self).__name__} edits at the subject's last token, but {', '.join(missing[:5])} "
-                "name no subject; add `subject` to the request, or use an editor that needs none"
+                f"{type(self).__name__} edits at the subject's last token, but these requests name "
+                f"no subject: {', '.join(missing[:5])}; add `subject` to each, or use an "
+                "editor that needs none"
             )
         return [
             encoded.subject_last for encoded in batch.encoded if encoded.subject_last is not None
