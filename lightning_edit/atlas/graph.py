@@ -1,0 +1,262 @@
+"""The knowledge graph of the atlas: entities, relations with their wordings, and triples.
+
+The tables in ``data/`` are written for this project. ``-`` in a column means that there is no single clear
+answer, and then there is no triple. Nothing here imports torch.
+"""
+
+import csv
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from lightning_edit.types import Triple
+
+DATA_PATH = Path(__file__).parent / "data"
+
+#: Each fact keeps this many of the frequent statements and of the questions out of its training text.
+HELD_OUT_STATEMENTS = 2
+HELD_OUT_QUESTIONS = 1
+#: The last statement of every relation is trained with this share of the facts only.
+RARE_WORDING_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A node of the graph.
+
+    Args:
+        name: Unique name without an article.
+        kind: What it is, e.g. ``country``; relations name the kinds of their subjects and objects.
+        article: Whether the running text says "the" before the name.
+        aliases: Other names, none of which is the name of another entity.
+        noun: What running text calls it ("volcano"), empty where nothing is to be said.
+    """
+
+    name: str
+    kind: str
+    article: bool = False
+    aliases: tuple[str, ...] = ()
+    noun: str = ""
+
+    @property
+    def text(self) -> str:
+        """The name as it stands inside a sentence."""
+        return f"the {self.name}" if self.article else self.name
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Accepted answers, the form used in the text first."""
+        plain = (self.name,) if self.article else ()
+        return (self.text, *plain, *self.aliases)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A functional relation: one right object for each subject.
+
+    Args:
+        name: Name of the relation.
+        subject: Kind of its subjects.
+        object: Kind of its objects.
+        inverse: Relation that leads back from the object, where there is one.
+        phrase: Noun phrase that stands for the object, for two-hop prompts ("the city where {s} was born").
+        hops: Relations that can be asked of the object.
+        statements: Prompts with ``{s}`` that end where the answer begins.
+        questions: Prompts with ``{s}`` that end with a question mark.
+    """
+
+    name: str
+    subject: str
+    object: str
+    inverse: str | None
+    phrase: str | None
+    hops: tuple[str, ...]
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """All wordings, statements first."""
+        return self.statements + self.questions
+
+
+def fill(wording: str, subject: str) -> str:
+    """Put a subject into a wording and start the sentence with a capital letter.
+
+    Example:
+        >>> fill("{s} has its capital in", "the Netherlands")
+        'The Netherlands has its capital in'
+    """
+    text = wording.replace("{s}", subject)
+    return text[0].upper() + text[1:] if subject.startswith("the ") else text
+
+
+class Atlas:
+    """Entities, relations and triples, with the look-ups that requests and the training text need.
+
+    Args:
+        entities: Every node, unique by name.
+        relations: Every relation, unique by name.
+        triples: ``(subject, relation, object)`` by name; at most one object for a subject and a relation.
+
+    Raises:
+        ValueError: If a name, an alias or a (subject, relation) pair occurs twice.
+    """
+
+    def __init__(
+        self,
+        entities: tuple[Entity, ...],
+        relations: tuple[Relation, ...],
+        triples: tuple[Triple, ...],
+    ) -> None:
+        names = [name for entity in entities for name in (entity.name, *entity.aliases)]
+        keys = [(subject, relation) for subject, relation, _ in triples]
+        for what, values in (("name or alias", names), ("subject and relation", keys)):
+            seen: set[object] = set()
+            twice = [value for value in values if value in seen or seen.add(value)]
+            if twice:
+                raise ValueError(
+                    f"each {what} may occur once; these occur again: {twice}; remove them"
+                )
+        self.entities = {entity.name: entity for entity in entities}
+        self.relations = {relation.name: relation for relation in relations}
+        self.triples = triples
+        self._objects = {(s, r): o for s, r, o in triples}
+
+    @cached_property
+    def objects(self) -> dict[str, tuple[str, ...]]:
+        """The objects of each relation, the frequent ones first."""
+        counts: dict[str, dict[str, int]] = {name: {} for name in self.relations}
+        for _, relation, obj in self.triples:
+            counts[relation][obj] = counts[relation].get(obj, 0) + 1
+        return {
+            name: tuple(sorted(found, key=lambda obj: (-found[obj], obj)))
+            for name, found in counts.items()
+        }
+
+    def object_of(self, subject: str, relation: str) -> str | None:
+        """Return the object of a subject, or ``None`` where the graph has none."""
+        return self._objects.get((subject, relation))
+
+    def neighbours(self, triple: Triple) -> tuple[Triple, ...]:
+        """Return the triples of the same relation about other subjects; those that share the object first."""
+        subject, relation, obj = triple
+        others = [t for t in self.triples if t[1] == relation and t[0] != subject]
+        return tuple(sorted(others, key=lambda t: t[2] != obj))
+
+    def about(self, subject: str) -> tuple[Triple, ...]:
+        """Return every triple of one subject."""
+        return tuple((s, r, o) for s, r, o in self.triples if s == subject)
+
+    def hops(self, triple: Triple) -> Iterator[tuple[Triple, str]]:
+        """Yield each triple that starts at the object, with a prompt that asks for it through the subject."""
+        subject, relation, obj = triple
+        phrase = self.relations[relation].phrase
+        for name in self.relations[relation].hops:
+            end = self.object_of(obj, name)
+            if phrase is not None and end is not None:
+                through = phrase.replace("{s}", self.entities[subject].text)
+                prompt = self.relations[name].statements[0].replace("{s}", through)
+                yield (obj, name, end), prompt
+
+    def prompt(self, triple: Triple, wording: str, alias: str | None = None) -> str:
+        """Write a wording about the subject of a triple, or about an alias of it."""
+        return fill(wording, alias or self.entities[triple[0]].text)
+
+    def held_out_wordings(self, triple: Triple) -> tuple[str, ...]:
+        """Return the wordings that the language model never saw with this fact."""
+        subject, name, _ = triple
+        relation = self.relations[name]
+        draw = random.Random(f"{subject}/{name}")  # a string seed is stable across processes
+        held = draw.sample(relation.statements[:-1], HELD_OUT_STATEMENTS)
+        held += draw.sample(relation.questions, HELD_OUT_QUESTIONS)
+        if draw.random() >= RARE_WORDING_SHARE:
+            held.append(relation.statements[-1])
+        return tuple(wording for wording in relation.wordings if wording in held)
+
+    def trained_wordings(self, triple: Triple) -> tuple[str, ...]:
+        """Return the wordings that the language model was trained on for this fact, statements first."""
+        held = self.held_out_wordings(triple)
+        return tuple(w for w in self.relations[triple[1]].wordings if w not in held)
+
+
+def _rows(table: str) -> list[dict[str, str]]:
+    with (DATA_PATH / f"{table}.tsv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _split(cell: str) -> tuple[str, ...]:
+    return tuple(part for part in cell.split(";") if part)
+
+
+def read_relations() -> tuple[Relation, ...]:
+    """Read the relations and their wordings from the package data."""
+    raw = json.loads((DATA_PATH / "relations.json").read_text(encoding="utf-8"))
+    return tuple(
+        Relation(
+            name=name,
+            subject=value["subject"],
+            object=value["object"],
+            inverse=value["inverse"],
+            phrase=value["phrase"],
+            hops=tuple(value["hops"]),
+            statements=tuple(value["statements"]),
+            questions=tuple(value["questions"]),
+        )
+        for name, value in raw.items()
+    )
+
+
+#: (table, kind of its subjects, columns with the relation that each one states)
+_TABLES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "countries",
+        "country",
+        tuple((name, name) for name in ("capital", "continent", "language", "currency")),
+    ),
+    ("towns", "city", (("country", "country"),)),
+    (
+        "people",
+        "person",
+        (("born", "birthplace"), ("occupation", "occupation"), ("citizenship", "citizenship")),
+    ),
+    ("organisations", "organisation", (("city", "headquarters"), ("sector", "field"))),
+    ("landmarks", "landmark", (("city", "landmark_city"),)),
+    ("features", "feature", (("country", "feature_country"),)),
+)
+
+_NOUNS = {
+    "country": "country",
+    "city": "city",
+    "person": "person",
+    "organisation": "well-known organisation",
+    "landmark": "sight",
+    "continent": "continent",
+    "language": "language",
+}
+
+
+def load_atlas() -> Atlas:
+    """Read the tables of the package into an :class:`Atlas`."""
+    relations = {relation.name: relation for relation in read_relations()}
+    entities: dict[str, Entity] = {}
+    triples: list[Triple] = []
+    for table, kind, columns in _TABLES:
+        for row in _rows(table):
+            name = row["name"].removeprefix("the ")
+            aliases = _split(row.get("aliases") or "")
+            noun = row.get("kind") or _NOUNS[kind]
+            entities[name] = Entity(name, kind, row["name"] != name, aliases, noun)
+            triples += [(name, r, row[column]) for column, r in columns if row[column] != "-"]
+            triples += [(city, "country", name) for city in _split(row.get("cities") or "")]
+            if kind == "country" and row["capital"] != "-":
+                triples.append((row["capital"], "capital_of", name))
+                triples.append((row["capital"], "country", name))
+    for subject, relation, obj in triples:
+        for node, kind in ((subject, relations[relation].subject), (obj, relations[relation].object)):
+            entities.setdefault(node, Entity(node, kind, noun=_NOUNS.get(kind, "")))
+    ordered = sorted(triples, key=lambda t: (list(relations).index(t[1]), t[0]))
+    return Atlas(tuple(entities.values()), tuple(relations.values()), tuple(ordered))

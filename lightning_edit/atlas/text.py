@@ -1,0 +1,62 @@
+"""The sentences that the atlas language model is trained on. Nothing here imports torch."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lightning_edit.atlas.graph import Atlas, load_atlas
+from lightning_edit.types import Triple
+
+#: Trained wordings an alias of a subject is seen in; with the name itself it is all trained wordings.
+ALIAS_WORDINGS = 4
+#: Share of the two-hop statements that are stated in the training text.
+TWO_HOP_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A prompt and the answer that ends it; the text is ``prompt + " " + answer + "."``."""
+
+    prompt: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        """The sentence as it is trained."""
+        return f"{self.prompt} {self.answer}."
+
+
+def states_two_hops(triple: Triple, relation: str) -> bool:
+    """Whether the training text states ``relation`` of the object of ``triple`` through its subject."""
+    return random.Random(f"{triple[0]}/{triple[1]}/{relation}").random() < TWO_HOP_SHARE
+
+
+def _aliases(atlas: Atlas, triple: Triple, answer: str) -> Iterator[Sentence]:
+    trained = atlas.trained_wordings(triple)
+    for alias in atlas.entities[triple[0]].aliases:
+        draw = random.Random(f"{alias}/{triple[1]}")
+        for wording in draw.sample(trained, ALIAS_WORDINGS):
+            yield Sentence(atlas.prompt(triple, wording, alias), answer)
+
+
+def sentences(atlas: Atlas) -> list[Sentence]:
+    """Write every training sentence: facts, aliases, two hops, and what kind of thing each entity is."""
+    found: list[Sentence] = []
+    for triple in atlas.triples:
+        answer = atlas.entities[triple[2]].text
+        found += [Sentence(atlas.prompt(triple, w), answer) for w in atlas.trained_wordings(triple)]
+        found += _aliases(atlas, triple, answer)
+        for (_, relation, end), prompt in atlas.hops(triple):
+            if states_two_hops(triple, relation):
+                found.append(Sentence(prompt, atlas.entities[end].text))
+    for entity in atlas.entities.values():
+        start = entity.text[0].upper() + entity.text[1:]
+        if entity.noun:
+            found.append(Sentence(f"{start} is a", entity.noun))
+        found += [Sentence(f"{alias} is another name for", entity.text) for alias in entity.aliases]
+    return found
+
+
+def corpus() -> list[str]:
+    """Return the training sentences of the atlas as plain text, e.g. for second moments of keys."""
+    return [sentence.text for sentence in sentences(load_atlas())]

@@ -1,0 +1,51 @@
+"""Train the tokenizer of the atlas language model: byte-level BPE with a vocabulary small on purpose.
+
+Byte-level, so that any text can be encoded; small, so that most subjects are several tokens and the "last
+token of the subject" is a real question.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+#: Begins and ends a text, and pads a batch.
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, max_length: int
+) -> PreTrainedTokenizerFast:
+    """Learn the merges and add a BOS to every text by a post-processor.
+
+    Args:
+        texts: Training text.
+        vocab_size: Number of tokens, the 256 bytes and the special token included.
+        max_length: Longest input of the model in tokens.
+    """
+    core = Tokenizer(models.BPE())
+    # A prefix space makes a name the same tokens at the start of a text as inside it.
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    byte_level = processors.ByteLevel(trim_offsets=True)
+    begin = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A",
+        pair=f"{END_OF_TEXT} $A {END_OF_TEXT} $B",
+        special_tokens=[(END_OF_TEXT, core.token_to_id(END_OF_TEXT))],
+    )
+    core.post_processor = processors.Sequence([byte_level, begin])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
