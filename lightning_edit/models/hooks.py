@@ -1,0 +1,211 @@
+"""Watch and change what flows through the modules of a model, for the length of a ``with`` block.
+
+Modules may take their hidden state as first argument or as keyword, and may return a tensor or a
+tuple that starts with one; OPT's MLP layers see (b·t, d) instead of (b, t, d). The managers here hide
+all of that. Axis names: ``b`` -- rows of the batch; ``t`` -- token positions; ``d`` -- width.
+
+Note:
+    Hooks that are added after ``torch.compile`` are ignored by it unless
+    ``torch._dynamo.config.skip_nnmodule_hook_guards`` is ``False``; do not compile while editing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_edit.exceptions import ArchitectureError
+
+Side = Literal["input", "output", "both"]
+
+#: Arguments from which the shape of a batch is read, in the order a decoder prefers.
+_BATCH_ARGUMENTS = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
+
+
+class _StopForwardError(Exception):
+    """Ends a forward pass whose remaining modules are not needed; never leaves this module."""
+
+
+def first_tensor(value: Any) -> Tensor:
+    """Return the hidden state of a module's output: the tensor itself or the first of a tuple."""
+    head = value[0] if isinstance(value, (tuple, list)) else value
+    if not isinstance(head, Tensor):
+        raise ArchitectureError(
+            "expected a module that takes and returns a hidden state (a tensor or a tuple that "
+            f"starts with one), got {type(head).__name__}; hook another module"
+        )
+    return head
+
+
+def _replace_first(value: Any, new: Tensor) -> Any:
+    return (new, *value[1:]) if isinstance(value, tuple) else new
+
+
+def _hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden state among a module's arguments; Llama's attention gets it as a keyword."""
+    return first_tensor(args[0] if args else kwargs.get("hidden_states"))
+
+
+class _BatchShape:
+    """Remembers (b, t) of the running forward pass, to give flattened activations their axes back."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, int] | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = [kwargs[name] for name in _BATCH_ARGUMENTS if kwargs.get(name) is not None]
+        ids = named[0] if named else (args[0] if args else None)
+        self.shape = (ids.shape[0], ids.shape[1]) if isinstance(ids, Tensor) else None
+
+    def unflatten(self, hidden: Tensor) -> Tensor:
+        """Give (b·t, d) its two axes back; leave everything else as it is."""
+        if self.shape is None or hidden.dim() != 2 or hidden.shape[0] != _product(self.shape):
+            return hidden
+        return hidden.view(*self.shape, hidden.shape[-1])
+
+
+def _product(shape: tuple[int, int]) -> int:
+    return shape[0] * shape[1]
+
+
+@contextmanager
+def capture(
+    model: nn.Module, wanted: Mapping[str, Side], *, stop: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Record inputs or outputs of modules while a forward pass runs inside the ``with`` block.
+
+    Args:
+        model: The model; run it as a whole (``model(**batch)``) inside the block.
+        wanted: Dotted module name to ``"input"``, ``"output"`` or ``"both"``.
+        stop: End the forward pass as soon as everything wanted was seen. The ``with`` block ends
+            there, so the call of the model must be its last statement.
+
+    Yields:
+        A dictionary that fills up: one entry under the module's name, or for ``"both"`` two, under
+        ``name@input`` and ``name@output``. Tensors are (b, t, d) and keep their graph, so run under
+        ``torch.no_grad()`` where no gradient is wanted. A later forward pass overwrites them.
+
+    Raises:
+        ArchitectureError: If the model has no module of that name.
+    """
+    seen: dict[str, Tensor] = {}
+    needed = {
+        (f"{name}@{side}" if sides == "both" else name): (name, side)
+        for name, sides in wanted.items()
+        for side in (("input", "output") if sides == "both" else (sides,))
+    }
+    batch = _BatchShape()
+
+    def note(key: str, hidden: Tensor) -> None:
+        seen[key] = batch.unflatten(hidden)
+        if stop and seen.keys() >= needed.keys():
+            raise _StopForwardError
+
+    with ExitStack() as stack:
+        handle = model.register_forward_pre_hook(batch, with_kwargs=True)
+        stack.callback(handle.remove)
+        for key, (name, side) in needed.items():
+            handle = _watch(_module(model, name), key, side, note)
+            stack.callback(handle.remove)
+        try:
+            yield seen
+        except _StopForwardError:
+            return
+
+
+def _watch(
+    module: nn.Module, key: str, side: str, note: Callable[[str, Tensor], None]
+) -> torch.utils.hooks.RemovableHandle:
+    if side == "input":
+        return module.register_forward_pre_hook(
+            lambda _, args, kwargs: note(key, _hidden_argument(args, kwargs)), with_kwargs=True
+        )
+    return module.register_forward_hook(lambda _, args, output: note(key, first_tensor(output)))
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ArchitectureError(
+            f"{type(model).__name__} has no module {name!r} ({error}); "
+            "`lightning-edit doctor MODEL` lists the modules that editors use"
+        ) from error
+
+
+@contextmanager
+def replace_output(
+    module: nn.Module, fn: Callable[[Tensor], Tensor], *, within: nn.Module | None = None
+) -> Iterator[None]:
+    """Pass what a module returns through a function, keeping the rest of a tuple.
+
+    Args:
+        module: The module whose output changes.
+        fn: Takes the hidden state, returns its replacement of the same shape; it must not change
+            its argument in place.
+        within: The whole model, when ``module`` may see flattened activations (OPT's MLP): ``fn``
+            then gets (b, t, d) there too.
+    """
+    batch = _BatchShape()
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        hidden = first_tensor(output)
+        return _replace_first(output, fn(batch.unflatten(hidden)).view(hidden.shape))
+
+    with ExitStack() as stack:
+        if within is not None:
+            handle = within.register_forward_pre_hook(batch, with_kwargs=True)
+            stack.callback(handle.remove)
+        stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def replace_input(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Pass the hidden state that a module receives through a function, positional or keyword.
+
+    Args:
+        module: The module whose input changes.
+        fn: Takes the hidden state as the module gets it, returns its replacement.
+    """
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        new = fn(_hidden_argument(args, kwargs))
+        if args:
+            return (new, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": new}
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def select_head_positions(model: nn.Module, index: tuple[Tensor, Tensor]) -> Iterator[None]:
+    """Let the output head see only chosen positions, so no logits are computed that nobody reads.
+
+    Inside the block the model's ``logits`` are (pairs, 1, v) in the order of ``index``. What follows
+    the head (soft-capping, a bias on the logits) works unchanged. Call the model without ``labels``
+    and without ``logits_to_keep``.
+
+    Args:
+        model: A Hugging Face model with an output head.
+        index: Row numbers and (decoder) positions, two integer tensors of equal length.
+
+    Raises:
+        ArchitectureError: If the model has no output head.
+    """
+    getter: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
+    head = None if getter is None else getter()
+    if head is None:
+        raise ArchitectureError(
+            f"{type(model).__name__} has no output head to read logits from; "
+            "load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM"
+        )
+    rows, positions = index
+    with replace_input(head, lambda hidden: hidden[rows, positions].unsqueeze(1)):
+        yield

@@ -1,0 +1,325 @@
+"""Find the parts of a language model that editors touch, by structure and never by model name.
+
+What is looked for: the list of transformer blocks; in each block one attention part and one MLP;
+of the MLP the projections that read the hidden state and the one that writes it back; around the
+blocks the final norm, the output head and the token embeddings.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lightning_edit.exceptions import ArchitectureError
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """The parts of one transformer block; all paths are dotted names inside the whole model.
+
+    Args:
+        name: Path of the block.
+        module: The block itself.
+        mlp_down: Path of the linear layer that writes the MLP's result into the hidden state.
+        mlp_up: Paths of the linear layers that read the hidden state; two where there is a gate.
+        mlp: Path of the module whose output is the MLP's output; equals ``mlp_down`` where a block
+            has no MLP module (OPT, BART).
+        attention_out: Path of the self-attention's output projection.
+        cross_attention_out: The same for attention to an encoder; ``None`` where there is none.
+    """
+
+    name: str
+    module: nn.Module
+    mlp_down: str
+    mlp_up: tuple[str, ...]
+    mlp: str
+    attention_out: str
+    cross_attention_out: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A language model seen as blocks, MLPs and a head.
+
+    Args:
+        model: The model that was looked at.
+        blocks: Its blocks from the first to the last; of an encoder-decoder model the decoder's.
+        encoder_blocks: The encoder's blocks; empty for decoder-only models.
+        final_norm: Norm between the last block and the head; ``None`` where there is none (BART).
+        head: Module that maps hidden states to logits.
+        embeddings: Token embeddings.
+        hidden_size: Width of the hidden state between blocks.
+        intermediate_size: Width inside the MLP, i.e. of the keys of a down-projection.
+        is_encoder_decoder: Whether an encoder reads the prompt.
+    """
+
+    model: nn.Module
+    blocks: tuple[BlockView, ...]
+    encoder_blocks: tuple[BlockView, ...]
+    final_norm: nn.Module | None
+    head: nn.Module
+    embeddings: nn.Module
+    hidden_size: int
+    intermediate_size: int
+    is_encoder_decoder: bool
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of (decoder) blocks."""
+        return len(self.blocks)
+
+    def block(self, index: int) -> BlockView:
+        """Return one (decoder) block.
+
+        Raises:
+            ArchitectureError: If the model has no block of that number.
+        """
+        if not 0 <= index < len(self.blocks):
+            raise ArchitectureError(
+                f"layer {index} was asked for, but the model has layers 0 to "
+                f"{len(self.blocks) - 1}; choose one of them"
+            )
+        return self.blocks[index]
+
+    def down_projection(self, index: int) -> str:
+        """Dotted module name of the MLP down-projection of one block."""
+        return self.block(index).mlp_down
+
+    def parameter(self, index: int) -> str:
+        """Dotted parameter name of the weight of the MLP down-projection of one block."""
+        return f"{self.block(index).mlp_down}.weight"
+
+    def name_of(self, module: nn.Module) -> str:
+        """Dotted name of a module of the model, e.g. of :attr:`head`."""
+        return _name_of(self.model, module)
+
+
+def depth_fraction(view: ModelView, fractions: Sequence[float]) -> list[int]:
+    """Turn relative depths into block numbers, so that one default fits models of any depth.
+
+    Args:
+        view: The model.
+        fractions: Depths from 0.0 (first block) to 1.0 (last block).
+
+    Returns:
+        Block numbers in rising order, each once.
+
+    Raises:
+        ValueError: If a fraction lies outside 0 to 1.
+    """
+    if outside := [fraction for fraction in fractions if not 0.0 <= fraction <= 1.0]:
+        raise ValueError(f"depths are fractions from 0 to 1, got {outside[0]}")
+    return sorted({round(fraction * (view.num_blocks - 1)) for fraction in fractions})
+
+
+def resolve(model: nn.Module) -> ModelView:
+    """Look at a Hugging Face language model and name its parts.
+
+    Args:
+        model: A causal or sequence-to-sequence language model with its head, on any device
+            (meta too: only names, types and shapes are read).
+
+    Raises:
+        ArchitectureError: If a part is missing or not unique; the text says what was looked for
+            and what was found.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "get_output_embeddings"):
+        raise ArchitectureError(
+            f"{type(model).__name__} is not a Hugging Face language model (no `config` or no "
+            "`get_output_embeddings`); load one with AutoModelForCausalLM or AutoModelForSeq2SeqLM"
+        )
+    hidden = getattr(config.get_text_config(), "hidden_size", None)
+    head, embeddings = _ask(model, "get_output_embeddings"), _ask(model, "get_input_embeddings")
+    if hidden is None or head is None or embeddings is None:
+        raise ArchitectureError(
+            f"{type(model).__name__} lacks one of: config.hidden_size ({hidden}), output head "
+            f"({_kind(head)}), token embeddings ({_kind(embeddings)}); editing needs a model with "
+            "a language-modelling head, such as AutoModelForCausalLM gives"
+        )
+    encoder_decoder = bool(config.is_encoder_decoder)
+    decoder = _ask(model, "get_decoder") or model
+    owner_name, blocks = _blocks(model, _name_of(model, decoder), hidden)
+    encoder_blocks: tuple[BlockView, ...] = ()
+    if encoder_decoder:
+        encoder = _ask(model, "get_encoder") or model
+        encoder_blocks = _blocks(model, _name_of(model, encoder), hidden)[1]
+    down = model.get_submodule(blocks[0].mlp_down)
+    return ModelView(
+        model=model,
+        blocks=blocks,
+        encoder_blocks=encoder_blocks,
+        final_norm=_final_norm(model.get_submodule(owner_name), owner_name),
+        head=head,
+        embeddings=embeddings,
+        hidden_size=hidden,
+        intermediate_size=_sizes(down)[0],
+        is_encoder_decoder=encoder_decoder,
+    )
+
+
+def _ask(model: nn.Module, getter: str) -> nn.Module | None:
+    """Call one of the getters of transformers' models; ``None`` if absent or without an answer."""
+    method: Callable[[], nn.Module | None] | None = getattr(model, getter, None)
+    return None if method is None else method()
+
+
+def _kind(module: object) -> str:
+    return "none" if module is None else type(module).__name__
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    names: Iterator[str] = (name for name, module in model.named_modules() if module is wanted)
+    return next(names)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _sizes(linear: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer, in whichever order it stores its weight."""
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features
+    rows, columns = linear.get_parameter("weight").shape
+    return int(rows), int(columns)
+
+
+def _lists(module: nn.Module, name: str) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Yield the outermost lists whose modules are of one class and hold linear layers."""
+    if isinstance(module, nn.ModuleList):
+        if len({type(child) for child in module}) == 1 and any(map(_is_linear, module.modules())):
+            yield name, module
+        return
+    for child_name, child in module.named_children():
+        yield from _lists(child, _join(name, child_name))
+
+
+def _blocks(model: nn.Module, stack: str, hidden: int) -> tuple[str, tuple[BlockView, ...]]:
+    """Find the blocks under one stack; return the name of their owner and the blocks."""
+    found = list(_lists(model.get_submodule(stack), stack))
+    if not found:
+        raise ArchitectureError(
+            f"{type(model).__name__}: looked under {stack or 'the model'!r} for a ModuleList of "
+            "transformer blocks of one class with linear layers and found none; "
+            "this architecture is not supported, use a dense transformer"
+        )
+    name, modules = max(found, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    blocks = tuple(
+        _block(f"{name}.{index}", module, hidden) for index, module in enumerate(modules)
+    )
+    return name.rpartition(".")[0], blocks
+
+
+def _block(name: str, module: nn.Module, hidden: int) -> BlockView:
+    """Name the parts of one block."""
+    linears = {part: layer for part, layer in module.named_modules() if _is_linear(layer)}
+    attentions: dict[str, list[str]] = {}
+    rest: list[str] = []
+    for part in linears:
+        if _inside_attention(module, part):
+            attentions.setdefault(part.rpartition(".")[0], []).append(part)
+        else:
+            rest.append(part)
+    outs = [
+        last[-1]
+        for group in attentions.values()
+        if (last := [part for part in group if _sizes(linears[part])[1] == hidden])
+    ]
+    if not outs:
+        raise _unsupported(name, module, "an attention part with an output projection", linears)
+    _refuse_experts(name, module, hidden)
+    down, ups = _mlp(name, module, {part: linears[part] for part in rest}, hidden)
+    owner = down.rpartition(".")[0]
+    return BlockView(
+        name=name,
+        module=module,
+        mlp_down=_join(name, down),
+        mlp_up=tuple(_join(name, up) for up in ups),
+        # With no module of its own (OPT, BART) the MLP ends at its last projection.
+        mlp=_join(name, owner or down),
+        attention_out=_join(name, outs[0]),
+        cross_attention_out=_join(name, outs[1]) if len(outs) > 1 else None,
+    )
+
+
+def _inside_attention(block: nn.Module, part: str) -> bool:
+    """Whether a layer lies in an attention part.
+
+    Shapes cannot tell: a square output projection looks like a square MLP layer. Every attention
+    module of transformers says so in its class name, which is the module's role, not the model's.
+    """
+    owners = part.split(".")[:-1]
+    kinds = (
+        type(block.get_submodule(".".join(owners[: end + 1]))).__name__.lower()
+        for end in range(len(owners))
+    )
+    return any("attention" in kind or "attn" in kind for kind in kinds)
+
+
+def _refuse_experts(name: str, block: nn.Module, hidden: int) -> None:
+    experts = [
+        part
+        for part, parameter in block.named_parameters()
+        if parameter.dim() == 3 and hidden in parameter.shape
+    ]
+    if experts:
+        shape = tuple(block.get_parameter(experts[0]).shape)
+        raise ArchitectureError(
+            f"{name}: looked for one MLP down-projection and found a mixture of experts, "
+            f"{experts[0]} {shape}; editing experts is not supported, use a dense model"
+        )
+
+
+def _mlp(
+    name: str, block: nn.Module, linears: dict[str, nn.Module], hidden: int
+) -> tuple[str, list[str]]:
+    """Return the down-projection and the input projections among a block's non-attention layers."""
+    looked_for = (
+        f"one MLP: input projections from width {hidden} and one down-projection back to it"
+    )
+    writers = [part for part, layer in linears.items() if _sizes(layer)[1] == hidden]
+    # An MLP as wide as the hidden state has only square layers, registered in the order of use.
+    narrow = [part for part in writers if _sizes(linears[part])[0] != hidden]
+    if not writers or len(narrow) > 1:
+        raise _unsupported(name, block, looked_for, linears)
+    down = narrow[0] if narrow else writers[-1]
+    inner = _sizes(linears[down])[0]
+    ups = [part for part in linears if part != down]
+    # A fused gate has twice the inner width. Anything else (a router, say) is another design.
+    fits = [_sizes(linears[up]) in {(hidden, inner), (hidden, 2 * inner)} for up in ups]
+    if not ups or not all(fits) or len({part.rpartition(".")[0] for part in linears}) > 1:
+        raise _unsupported(name, block, looked_for, linears)
+    return down, ups
+
+
+def _unsupported(
+    name: str, block: nn.Module, looked_for: str, linears: dict[str, nn.Module]
+) -> ArchitectureError:
+    shapes = [f"{part} {_sizes(layer)[0]}→{_sizes(layer)[1]}" for part, layer in linears.items()]
+    found = ", ".join(shapes[:8]) + (", …" if len(shapes) > 8 else "")
+    return ArchitectureError(
+        f"{name} ({type(block).__name__}): looked for {looked_for}; found the linear layers "
+        f"{found or 'none'}. This architecture is not supported; use a dense transformer"
+    )
+
+
+def _final_norm(stack: nn.Module, name: str) -> nn.Module | None:
+    """Return the norm beside the block list; norms of embeddings stand there too and say so."""
+    norms = [
+        (child_name, child)
+        for child_name, child in stack.named_children()
+        if "norm" in type(child).__name__.lower() and "emb" not in child_name.lower()
+    ]
+    if len(norms) > 1:
+        listed = ", ".join(child_name for child_name, _ in norms)
+        raise ArchitectureError(
+            f"looked for the final norm in {name} and found several: {listed}; "
+            "this architecture is not supported"
+        )
+    return norms[0][1] if norms else None
