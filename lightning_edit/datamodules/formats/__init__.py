@@ -1,0 +1,171 @@
+"""Readers of data files, one module a form; they load neither torch nor Lightning."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from lightning_edit.datamodules.formats import counterfact, jsonl, knowedit, zsre
+from lightning_edit.datamodules.formats.files import read_values
+from lightning_edit.datamodules.formats.record import Note, Record, Where, describe, shorten
+from lightning_edit.exceptions import DataError
+from lightning_edit.types import EditRequest
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way of writing edits down.
+
+    Args:
+        title: What it is called in reports.
+        recognises: Tells from an object's fields whether it is of this form.
+        parse: Turns a record into a request; ``None`` where the record holds no edit.
+        strict: The user's own file, in which everything unexpected is an error.
+    """
+
+    title: str
+    recognises: Callable[[Mapping[str, Any]], bool]
+    parse: Callable[[Record], EditRequest | None]
+    strict: bool = False
+
+
+#: Every form by its name, in the order in which they are tried.
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {
+        "zsre": Form("zsRE", zsre.recognises, zsre.parse),
+        "knowedit": Form("KnowEdit", knowedit.recognises, knowedit.parse),
+        "counterfact": Form("COUNTERFACT", counterfact.recognises, counterfact.parse),
+        "jsonl": Form("own facts", jsonl.recognises, jsonl.parse, strict=True),
+    }
+)
+
+
+@dataclass
+class Reading:
+    """What was found in one data file.
+
+    Args:
+        file: The file.
+        form: Name of its form.
+        records: How many records it has.
+        requests: The requests, in the order of the file.
+        wheres: Where each request stands, parallel to ``requests``.
+        relations: Relation of each request, where the record names it, parallel to ``requests``.
+        notes: What was left out or looks odd, by record.
+        errors: Records that could not be read; empty unless they were asked for.
+    """
+
+    file: str
+    form: str
+    records: int
+    requests: list[EditRequest] = field(default_factory=list)
+    wheres: list[Where] = field(default_factory=list)
+    relations: list[str | None] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    errors: list[DataError] = field(default_factory=list)
+
+    def note_counts(self) -> dict[str, int]:
+        """Count the notes by kind."""
+        return dict(Counter(note.kind for note in self.notes))
+
+
+def read_requests(path: str | Path, form: str = "auto", collect_errors: bool = False) -> Reading:
+    """Read every edit of a data file.
+
+    Args:
+        path: A JSON list or JSON Lines file.
+        form: A name of :data:`FORMS`, or ``auto`` to tell it from the fields of the first record.
+        collect_errors: Keep the errors of single records in ``Reading.errors`` and read on, instead
+            of raising the first.
+
+    Raises:
+        DataError: If the file cannot be read, a record is not of its form, or two records have one
+        id.
+    """
+    values = read_values(Path(path))
+    name = detect(values[0][1], values[0][0]) if form == "auto" else form
+    if name not in FORMS:
+        raise DataError(f"`form` must be auto or one of {', '.join(FORMS)}; got {form!r}")
+    reading = Reading(str(path), name, len(values))
+    seen: dict[str, Where] = {}
+    for where, value in values:
+        _read_one(reading, where, value, seen, collect_errors)
+    if not reading.requests and not reading.errors:
+        raise DataError(f"{path}: none of its {len(values)} records holds an edit; check the file")
+    return reading
+
+
+def detect(value: object, where: Where) -> str:
+    """Name the form of a record by its fields.
+
+    Raises:
+        DataError: If it is of none.
+    """
+    if not isinstance(value, dict):
+        raise _not_object(where, value)
+    for name, form in FORMS.items():
+        if form.recognises(value):
+            return name
+    if isinstance(value.get("requested_rewrite"), list):
+        what = "is an MQuAKE case (several edits behind one question), which has no reader here"
+    else:
+        what = f"has the fields {shorten(', '.join(map(str, value)), 200) or 'none'}"
+    raise DataError(
+        f"{where}: expected the fields of a known form, but it {what}. Known forms: "
+        "zsre (`src`, `alt`), knowedit (`prompt`, `target_new`, `portability`, `locality`), "
+        "counterfact (`requested_rewrite`, or `prompt`, `target_new`), jsonl (`prompt`, `target`)"
+    )
+
+
+def _read_one(
+    reading: Reading, where: Where, value: object, seen: dict[str, Where], collect_errors: bool
+) -> None:
+    try:
+        record, request = _parse_one(reading, where, value, seen)
+    except DataError as error:
+        if not collect_errors:
+            raise
+        reading.errors.append(error)
+        return
+    if request is None:
+        return
+    seen[request.id] = where
+    reading.requests.append(request)
+    reading.wheres.append(where)
+    reading.relations.append(counterfact.relation(record))
+
+
+def _parse_one(
+    reading: Reading, where: Where, value: object, seen: Mapping[str, Where]
+) -> tuple[Record, EditRequest | None]:
+    if not isinstance(value, dict):
+        raise _not_object(where, value)
+    form = FORMS[reading.form]
+    record = Record(value, where, form.strict, reading.notes)
+    if not form.recognises(value):
+        _refuse_other_form(reading.form, where, value)
+    request = form.parse(record)
+    if request is not None and request.id in seen:
+        raise DataError(
+            f"{where}: the id {request.id!r} is that of record {seen[request.id].number} already; "
+            "give every record an id of its own"
+        )
+    return record, request
+
+
+def _refuse_other_form(name: str, where: Where, value: Mapping[str, Any]) -> None:
+    others = [other for other, form in FORMS.items() if form.recognises(value)]
+    if others:
+        raise DataError(
+            f"{where}: expected a record of the form {name}, got one of the form {others[0]}; "
+            "keep one form in a file, or choose the data set of that form"
+        )
+
+
+def _not_object(where: Where, value: object) -> DataError:
+    return DataError(
+        f"{where}: expected an object with named fields, got {describe(value)}; "
+        'write each record as {"prompt": "...", ...}'
+    )

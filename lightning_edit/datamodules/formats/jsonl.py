@@ -1,0 +1,123 @@
+"""A user's own facts. The fields are those of :class:`~lightning_edit.types.EditRequest`."""
+
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+from lightning_edit.datamodules.formats.record import Record, shorten
+from lightning_edit.datamodules.formats.subjects import candidates, locate
+from lightning_edit.exceptions import DataError
+from lightning_edit.types import ASPECT_OF_KIND, EditRequest, Expect, Probe, Triple
+
+SUBJECT_FOUND = "subject not given, found in the prompt"
+SUBJECT_UNKNOWN = "subject not given and not found; add it for editors that need one"
+
+_FIELDS = (
+    "prompt",
+    "target",
+    "id",
+    "subject",
+    "old_target",
+    "rephrases",
+    "probes",
+    "subject_start",
+    "case",
+)
+_PROBE_FIELDS = ("kind", "prompt", "answers", "expect", "path")
+
+
+def recognises(values: Mapping[str, Any]) -> bool:
+    """Say whether an object has the fields of this form."""
+    return "target" in values
+
+
+def parse(record: Record) -> EditRequest:
+    """Turn one record into a request; everything that is not as documented is an error.
+
+    A missing subject is taken from the prompt where exactly one name (capitals or quotation marks)
+    stands in it. Otherwise the request has none, and an editor that needs one asks for it.
+    """
+    record.allow(_FIELDS)
+    prompt, target = record.text("prompt"), record.text("target")
+    if "{}" in prompt:
+        record.fail(
+            "prompt", "the full text", prompt, "write the subject in the place of {}, as it is read"
+        )
+    subject = _subject(record, prompt)
+    try:
+        return EditRequest(
+            id=record.optional_text("id") or f"fact-{record.where.number}",
+            prompt=prompt,
+            target=target,
+            subject=subject,
+            old_target=record.optional_text("old_target"),
+            rephrases=record.texts("rephrases"),
+            probes=tuple(_probe(probe) for probe in record.children("probes")),
+            subject_start=_start(record) if subject else None,
+            case=record.optional_text("case"),
+        )
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{record.where}: {error}") from error
+
+
+def _subject(record: Record, prompt: str) -> str | None:
+    subject = record.optional_text("subject")
+    if subject is None:
+        found = candidates(prompt)
+        if len(found) == 1 and found[0] in prompt:
+            record.note(SUBJECT_FOUND, f"{found[0]!r} in {prompt!r}")
+            return found[0]
+        seen = f"{len(found)} names: {', '.join(found)}" if found else "no name"
+        record.note(SUBJECT_UNKNOWN, f"{prompt!r} has {seen}")
+        return None
+    if subject not in prompt:
+        at = locate(subject, prompt)
+        spelled = (
+            "as it is spelled in the prompt" if at is None else repr(prompt[at:][: len(subject)])
+        )
+        record.fail(
+            "subject",
+            f"a part of the prompt {shorten(prompt, 60)!r}",
+            subject,
+            f"write it {spelled}",
+        )
+    return subject
+
+
+def _start(record: Record) -> int | None:
+    start = record.values.get("subject_start")
+    if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
+        record.fail(
+            "subject_start", "a position in the prompt", start, "leave it out to have it found"
+        )
+    return start
+
+
+def _probe(record: Record) -> Probe:
+    record.allow(_PROBE_FIELDS)
+    kind = record.text("kind")
+    if kind not in ASPECT_OF_KIND:
+        record.fail("kind", f"one of {', '.join(ASPECT_OF_KIND)}", kind, "choose one of them")
+    prompt, answers = record.text("prompt"), record.answers("answers")
+    if not answers:
+        record.fail(
+            "answers",
+            "a text, or a list of texts",
+            record.values.get("answers"),
+            "give at least one accepted answer",
+        )
+    path = tuple(_triple(record, item) for item in record.values.get("path") or ())
+    probe = Probe.of(kind, prompt, answers, path)
+    expect = record.optional_text("expect")
+    if expect is None:
+        return probe
+    if expect not in get_args(Expect):
+        record.fail("expect", f"one of {', '.join(get_args(Expect))}", expect, "or leave it out")
+    return Probe(kind, prompt, answers, cast("Expect", expect), path)
+
+
+def _triple(record: Record, item: object) -> Triple:
+    if not isinstance(item, list) or len(item) != 3 or not all(isinstance(x, str) for x in item):
+        record.fail("path", "a list of [subject, relation, object]", item, "write three texts")
+    return (item[0], item[1], item[2])

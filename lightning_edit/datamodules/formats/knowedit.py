@@ -1,0 +1,66 @@
+"""KnowEdit (arXiv 2401.01286): an edit with lists of portability and locality questions by kind."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from lightning_edit.datamodules.formats.record import Record
+from lightning_edit.datamodules.formats.requests import Draft, make_request
+from lightning_edit.types import EditRequest
+
+#: KnowEdit's names of kinds in ours, by the block they stand in.
+KINDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "portability": {
+            "Reasoning": "one_hop",
+            "Logical_Generalization": "reversed_relation",
+            "Subject_Aliasing": "subject_alias",
+        },
+        "locality": {
+            "Relation_Specificity": "relation_specificity",
+            "Forgetfulness": "forgetfulness",
+        },
+    }
+)
+
+
+def recognises(values: Mapping[str, Any]) -> bool:
+    """Say whether an object has the fields of this form."""
+    blocks = any(isinstance(values.get(block), dict) for block in KINDS)
+    return blocks and ("prompt" in values or "text" in values)
+
+
+def parse(record: Record) -> EditRequest:
+    """Turn one record into a request.
+
+    ``ground_truth`` of a question is a text, a list, or lists of aliases in a list: all of them are
+    accepted answers. The rephrasing is called ``rephrase_prompt`` or ``rephrase``, by file; the
+    WikiBio part calls prompt, target and subject ``text``, ``labels`` and ``concept``.
+    """
+    draft = Draft(record)
+    for block, kinds in KINDS.items():
+        if not record.has(block):
+            continue
+        questions = record.child(block)
+        questions.allow(tuple(kinds))
+        for name, kind in kinds.items():
+            for question in questions.children(name):
+                draft.probe(kind, _prompt(question), question.answers("ground_truth"))
+    olds = record.answers("ground_truth")
+    return make_request(
+        draft,
+        prompt=record.text("prompt", "text"),
+        target=record.text("target_new", "labels"),
+        subject=record.text("subject", "concept"),
+        old_target=olds[0] if olds else None,
+        rephrases=record.texts("rephrase_prompt") or record.texts("rephrase"),
+        fallback_id=f"knowedit-{record.where.number}",
+    )
+
+
+def _prompt(question: Record) -> str | None:
+    # WikiBio's questions have their one prompt in a list.
+    listed = question.texts("prompt") if isinstance(question.values.get("prompt"), list) else ()
+    if len(listed) > 1:
+        question.fail("prompt", "one text", listed, "make each text a question of its own")
+    return listed[0] if listed else question.probe_text("prompt")

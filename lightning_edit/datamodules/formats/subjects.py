@@ -1,0 +1,56 @@
+"""Where the subject of a fact stands in its prompt."""
+
+import re
+
+# Words that begin a sentence or question and are not the name of anything.
+_OPENER = re.compile(
+    r"an?|the|th(is|at|ese|ose)|in|on|at|of|to|from|by|for|with|as|what|which|who|whom|whose|when|where"
+    r"|why|how|is|are|was|were|does|do|did|has|have|had|can|could|will|would|name|tell",
+    re.IGNORECASE,
+)
+_CONNECTOR = re.compile(r"of|the|de|da|di|del|della|der|van|von|la|le|du|des|al|bin|ibn")
+_QUOTED = re.compile(r"[\"“«]([^\"”»]+)[\"”»]")
+
+
+def locate(subject: str, prompt: str) -> int | None:
+    """Return where ``subject`` begins in ``prompt``, in another case where need be.
+
+    Example:
+        >>> locate("france", "The capital of France is")
+        15
+    """
+    start = prompt.find(subject)
+    if start >= 0:
+        return start
+    found = re.search(re.escape(subject), prompt, re.IGNORECASE)
+    return found.start() if found else None
+
+
+def candidates(prompt: str) -> list[str]:
+    """List what could be the subject: quoted spans, or else names with capitals.
+
+    An honest guess by spelling alone: scripts without capitals give no candidates.
+
+    Example:
+        >>> candidates("What is the capital of New South Wales?")
+        ['New South Wales']
+        >>> candidates("The mother tongue of Marie Curie, born in Warsaw, is")
+        ['Marie Curie', 'Warsaw']
+    """
+    quoted = [match.strip() for match in _QUOTED.findall(prompt) if match.strip()]
+    if quoted:
+        return list(dict.fromkeys(quoted))
+    found: list[str] = []
+    run: list[str] = []
+    for word in [*prompt.split(), ""]:
+        bare = re.sub(r"(?:['’]s)?[.,;:?!)]*$", "", word)
+        named = bare[:1].isupper() and (bool(found or run) or not _OPENER.fullmatch(bare))
+        if named or (run and (bare[:1].isdigit() or _CONNECTOR.fullmatch(word))):
+            run.append(bare)
+            if bare == word:
+                continue
+        while run and _CONNECTOR.fullmatch(run[-1]):
+            run.pop()
+        found += [" ".join(run)] if run else []
+        run = []
+    return list(dict.fromkeys(found))
