@@ -39,3 +39,11 @@ class ExportError(LightningEditError, ValueError):
 
 class SubjectNotFoundError(DataError):
     """An editor needs a subject and the request has none."""
+
+
+class ModelLoadError(LightningEditError, OSError):
+    """A language model or its tokenizer cannot be read from where it was said to be."""
+
+
+class CheckpointError(LightningEditError, ValueError):
+    """Stored parameters of a trained editor cannot be read, or are of another editor."""

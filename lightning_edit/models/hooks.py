@@ -1,8 +1,8 @@
 """Watch and change what flows through the modules of a model, for the length of a ``with`` block.
 
 Modules may take their hidden state as first argument or as keyword, and may return a tensor or a
-tuple that starts with one; OPT's MLP layers see (b·t, d) instead of (b, t, d). The managers here hide
-all of that. Axis names: ``b`` -- rows of the batch; ``t`` -- token positions; ``d`` -- width.
+tuple that starts with one; OPT's MLP layers see (b·t, d) instead of (b, t, d). The managers here
+hide all of that. Axis names: ``b`` -- rows of the batch; ``t`` -- token positions; ``d`` -- width.
 
 Note:
     Hooks that are added after ``torch.compile`` are ignored by it unless
@@ -49,7 +49,7 @@ def _hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
 
 
 class _BatchShape:
-    """Remembers (b, t) of the running forward pass, to give flattened activations their axes back."""
+    """Remembers (b, t) of the running forward pass, to give flat activations their axes back."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, int] | None = None
@@ -188,9 +188,9 @@ def replace_input(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator
 def select_head_positions(model: nn.Module, index: tuple[Tensor, Tensor]) -> Iterator[None]:
     """Let the output head see only chosen positions, so no logits are computed that nobody reads.
 
-    Inside the block the model's ``logits`` are (pairs, 1, v) in the order of ``index``. What follows
-    the head (soft-capping, a bias on the logits) works unchanged. Call the model without ``labels``
-    and without ``logits_to_keep``.
+    Inside the block the model's ``logits`` are (pairs, 1, v) in the order of ``index``. What
+    follows the head (soft-capping, a bias on the logits) works unchanged. Call the model without
+    ``labels`` and without ``logits_to_keep``.
 
     Args:
         model: A Hugging Face model with an output head.

@@ -1,0 +1,210 @@
+"""Load a language model and its tokenizer the one way that editing needs."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import lightning_edit
+from lightning_edit.exceptions import ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+#: The model that ships inside the package.
+ATLAS = "atlas"
+
+#: What reading a checkpoint raises: no file or network, a file of another form, shapes that differ.
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
+
+#: Types in which a model can be edited; anything narrower is quantised.
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Turn the name of a floating-point type into the type.
+
+    Raises:
+        ModelLoadError: If it is none of :data:`DTYPES`.
+    """
+    if name not in DTYPES:
+        raise ModelLoadError(f"dtype {name!r} is unknown; use one of {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def locate(name_or_path: str) -> str:
+    """Return the local folder of a model, or the name unchanged if it can only be a hub name.
+
+    Args:
+        name_or_path: ``atlas``, a folder, or a hub name (``name`` or ``owner/name``).
+
+    Raises:
+        ModelLoadError: If it is a path and no model lies there.
+    """
+    if name_or_path == ATLAS:
+        path = Path(lightning_edit.__file__).parent / "atlas" / "model"
+    else:
+        path = Path(name_or_path).expanduser()
+        looks_like_path = path.is_absolute() or name_or_path.startswith((".", "~"))
+        if not path.exists() and not looks_like_path and len(path.parts) <= 2:
+            return name_or_path
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise ModelLoadError(
+            f"{path} {found}; give the folder of a saved model (with config.json and "
+            "model.safetensors), a hub name such as gpt2, or `atlas`"
+        )
+    if not (path / "config.json").is_file():
+        raise ModelLoadError(
+            f"{path} holds no config.json, so it is no saved model; "
+            "give the folder that `model.save_pretrained(folder)` wrote"
+        )
+    return str(path)
+
+
+def load_config(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
+    """Read a model's config without its weights.
+
+    Raises:
+        ModelLoadError: If there is none, or if the architecture is unknown to transformers.
+    """
+    source = locate(name_or_path)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
+    except _LOAD_ERRORS as error:
+        raise _explain("config", source, error) from error
+    return config
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """Return the transformers class that builds a model with a head from this config."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def load_language_model(
+    name_or_path: str = ATLAS, dtype: str = "float32", revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model with its head, and its fast tokenizer.
+
+    The model is in eval mode and **frozen**: no parameter requires gradients, so that learning an
+    edit never fills memory with gradients of the whole model. An editor that trains weights asks
+    for their gradients itself.
+
+    Args:
+        name_or_path: ``atlas`` (in the package), the folder of a saved model, or a hub name.
+        dtype: Type of the weights, one of :data:`DTYPES`; never guessed from the checkpoint.
+        revision: Branch, tag or commit of a hub model.
+
+    Returns:
+        The model and the tokenizer; padding is on the right, and the end-of-text token stands in
+        for a missing padding token.
+
+    Raises:
+        ModelLoadError: If weights or tokenizer cannot be read, weights are missing from the
+            checkpoint, or the tokenizer is not a fast one.
+    """
+    torch_dtype = parse_dtype(dtype)
+    config = load_config(name_or_path, revision)
+    source = locate(name_or_path)
+    try:
+        model, loading = auto_class(config).from_pretrained(
+            source,
+            config=config,
+            dtype=torch_dtype,
+            revision=revision,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except _LOAD_ERRORS as error:
+        raise _explain("weights", source, error) from error
+    # transformers fills what a checkpoint lacks with random numbers and only warns.
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelLoadError(
+            f"the checkpoint {name_or_path} lacks {len(missing)} weights of "
+            f"{type(model).__name__}, first {missing[0]}; save the model with its "
+            "language-modelling head"
+        )
+    # Exported adapters name their base model by this.
+    model.name_or_path = name_or_path
+    model.config._name_or_path = source
+    model.requires_grad_(False)
+    model.train(False)
+    tokenizer = load_tokenizer(source, revision)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelLoadError(
+            f"the tokenizer of {name_or_path} has {len(tokenizer)} tokens, its model embeds {rows}; "
+            "save the tokenizer that the model was trained with beside it"
+        )
+    return model, tokenizer
+
+
+def load_tokenizer(
+    name_or_path: str = ATLAS, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the fast tokenizer of a model, padding on the right.
+
+    Args:
+        name_or_path: As for :func:`load_language_model`.
+        revision: Branch, tag or commit of a hub model.
+
+    Raises:
+        ModelLoadError: If there is none, or if it cannot give character offsets.
+    """
+    source = locate(name_or_path)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=revision, use_fast=True
+        )
+    except _LOAD_ERRORS as error:
+        raise _explain("tokenizer", source, error) from error
+    # Where tokenizer files are absent, transformers returns a tokenizer without words.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelLoadError(
+            f"no tokenizer was found in {name_or_path}; save it beside the model with "
+            "`tokenizer.save_pretrained(folder)`"
+        )
+    if not tokenizer.is_fast:
+        raise ModelLoadError(
+            f"the tokenizer of {name_or_path} ({type(tokenizer).__name__}) gives no character "
+            "offsets, so the subject of an edit cannot be found; put a fast tokenizer "
+            "(tokenizer.json) beside the model"
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelLoadError(
+                f"the tokenizer of {name_or_path} has neither a padding nor an end-of-text token; "
+                "set `pad_token` in its tokenizer_config.json"
+            )
+        # An existing token: the vocabulary, and with it the embedding matrix, stays as it is.
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _explain(part: str, source: str, error: Exception) -> ModelLoadError:
+    """Put the reason of a failed download or read into one sentence; the details go to the log."""
+    logger.debug("could not load the %s of %s", part, source, exc_info=error)
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    if Path(source).is_dir():
+        remedy = (
+            "check that the folder has config.json, model.safetensors and tokenizer.json; "
+            "other weight formats are not read, convert them with `model.save_pretrained(folder)`"
+        )
+    else:
+        remedy = (
+            "check the name and the network connection, or give the folder of a saved model, "
+            "or use the `atlas` model that ships with the package"
+        )
+    return ModelLoadError(f"could not load the {part} of {source!r} ({reason}); {remedy}")
