@@ -47,3 +47,7 @@ class ModelLoadError(LightningEditError, OSError):
 
 class CheckpointError(LightningEditError, ValueError):
     """Stored parameters of a trained editor cannot be read, or are of another editor."""
+
+
+class ConfigError(LightningEditError, ValueError):
+    """An option of the command line, or a configuration file, cannot be used."""

@@ -1,0 +1,101 @@
+"""The command line: light verbs start at once, Lightning is imported only where it runs."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from lightning_edit.exceptions import LightningEditError
+
+#: Verbs that need no Trainer: the module whose ``main(argv)`` runs them, and what they do.
+LIGHT: dict[str, tuple[str, str]] = {
+    "data": ("lightning_edit.datamodules.check", "check FILE…: parse data files, count probes"),
+    "doctor": ("lightning_edit.models.doctor", "MODEL: what was found in a model, and its memory"),
+    "stats": ("lightning_edit.stats_cli", "collect the key statistics that ROME and MEMIT need"),
+    "report": ("lightning_edit.report.cli", "RUN…: show the table of a finished run again"),
+    "undo": ("lightning_edit.undo", "RUN --ids …: take edits back, or list those in force"),
+    "export": ("lightning_edit.export.cli", "RUN --format peft|merged|delta: ship the edits"),
+}
+#: Verbs of Lightning's command line.
+HEAVY: dict[str, str] = {
+    "edit": "write a stream of edits into a model and measure what else moved",
+    "resume": "RUN: go on with an interrupted run of edits",
+    "fit": "train an editor that needs training, such as MEND",
+    "validate": "evaluate a trained editor on the validation split",
+    "test": "evaluate a trained editor on the test split",
+    "predict": "Lightning's predict",
+}
+
+
+def _help() -> str:
+    width = 10
+    lines = [
+        "usage: lightning-edit VERB …",
+        "",
+        "Change what a language model knows, measure what else changed, ship the change.",
+        "",
+        "run:",
+        *(f"  {verb:<{width}}{text}" for verb, text in HEAVY.items()),
+        "",
+        "look and ship:",
+        *(f"  {verb:<{width}}{text.removeprefix(': ')}" for verb, (_, text) in LIGHT.items()),
+        "",
+        "first steps:",
+        "  lightning-edit edit --model ROME --data AtlasDataModule --data.limit 20 \\",
+        "                      --protocol single",
+        "  lightning-edit edit --model MEMIT --data JSONLDataModule --data.path facts.jsonl \\",
+        "                      --lm path/to/model --protocol batch",
+        "",
+        "`lightning-edit VERB --help` lists every option of a verb; --version prints the version.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _unknown(verb: str) -> str:
+    from difflib import get_close_matches  # only needed when something was mistyped
+
+    verbs = [*HEAVY, *LIGHT]
+    close = get_close_matches(verb, verbs, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(verbs)}"
+    return f"lightning-edit: there is no verb {verb!r}; {hint}\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the program's name; ``None``: the process's own.
+
+    Returns:
+        Exit status: 0 done, 1 interrupted, 2 something the user can mend.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Idle OpenMP threads spin by default and starve other work on a shared core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"lightning-edit {version('lightning-edit')}\n")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    try:
+        if verb in LIGHT:
+            return int(importlib.import_module(LIGHT[verb][0]).main(rest))
+        if verb in HEAVY:
+            return int(importlib.import_module("lightning_edit.cli").main(arguments))
+    except LightningEditError as error:
+        sys.stderr.write(f"lightning-edit {verb}: {error}\n")
+        return 2
+    except BrokenPipeError:
+        # The reader of our output has left, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    sys.stderr.write(_unknown(verb))
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

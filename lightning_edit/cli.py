@@ -1,0 +1,161 @@
+"""LightningCLI with editors: ``edit`` beside ``fit``, ``validate``, ``test`` and ``predict``."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import lightning_edit.datamodules as data_modules
+import lightning_edit.editors as editors
+from lightning_edit.editors.base import Editor
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.report.cli import show
+from lightning_edit.trainer import EditTrainer, default_folder
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` once; resuming a run leaves the file as it was written first."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save the configuration unless this run continues another.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module that runs.
+            stage: The stage.
+        """
+        if self.config.get("ckpt_path") is None:
+            super().setup(trainer, pl_module, stage)
+
+
+class EditCLI(LightningCLI):
+    """Lightning's command line over this library's editors and data modules.
+
+    Every class of ``lightning_edit.editors`` and ``lightning_edit.datamodules`` is known by its
+    bare
+    name; any other LightningModule by its dotted path.
+    """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the verbs, and the arguments of their methods that are filled by other options."""
+        verbs = LightningCLI.subcommands()
+        verbs["edit"] = {"model", "datamodule", "seed"}
+        return verbs
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the language model.
+
+        Args:
+            parser: Parser of one verb.
+        """
+        group = parser.add_argument_group("Language model")
+        group.add_argument("--lm", type=str, default="atlas", help="atlas, a folder, or a hub name")
+        group.add_argument("--lm_dtype", type=str, default="float32", help="type of its weights")
+        group.add_argument(
+            "--lm_revision", type=str | None, default=None, help="revision on the hub"
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run folder before the Trainer and the saved configuration need it."""
+        if self.subcommand != "edit":
+            return
+        config = self.config[self.subcommand]
+        if config.run is None:
+            config.run = str(default_folder(config.model.class_path.rpartition(".")[2]))
+        config.trainer.default_root_dir = config.run
+        if config.trainer.logger is None:
+            # Scores go to results.json; a logger is there for those who name one.
+            config.trainer.logger = False
+
+    def after_instantiate_classes(self) -> None:
+        """Give the editor its language model."""
+        if isinstance(self.model, Editor):
+            config = self.config[self.subcommand]
+            model, tokenizer = load_language_model(config.lm, config.lm_dtype, config.lm_revision)
+            self.model.bind(model, tokenizer)
+
+    def edit(self, **arguments: Any) -> None:
+        """Run the verb ``edit`` with the seed of ``--seed_everything``, and keep its results.
+
+        Args:
+            **arguments: Those of :meth:`~lightning_edit.trainer.EditTrainer.edit`.
+        """
+        seed = int(self._get(self.config, "seed_everything", default=0) or 0)
+        folder = arguments["run"]
+        try:
+            results = self.trainer.edit(**arguments, seed=seed)
+        except SystemExit:
+            # Lightning ends the process on Ctrl-C, after it has shut the run down in order.
+            sys.stderr.write(
+                "Interrupted. Every committed edit is on disk; go on with\n"
+                f"  lightning-edit resume {folder}\n"
+            )
+            raise
+        show(results, Path(folder))
+
+
+def _values(argv: Sequence[str], option: str) -> Iterator[str]:
+    for position, argument in enumerate(argv):
+        if argument == option and position + 1 < len(argv):
+            yield argv[position + 1]
+        elif argument.startswith(f"{option}="):
+            yield argument.partition("=")[2]
+
+
+def _check_names(argv: Sequence[str]) -> None:
+    """Explain a mistyped class name before the parser answers with an import error."""
+    for option, module in (("--model", editors), ("--data", data_modules)):
+        for value in _values(argv, option):
+            if "." in value or "/" in value or value in module.__all__:
+                continue
+            close = get_close_matches(value, module.__all__, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            known = ", ".join(name for name in module.__all__ if "Editor" not in name)
+            raise ConfigError(
+                f"{option} {value!r} is not known; {hint}Known: {known}. "
+                "A class of your own is given by its dotted path."
+            )
+
+
+def _resume_arguments(rest: Sequence[str]) -> list[str]:
+    if len(rest) < 1 or rest[0].startswith("-"):
+        raise ConfigError("resume needs the folder of a run: lightning-edit resume RUN")
+    config = Path(rest[0]) / "config.yaml"
+    if not config.exists():
+        raise ConfigError(f"{config} does not exist; give the folder of a run made by `edit`")
+    return ["edit", "--config", str(config), "--run", rest[0], "--ckpt_path", "last", *rest[1:]]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb of Lightning's command line.
+
+    Args:
+        argv: The verb and its options.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        LightningEditError: What the user can mend; the caller prints it.
+    """
+    arguments = _resume_arguments(argv[1:]) if argv[0] == "resume" else list(argv)
+    _check_names(arguments)
+    EditCLI(
+        model_class=pl.LightningModule,
+        datamodule_class=pl.LightningDataModule,
+        trainer_class=EditTrainer,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveRunConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        args=arguments,
+    )
+    return 0

@@ -1,0 +1,86 @@
+"""Probes of a stream of edits, scored against the pristine model."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lightning_edit.exceptions import DataError
+from lightning_edit.records import Baseline, ProbeScore, ScoredProbe, probes_of, read_rows
+from lightning_edit.run_folder import RunFolder
+from lightning_edit.scoring import Scorer
+from lightning_edit.types import EditRequest
+
+log = logging.getLogger(__name__)
+
+#: Requests scored between two steps of the progress bar.
+_CHUNK = 32
+
+
+def _chunks(requests: Sequence[EditRequest]) -> Iterator[list[ScoredProbe]]:
+    for start in range(0, len(requests), _CHUNK):
+        part = requests[start : start + _CHUNK]
+        yield [probe for request in part for probe in probes_of(request)]
+
+
+class Evaluation:
+    """Scores requests before and after editing.
+
+    Args:
+        scorer: Puts probes to the language model.
+        progress: Whether the baseline pass shows a progress bar.
+    """
+
+    def __init__(self, scorer: Scorer, progress: bool = True) -> None:
+        self.scorer = scorer
+        self.progress = progress
+        self.baseline = Baseline()
+
+    def take_baseline(self, requests: Sequence[EditRequest], folder: RunFolder) -> None:
+        """Score the pristine model once, or read what an interrupted run scored.
+
+        Args:
+            requests: Every request of the stream.
+            folder: Where ``baseline.jsonl`` is kept.
+
+        Raises:
+            DataError: If the file on disk is of another stream.
+        """
+        if folder.baseline.exists():
+            self.baseline = Baseline.from_rows(read_rows(folder.baseline))
+            expected = sum(1 for request in requests for _ in request.all_probes())
+            if len(self.baseline) != expected:
+                raise DataError(
+                    f"{folder.baseline} has {len(self.baseline)} probes, this run has {expected}; "
+                    "use the run folder of the same requests, or a new one"
+                )
+            return
+        self.baseline = Baseline(self._score(requests, "Baseline: the pristine model"))
+        folder.write_lines(folder.baseline, self.baseline.to_rows())
+
+    def rows(self, after: int, requests: Sequence[EditRequest]) -> list[dict[str, Any]]:
+        """Score requests on the model as it is now.
+
+        Args:
+            after: Edits in force.
+            requests: Whose probes to ask.
+
+        Returns:
+            One row a probe, for ``cases.jsonl``.
+        """
+        scores = [score for part in _chunks(requests) for score in self.scorer.score(part)]
+        return [{"after": after, **score.to_row()} for score in self.baseline.compare(scores)]
+
+    def _score(self, requests: Sequence[EditRequest], title: str) -> Iterable[ProbeScore]:
+        total = sum(1 for request in requests for _ in request.all_probes())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        scores: list[ProbeScore] = []
+        with Progress(
+            *columns, TextColumn("probes"), TimeRemainingColumn(), disable=not self.progress
+        ) as bar:
+            task = bar.add_task(title, total=total)
+            for part in _chunks(requests):
+                scores += self.scorer.score(part)
+                bar.advance(task, len(part))
+        return scores

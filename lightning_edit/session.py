@@ -1,0 +1,246 @@
+"""The custom loop: a stream of edits as a LightningModule in manual optimisation."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_edit.delta import Delta
+from lightning_edit.editors.base import Editor
+from lightning_edit.encoding import encode_batch
+from lightning_edit.evaluation import Evaluation
+from lightning_edit.exceptions import LedgerError
+from lightning_edit.ledger import Ledger
+from lightning_edit.run_folder import RowFile, RunFolder
+from lightning_edit.stream import EditStream, EvalPoint, evaluation_points
+from lightning_edit.types import EditRequest, Protocol
+
+log = logging.getLogger(__name__)
+_STATE = "lightning_edit_session"
+
+
+class CommitOptimizer(Optimizer):
+    """An optimizer whose ``step`` runs the queued commits.
+
+    Lightning counts optimizer steps; with commits as steps, ``global_step`` counts edit batches,
+    and
+    checkpoints, loggers, progress bars and ``ckpt_path`` work as everybody expects.
+
+    Args:
+        parameters: At least one parameter; it is never changed.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        super().__init__(list(parameters), {})
+        self.queue: list[Callable[[], None]] = []
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no loss to return
+        """Run what was queued, in order.
+
+        Args:
+            closure: Not used; there is no loss to evaluate again.
+        """
+        queue, self.queue = self.queue, []
+        for commit in queue:
+            commit()
+
+
+class EditSession(pl.LightningModule):
+    """Writes a stream of requests with one editor and measures what each step did.
+
+    Args:
+        editor: A bound editor.
+        requests: The stream.
+        protocol: See :class:`~lightning_edit.stream.EditStream`.
+        batch_size: Requests a step.
+        eval_at: Numbers of edits after which all edits so far are evaluated; ``single`` always
+            evaluates
+            each request right after its own edit.
+        folder: Where the run is kept.
+        evaluation: Scores the probes.
+        seed: Seed of everything random in an edit; step and seed together decide.
+        resume: Whether an unfinished run in ``folder`` is continued.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        requests: Sequence[EditRequest],
+        protocol: Protocol,
+        batch_size: int,
+        eval_at: Sequence[EvalPoint] | None,
+        folder: RunFolder,
+        evaluation: Evaluation,
+        seed: int = 0,
+        resume: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.editor = editor
+        self.protocol: Protocol = protocol
+        self.stream = EditStream(requests, protocol, batch_size)
+        self.points = evaluation_points(eval_at, self.stream.batches)
+        self.folder = folder
+        self.evaluation = evaluation
+        self.seed = seed
+        self.resume = resume
+        self.seconds = {"edit": 0.0, "evaluate": 0.0}
+        self.rows = RowFile(folder.cases)
+        self.ledger = Ledger(editor.language_model, editor, folder.ledger)
+        # Lightning wants an optimizer, and an optimizer wants a parameter.
+        self.position = nn.Parameter(torch.zeros(()))
+        self._restored: dict[str, Any] | None = None
+        self._started = False
+
+    # -------------------------------------------------------------------------------- Lightning
+
+    def configure_optimizers(self) -> Optimizer:
+        """Commit through an optimizer, so that Lightning counts edit batches."""
+        return CommitOptimizer([self.position])
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Leave requests as they are: Lightning cannot rebuild frozen dataclasses."""
+        return batch
+
+    def on_fit_start(self) -> None:
+        """Score the pristine model before anything is written."""
+        self.editor.place_language_model()
+        self.ledger.open(
+            editor=type(self.editor).__name__,
+            language_model={
+                "name": str(self.editor.language_model.name_or_path),
+                "dtype": str(self.editor.language_model.dtype).removeprefix("torch."),
+            },
+            protocol=self.protocol,
+        )
+        self.evaluation.take_baseline(self.stream.requests, self.folder)
+
+    def on_train_start(self) -> None:
+        """Bring the model to where the checkpoint stood."""
+        self.start()
+
+    def start(self) -> None:
+        """Replay the journal up to the checkpoint, once; what came after it is done again.
+
+        Raises:
+            LedgerError: If the folder holds another run, or its parts do not belong together.
+        """
+        if self._started:
+            return
+        journal = self.ledger.journal
+        if self._restored is not None:
+            self.rows.cut(self._restored["rows"])
+            self.ledger.replay(self._restored["lines"], remember=False)
+            if journal is not None and journal.head != self._restored["head"]:
+                raise LedgerError(
+                    f"{self.folder.ledger} and the checkpoint belong to different runs; "
+                    "resume with the checkpoint in the run's own folder"
+                )
+            self.seconds = dict(self._restored["seconds"])
+        elif journal is not None and len(journal) > 1:
+            if not self.resume:
+                raise LedgerError(
+                    f"{self.folder.path} holds a run already; continue it with --ckpt_path last, "
+                    "or choose another folder with --run"
+                )
+            self.rows.cut(0)
+            journal.truncate(1)
+        else:
+            self.rows.cut(0)
+        self._started = True
+
+    def training_step(self, batch: list[EditRequest], batch_idx: int) -> None:
+        """Find, commit and evaluate one batch of edits.
+
+        Args:
+            batch: The requests.
+            batch_idx: Its place in the stream.
+        """
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, CommitOptimizer)  # set in configure_optimizers
+        queue = optimizer.queue
+        if self.protocol == "single":
+            encoded = encode_batch(self.editor.tokenizer, batch, self.seed)
+            deltas = self._timed(lambda: self.editor.edit_independent(encoded))
+            for request, delta in zip(batch, deltas, strict=True):
+                queue.append(lambda delta=delta, request=request: self._commit(delta, [request]))
+                queue.append(lambda request=request: self._evaluate(1, [request]))
+                queue.append(lambda request=request: self.ledger.undo([request.id]))
+        elif self.editor.batched:
+            queue.append(lambda: self._edit_and_commit(batch))
+        else:
+            for request in batch:
+                queue.append(lambda request=request: self._edit_and_commit([request]))
+        lightning_optimizer = self.optimizers()
+        lightning_optimizer.step()  # type: ignore[union-attr]  # one optimizer, see above
+        done = sum(len(part) for part in self.stream.batches[: batch_idx + 1])
+        if self.protocol != "single" and done in self.points:
+            self._evaluate(done, self.stream.requests[:done])
+        self.stream.committed = batch_idx + 1
+
+    def _edit_and_commit(self, requests: list[EditRequest]) -> None:
+        batch = encode_batch(self.editor.tokenizer, requests, self.seed)
+        self._commit(self._timed(lambda: self.editor.edit(batch)), requests)
+
+    def _commit(self, delta: Delta, requests: Sequence[EditRequest]) -> None:
+        self.ledger.commit(delta, requests)
+
+    def _timed(self, work: Callable[[], Any]) -> Any:
+        begin = time.perf_counter()
+        result = work()
+        self.seconds["edit"] += time.perf_counter() - begin
+        return result
+
+    def _evaluate(self, after: int, requests: Sequence[EditRequest]) -> None:
+        begin = time.perf_counter()
+        self.rows.append(self.evaluation.rows(after, requests))
+        self.seconds["evaluate"] += time.perf_counter() - begin
+
+    # ------------------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store position and history; the deltas are in the journal, written once each.
+
+        Args:
+            checkpoint: Lightning's dictionary.
+        """
+        journal = self.ledger.journal
+        assert journal is not None  # a session always has a folder
+        checkpoint[_STATE] = {
+            "lines": len(journal),
+            "head": journal.head,
+            "rows": self.rows.size,
+            "seconds": dict(self.seconds),
+            "protocol": self.protocol,
+            "stream": self.stream.digest,
+        }
+        self.editor.on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take position and history from a checkpoint.
+
+        Args:
+            checkpoint: Lightning's dictionary.
+
+        Raises:
+            LedgerError: If it is no checkpoint of this stream of edits.
+        """
+        state = checkpoint.get(_STATE)
+        if state is None:
+            raise LedgerError(
+                "this checkpoint is not from `lightning-edit edit`; a trained editor is loaded "
+                "with --model.checkpoint, and --ckpt_path continues an interrupted run"
+            )
+        if state["stream"] != self.stream.digest or state["protocol"] != self.protocol:
+            raise LedgerError(
+                f"the checkpoint was taken with protocol {state['protocol']} on other requests or "
+                f"another batch size than this run (protocol {self.protocol}); "
+                "resume with the config.yaml of the run"
+            )
+        self._restored = state
+        self.editor.on_load_checkpoint(checkpoint)

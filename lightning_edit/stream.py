@@ -1,0 +1,105 @@
+"""The stream of edits: which requests are written together, and where the stream stands."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lightning_edit.types import EditRequest, Protocol
+
+EvalPoint = int | str
+
+
+class EditStream:
+    """Batches of requests in order, as an iterable that Lightning can resume in the middle.
+
+    A plain ``DataLoader`` restarts at its first item after a resume; this one keeps its position in
+    the
+    checkpoint. The position is what was *committed*, not what was handed out.
+
+    Args:
+        requests: The requests.
+        protocol: ``single``: every request alone on the pristine model (a batch is only searched
+            for
+            together). ``batch``: all at once. ``sequential``: batch after batch on one model.
+        batch_size: Requests a step, for ``single`` and ``sequential``.
+
+    Raises:
+        ValueError: If there are no requests, two share an id, or the batch size is below 1.
+    """
+
+    def __init__(
+        self, requests: Sequence[EditRequest], protocol: Protocol, batch_size: int = 1
+    ) -> None:
+        if not requests:
+            raise ValueError("a stream of edits needs at least one request; check split and limit")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        ids = [request.id for request in requests]
+        if len(set(ids)) < len(ids):
+            double = next(name for name in ids if ids.count(name) > 1)
+            raise ValueError(f"two requests are called {double!r}; give every request its own id")
+        size = len(requests) if protocol == "batch" else batch_size
+        self.requests = list(requests)
+        self.batches = [self.requests[i : i + size] for i in range(0, len(requests), size)]
+        plan = [[request.to_dict() for request in batch] for batch in self.batches]
+        self.digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+        self.committed = 0
+        self._start = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[EditRequest]]:
+        start, self._start = self._start, 0
+        yield from self.batches[start:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, for a checkpoint."""
+        return {"committed": self.committed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position.
+
+        Args:
+            state: What :meth:`state_dict` gave.
+        """
+        self._start = self.committed = int(state["committed"])
+
+
+def evaluation_points(
+    eval_at: Sequence[EvalPoint] | None, batches: Sequence[Sequence[object]]
+) -> set[int]:
+    """Translate ``eval_at`` into numbers of edits.
+
+    An evaluation happens after the batch that reaches a point.
+
+    Args:
+        eval_at: Numbers of edits, and ``"end"``. ``None``: only the end. 0 is the pristine model,
+            which
+            is always evaluated first.
+        batches: The batches of the stream.
+
+    Returns:
+        Numbers of edits after which the stream stops to evaluate.
+
+    Raises:
+        ValueError: On a point that is neither a number of edits inside the stream nor ``"end"``.
+    """
+    totals = [0]
+    for batch in batches:
+        totals.append(totals[-1] + len(batch))
+    points = set()
+    for point in ["end"] if eval_at is None else eval_at:
+        value = totals[-1] if point == "end" else point
+        if isinstance(value, str) and value.isdigit():
+            value = int(value)
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(
+                f"eval_at has {point!r}; expected numbers of edits and 'end', as in [1, 10, end]"
+            )
+        # Points beyond the stream are left out, so one list serves streams of every length.
+        reached = next((total for total in totals if total >= value), None)
+        if reached:
+            points.add(reached)
+    return points
