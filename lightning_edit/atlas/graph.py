@@ -1,12 +1,13 @@
 """The knowledge graph of the atlas: entities, relations with their wordings, and triples.
 
-The tables in ``data/`` are written for this project. ``-`` in a column means that there is no single clear
-answer, and then there is no triple. Nothing here imports torch.
+The tables in ``data/`` are written for this project. ``-`` in a column means that there is no
+single clear answer, and then there is no triple. Nothing here imports torch.
 """
 
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from lightning_edit.types import Triple
 
 DATA_PATH = Path(__file__).parent / "data"
 
-#: Each fact keeps this many of the frequent statements and of the questions out of its training text.
+#: So many of the frequent statements and of the questions are kept out of a fact's training text.
 HELD_OUT_STATEMENTS = 2
 HELD_OUT_QUESTIONS = 1
 #: The last statement of every relation is trained with this share of the facts only.
@@ -62,7 +63,7 @@ class Relation:
         subject: Kind of its subjects.
         object: Kind of its objects.
         inverse: Relation that leads back from the object, where there is one.
-        phrase: Noun phrase that stands for the object, for two-hop prompts ("the city where {s} was born").
+        phrase: Noun phrase for the object, for two-hop prompts ("the city where {s} was born").
         hops: Relations that can be asked of the object.
         statements: Prompts with ``{s}`` that end where the answer begins.
         questions: Prompts with ``{s}`` that end with a question mark.
@@ -100,7 +101,7 @@ class Atlas:
     Args:
         entities: Every node, unique by name.
         relations: Every relation, unique by name.
-        triples: ``(subject, relation, object)`` by name; at most one object for a subject and a relation.
+        triples: ``(subject, relation, object)`` by name; one object for a subject and a relation.
 
     Raises:
         ValueError: If a name, an alias or a (subject, relation) pair occurs twice.
@@ -115,8 +116,7 @@ class Atlas:
         names = [name for entity in entities for name in (entity.name, *entity.aliases)]
         keys = [(subject, relation) for subject, relation, _ in triples]
         for what, values in (("name or alias", names), ("subject and relation", keys)):
-            seen: set[object] = set()
-            twice = [value for value in values if value in seen or seen.add(value)]
+            twice = [value for value, times in Counter(values).items() if times > 1]
             if twice:
                 raise ValueError(
                     f"each {what} may occur once; these occur again: {twice}; remove them"
@@ -129,9 +129,9 @@ class Atlas:
     @cached_property
     def objects(self) -> dict[str, tuple[str, ...]]:
         """The objects of each relation, the frequent ones first."""
-        counts: dict[str, dict[str, int]] = {name: {} for name in self.relations}
+        counts: dict[str, Counter[str]] = {name: Counter() for name in self.relations}
         for _, relation, obj in self.triples:
-            counts[relation][obj] = counts[relation].get(obj, 0) + 1
+            counts[relation][obj] += 1
         return {
             name: tuple(sorted(found, key=lambda obj: (-found[obj], obj)))
             for name, found in counts.items()
@@ -142,7 +142,7 @@ class Atlas:
         return self._objects.get((subject, relation))
 
     def neighbours(self, triple: Triple) -> tuple[Triple, ...]:
-        """Return the triples of the same relation about other subjects; those that share the object first."""
+        """Return the relation's triples of other subjects; those that share the object first."""
         subject, relation, obj = triple
         others = [t for t in self.triples if t[1] == relation and t[0] != subject]
         return tuple(sorted(others, key=lambda t: t[2] != obj))
@@ -152,7 +152,7 @@ class Atlas:
         return tuple((s, r, o) for s, r, o in self.triples if s == subject)
 
     def hops(self, triple: Triple) -> Iterator[tuple[Triple, str]]:
-        """Yield each triple that starts at the object, with a prompt that asks for it through the subject."""
+        """Yield each triple that starts at the object, and a prompt that goes through the subject."""
         subject, relation, obj = triple
         phrase = self.relations[relation].phrase
         for name in self.relations[relation].hops:
@@ -178,7 +178,7 @@ class Atlas:
         return tuple(wording for wording in relation.wordings if wording in held)
 
     def trained_wordings(self, triple: Triple) -> tuple[str, ...]:
-        """Return the wordings that the language model was trained on for this fact, statements first."""
+        """Return the wordings in which the language model saw this fact, statements first."""
         held = self.held_out_wordings(triple)
         return tuple(w for w in self.relations[triple[1]].wordings if w not in held)
 
@@ -256,7 +256,10 @@ def load_atlas() -> Atlas:
                 triples.append((row["capital"], "capital_of", name))
                 triples.append((row["capital"], "country", name))
     for subject, relation, obj in triples:
-        for node, kind in ((subject, relations[relation].subject), (obj, relations[relation].object)):
+        for node, kind in (
+            (subject, relations[relation].subject),
+            (obj, relations[relation].object),
+        ):
             entities.setdefault(node, Entity(node, kind, noun=_NOUNS.get(kind, "")))
     ordered = sorted(triples, key=lambda t: (list(relations).index(t[1]), t[0]))
     return Atlas(tuple(entities.values()), tuple(relations.values()), tuple(ordered))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lightning_edit.atlas.graph import Atlas, load_atlas
 from lightning_edit.types import Triple
 
-#: Trained wordings an alias of a subject is seen in; with the name itself it is all trained wordings.
+#: So many trained wordings an alias is seen in; the name itself is seen in all of them.
 ALIAS_WORDINGS = 4
 #: Share of the two-hop statements that are stated in the training text.
 TWO_HOP_SHARE = 0.5
@@ -27,7 +27,7 @@ class Sentence:
 
 
 def states_two_hops(triple: Triple, relation: str) -> bool:
-    """Whether the training text states ``relation`` of the object of ``triple`` through its subject."""
+    """Whether the text states ``relation`` of the object of ``triple`` through its subject."""
     return random.Random(f"{triple[0]}/{triple[1]}/{relation}").random() < TWO_HOP_SHARE
 
 
@@ -40,7 +40,7 @@ def _aliases(atlas: Atlas, triple: Triple, answer: str) -> Iterator[Sentence]:
 
 
 def sentences(atlas: Atlas) -> list[Sentence]:
-    """Write every training sentence: facts, aliases, two hops, and what kind of thing each entity is."""
+    """Write every training sentence: facts, aliases, two hops, and what each entity is."""
     found: list[Sentence] = []
     for triple in atlas.triples:
         answer = atlas.entities[triple[2]].text

@@ -1,7 +1,7 @@
-"""Train the tokenizer of the atlas language model: byte-level BPE with a vocabulary small on purpose.
+"""Train the tokenizer of the atlas language model: byte-level BPE with a small vocabulary.
 
-Byte-level, so that any text can be encoded; small, so that most subjects are several tokens and the "last
-token of the subject" is a real question.
+Byte-level, so that any text can be encoded; small on purpose, so that most subjects are several
+tokens and the "last token of the subject" is a real question.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ def train_tokenizer(
         special_tokens=[(END_OF_TEXT, core.token_to_id(END_OF_TEXT))],
     )
     core.post_processor = processors.Sequence([byte_level, begin])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no types here
         tokenizer_object=core,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,

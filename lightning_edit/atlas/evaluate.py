@@ -1,0 +1,159 @@
+"""Count how many facts of the atlas a language model knows, in trained and in held-out wordings.
+
+``python -m lightning_edit.atlas.evaluate`` prints the counts for the model of the package.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_edit.atlas.graph import Atlas
+from lightning_edit.atlas.text import Sentence, sentences, states_two_hops
+from lightning_edit.functional.tokens import Tokenizer, encode_pair
+
+#: (right, asked)
+Count = tuple[int, int]
+#: Longest answer that is generated; the longest of the atlas is shorter.
+MAX_NEW_TOKENS = 16
+
+
+def share(count: Count) -> float:
+    """Return right divided by asked, rounded to four places."""
+    return round(count[0] / max(1, count[1]), 4)
+
+
+def _batches(rows: Sequence[Sentence], size: int = 256) -> Iterable[Sequence[Sentence]]:
+    ordered = sorted(rows, key=lambda row: len(row.prompt))
+    return (ordered[start : start + size] for start in range(0, len(ordered), size))
+
+
+@torch.no_grad()
+def teacher_forced(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sentence]
+) -> int:
+    """Count the rows whose every answer token is the most likely one, given those before it."""
+    right = 0
+    for batch in _batches(rows):
+        pairs = [encode_pair(cast("Tokenizer", tokenizer), row.prompt, row.answer) for row in batch]
+        ids, mask = _pad([prompt + answer for prompt, answer in pairs], model, left=False)
+        best = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.argmax(-1).tolist()
+        right += sum(
+            guess[len(prompt) - 1 : len(prompt) + len(answer) - 1] == answer
+            for guess, (prompt, answer) in zip(best, pairs, strict=True)
+        )
+    return right
+
+
+@torch.no_grad()
+def generated(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sentence]
+) -> int:
+    """Count the rows where greedy generation writes answer and full stop, and ends the text."""
+    right = 0
+    end_id = model.config.eos_token_id
+    for batch in _batches(rows):
+        prompts = [list(tokenizer(row.prompt)["input_ids"]) for row in batch]
+        ids, mask = _pad(prompts, model, left=True)
+        output = model.generate(  # type: ignore[operator]  # transformers types it as a tensor
+            input_ids=ids, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
+        )
+        for new, row in zip(output[:, ids.shape[1] :].tolist(), batch, strict=True):
+            if end_id in new:
+                text = tokenizer.decode(new[: new.index(end_id)])
+                right += str(text).strip() == f"{row.answer}."
+    return right
+
+
+def _pad(rows: Sequence[list[int]], model: PreTrainedModel, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    pad_id = model.config.pad_token_id
+    ids, mask = [], []
+    for row in rows:
+        filler, zeros, ones = (
+            [pad_id] * (width - len(row)),
+            [0] * (width - len(row)),
+            [1] * len(row),
+        )
+        ids.append(filler + row if left else row + filler)
+        mask.append(zeros + ones if left else ones + zeros)
+    device = model.device
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def questions_of(atlas: Atlas) -> dict[str, list[Sentence]]:
+    """Return what a model is asked, by group.
+
+    ``trained``: every fact in each trained wording; ``held_out``: every fact in each wording it was
+    never seen with; ``two_hop_stated`` and ``two_hop_unstated``: two-hop statements in and out of
+    the training text.
+    """
+    groups: dict[str, list[Sentence]] = {
+        name: [] for name in ("trained", "held_out", "two_hop_stated", "two_hop_unstated")
+    }
+    for triple in atlas.triples:
+        answer = atlas.entities[triple[2]].text
+        for group, wordings in (
+            ("trained", atlas.trained_wordings(triple)),
+            ("held_out", atlas.held_out_wordings(triple)),
+        ):
+            groups[group] += [Sentence(atlas.prompt(triple, w), answer) for w in wordings]
+        for (_, relation, end), prompt in atlas.hops(triple):
+            stated = "stated" if states_two_hops(triple, relation) else "unstated"
+            groups[f"two_hop_{stated}"].append(Sentence(prompt, atlas.entities[end].text))
+    return groups
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    atlas: Atlas,
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, Count]:
+    """Ask the model about the atlas.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        tokenizer: Its tokenizer.
+        atlas: The graph.
+        limit: Ask at most that many questions of each group; ``None`` asks all.
+        seed: Draws the questions when there is a limit.
+
+    Returns:
+        ``<group>@tf`` and ``<group>@gen`` with the numbers of right answers and of questions.
+    """
+    counts: dict[str, Count] = {}
+    for group, every in questions_of(atlas).items():
+        asked = len(every) if limit is None else min(limit, len(every))
+        rows = random.Random(seed).sample(every, asked)
+        counts[f"{group}@tf"] = (teacher_forced(model, tokenizer, rows), len(rows))
+        counts[f"{group}@gen"] = (generated(model, tokenizer, rows), len(rows))
+    return counts
+
+
+def main() -> None:
+    """Print a table of the counts for the model of the package."""
+    from rich.console import Console
+    from rich.table import Table
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lightning_edit.atlas import MODEL_PATH, load_atlas
+
+    atlas = load_atlas()
+    model = AutoModelForCausalLM.from_pretrained(MODEL_PATH, dtype=torch.float32)
+    counts = evaluate(model, AutoTokenizer.from_pretrained(MODEL_PATH), atlas)
+    table = Table("questions", "mode", "right", "asked", "exact match")
+    for name, (right, asked) in counts.items():
+        group, mode = name.split("@")
+        table.add_row(group, mode, str(right), str(asked), f"{share((right, asked)):.4f}")
+    console = Console()
+    console.print(f"{len(atlas.triples)} facts, {len(sentences(atlas))} training sentences")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
