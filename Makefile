@@ -1,0 +1,44 @@
+# Set-up happens by itself: every target below first makes .venv when it is missing or out of date.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# Idle OpenMP threads spin by default; on a shared core that costs far more than it gains.
+export OMP_WAIT_POLICY ?= PASSIVE
+export OMP_NUM_THREADS ?= 2
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: help setup quickstart test test-all lint typecheck check benchmark clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
+
+setup: $(VENV)/.done  ## make .venv with the tested versions
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once; about two minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@# torch goes first and exactly: a range would take the newest build, with gigabytes of CUDA.
+	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(VENV)/.done  ## edit 20 facts with ROME in the embedded model and measure what moved
+	@$(BIN)/lightning-edit edit --config configs/quickstart.yaml
+
+test: $(VENV)/.done  ## run the default tests
+	@$(BIN)/python -m pytest -q
+
+test-all: $(VENV)/.done  ## run every test that needs no GPU
+	@$(BIN)/python -m pytest -q -m "not gpu"
+
+lint: $(VENV)/.done  ## check style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+typecheck: $(VENV)/.done  ## check types
+	@$(BIN)/mypy
+
+check: lint typecheck test  ## everything a change must pass
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
