@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_edit.datamodules.base import EditDataModule as EditDataModule
+    from lightning_edit.datamodules.files import (
+        CounterFactDataModule as CounterFactDataModule,
+    )
+    from lightning_edit.datamodules.files import FileDataModule as FileDataModule
+    from lightning_edit.datamodules.files import JSONLDataModule as JSONLDataModule
+    from lightning_edit.datamodules.files import KnowEditDataModule as KnowEditDataModule
+    from lightning_edit.datamodules.files import ZsREDataModule as ZsREDataModule
 
 _HOME = {
+    "CounterFactDataModule": "files",
     "EditDataModule": "base",
+    "FileDataModule": "files",
+    "JSONLDataModule": "files",
+    "KnowEditDataModule": "files",
+    "ZsREDataModule": "files",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605  # the table is the single list of names

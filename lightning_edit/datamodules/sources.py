@@ -1,0 +1,99 @@
+"""From what a user names (a file, a URL, a data set on the hub) to a file on this machine."""
+
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning_edit.exceptions import DataError
+
+_URL = re.compile(r"https?://")
+_NAME = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w.-]+))?(?::(?P<file>[\w./ -]+))?"
+)
+_SUFFIXES = (".json", ".jsonl", ".ndjson")
+_INSTALL = (
+    'install it with `pip install "lightning-edit[hub]"`, or download the file and give its path'
+)
+
+
+def local_file(source: str) -> Path:
+    """Return a data file on this machine, downloading it where ``source`` is a URL or a hub name.
+
+    A file that exists wins. ``owner/name``, ``owner/name:folder/file.json`` and
+    ``owner/name@revision:file.json`` name a data set on the hub. Only data files are fetched; no
+    code of a data set is ever run.
+
+    Raises:
+        DataError: If it cannot be had: no such name, several files to choose from, no connection,
+        or a
+            package that is missing.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if _URL.match(source):
+        return _download(source)
+    name = _NAME.fullmatch(source)
+    # `data/facts.json` has the shape of a hub name, and means a file that is not there.
+    if name is None or (name["file"] is None and source.endswith((*_SUFFIXES, ".txt", ".csv"))):
+        return path
+    return _from_hub(name["repo"], name["revision"], name["file"])
+
+
+def _download(url: str) -> Path:
+    try:
+        from datasets import DownloadManager  # type: ignore[import-untyped]  # ships no types
+    except ImportError as error:
+        raise DataError(f"{url}: a URL needs the package `datasets`; {_INSTALL}") from error
+    try:
+        return Path(DownloadManager().download(url))
+    except (OSError, ValueError) as error:
+        _unavailable(url, error)
+
+
+def _from_hub(repo: str, revision: str | None, file: str | None) -> Path:
+    try:
+        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    except ImportError as error:
+        raise DataError(
+            f"{repo}: there is no such file here, and loading by name needs the package "
+            f"`huggingface_hub`; {_INSTALL}"
+        ) from error
+    # Its parents are OSError and the root error of the HTTP client in use, which the hub changes at
+    # times.
+    unavailable: tuple[type[Any], ...] = HfHubHTTPError.__bases__
+    try:
+        if file is None:
+            names = HfApi().list_repo_files(repo, revision=revision, repo_type="dataset")
+            file = _only(repo, [name for name in names if name.endswith(_SUFFIXES)])
+        return Path(hf_hub_download(repo, file, revision=revision, repo_type="dataset"))
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"{repo}: neither a file nor a public data set has that name; check the spelling"
+        ) from error
+    except unavailable as error:
+        _unavailable(repo, error)
+
+
+def _only(repo: str, names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise DataError(
+            f"{repo}: the data set has no JSON or JSON Lines file; export it as JSON Lines, "
+            "and give that file"
+        )
+    listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    raise DataError(
+        f"{repo}: the data set has several files; choose one as {repo}:FILE. They are: {listed}"
+    )
+
+
+def _unavailable(source: str, error: Exception) -> NoReturn:
+    reason = str(error).strip().splitlines()
+    why = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+    raise DataError(
+        f"{source}: cannot be loaded ({why}); "
+        "check the name and the connection, or download the file elsewhere and give its path"
+    ) from error
