@@ -6,9 +6,10 @@ that
 the model never sees in running text.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What is needed of a Hugging Face fast tokenizer."""
 
@@ -25,7 +26,7 @@ def _encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int,
             "load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
         )
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]  # type: ignore[misc]  # offsets are pairs
+    return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]  # type: ignore[arg-type, misc]  # offsets are pairs
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -1,0 +1,30 @@
+"""What a model makes of given answer tokens.
+
+Axis names: ``n`` -- answer tokens, of one answer or of several; ``v`` -- vocabulary.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+NLL_CAP = 1000.0
+"""Most that one token may count, in nats. A broken model's NaN or infinity counts as this."""
+
+
+def token_scores(
+    logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """Score answer tokens under teacher forcing.
+
+    Args:
+        logits: Scores of the next token, read where each answer token is to be predicted.
+        targets: The answer tokens.
+
+    Returns:
+        Negative log probability of each token in nats, and the most probable token at its place.
+    """
+    # Half precision would round probabilities near one to exactly one.
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+    nll = -log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
+    nll = nll.nan_to_num(nan=NLL_CAP, posinf=NLL_CAP).clamp(max=NLL_CAP)
+    return nll, logits.argmax(dim=-1)

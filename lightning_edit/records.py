@@ -1,0 +1,266 @@
+"""One probe's outcome: as it is kept, compared with the pristine model, and written to a line.
+
+Nothing here imports torch, so results can be read and re-scored without it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightning_edit.functional.measures import agreement, mean, probability_margin
+from lightning_edit.functional.text import answers_match, normalise
+from lightning_edit.types import ASPECT_OF_KIND, EditRequest, Expect, Probe
+
+
+@dataclass(frozen=True)
+class ScoredProbe:
+    """A probe, and whose it is.
+
+    Args:
+        edit_id: Id of the request that the probe tests.
+        probe: The question.
+        contrast: The answer that should lose: the old target where the new one is expected, the new
+            target where nothing may change. ``None`` where there is none.
+    """
+
+    edit_id: str
+    probe: Probe
+    contrast: str | None = None
+
+
+def probes_of(request: EditRequest) -> list[ScoredProbe]:
+    """List a request's probes, each with the answer that should lose against the right one.
+
+    As in COUNTERFACT, only requests with an old target have such an answer.
+    """
+    wrong: dict[str, str | None] = {"target": request.old_target, "answer": None}
+    wrong["unchanged"] = request.target if request.old_target is not None else None
+    listed = []
+    for probe in request.all_probes():
+        contrast = wrong[probe.expect]
+        right = {normalise(answer) for answer in probe.answers}
+        same = contrast is not None and normalise(contrast) in right
+        listed.append(ScoredProbe(request.id, probe, None if same else contrast))
+    return listed
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """How a model, given the prompt and each token before, takes the tokens of one answer.
+
+    Args:
+        text: The answer.
+        target_ids: Its tokens.
+        argmax_ids: The model's most probable token at each of their places.
+        nlls: Negative log probability of each token, in nats.
+    """
+
+    text: str
+    target_ids: tuple[int, ...]
+    argmax_ids: tuple[int, ...]
+    nlls: tuple[float, ...]
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log probability of a token, in nats."""
+        return mean(self.nlls)
+
+    @property
+    def token_acc(self) -> float:
+        """Share of tokens that are the most probable one."""
+        return agreement(self.argmax_ids, self.target_ids)
+
+    @property
+    def em(self) -> float:
+        """1.0 if every token is the most probable one, else 0.0."""
+        return float(self.argmax_ids == self.target_ids)
+
+    def to_row(self) -> dict[str, Any]:
+        """Return plain containers, for JSON."""
+        return {
+            "text": self.text,
+            "target_ids": list(self.target_ids),
+            "argmax_ids": list(self.argmax_ids),
+            "nlls": list(self.nlls),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "AnswerScore":
+        """Read what :meth:`to_row` wrote."""
+        return cls(
+            row["text"], tuple(row["target_ids"]), tuple(row["argmax_ids"]), tuple(row["nlls"])
+        )
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """What a model answered to one probe. Every measure is computed from these raw results.
+
+    A measure is ``None`` where it does not apply: its mode was not run, there is no contrast, or no
+    pristine model to compare with. Definitions: ``docs/metrics.md``.
+
+    Args:
+        edit_id: Id of the request that the probe tests.
+        kind: The probe's kind.
+        prompt: Its prompt.
+        answers: Accepted answers, the preferred one first.
+        expect: What is expected of the edited model, see :class:`~lightning_edit.types.Probe`.
+        forced: One score an answer, teacher forced; empty if that mode was not run.
+        contrast: Score of the answer that should lose.
+        generated: Greedy continuation up to its natural stop; ``None`` if that mode was not run.
+        pristine: The same probe on the pristine model, see :func:`compare`.
+    """
+
+    edit_id: str
+    kind: str
+    prompt: str
+    answers: tuple[str, ...]
+    expect: Expect
+    forced: tuple[AnswerScore, ...] = ()
+    contrast: AnswerScore | None = None
+    generated: str | None = None
+    pristine: "ProbeScore | None" = None
+
+    @property
+    def aspect(self) -> str:
+        """The aspect of the report this probe counts towards."""
+        return ASPECT_OF_KIND[self.kind]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The question as such: equal for equal prompts and answers, whichever edit asks it."""
+        return (self.prompt, *self.answers)
+
+    @property
+    def token_acc(self) -> float | None:
+        """Share of answer tokens that are the most probable one; the best of the answers."""
+        return max((answer.token_acc for answer in self.forced), default=None)
+
+    @property
+    def em(self) -> float | None:
+        """1.0 if every token of one of the answers is the most probable one, else 0.0."""
+        return max((answer.em for answer in self.forced), default=None)
+
+    @property
+    def nll(self) -> float | None:
+        """Mean negative log probability of a token of the preferred answer, in nats."""
+        return self.forced[0].nll if self.forced else None
+
+    @property
+    def margin(self) -> float | None:
+        """Probability of the preferred answer minus that of the contrast, length-normalised."""
+        if not self.forced or self.contrast is None:
+            return None
+        return probability_margin(self.forced[0].nll, self.contrast.nll)
+
+    @property
+    def margin_sign(self) -> float | None:
+        """1.0 if the preferred answer is more probable than the contrast, else 0.0."""
+        if not self.forced or self.contrast is None:
+            return None
+        return float(self.contrast.nll > self.forced[0].nll)
+
+    @property
+    def em_gen(self) -> float | None:
+        """1.0 if the generated text gives one of the answers, else 0.0."""
+        if self.generated is None:
+            return None
+        return float(answers_match(self.generated, self.answers))
+
+    @property
+    def kept(self) -> float | None:
+        """Share of the preferred answer's places where the pristine model's choice is the same."""
+        if self.pristine is None or not self.forced or not self.pristine.forced:
+            return None
+        return agreement(self.forced[0].argmax_ids, self.pristine.forced[0].argmax_ids)
+
+    @property
+    def kept_gen(self) -> float | None:
+        """1.0 if the generated text is the pristine model's after normalisation, else 0.0."""
+        if self.pristine is None or self.generated is None or self.pristine.generated is None:
+            return None
+        return float(normalise(self.generated) == normalise(self.pristine.generated))
+
+    def measures(self) -> dict[str, float]:
+        """Return the measures that count for this probe, by ``<measure>@<mode>``.
+
+        ``kept`` counts only where nothing may change.
+        """
+        values = {
+            "token_acc@tf": self.token_acc,
+            "em@tf": self.em,
+            "nll@tf": self.nll,
+            "margin@tf": self.margin,
+            "margin_sign@tf": self.margin_sign,
+            "em@gen": self.em_gen,
+        }
+        if self.expect == "unchanged":
+            values |= {"kept@tf": self.kept, "kept@gen": self.kept_gen}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def to_row(self) -> dict[str, Any]:
+        """Return plain containers for one line of ``cases.jsonl``: raw results and measures."""
+        row: dict[str, Any] = {
+            "edit_id": self.edit_id,
+            "aspect": self.aspect,
+            "kind": self.kind,
+            "prompt": self.prompt,
+            "answers": list(self.answers),
+            "expect": self.expect,
+            "generated": self.generated,
+            "measures": self.measures(),
+            "forced": [answer.to_row() for answer in self.forced],
+            "contrast": None if self.contrast is None else self.contrast.to_row(),
+        }
+        if self.pristine is not None:
+            before = self.pristine.to_row()
+            row["pristine"] = {name: before[name] for name in _OF_PRISTINE}
+        return row
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "ProbeScore":
+        """Read what :meth:`to_row` wrote; measures are computed anew from the raw results."""
+        contrast = row.get("contrast")
+        pristine = row.get("pristine")
+        return cls(
+            edit_id=row["edit_id"],
+            kind=row["kind"],
+            prompt=row["prompt"],
+            answers=tuple(row["answers"]),
+            expect=row["expect"],
+            forced=tuple(AnswerScore.from_row(answer) for answer in row["forced"]),
+            contrast=None if contrast is None else AnswerScore.from_row(contrast),
+            generated=row["generated"],
+            pristine=None
+            if pristine is None
+            else cls.from_row({**row, "pristine": None} | pristine),
+        )
+
+
+#: What a row repeats of the pristine model's: the rest is the same question.
+_OF_PRISTINE = ("generated", "measures", "forced", "contrast")
+
+
+def compare(post: ProbeScore, pre: ProbeScore) -> ProbeScore:
+    """Put the pristine model's outcome beside an edited model's.
+
+    Args:
+        post: Outcome after editing.
+        pre: Outcome of the same question on the pristine model, perhaps asked for another edit.
+
+    Returns:
+        ``post`` with ``pristine`` filled in, so that ``kept`` and ``kept_gen`` exist.
+
+    Raises:
+        ValueError: If the two are not the same question.
+    """
+    if post.key != pre.key:
+        raise ValueError(
+            f"{post.prompt!r} with answers {post.answers} cannot be compared with {pre.prompt!r} "
+            f"and {pre.answers}; compare outcomes of one question"
+        )
+    # The contrast belongs to an edit, not to the question: another edit's says nothing here.
+    contrast = pre.contrast if pre.edit_id == post.edit_id else None
+    return replace(
+        post, pristine=replace(pre, edit_id=post.edit_id, contrast=contrast, pristine=None)
+    )

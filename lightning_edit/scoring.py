@@ -1,0 +1,316 @@
+"""A language model in, the outcome of every probe out.
+
+Outcomes depend neither on the batch size nor on the tokenizer's padding side: rows are padded here,
+and each row's token limit is its own.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from itertools import islice, takewhile
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_edit.baseline import Baseline
+from lightning_edit.exceptions import DataError
+from lightning_edit.functional.padding import pad, prediction_places
+from lightning_edit.functional.scores import token_scores
+from lightning_edit.functional.text import first_line
+from lightning_edit.functional.tokens import encode_pair, encode_prompt, length_sorted
+from lightning_edit.models.hooks import select_head_positions
+from lightning_edit.records import AnswerScore, ProbeScore, ScoredProbe, compare, probes_of
+from lightning_edit.types import EditRequest, Mode
+
+__all__ = [
+    "AnswerScore",
+    "Baseline",
+    "ProbeScore",
+    "ScoredProbe",
+    "Scorer",
+    "compare",
+    "evaluate",
+    "evaluating",
+    "probes_of",
+]
+
+Ids = tuple[int, ...]
+#: What the model reads before an answer, and the answer.
+Row = tuple[Ids, Ids]
+#: Row numbers and positions at which the model's choice is read.
+Places = tuple[Tensor, Tensor]
+#: Tokens a model may generate beyond the longest accepted answer, e.g. "the city of" before it.
+_SLACK = 8
+#: Limits are rounded up to multiples of this, so that rows of similar limits share a batch.
+_LIMIT_STEP = 8
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch a model to evaluation without gradients, and every module back to its mode afterwards.
+
+    Args:
+        model: Any model; one that is being trained finds its dropout as it left it.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class Scorer:
+    """Puts probes to one language model.
+
+    The model is read at every call, so a scorer made before an edit measures the edited model too.
+
+    Args:
+        model: A Hugging Face language model, decoder-only or encoder-decoder.
+        tokenizer: Its fast tokenizer, of any padding side.
+        batch_size: Rows that go through the model together; results do not depend on it.
+        modes: ``tf``: given answers, teacher forced. ``gen``: greedy generation.
+        max_new_tokens: Most tokens to generate. ``None``: for each probe its longest accepted
+            answer plus 8, rounded up to a multiple of 8.
+
+    Raises:
+        ValueError: On an unknown mode or a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        batch_size: int = 64,
+        modes: Sequence[Mode] = ("tf", "gen"),
+        max_new_tokens: int | None = None,
+    ) -> None:
+        if not modes or not set(modes) <= set(get_args(Mode)):
+            raise ValueError(f"`modes` must be some of tf and gen; got {tuple(modes)}")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1; got {batch_size}")
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.modes = tuple(modes)
+        self.max_new_tokens = max_new_tokens
+
+    def score(self, probes: Sequence[ScoredProbe]) -> list[ProbeScore]:
+        """Put every probe to the model; rows that repeat are computed once.
+
+        Args:
+            probes: Questions and whose they are, see :func:`~lightning_edit.records.probes_of`.
+
+        Returns:
+            One outcome a probe, in order, not yet compared with a pristine model.
+
+        Raises:
+            DataError: If a text cannot be tokenised or does not fit into the model.
+        """
+        pairs = {
+            (item.probe.prompt, text): self._pair(item, text)
+            for item in probes
+            for text in _texts(item)
+        }
+        prompts = [self._prompt(item, pairs) for item in probes]
+        with evaluating(self.model):
+            forced = self._force(set(pairs.values())) if "tf" in self.modes else {}
+            texts = self._generate(set(prompts)) if "gen" in self.modes else {}
+        scores = []
+        for item, prompt in zip(probes, prompts, strict=True):
+            answers = {
+                text: AnswerScore(text, pair[1], *forced[pair])
+                for text in _texts(item)
+                if (pair := pairs[item.probe.prompt, text]) in forced
+            }
+            scores.append(
+                ProbeScore(
+                    edit_id=item.edit_id,
+                    kind=item.probe.kind,
+                    prompt=item.probe.prompt,
+                    answers=item.probe.answers,
+                    expect=item.probe.expect,
+                    forced=tuple(answers[text] for text in item.probe.answers if text in answers),
+                    contrast=None if item.contrast is None else answers.get(item.contrast),
+                    generated=texts.get(prompt),
+                )
+            )
+        return scores
+
+    # ------------------------------------------------------------------------------- tokenising
+
+    @property
+    def _two_stacks(self) -> bool:
+        return bool(self.model.config.is_encoder_decoder)
+
+    def _prompt_ids(self, prompt: str) -> Ids:
+        ids = encode_prompt(self.tokenizer, prompt.rstrip())
+        # An encoder expects the closing token; a decoder would take it for the end of the text.
+        if not self._two_stacks and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]
+        return tuple(ids)
+
+    def _pair(self, item: ScoredProbe, text: str) -> Row:
+        """Return what the model reads before an answer, and the answer."""
+        try:
+            context, answer = encode_pair(self.tokenizer, item.probe.prompt, text)
+        except ValueError as error:
+            raise DataError(f"request {item.edit_id}: {error}") from error
+        if self._two_stacks:
+            return self._prompt_ids(item.probe.prompt), tuple(answer)
+        self._check_room(item, len(context), len(answer))
+        return tuple(context), tuple(answer)
+
+    def _check_room(self, item: ScoredProbe, context: int, answer: int) -> None:
+        if context == 0:
+            raise DataError(
+                f"request {item.edit_id}: the prompt {item.probe.prompt!r} melts into its answer's "
+                "first token, so nothing stands before the answer; make the prompt longer"
+            )
+        room = self._room
+        if room is not None and context + answer > room:
+            raise DataError(
+                f"request {item.edit_id}: the prompt {item.probe.prompt[:60]!r}… and its answer "
+                f"have {context + answer} tokens but the model takes {room}; shorten the prompt"
+            )
+
+    @property
+    def _room(self) -> int | None:
+        """Positions of a decoder-only model; ``None`` where positions are not limited."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def _prompt(self, item: ScoredProbe, pairs: Mapping[tuple[str, str], Row]) -> tuple[Ids, int]:
+        """Return what a continuation starts from, and how many tokens it may have."""
+        prompt = self._prompt_ids(item.probe.prompt)
+        longest = max(len(pairs[item.probe.prompt, text][1]) for text in item.probe.answers)
+        limit = self.max_new_tokens or -(-(longest + _SLACK) // _LIMIT_STEP) * _LIMIT_STEP
+        if self._room is not None and not self._two_stacks:
+            limit = max(1, min(limit, self._room - len(prompt)))
+        return prompt, limit
+
+    # ---------------------------------------------------------------------------------- running
+
+    @property
+    def _device(self) -> torch.device:
+        # A model that is spread over devices takes its ids where the embedding lies.
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight.device
+
+    def _force(self, rows: Set[Row]) -> dict[Row, tuple[Ids, tuple[float, ...]]]:
+        """Return arg-max tokens and negative log probabilities of each row's answer."""
+        ordered = sorted(rows)
+        lengths = [len(context) + len(answer) for context, answer in ordered]
+        outcome = {}
+        for numbers in length_sorted(lengths, self.batch_size):
+            batch = [ordered[number] for number in numbers]
+            inputs, places = self._two_inputs(batch) if self._two_stacks else _one_input(batch)
+            inputs = {name: value.to(self._device) for name, value in inputs.items()}
+            index = (places[0].to(self._device), places[1].to(self._device))
+            with select_head_positions(self.model, index):
+                logits = self.model(**inputs, use_cache=False).logits.squeeze(1)
+            targets = torch.tensor([token for _, answer in batch for token in answer])
+            nll, best = token_scores(logits, targets.to(logits.device))
+            sizes = [len(answer) for _, answer in batch]
+            all_nll, all_best = iter(nll.tolist()), iter(best.tolist())
+            for row, size in zip(batch, sizes, strict=True):
+                outcome[row] = (tuple(islice(all_best, size)), tuple(islice(all_nll, size)))
+        return outcome
+
+    def _two_inputs(self, batch: Sequence[Row]) -> tuple[dict[str, Tensor], Places]:
+        """Prompts for the encoder; the decoder gets each answer, shifted behind its start token."""
+        settings = self.model.generation_config
+        start = [self.model.config.decoder_start_token_id]
+        if settings.forced_bos_token_id is not None:
+            start.append(settings.forced_bos_token_id)
+        decoder = [(*start, *answer[:-1]) for _, answer in batch]
+        ids, mask = pad([context for context, _ in batch])
+        decoder_ids, decoder_mask = pad(decoder)
+        lengths = [len(answer) for _, answer in batch]
+        places = prediction_places([len(start)] * len(batch), lengths)
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "decoder_input_ids": decoder_ids,
+            "decoder_attention_mask": decoder_mask,
+        }
+        return inputs, places
+
+    def _generate(self, prompts: Set[tuple[Ids, int]]) -> dict[tuple[Ids, int], str]:
+        """Return each prompt's greedy continuation up to its natural stop."""
+        by_limit: dict[int, list[Ids]] = {}
+        for prompt, limit in sorted(prompts):
+            by_limit.setdefault(limit, []).append(prompt)
+        texts = {}
+        for limit, rows in by_limit.items():
+            for numbers in length_sorted([len(row) for row in rows], self.batch_size):
+                batch = [rows[number] for number in numbers]
+                for row, ids in zip(batch, self._continue(batch, limit), strict=True):
+                    text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                    texts[row, limit] = first_line(text)
+        return texts
+
+    def _continue(self, batch: Sequence[Ids], limit: int) -> list[list[int]]:
+        """Generate greedily; returns new tokens only, without what follows an end token."""
+        ids, mask = pad(batch, left=not self._two_stacks)
+        ends = _end_tokens(self.model, self.tokenizer)
+        # BART's settings force an end token at the limit; one more token keeps it out of the text.
+        closes = int(self.model.generation_config.forced_eos_token_id is not None)
+        # The model's own generation settings may penalise or forbid tokens; greedy means greedy.
+        output = self.model.generate(
+            input_ids=ids.to(self._device),
+            attention_mask=mask.to(self._device),
+            max_new_tokens=limit + closes,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            use_cache=True,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+        ).tolist()
+        start = 1 if self._two_stacks else ids.shape[1]
+        new = [row[start : start + limit] for row in output]
+        return [list(takewhile(lambda token: token not in ends, row)) for row in new]
+
+
+def evaluate(
+    scorer: Scorer, requests: Iterable[EditRequest], baseline: Baseline | None = None
+) -> list[ProbeScore]:
+    """Score every probe of some requests.
+
+    Args:
+        scorer: The model, and how it is asked.
+        requests: Whose probes are scored.
+        baseline: Outcomes on the pristine model to compare with; ``None`` to make the baseline.
+
+    Returns:
+        One outcome a probe, requests in order.
+
+    Raises:
+        DataError: If a text cannot be tokenised, or the baseline lacks a question.
+    """
+    scores = scorer.score([probe for request in requests for probe in probes_of(request)])
+    return scores if baseline is None else baseline.compare(scores)
+
+
+def _texts(item: ScoredProbe) -> list[str]:
+    """Return every answer whose probability is wanted."""
+    return [*item.probe.answers, *([] if item.contrast is None else [item.contrast])]
+
+
+def _one_input(batch: Sequence[Row]) -> tuple[dict[str, Tensor], Places]:
+    """Prompt and answer in one row; right padding is right for every family of models."""
+    ids, mask = pad([(*context, *answer[:-1]) for context, answer in batch])
+    places = prediction_places(
+        [len(context) for context, _ in batch], [len(answer) for _, answer in batch]
+    )
+    return {"input_ids": ids, "attention_mask": mask}, places
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end a text, by the model's settings or the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    listed = own if isinstance(own, list) else [own]
+    return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
