@@ -10,7 +10,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from lightning_edit.types import Triple
@@ -125,17 +124,11 @@ class Atlas:
         self.relations = {relation.name: relation for relation in relations}
         self.triples = triples
         self._objects = {(s, r): o for s, r, o in triples}
-
-    @cached_property
-    def objects(self) -> dict[str, tuple[str, ...]]:
-        """The objects of each relation, the frequent ones first."""
-        counts: dict[str, Counter[str]] = {name: Counter() for name in self.relations}
-        for _, relation, obj in self.triples:
-            counts[relation][obj] += 1
-        return {
-            name: tuple(sorted(found, key=lambda obj: (-found[obj], obj)))
-            for name, found in counts.items()
-        }
+        self._of_subject: dict[str, list[Triple]] = {}
+        self._of_relation: dict[str, list[Triple]] = {}
+        for triple in triples:
+            self._of_subject.setdefault(triple[0], []).append(triple)
+            self._of_relation.setdefault(triple[1], []).append(triple)
 
     def object_of(self, subject: str, relation: str) -> str | None:
         """Return the object of a subject, or ``None`` where the graph has none."""
@@ -144,15 +137,19 @@ class Atlas:
     def neighbours(self, triple: Triple) -> tuple[Triple, ...]:
         """Return the relation's triples of other subjects; those that share the object first."""
         subject, relation, obj = triple
-        others = [t for t in self.triples if t[1] == relation and t[0] != subject]
+        others = [other for other in self._of_relation[relation] if other[0] != subject]
         return tuple(sorted(others, key=lambda t: t[2] != obj))
 
     def about(self, subject: str) -> tuple[Triple, ...]:
         """Return every triple of one subject."""
-        return tuple((s, r, o) for s, r, o in self.triples if s == subject)
+        return tuple(self._of_subject.get(subject, ()))
+
+    def triples_of(self, relation: str) -> tuple[Triple, ...]:
+        """Return every triple of one relation."""
+        return tuple(self._of_relation.get(relation, ()))
 
     def hops(self, triple: Triple) -> Iterator[tuple[Triple, str]]:
-        """Yield each triple that starts at the object, and a prompt that goes through the subject."""
+        """Yield each triple that starts at the object, and a prompt that names only the subject."""
         subject, relation, obj = triple
         phrase = self.relations[relation].phrase
         for name in self.relations[relation].hops:
