@@ -1,6 +1,7 @@
 """Load a language model and its tokenizer the one way that editing needs."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -128,26 +129,33 @@ def load_language_model(
         )
     except _LOAD_ERRORS as error:
         raise _explain("weights", source, error) from error
-    # transformers fills what a checkpoint lacks with random numbers and only warns.
-    if missing := sorted(loading["missing_keys"]):
-        raise ModelLoadError(
-            f"the checkpoint {name_or_path} lacks {len(missing)} weights of "
-            f"{type(model).__name__}, first {missing[0]}; save the model with its "
-            "language-modelling head"
-        )
     # Exported adapters name their base model by this.
     model.name_or_path = name_or_path
     model.config._name_or_path = source
     model.requires_grad_(False)
     model.train(False)
     tokenizer = load_tokenizer(source, revision)
-    rows = model.get_input_embeddings().weight.shape[0]
+    _require_whole(name_or_path, model, loading["missing_keys"], tokenizer)
+    return model, tokenizer
+
+
+def _require_whole(
+    name: str, model: PreTrainedModel, missing: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse a checkpoint with weights missing or with another model's tokenizer."""
+    # transformers fills what a checkpoint lacks with random numbers and only warns.
+    if lacking := sorted(missing):
+        raise ModelLoadError(
+            f"the checkpoint {name} lacks {len(lacking)} weights of {type(model).__name__}, "
+            f"first {lacking[0]}; save the model with its language-modelling head"
+        )
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelLoadError(
-            f"the tokenizer of {name_or_path} has {len(tokenizer)} tokens, its model embeds {rows}; "
+            f"the tokenizer of {name} has {len(tokenizer)} tokens, its model embeds {rows}; "
             "save the tokenizer that the model was trained with beside it"
         )
-    return model, tokenizer
 
 
 def load_tokenizer(

@@ -151,3 +151,14 @@ def build_tokenizer(
     if pad:
         special["pad_token"] = "<pad>"
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def batch_of(model: PreTrainedModel, rows: int = 2, positions: int = 7) -> dict[str, torch.Tensor]:
+    """Random token ids for one forward pass; ``positions`` are the decoder's."""
+    generator = torch.Generator().manual_seed(1)
+    batch = {"input_ids": torch.randint(4, VOCAB, (rows, positions), generator=generator)}
+    if model.config.is_encoder_decoder:
+        # Another length for the encoder, so that mixing the two sides up is noticed.
+        decoder = torch.randint(4, VOCAB, (rows, positions), generator=generator)
+        batch = {"input_ids": batch["input_ids"][:, :-2], "decoder_input_ids": decoder}
+    return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
