@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import LedgerError
+from lightning_edit.journal import write_atomic
 from lightning_edit.models.weights import weight
 
 _FORMAT = "lightning-edit-delta/1"
@@ -187,10 +188,13 @@ class Delta:
         return {name: _lora(update, max_rank) for name, update in self.weights.items()}
 
     def save(self, path: Path) -> None:
-        """Write the delta as safetensors with its description in the header.
+        """Write the delta as safetensors with its description in the header, whole or not at all.
 
         Args:
-            path: File to write; the caller moves it into place.
+            path: File to write.
+
+        Raises:
+            OSError: If the disk refuses; a file that stood there is untouched.
         """
         tensors = {
             f"weights/{name}/{part}": value.detach().cpu().contiguous()
@@ -205,7 +209,8 @@ class Delta:
             "prompts": json.dumps(dict(self.prompts)),
             "info": json.dumps(dict(self.info)),
         }
-        save_file(tensors, str(path), metadata=header)
+        # safetensors' own writer hides the system's error and does not wait for the disk.
+        write_atomic(path, save(tensors, metadata=header))
 
     @classmethod
     def load(cls, path: Path, device: str | torch.device = "cpu") -> "Delta":
@@ -221,15 +226,18 @@ class Delta:
         Raises:
             LedgerError: If the file is not a delta.
         """
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
-            header = file.metadata() or {}
-            if header.get("format") != _FORMAT:
-                found = header.get("format", "none")
-                raise LedgerError(
-                    f"{path}: expected format {_FORMAT}, got {found}; not a delta file"
-                )
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
+        try:
+            with safe_open(str(path), framework="pt", device=str(device)) as file:
+                header = file.metadata() or {}
+                names = file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError) as error:
+            raise LedgerError(
+                f"{path} cannot be read as a delta ({error}); give a file that lightning-edit wrote"
+            ) from error
+        if header.get("format") != _FORMAT:
+            found = header.get("format", "none")
+            raise LedgerError(f"{path}: expected format {_FORMAT}, got {found}; not a delta file")
         weights: dict[str, WeightUpdate] = {}
         for name in sorted({key.split("/")[1] for key in tensors if key.startswith("weights/")}):
             stem = f"weights/{name}"

@@ -127,7 +127,7 @@ class Journal:
             try:
                 line = json.loads(piece)
                 chain = line.pop("chain")
-            except (ValueError, KeyError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 line, chain = {}, ""
             if chain != _chain(previous, line):
                 raise LedgerError(
@@ -173,10 +173,16 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            self._drop_tail()
             raise write_error(error, self.path, "Every earlier edit is safe.") from error
         self._lines.append(chained)
         self._commits += line["op"] == "commit"
         self._bytes += len(data)
+
+    def _drop_tail(self) -> None:
+        """Take back a line whose write failed after it had reached the file."""
+        with suppress(OSError):
+            os.truncate(self.path, self._bytes)
 
     def open(self, **facts: Any) -> None:
         """Write the first line, or check that it says the same.
@@ -256,7 +262,7 @@ class Journal:
         if lines > len(self._lines):
             raise LedgerError(
                 f"{self.path} has {len(self._lines)} lines but the checkpoint was taken at "
-                f"{lines}; the journal is older than the checkpoint, so restore the whole run folder"
+                f"{lines}; it is older than the checkpoint, so restore the whole run folder"
             )
         dropped = self._lines[lines:]
         if any(line["op"] == "undo" and line.get("by") == "user" for line in dropped):

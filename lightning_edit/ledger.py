@@ -200,22 +200,19 @@ class Ledger:
             return Entry(self._next - 1, delta.request_ids, "", "", ())
         name = f"{self.journal.next_seq:06d}.safetensors"
         path = self.journal.directory / name
-        part = path.with_suffix(".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            delta.save(part)
-            part.replace(path)
-        except (OSError, RuntimeError) as error:
-            # safetensors wraps the system's error in its own class and keeps only the text.
-            part.unlink(missing_ok=True)
-            raise _as_write_error(error, path) from error
+            delta.save(path)
+        except OSError as error:
+            state = "The model and every earlier edit are unchanged."
+            raise write_error(error, path, state) from error
         records = [request.to_dict() for request in requests]
         return self.journal.commit(delta.request_ids, name, file_hash(path), records)
 
     # ----------------------------------------------------------------------------------- weights
 
     def _stage(self, delta: Delta) -> dict[str, tuple[_Touched, Tensor, Tensor]]:
-        """Compute every new weight before anything is written, so that a commit is all or nothing."""
+        """Compute every new weight before anything is written: a commit is all or nothing."""
         staged = {}
         for name, update in delta.weights.items():
             touched = self._touched.get(name)
@@ -254,14 +251,6 @@ class Ledger:
             touched.handle.write(value)
             if not updates:
                 del self._touched[name]
-
-
-def _as_write_error(error: OSError | RuntimeError, path: Path) -> OSError:
-    if isinstance(error, OSError) and error.errno is not None:
-        return write_error(error, path, "The model and every earlier edit are unchanged.")
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    code = next((int(p) for p in text.replace(")", " ").split() if p.isdigit()), 0)
-    return write_error(OSError(code, text), path, "The model and every earlier edit are unchanged.")
 
 
 def load_entry(directory: Path, entry: Entry, device: str = "cpu") -> Delta:

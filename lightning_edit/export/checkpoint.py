@@ -1,0 +1,40 @@
+"""Export as a full checkpoint with the edits in its weights."""
+
+from pathlib import Path
+
+from lightning_edit.exceptions import ExportError
+from lightning_edit.export.selection import Selection
+from lightning_edit.ledger import Ledger
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.weights import weights_hash
+
+
+def write_checkpoint(folder: Path, selection: Selection, model_name: str) -> None:
+    """Load the unedited model, write the edits into it, save it with its tokenizer.
+
+    Args:
+        folder: Where the checkpoint goes.
+        selection: The edits.
+        model_name: Folder or hub name of the unedited model.
+
+    Raises:
+        ExportError: If the model is not the one that was edited, or the edits are not in weights.
+        ModelLoadError: If it cannot be loaded.
+    """
+    if any(delta.state or delta.prompts for delta in selection.deltas):
+        raise ExportError(
+            "these edits act at run time, not in weights, so no checkpoint can hold them; "
+            "use --format delta"
+        )
+    model, tokenizer = load_language_model(model_name, selection.language_model("dtype"))
+    found = weights_hash(model)
+    if found != selection.model_hash:
+        raise ExportError(
+            f"the weights of {model_name} (SHA-256 {found[:12]}…) are not those that the run "
+            f"edited ({selection.model_hash[:12]}…); give the unedited model with --model"
+        )
+    ledger = Ledger(model)
+    for delta in selection.deltas:
+        ledger.commit(delta, ())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,79 @@
+"""``lightning-edit export``: ship the edits of a run."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_edit.exceptions import LightningEditError
+
+_DESCRIPTION = """\
+Ship the edits of a run.
+
+  peft    a LoRA adapter; loads with PeftModel.from_pretrained on the unedited model
+  merged  a full checkpoint with the edits in its weights
+  delta   one small safetensors file with what the edits add to each weight
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the options; imports nothing heavy, so that ``--help`` answers at once."""
+    parser = argparse.ArgumentParser(
+        "lightning-edit export",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("--format", choices=("peft", "merged", "delta"), default="peft")
+    parser.add_argument("--out", type=Path, help="folder to write (default: RUN/export/FORMAT)")
+    parser.add_argument(
+        "--ids",
+        nargs="+",
+        metavar="ID",
+        help="export these edits, also undone ones (default: all edits in force)",
+    )
+    parser.add_argument(
+        "--max_rank",
+        type=_positive,
+        metavar="N",
+        help="largest LoRA rank of a layer; beyond it the update is cut by singular values",
+    )
+    parser.add_argument(
+        "--model", help="where the unedited model lies now (default: as in the run)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb.
+
+    Args:
+        argv: Arguments after ``export``; ``None``: those of the process.
+
+    Returns:
+        Exit code: 0, or 2 after an error that the user can mend.
+    """
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.max_rank is not None and options.format != "peft":
+        parser.error("--max_rank is for --format peft; the other formats keep the whole update")
+    try:
+        # Loads torch, transformers and peft, which take seconds.
+        from lightning_edit.export.write import EXACT, export
+
+        done = export(**vars(options))
+    except LightningEditError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    edits = "1 edit" if done.edits == 1 else f"{done.edits} edits"
+    cut = "" if done.kept > EXACT else f", {done.kept:.2%} of the update kept"
+    sys.stdout.write(f"wrote {done.path} ({edits}, {done.size}{cut}): {done.code}\n")
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+    return value

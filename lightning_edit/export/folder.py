@@ -1,0 +1,96 @@
+"""Write a folder so that it is either whole or not there."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+from safetensors import SafetensorError
+
+from lightning_edit.exceptions import ExportError
+
+#: Every export writes this file, so that ``--overwrite`` knows its own folders.
+EDITS = "edits.jsonl"
+
+
+@contextmanager
+def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside ``out`` and move it there when the block ends well.
+
+    Args:
+        out: Where the folder is to stand.
+        overwrite: Whether an earlier export that stands there is replaced.
+
+    Raises:
+        ExportError: If something else stands there, or the disk refuses; nothing is left behind.
+    """
+    _check_target(out, overwrite)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise _explain(error, out) from error
+    try:
+        yield part
+        part.chmod(0o755)  # mkdtemp makes it private
+        _move(part, out)
+    except (OSError, SafetensorError) as error:
+        # Errors of ours that are also the system's (a model that does not load) explain themselves.
+        raise (error if _is_ours(error) else _explain(error, out)) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def size_of(folder: Path) -> str:
+    """Return the size of a folder for people: ``12.3 KB``."""
+    size = float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ExportError(f"{out} is a file; give another folder with --out")
+    if not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise ExportError(f"{out} exists; add --overwrite to replace it, or give another --out")
+    if not (out / EDITS).is_file():
+        raise ExportError(
+            f"{out} was not made by `lightning-edit export` (it has no {EDITS}), so it is not "
+            "replaced; give another folder with --out"
+        )
+
+
+def _move(part: Path, out: Path) -> None:
+    old = part.with_name(part.name + ".old")
+    if out.exists():
+        out.rename(old)
+    try:
+        part.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_ours(error: Exception) -> bool:
+    return type(error).__module__.startswith("lightning_edit.")
+
+
+def _explain(error: Exception, out: Path) -> ExportError:
+    text = str(error).strip().partition("\n")[0]
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+        f"os error {code})" in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    )
+    reason = "no space is left" if full else text
+    remedy = "free space, or give a folder on another disk with --out" if full else "check --out"
+    return ExportError(f"could not write {out}: {reason}. Nothing was left there; {remedy}")

@@ -1,0 +1,176 @@
+"""Which edits of a run are exported, and their deltas added up."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_edit.delta import Delta, Dense, LowRank, WeightUpdate
+from lightning_edit.exceptions import ExportError
+from lightning_edit.journal import Entry, Journal
+from lightning_edit.ledger import load_entry
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The edits of one run that are to be shipped.
+
+    Args:
+        run: The run folder.
+        opening: First line of its journal: model hash, editor, language model.
+        entries: Commits, in the order in which they were made.
+        deltas: Their deltas.
+        picked: Whether the user named the edits, rather than taking what stands.
+    """
+
+    run: Path
+    opening: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+    deltas: tuple[Delta, ...]
+    picked: bool
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Requests that are exported."""
+        return tuple(request for entry in self.entries for request in entry.ids)
+
+    @property
+    def requests(self) -> list[Mapping[str, Any]]:
+        """The requests as dictionaries."""
+        return [request for entry in self.entries for request in entry.requests]
+
+    @property
+    def model_hash(self) -> str:
+        """Hash of the weights of the model that was edited."""
+        return str(self.opening["model"])
+
+    def language_model(self, key: str) -> str:
+        """Return ``name`` or ``dtype`` of the model that was edited.
+
+        Raises:
+            ExportError: If the journal does not say.
+        """
+        facts = self.opening.get("language_model") or {}
+        if key not in facts:
+            raise ExportError(
+                f"the journal of {self.run} does not say the language model's {key}; "
+                "export from a run that `lightning-edit edit` made"
+            )
+        return str(facts[key])
+
+
+def select_edits(run: Path, ids: Sequence[str] | None = None) -> Selection:
+    """Read the edits of a run from its journal.
+
+    Args:
+        run: The run folder.
+        ids: Requests to take, also such that were undone; ``None``: all edits in force.
+
+    Returns:
+        The edits with their deltas.
+
+    Raises:
+        ExportError: If there is no run, or no edit to export.
+        LedgerError: If the journal or a delta file is damaged.
+    """
+    folder = run / "ledger"
+    journal = Journal(folder)
+    if journal.opening is None:
+        raise ExportError(
+            f"{run} holds no edits (no {folder / 'journal.jsonl'}); "
+            "give the folder that `lightning-edit edit` wrote"
+        )
+    entries = journal.active() if ids is None else _named(journal, ids)
+    if not entries:
+        raise ExportError(_nothing_in_force(run, journal))
+    deltas = tuple(load_entry(folder, entry) for entry in entries)
+    return Selection(run, journal.opening, tuple(entries), deltas, picked=ids is not None)
+
+
+def _nothing_in_force(run: Path, journal: Journal) -> str:
+    made = journal.commits()
+    if not made:
+        return f"{run} has no edit yet; run `lightning-edit edit` to the end first"
+    if journal.opening is not None and journal.opening.get("protocol") == "single":
+        reason = "protocol single restores the model after each edit"
+    else:
+        reason = "every edit was undone"
+    example = made[0].ids[0]
+    return (
+        f"{run} has no edits in force: {reason}; export one with --ids ID, such as --ids {example}"
+    )
+
+
+def _named(journal: Journal, ids: Sequence[str]) -> list[Entry]:
+    """Find the commits that hold the given requests: those in force, else the latest ones."""
+    latest = {request: entry for entry in journal.commits() for request in entry.ids}
+    latest |= {request: entry for entry in journal.active() for request in entry.ids}
+    if missing := [request for request in ids if request not in latest]:
+        listed = ", ".join(list(latest)[:8]) or "none"
+        raise ExportError(
+            f"the run has no edit called {', '.join(map(repr, missing[:8]))}; it made: {listed}"
+            f"{' …' if len(latest) > 8 else ''}"
+        )
+    chosen = {latest[request].seq: latest[request] for request in ids}
+    for entry in chosen.values():
+        if rest := sorted(set(entry.ids) - set(ids)):
+            asked = [request for request in entry.ids if request in ids]
+            raise ExportError(
+                f"{', '.join(asked[:8])} was solved together with {', '.join(rest[:8])}"
+                f"{' …' if len(rest) > 8 else ''}; export the whole batch"
+            )
+    return [chosen[seq] for seq in sorted(chosen)]
+
+
+def combine(selection: Selection) -> Delta:
+    """Add the deltas up into one.
+
+    Low-rank factors are put side by side, which is exact; where their ranks exceed that of any
+    matrix of this shape, and for dense updates, the sum is formed in float64 and kept in float32.
+
+    Args:
+        selection: What is exported.
+
+    Returns:
+        One delta.
+
+    Raises:
+        ExportError: If two edits keep run-time state under one name, which cannot be added.
+    """
+    names = sorted({name for delta in selection.deltas for name in delta.weights})
+    weights = {
+        name: _stack([delta.weights[name] for delta in selection.deltas if name in delta.weights])
+        for name in names
+    }
+    state: dict[str, Tensor] = {}
+    prompts: dict[str, str] = {}
+    for delta in selection.deltas:
+        if double := sorted(state.keys() & delta.state.keys()):
+            raise ExportError(
+                f"several edits keep run-time state {double[0]!r}, which does not add up in one "
+                f"file; take the edits' own delta files in {selection.run / 'ledger'}, or export "
+                "one edit with --ids"
+            )
+        state.update(delta.state)
+        prompts.update(delta.prompts)
+    info = {"commits": [entry.seq for entry in selection.entries], "model": selection.model_hash}
+    return Delta(selection.ids, weights, state, prompts, info)
+
+
+def _stack(updates: Sequence[WeightUpdate]) -> WeightUpdate:
+    if len(updates) == 1:
+        return updates[0]
+    low = [update for update in updates if isinstance(update, LowRank)]
+    full = min(low[0].left.shape[0], low[0].right.shape[1]) if low else 0
+    if len(low) == len(updates) and sum(update.rank for update in low) <= full:
+        return LowRank(
+            torch.cat([update.left for update in low], dim=1),
+            torch.cat([update.right for update in low], dim=0),
+        )
+    total = updates[0].dense().clone()
+    for update in updates[1:]:
+        total += update.dense()
+    return Dense(total.float())

@@ -1,0 +1,142 @@
+"""Write an export of one of the three formats."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from lightning_edit.export.adapter import write_adapter
+from lightning_edit.export.card import write_card, write_edits
+from lightning_edit.export.checkpoint import write_checkpoint
+from lightning_edit.export.folder import new_folder, size_of
+from lightning_edit.export.selection import Selection, combine, select_edits
+from lightning_edit.models.loading import auto_class, load_config, locate
+
+Format = Literal["peft", "merged", "delta"]
+
+#: Name of the file of format ``delta`` inside its folder.
+DELTA = "delta.safetensors"
+
+#: Shares of the squared update above this differ from 1 by rounding only.
+EXACT = 1 - 1e-9
+
+_TAGS = ["knowledge-editing", "lightning-edit"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        path: The folder.
+        size: Its size, for people.
+        edits: Number of requests in it.
+        code: A line of Python that loads it.
+        kept: Smallest share of a weight's squared update that was kept; 1.0 is exact.
+    """
+
+    path: Path
+    size: str
+    edits: int
+    code: str
+    kept: float = 1.0
+
+
+def export(
+    run: Path,
+    format: Format,  # noqa: A002  # the name of the option
+    out: Path | None = None,
+    ids: Sequence[str] | None = None,
+    max_rank: int | None = None,
+    model: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Ship the edits of a run.
+
+    Args:
+        run: The run folder.
+        format: ``peft``: LoRA adapter; ``merged``: full checkpoint; ``delta``: one safetensors
+            file that :meth:`~lightning_edit.delta.Delta.load` reads.
+        out: Folder to write; ``RUN/export/FORMAT`` when left out.
+        ids: Requests to export, also undone ones; ``None``: all edits in force.
+        max_rank: Largest LoRA rank; beyond it the update is cut by singular values.
+        model: Where the unedited model lies now, if it moved.
+        overwrite: Whether an earlier export at ``out`` is replaced.
+
+    Returns:
+        What was written. The folder is whole or not there at all.
+
+    Raises:
+        ExportError: If there is nothing to export, or the format cannot hold it.
+        LedgerError: If the run's journal or a delta file is damaged.
+        ModelLoadError: If the unedited model is needed and cannot be loaded.
+    """
+    selection = select_edits(run, ids)
+    out = run / "export" / format if out is None else out
+    base = model or selection.language_model("name")
+    with new_folder(out, overwrite) as folder:
+        if format == "peft":
+            part = _peft(folder, selection, base, max_rank)
+        elif format == "merged":
+            part = _merged(folder, selection, base)
+        else:
+            part = _delta(folder, selection)
+        write_edits(folder, selection)
+        imports, code, head, notes, kept = part
+        # The card travels with the folder, so it names the folder and not where it lies today.
+        use = "\n".join([*imports, code.replace("PATH", json.dumps(out.name))])
+        write_card(folder, selection, {"tags": _TAGS, **head}, use, notes)
+    shown = code.rpartition("\n")[2].replace("PATH", json.dumps(str(out)))
+    return Exported(out, size_of(out), len(selection.ids), shown, kept)
+
+
+class _Part(NamedTuple):
+    imports: list[str]
+    code: str
+    """How to load it; PATH stands for the folder."""
+    head: dict[str, object]
+    notes: list[str]
+    kept: float = 1.0
+
+
+def _peft(folder: Path, selection: Selection, base: str, max_rank: int | None) -> _Part:
+    kept = write_adapter(folder, combine(selection), base, max_rank)
+    auto = auto_class(load_config(base)).__name__
+    note = f"The rank was cut: at least {kept:.2%} of each squared update was kept."
+    if kept > EXACT:
+        note = "The adapter adds the edits exactly; alpha / rank is 1 in every layer."
+    return _Part(
+        ["from peft import PeftModel", f"from transformers import {auto}", ""],
+        f"base_model = {auto}.from_pretrained({json.dumps(base)})\n"
+        "model = PeftModel.from_pretrained(base_model, PATH)",
+        {"library_name": "peft", **_base_model(base)},
+        [note],
+        kept,
+    )
+
+
+def _merged(folder: Path, selection: Selection, base: str) -> _Part:
+    write_checkpoint(folder, selection, base)
+    auto = auto_class(load_config(base)).__name__
+    return _Part(
+        [f"from transformers import {auto}", ""],
+        f'model = {auto}.from_pretrained(PATH, dtype="auto")',
+        {"library_name": "transformers", **_base_model(base)},
+        [],
+    )
+
+
+def _delta(folder: Path, selection: Selection) -> _Part:
+    combine(selection).save(folder / DELTA)
+    return _Part(
+        ["from pathlib import Path", "from lightning_edit.delta import Delta", ""],
+        f'delta = Delta.load(Path(PATH) / "{DELTA}")',
+        {"library_name": "lightning-edit"},
+        ["`with delta.applied(model):` adds the edits and takes them back."],
+    )
+
+
+def _base_model(base: str) -> dict[str, object]:
+    """Name the base model in the card's front matter, which is for hub names only."""
+    return {} if Path(locate(base)).is_dir() else {"base_model": base}
