@@ -1,6 +1,8 @@
 """LightningCLI with editors: ``edit`` beside ``fit``, ``validate``, ``test`` and ``predict``."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -123,6 +125,20 @@ def _check_names(argv: Sequence[str]) -> None:
             )
 
 
+def _quiet(verb: str) -> None:
+    """Keep Lightning's advertisements, and what only training needs, off the terminal."""
+    # Lightning 2.6 still calls a test that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    lightning_log = logging.getLogger("lightning.pytorch")
+    lightning_log.addFilter(lambda record: "Tip:" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    if verb == "edit":
+        lightning_log.setLevel(logging.WARNING)
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+
+
 def _resume_arguments(rest: Sequence[str]) -> list[str]:
     if len(rest) < 1 or rest[0].startswith("-"):
         raise ConfigError("resume needs the folder of a run: lightning-edit resume RUN")
@@ -146,6 +162,7 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = _resume_arguments(argv[1:]) if argv[0] == "resume" else list(argv)
     _check_names(arguments)
+    _quiet(arguments[0])
     EditCLI(
         model_class=pl.LightningModule,
         datamodule_class=pl.LightningDataModule,

@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lightning_edit.baseline import Baseline, read_rows
 from lightning_edit.exceptions import DataError
-from lightning_edit.records import Baseline, ProbeScore, ScoredProbe, probes_of, read_rows
+from lightning_edit.records import ProbeScore, ScoredProbe, probes_of
 from lightning_edit.run_folder import RunFolder
 from lightning_edit.scoring import Scorer
 from lightning_edit.types import EditRequest

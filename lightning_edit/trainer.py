@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.evaluation import Evaluation
-from lightning_edit.exceptions import LedgerError, LedgerWriteError
+from lightning_edit.exceptions import ConfigError, LedgerError, LedgerWriteError
 from lightning_edit.journal import write_error
 from lightning_edit.report.run import build_results
 from lightning_edit.run_folder import RunFolder
@@ -128,6 +128,11 @@ class EditTrainer(pl.Trainer):
                 "edit needs an editor and a data module of edits, got "
                 f"{type(model).__name__} and {type(datamodule).__name__}"
             )
+        if self.world_size > 1:
+            raise ConfigError(
+                f"edit runs in one process, but the Trainer was given {self.world_size}; use "
+                "--trainer.devices 1, and start one run per device to edit independent streams"
+            )
         begin = time.perf_counter()
         datamodule.prepare_data()
         datamodule.setup("edit")
@@ -158,7 +163,9 @@ class EditTrainer(pl.Trainer):
     def _prepare_for(self, session: EditSession, checkpoint_every: int) -> None:
         plain = [c for c in self.callbacks if type(c) is ModelCheckpoint and c.dirpath is None]
         bars = [c for c in self.callbacks if type(c) is RichProgressBar]
-        self.callbacks = [c for c in self.callbacks if c not in [*plain, *bars]]
+        # The summary counts the parameters to train; here there are none.
+        summaries = [c for c in self.callbacks if isinstance(c, ModelSummary)]
+        self.callbacks = [c for c in self.callbacks if c not in [*plain, *bars, *summaries]]
         if bars:
             self.callbacks.append(EditProgressBar())
         if plain or not self.checkpoint_callbacks:
