@@ -32,6 +32,7 @@ ASPECT_OF_KIND: Mapping[str, str] = {
     "reversed_relation": "portability",
     "one_hop": "portability",
     "multi_hop": "portability",
+    "known_fact": "known",
 }
 
 #: What is expected of a kind unless a probe says otherwise.
@@ -40,6 +41,7 @@ _EXPECT_OF_ASPECT: Mapping[str, Expect] = {
     "generalization": "target",
     "locality": "unchanged",
     "portability": "answer",
+    "known": "answer",
 }
 
 

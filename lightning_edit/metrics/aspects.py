@@ -1,0 +1,156 @@
+"""Outcomes of probes into the numbers of a report: one sum and one count for each of them.
+
+Axis names: ``g`` -- groups (the aspects, then the kinds); ``m`` -- measures.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_edit.functional.measures import mean
+from lightning_edit.records import ProbeScore
+from lightning_edit.types import ASPECT_OF_KIND
+
+MEASURES: tuple[str, ...] = (
+    "em@tf",
+    "em@gen",
+    "kept@tf",
+    "kept@gen",
+    "token_acc@tf",
+    "nll@tf",
+    "margin@tf",
+    "margin_sign@tf",
+)
+"""Measures of a report, see ``docs/metrics.md``."""
+
+ASPECTS: tuple[str, ...] = tuple(dict.fromkeys(ASPECT_OF_KIND.values()))
+_KINDS_OF = {
+    aspect: [kind for kind, of in ASPECT_OF_KIND.items() if of == aspect] for aspect in ASPECTS
+}
+#: An aspect of one kind needs no second name for it.
+_NAMED_KINDS = {
+    kind: f"{aspect}.{kind}" for aspect, kinds in _KINDS_OF.items() for kind in kinds if kinds[1:]
+}
+_GROUPS: tuple[str, ...] = (*ASPECTS, *_NAMED_KINDS.values())
+
+
+def request_means(scores: Sequence[ProbeScore]) -> dict[tuple[str, str], float]:
+    """Average the outcomes of *one* request.
+
+    As in COUNTERFACT the probes of a request are averaged first, so that a request with many probes
+    does not outweigh one with few. An aspect's value is the mean over its kinds, so that a kind
+    with many probes does not outweigh the others.
+
+    Args:
+        scores: Outcomes of the request's probes.
+
+    Returns:
+        Values by group (``locality``, ``locality.neighborhood``) and measure (``kept@tf``); what
+        does not apply is absent.
+    """
+    values: dict[tuple[str, str], list[float]] = {}
+    for score in scores:
+        for measure, value in score.measures().items():
+            values.setdefault((score.kind, measure), []).append(value)
+    of_kind = {name: mean(listed) for name, listed in values.items()}
+    of_aspect: dict[tuple[str, str], list[float]] = {}
+    for (kind, measure), value in of_kind.items():
+        of_aspect.setdefault((ASPECT_OF_KIND[kind], measure), []).append(value)
+    named = {
+        (_NAMED_KINDS[kind], measure): value
+        for (kind, measure), value in of_kind.items()
+        if kind in _NAMED_KINDS
+    }
+    return {name: mean(listed) for name, listed in of_aspect.items()} | named
+
+
+class AspectScores(Metric):
+    """Reliability, generalization, locality, portability and known facts, in every measure.
+
+    ``compute`` returns ``<aspect>/<measure>@<mode>`` and, for aspects of several kinds,
+    ``<aspect>.<kind>/<measure>@<mode>``: means over requests of :func:`request_means`. Beside them
+    stand ``<group>/n``, the requests behind a group, and ``<group>/probes``. What was not measured
+    has no key. States are sums, so processes may hold any share of the requests, even none; a
+    process without requests calls ``update([])``.
+
+    Example:
+        >>> from lightning_edit.records import AnswerScore
+        >>> answer = AnswerScore("Lyon", target_ids=(5,), argmax_ids=(5,), nlls=(0.1,))
+        >>> metric = AspectScores()
+        >>> metric.update([ProbeScore("e", "rewrite", "It is", ("Lyon",), "target", (answer,))])
+        >>> round(metric.compute()["reliability/em@tf"].item(), 2)
+        1.0
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    sums: Tensor
+    counts: Tensor
+    requests: Tensor
+    probes: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        shape = (len(_GROUPS), len(MEASURES))
+        # float64: a mean over many requests is the same to every printed digit in any order.
+        self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        for name, size in [("counts", shape), ("requests", shape[:1]), ("probes", shape[:1])]:
+            self.add_state(name, torch.zeros(size, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, scores: Sequence[ProbeScore]) -> None:
+        """Add outcomes.
+
+        Args:
+            scores: Outcomes of whole requests: all of one request come in one call. None at all is
+                right for a process without requests.
+        """
+        by_request: dict[str, list[ProbeScore]] = {}
+        for score in scores:
+            by_request.setdefault(score.edit_id, []).append(score)
+            for group in _groups_of(score):
+                self.probes[_GROUPS.index(group)] += 1
+        for of_request in by_request.values():
+            for (group, measure), value in request_means(of_request).items():
+                place = _GROUPS.index(group), MEASURES.index(measure)
+                self.sums[place] += value
+                self.counts[place] += 1
+            for group in {group for score in of_request for group in _groups_of(score)}:
+                self.requests[_GROUPS.index(group)] += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return means over requests by name, and counts."""
+        result = {}
+        for row, group in enumerate(_GROUPS):
+            if self.probes[row] == 0:
+                continue
+            for column, measure in enumerate(MEASURES):
+                if self.counts[row, column] > 0:
+                    value = self.sums[row, column] / self.counts[row, column]
+                    result[f"{group}/{measure}"] = value
+            result[f"{group}/n"] = self.requests[row]
+            result[f"{group}/probes"] = self.probes[row]
+        return result
+
+
+def _groups_of(score: ProbeScore) -> list[str]:
+    named = _NAMED_KINDS.get(score.kind)
+    return [score.aspect] if named is None else [score.aspect, named]
+
+
+def summarise(scores: Sequence[ProbeScore]) -> dict[str, float]:
+    """Return what :class:`AspectScores` computes for these outcomes, as plain numbers.
+
+    Args:
+        scores: Outcomes of whole requests.
+    """
+    metric = AspectScores(sync_on_compute=False)
+    metric.update(scores)
+    return plain(metric.compute())
+
+
+def plain(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Turn tensors into numbers."""
+    return {name: value.item() for name, value in values.items()}
