@@ -1,0 +1,281 @@
+"""Locate then edit: find what the model should read at a subject, and write it into an MLP.
+
+A member of the family says where the target vector is added (:attr:`LocateThenEdit.site`) and how
+targets become an update (:meth:`LocateThenEdit.write`); target search, context templates and
+statistics are here.
+
+Axis names: ``n`` -- edits; ``r`` -- rows, an edit under one context template; ``d`` -- hidden
+width; ``f`` -- width of a key, the down-projection's input.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_edit.delta import Delta, LowRank
+from lightning_edit.editors.base import Editor
+from lightning_edit.editors.search import Objective, Targets, search_targets
+from lightning_edit.editors.tail import Site
+from lightning_edit.editors.templates import sample_templates, with_bare
+from lightning_edit.editors.texts import (
+    KlPosition,
+    Text,
+    essence_texts,
+    merge_watched,
+    rewriting_texts,
+)
+from lightning_edit.functional.solve import Preserved, Solution
+from lightning_edit.functional.tokens import length_sorted
+from lightning_edit.models.hooks import Side, capture
+from lightning_edit.models.view import ModelView
+from lightning_edit.statistics import moments_for
+from lightning_edit.types import EditBatch
+
+
+class LocateThenEdit(Editor, family=True):
+    """Family of editors that search a target vector at the subject's last token and solve for it.
+
+    Args:
+        layers: Blocks to edit, lowest first; ``None``: by depth, see ``default_layers``.
+        statistics: Second moments of the edited layers' keys: ``auto``: from the cache (the
+            embedded default model collects its own); ``identity``: none, every direction counts
+            the same; else a file made by ``lightning-edit stats --out``.
+        steps: Passes of the target search; the last one does not step. 20 for GPT-2 XL and GPT-J
+            (ROME's configs), 25 for Llama (EasyEdit).
+        lr: Adam's learning rate in the search (0.5 in the authors' configs).
+        kl_factor: Weight of the divergence on "{subject} is a" (0.0625 in the authors' configs).
+        weight_decay: Weight of ‖δ‖ / ‖h₀‖² (0.5 for GPT-2, 1e-3 for Llama in EasyEdit).
+        clamp: Largest ‖δ‖ / ‖h₀‖ (ROME 4, MEMIT 0.75).
+        threshold: A search ends when its loss is below (0.05 in the authors' code).
+        kl_position: Where the divergence is read: ``subject_last`` as in the authors' code, or
+            ``prompt_end`` as in the paper.
+        context_templates: Texts with one ``{}`` in which each prompt is put; ``None``: written by
+            the model itself when the editor is bound.
+        seed: Seed of the sampled templates.
+        rows_per_pass: Most texts in one forward pass; bounds memory, changes no result.
+
+    Note:
+        As in the authors' code and unlike the papers, the decay is linear in ‖δ‖, and the
+        divergence is read at the subject, where the words after it have no effect.
+    """
+
+    needs_statistics: ClassVar[bool] = True
+    needs_subject: ClassVar[bool] = True
+    site: ClassVar[Site] = "mlp"
+    """Where the target vector is added: the MLP's output or the block's."""
+    template_openings: ClassVar[tuple[str, ...]] = ()
+    """First words of the sampled templates; an empty one lets the model begin."""
+    template_lengths: ClassVar[tuple[int, ...]] = ()
+    """Tokens of each sampled template."""
+
+    def __init__(
+        self,
+        layers: list[int] | None = None,
+        statistics: str = "auto",
+        steps: int = 20,
+        lr: float = 0.5,
+        kl_factor: float = 0.0625,
+        weight_decay: float = 0.5,
+        clamp: float = 4.0,
+        threshold: float = 0.05,
+        kl_position: KlPosition = "subject_last",
+        context_templates: list[str] | None = None,
+        seed: int = 0,
+        rows_per_pass: int = 512,
+    ) -> None:
+        super().__init__()
+        self.layers = layers
+        self.statistics = statistics
+        self.objective = Objective(steps, lr, kl_factor, weight_decay, clamp, threshold)
+        self.kl_position = kl_position
+        self.context_templates = None if context_templates is None else with_bare(context_templates)
+        self.seed = seed
+        self.rows_per_pass = rows_per_pass
+        self.templates: list[str] = []
+        self._moments: dict[int, Tensor | None] = {}
+        self._preserved: dict[int, Preserved] = {}
+
+    # ------------------------------------------------------------------------------------ binding
+
+    @property
+    def edited_layers(self) -> list[int]:
+        """The blocks that are edited in the bound model."""
+        if self.layers is None:
+            return self.default_layers(self.view.num_blocks)
+        return sorted(self.layers)
+
+    def on_bind(self) -> None:
+        """Take from the unedited model what edits must not depend on: templates and statistics."""
+        model, tokenizer = self.language_model, self.tokenizer
+        layers = self.edited_layers
+        for layer in layers:
+            self.view.block(layer)
+        self._preserved = {}
+        self._moments = moments_for(model, tokenizer, layers, self.statistics)
+        if self.context_templates is not None:
+            self.templates = list(self.context_templates)
+        else:
+            self.templates = sample_templates(
+                model, tokenizer, self.template_openings, self.template_lengths, self.seed
+            )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Keep the templates in checkpoints: after a resume the model may be edited already."""
+        return {"templates": self.templates}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the templates of a checkpoint."""
+        self.templates = list(state["templates"])
+
+    # ------------------------------------------------------------------------------------ editing
+
+    @abstractmethod
+    def write(self, batch: EditBatch, targets: Targets) -> Delta:
+        """Turn targets that were found on the current model into an update.
+
+        The model is bit for bit the same when this returns.
+
+        Args:
+            batch: The requests.
+            targets: Their target vectors, in the same order.
+        """
+
+    def edit(self, batch: EditBatch) -> Delta:
+        """Find the update that writes the batch.
+
+        Args:
+            batch: Requests that name their subjects.
+
+        Returns:
+            Low-rank updates of the edited layers' down-projections.
+
+        Raises:
+            SubjectNotFoundError: If a request names no subject.
+            SolveError: If the least-squares system has no solution.
+        """
+        if not self.batched and len(batch) > 1:
+            return self._one_after_another(batch)
+        return self.write(batch, self.search(batch))
+
+    def edit_independent(self, batch: EditBatch) -> list[Delta]:
+        """Find one update a request, each as if it were alone; the search runs once for all.
+
+        Args:
+            batch: Requests that name their subjects.
+
+        Returns:
+            One delta a request, in order.
+        """
+        targets = self.search(batch)
+        return [self.write(part, targets.only(number)) for number, part in enumerate(batch.split())]
+
+    def search(self, batch: EditBatch) -> Targets:
+        """Find every request's target vector on the current model.
+
+        Args:
+            batch: Requests that name their subjects.
+        """
+        self.subject_positions(batch)
+        texts = merge_watched(
+            rewriting_texts(self.tokenizer, batch, self.templates),
+            essence_texts(self.tokenizer, batch, self.kl_position),
+        )
+        layer = self.edited_layers[-1]
+        return search_targets(
+            self.view, texts, layer, self.site, self.objective, self.rows_per_pass
+        )
+
+    def _one_after_another(self, batch: EditBatch) -> Delta:
+        """Write each request into the model that its predecessors changed."""
+        deltas: list[Delta] = []
+        with ExitStack() as stack:
+            for part in batch.split():
+                if deltas:
+                    stack.enter_context(deltas[-1].applied(self.language_model))
+                deltas.append(self.edit(part))
+        weights: dict[str, LowRank] = {}
+        for delta in deltas:
+            for name, update in delta.weights.items():
+                if isinstance(update, LowRank):
+                    weights[name] = _joined(weights.get(name), update)
+        infos = [delta.info for delta in deltas]
+        info = {key: [one for each in infos for one in each[key]] for key in ("loss", "steps")}
+        return Delta(batch.ids, weights, info=dict(infos[0]) | info)
+
+    # ------------------------------------------------------------------------------------- pieces
+
+    def preserved(self, layer: int) -> Preserved:
+        """Return what a layer's edits are to leave alone, factored once a binding."""
+        if layer not in self._preserved:
+            self._preserved[layer] = self.preserve(layer, self._moments[layer])
+        return self._preserved[layer]
+
+    def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
+        """Factor the second moments of a layer; ``None`` stands for the identity."""
+        where = self.view.parameter(layer)
+        if moment is None:
+            return Preserved.of(ridge=1.0, where=where)
+        return Preserved.of(moment.to(self.language_model.device), where=where)
+
+    def key_texts(self, batch: EditBatch) -> list[Text]:
+        """Return every request behind every template, up to the subject's last token."""
+        texts = rewriting_texts(self.tokenizer, batch, self.templates)
+        return [text.until_subject() for text in texts]
+
+    @torch.no_grad()
+    def at_subjects(self, texts: Sequence[Text], module: str, side: Side) -> Float[Tensor, "r w"]:
+        """Read what a module gets or gives at the last token of every text.
+
+        Args:
+            texts: Texts that end with the subject.
+            module: Dotted name of the module.
+            side: ``input`` or ``output``.
+
+        Returns:
+            One line a text, in float64.
+        """
+        device = self.view.embeddings.get_parameter("weight").device
+        found: dict[int, Tensor] = {}
+        lengths = [len(text.ids) for text in texts]
+        for rows in length_sorted(lengths, self.rows_per_pass):
+            ids = torch.zeros(len(rows), lengths[rows[0]], dtype=torch.long)
+            for line, row in enumerate(rows):
+                ids[line, : lengths[row]] = torch.tensor(texts[row].ids)
+            last = torch.tensor([lengths[row] - 1 for row in rows])
+            mask = (torch.arange(ids.shape[1])[None] <= last[:, None]).long()
+            with capture(self.language_model, {module: side}, stop=True) as seen:
+                self.language_model(
+                    input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+                )
+            read = seen[module][torch.arange(len(rows)), last].double()
+            found.update(zip(rows, read, strict=True))
+        return torch.stack([found[row] for row in range(len(texts))])
+
+    def info(self, targets: Targets, solutions: Sequence[Solution]) -> dict[str, Any]:
+        """Return the figures that go into a delta's record."""
+        return {
+            "loss": targets.losses,
+            "steps": targets.steps,
+            "unwritten": [solution.unwritten for solution in solutions],
+            "condition": [solution.condition for solution in solutions],
+            "templates": self.templates,
+        }
+
+    @classmethod
+    def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
+        """Estimate memory beside the model: a float32 moment and a float64 factor a layer."""
+        return len(layers) * view.intermediate_size**2 * (4 + 8)
+
+
+def _joined(first: LowRank | None, second: LowRank) -> LowRank:
+    """Return the sum of two low-rank updates, as one."""
+    if first is None:
+        return second
+    return LowRank(
+        torch.cat([first.left, second.left], dim=1), torch.cat([first.right, second.right])
+    )

@@ -1,0 +1,266 @@
+"""Target search: the vector that makes a language model say something else.
+
+One vector a request is found by gradient descent; all requests of a pass are optimised together,
+and each leaves when it is done. Objective, positions and stopping rule are those of the authors'
+code of ROME (arXiv 2202.05262, section 3.1) and MEMIT (arXiv 2210.07229, section 4.3).
+
+Axis names: ``n`` -- requests; ``r`` -- rows (texts); ``d`` -- hidden width; ``f`` -- key width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightning_edit.editors.tail import Site, Tail, split
+from lightning_edit.editors.texts import Text
+from lightning_edit.functional.losses import drift, row_nll
+from lightning_edit.models.view import ModelView
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the search minimises, and how.
+
+    Over the vector δ of a request: the mean over its texts of the mean negative log-likelihood of
+    the answer's tokens, plus ``kl_factor`` · KL(now ‖ before) at the watched position, plus
+    ``weight_decay`` · ‖δ‖ / ‖h₀‖², with h₀ the site's output on the bare prompt.
+
+    Args:
+        steps: Passes; the last one does not step.
+        lr: Learning rate of Adam.
+        kl_factor: Weight of the divergence.
+        weight_decay: Weight of the norm.
+        clamp: After every step ‖δ‖ is cut to ``clamp`` · ‖h₀‖.
+        threshold: A request whose loss is below this is done, before it would step.
+    """
+
+    steps: int
+    lr: float
+    kl_factor: float
+    weight_decay: float
+    clamp: float
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.lr <= 0 or self.clamp <= 0:
+            raise ValueError(
+                "a target search needs steps >= 1, lr > 0 and clamp > 0, got "
+                f"steps={self.steps}, lr={self.lr}, clamp={self.clamp}"
+            )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a search found, one line a request.
+
+    Args:
+        delta: The vectors δ.
+        initial: h₀, the site's output on the bare prompt.
+        keys: Inputs of the site's down-projection at the subject, one line a text with an answer.
+        values: Outputs of the same layer.
+        losses: Loss when the request was done.
+        steps: Optimiser steps taken.
+    """
+
+    delta: Float[Tensor, "n d"]
+    initial: Float[Tensor, "n d"]
+    keys: list[Float[Tensor, "r f"]]
+    values: list[Float[Tensor, "r d"]]
+    losses: list[float]
+    steps: list[int]
+
+    @property
+    def wanted(self) -> Float[Tensor, "n d"]:
+        """The target vectors h₀ + δ."""
+        return self.initial + self.delta
+
+    def only(self, number: int) -> "Targets":
+        """Return what was found for one request."""
+        one = slice(number, number + 1)
+        return Targets(
+            self.delta[one],
+            self.initial[one],
+            self.keys[one],
+            self.values[one],
+            self.losses[one],
+            self.steps[one],
+        )
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """Where a pass reads the head, for the requests still searching (numbered 0 … n-1)."""
+
+    rows: Int[Tensor, " m"]
+    positions: Int[Tensor, " m"]
+    targets: Int[Tensor, " k"]
+    answer_rows: Int[Tensor, " k"]
+    row_request: Int[Tensor, " r"]
+    answer_request: Int[Tensor, " a"]
+    watched: Int[Tensor, " w"]
+
+    @classmethod
+    def of(cls, texts: Sequence[Text], device: torch.device) -> "_Reads":
+        numbers = {request: i for i, request in enumerate(dict.fromkeys(t.request for t in texts))}
+        rows: list[int] = []
+        positions: list[int] = []
+        targets: list[int] = []
+        answer_rows: list[int] = []
+        answer_request: list[int] = []
+        for row, text in enumerate(texts):
+            if not text.answer:
+                continue
+            first = len(text.ids) - len(text.answer) - text.subject
+            rows += [row] * len(text.answer)
+            positions += range(first, first + len(text.answer))
+            targets += text.answer
+            answer_rows += [len(answer_request)] * len(text.answer)
+            answer_request.append(numbers[text.request])
+        watching = [(row, text) for row, text in enumerate(texts) if text.watch is not None]
+        rows += [row for row, _ in watching]
+        positions += [(text.watch or 0) - text.subject for _, text in watching]
+
+        def tensor(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        return cls(
+            tensor(rows),
+            tensor(positions),
+            tensor(targets),
+            tensor(answer_rows),
+            tensor([numbers[text.request] for text in texts]),
+            tensor(answer_request),
+            tensor([numbers[text.request] for _, text in watching]),
+        )
+
+
+def search_targets(
+    view: ModelView,
+    texts: Sequence[Text],
+    block: int,
+    site: Site,
+    objective: Objective,
+    rows_per_pass: int,
+) -> Targets:
+    """Find every request's target vector.
+
+    Args:
+        view: The language model's structure; the model does not change.
+        texts: The texts of all requests, those of one request together, each request's bare prompt
+            first.
+        block: Block at which vectors are added.
+        site: At the output of its MLP or of the block.
+        objective: What is minimised, and how.
+        rows_per_pass: Most texts in one pass, to bound memory; requests are never split.
+
+    Returns:
+        Vectors, and what was seen on the way.
+    """
+    found = [
+        _search(view, group, block, site, objective) for group in _groups(texts, rows_per_pass)
+    ]
+    return Targets(
+        delta=torch.cat([part.delta for part in found]),
+        initial=torch.cat([part.initial for part in found]),
+        keys=[keys for part in found for keys in part.keys],
+        values=[values for part in found for values in part.values],
+        losses=[loss for part in found for loss in part.losses],
+        steps=[steps for part in found for steps in part.steps],
+    )
+
+
+def _groups(texts: Sequence[Text], rows_per_pass: int) -> Iterator[list[Text]]:
+    """Yield whole requests, as many as fit into one pass."""
+    by_request: dict[int, list[Text]] = {}
+    for text in texts:
+        by_request.setdefault(text.request, []).append(text)
+    group: list[Text] = []
+    for listed in by_request.values():
+        if group and len(group) + len(listed) > rows_per_pass:
+            yield group
+            group = []
+        group = group + listed
+    yield group
+
+
+def _search(
+    view: ModelView, texts: list[Text], block: int, site: Site, objective: Objective
+) -> Targets:
+    """Optimise the requests of one pass together."""
+    tail = split(view, texts, block, site)
+    reads = _Reads.of(texts, tail.initial.device)
+    count = int(reads.row_request.max()) + 1
+    firsts = [reads.row_request.tolist().index(number) for number in range(count)]
+    dtype = torch.promote_types(tail.initial.dtype, torch.float32)
+    initial = tail.initial[firsts].to(dtype)
+    answered = [bool(text.answer) for text in texts]
+    own = [
+        torch.tensor([a and r == number for a, r in zip(answered, reads.row_request, strict=True)])
+        for number in range(count)
+    ]
+    keys, values = [tail.keys[mask] for mask in own], [tail.values[mask] for mask in own]
+    norm = initial.norm(dim=1)
+    delta = torch.zeros_like(initial, requires_grad=True)
+    # Adam works entry by entry, so together is the same as one by one.
+    optimizer = torch.optim.Adam([delta], lr=objective.lr)
+    losses, steps = torch.zeros(count, dtype=dtype), [0] * count
+    searching = torch.arange(count, device=initial.device)
+    before: Tensor | None = None
+    for step in range(objective.steps):
+        final = step == objective.steps - 1
+        with torch.set_grad_enabled(not final):
+            loss, watched = _loss(tail, reads, delta, norm, before, searching, objective)
+        before = watched if before is None else before
+        losses[searching] = loss.detach().to("cpu", losses.dtype)
+        going = loss.detach() >= objective.threshold
+        if final or not bool(going.any()):
+            break
+        (delta.grad,) = torch.autograd.grad(loss[going].sum(), delta)
+        kept = delta.detach().clone()
+        optimizer.step()
+        searching = searching[going]
+        with torch.no_grad():
+            stepped = _clamped(delta[searching], objective.clamp * norm[searching])
+            delta.copy_(kept.index_copy(0, searching, stepped))
+        for number in searching.tolist():
+            steps[number] += 1
+        if not bool(going.all()):
+            staying = going[reads.row_request]
+            texts = [text for text, stays in zip(texts, staying.tolist(), strict=True) if stays]
+            before = before[going[reads.watched]]
+            tail = tail.select(staying.nonzero().squeeze(1))
+            reads = _Reads.of(texts, tail.initial.device)
+    return Targets(delta.detach(), initial, keys, values, losses.tolist(), steps)
+
+
+def _loss(
+    tail: Tail,
+    reads: _Reads,
+    delta: Tensor,
+    norm: Tensor,
+    before: Tensor | None,
+    searching: Tensor,
+    objective: Objective,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of every request still searching, and the watched log-probabilities."""
+    own = delta[searching]
+    logits = tail.logits(own[reads.row_request], reads.rows, reads.positions)
+    answers, watched = logits[: len(reads.targets)], logits[len(reads.targets) :]
+    nll = row_nll(answers, reads.targets, reads.answer_rows, len(reads.answer_request))
+    zeros = nll.new_zeros(len(searching))
+    per_request = zeros.index_add(0, reads.answer_request, torch.ones_like(nll))
+    loss = zeros.index_add(0, reads.answer_request, nll) / per_request
+    now = torch.log_softmax(watched, dim=-1).detach()
+    if len(reads.watched):
+        kl = drift(watched, now if before is None else before)
+        loss = loss + objective.kl_factor * zeros.index_add(0, reads.watched, kl)
+    decay = objective.weight_decay * own.norm(dim=1) / norm[searching] ** 2
+    return loss + decay, now
+
+
+def _clamped(delta: Tensor, largest: Tensor) -> Tensor:
+    norm = delta.norm(dim=1)
+    return torch.where(norm > largest, largest / norm, torch.ones_like(norm))[:, None] * delta

@@ -1,0 +1,237 @@
+"""Run only the part of a language model that a change at one token of one block can reach.
+
+A vector added at token s of block ℓ changes neither the tokens before s (attention looks back only)
+nor the blocks below ℓ. So the tokens before s go through the model once and stay in its key-value
+cache, the hidden states that enter block ℓ are kept, and every further pass runs the blocks from ℓ
+on over the tokens from s on. Nothing here knows a model family: the cache, the masks and the block
+calls are the model's own.
+
+Axis names: ``r`` -- rows (texts); ``p`` -- tokens before s, padded left; ``t`` -- tokens from s on,
+padded right; ``d`` -- hidden width; ``f`` -- width of a key; ``m`` -- places read; ``v`` -- words.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lightning_edit.editors.texts import Text
+from lightning_edit.models.hooks import Side, capture, replace_output, select_head_positions
+from lightning_edit.models.view import ModelView
+
+Site = Literal["mlp", "block"]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Texts whose lower and earlier parts are computed; :meth:`logits` runs the rest.
+
+    Make it with :func:`split`.
+
+    Args:
+        view: The language model's structure.
+        block: Number ℓ of the block at which vectors are added.
+        site: Whether they are added to the output of its MLP or of the block.
+        inputs: The model's arguments for the tokens from s on.
+        past: The model's cache of the tokens before s; ``None`` where there are none.
+        hidden: What the constant blocks hand on, (r, t, d); ``None`` when block 0 is not constant.
+        initial: Output of the site at s, (r, d).
+        keys: Input of block ℓ's MLP down-projection at s, (r, f).
+        values: Output of the same layer at s, (r, d).
+        tuples: Whether the model's blocks return tuples.
+    """
+
+    view: ModelView
+    block: int
+    site: Site
+    inputs: dict[str, Tensor]
+    past: Any
+    hidden: Float[Tensor, "r t d"] | None
+    initial: Float[Tensor, "r d"]
+    keys: Float[Tensor, "r f"]
+    values: Float[Tensor, "r d"]
+    tuples: bool
+
+    @property
+    def constant_blocks(self) -> int:
+        """How many of the lowest blocks never run again."""
+        return self.block + 1 if self.site == "block" else self.block
+
+    def logits(
+        self, added: Float[Tensor, "r d"], rows: Int[Tensor, " m"], positions: Int[Tensor, " m"]
+    ) -> Float[Tensor, "m v"]:
+        """Run the upper blocks with a vector added at token s of every row.
+
+        Args:
+            added: The vectors; gradients flow to them.
+            rows: Rows that are read.
+            positions: Positions that are read, counted from s.
+
+        Returns:
+            Logits, float32 unless the model is float64.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(_constant(self, added))
+            stack.enter_context(select_head_positions(self.view.model, (rows, positions)))
+            if self.site == "mlp":
+                mlp = self.view.model.get_submodule(self.view.block(self.block).mlp)
+                stack.enter_context(
+                    replace_output(mlp, lambda out: _add(out, added), within=self.view.model)
+                )
+            output = self.view.model(**self.inputs, **_cache(self.past))
+        logits: Tensor = output.logits.squeeze(1)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def select(self, rows: Int[Tensor, " r"]) -> "Tail":
+        """Return the tail of some rows only."""
+        past = copy.copy(self.past)
+        if past is not None:
+            past.layers = [
+                _layer_rows(layer, rows if number >= self.constant_blocks else None)
+                for number, layer in enumerate(self.past.layers)
+            ]
+        return replace(
+            self,
+            inputs={name: value[rows] for name, value in self.inputs.items()},
+            past=past,
+            hidden=None if self.hidden is None else self.hidden[rows],
+            initial=self.initial[rows],
+            keys=self.keys[rows],
+            values=self.values[rows],
+        )
+
+
+@torch.no_grad()
+def split(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tail:
+    """Compute what a vector added at every text's subject token cannot change.
+
+    Args:
+        view: The language model's structure.
+        texts: The texts, one row each.
+        block: Number of the block at which vectors will be added.
+        site: At the output of its MLP or of the block.
+
+    Returns:
+        The prepared rows.
+    """
+    first, rest = _inputs(view, texts)
+    past = None
+    if first is not None:
+        nothing = torch.empty(0, dtype=torch.long, device=first["input_ids"].device)
+        with select_head_positions(view.model, (nothing, nothing)):
+            past = view.model(**first, use_cache=True).past_key_values
+    parts = view.block(block)
+    changed = parts.name if site == "block" else parts.mlp
+    below = view.blocks[block - 1].name if site == "mlp" and block > 0 else changed
+    # The down-projection comes last: where it is the whole MLP (OPT), both its sides are wanted.
+    wanted: dict[str, Side] = {parts.name: "output", below: "output", changed: "output"}
+    wanted[parts.mlp_down] = "both"
+    kinds: list[bool] = []
+    watch = parts.module.register_forward_hook(lambda *call: kinds.append(type(call[2]) is tuple))
+    try:
+        with capture(view.model, wanted, stop=True) as seen:
+            view.model(**rest, **_cache(past))
+    finally:
+        watch.remove()
+    values = seen[f"{parts.mlp_down}@output"][:, 0]
+    return Tail(
+        view=view,
+        block=block,
+        site=site,
+        inputs=rest,
+        past=past,
+        hidden=seen[below] if site == "block" or block > 0 else None,
+        initial=seen[changed][:, 0] if changed in seen else values,
+        keys=seen[f"{parts.mlp_down}@input"][:, 0],
+        values=values,
+        tuples=kinds[0],
+    )
+
+
+def _inputs(
+    view: ModelView, texts: Sequence[Text]
+) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
+    """Return the model's arguments for the tokens before s (if any) and from s on."""
+    device = view.embeddings.get_parameter("weight").device
+    before = max(text.subject for text in texts)
+    after = max(len(text.ids) - text.subject for text in texts)
+    ids = torch.zeros(len(texts), before + after, dtype=torch.long)
+    positions, mask = torch.zeros_like(ids), torch.ones_like(ids)
+    for row, text in enumerate(texts):
+        start, length = before - text.subject, len(text.ids)
+        ids[row, start : start + length] = torch.tensor(text.ids)
+        # Padding on the right is never looked at; it repeats the last position, to stay in range.
+        positions[row, start:] = torch.arange(before + after - start).clamp_max(length - 1)
+        mask[row, :start] = 0
+    ids, positions, mask = ids.to(device), positions.to(device), mask.to(device)
+
+    def cut(start: int, stop: int) -> dict[str, Tensor]:
+        return {
+            "input_ids": ids[:, start:stop],
+            "position_ids": positions[:, start:stop],
+            "attention_mask": mask[:, :stop],
+        }
+
+    return (cut(0, before) if before else None), cut(before, before + after)
+
+
+def _cache(past: Any) -> dict[str, Any]:
+    """Return the cache arguments of one call; the call appends to a copy, never to ``past``."""
+    if past is None:
+        return {"use_cache": False}
+    fresh = copy.copy(past)
+    # Layers replace their tensors when they grow, so a shallow copy keeps the prefix as it is.
+    fresh.layers = [copy.copy(layer) for layer in past.layers]
+    return {"past_key_values": fresh, "use_cache": True}
+
+
+def _layer_rows(layer: Any, rows: Tensor | None) -> Any:
+    """Return a cache layer of some rows; of a constant block only the length is ever asked for."""
+    chosen = copy.copy(layer)
+    if rows is not None:
+        chosen.keys, chosen.values = layer.keys[rows], layer.values[rows]
+    return chosen
+
+
+def _add(output: Tensor, added: Tensor) -> Tensor:
+    """Add one vector a row at the first token."""
+    first = (output[:, :1] + added[:, None]).to(output.dtype)
+    return torch.cat([first, output[:, 1:]], dim=1)
+
+
+@contextmanager
+def _constant(tail: Tail, added: Tensor) -> Iterator[None]:
+    """Let the constant blocks return what is kept instead of running."""
+    with ExitStack() as stack:
+        if tail.hidden is not None:
+            kept = _add(tail.hidden, added) if tail.site == "block" else tail.hidden
+            *lower, last = [block.module for block in tail.view.blocks[: tail.constant_blocks]]
+            for module in lower:
+                stack.enter_context(_returning(module, None, tail.tuples))
+            stack.enter_context(_returning(last, kept, tail.tuples))
+        yield
+
+
+@contextmanager
+def _returning(module: nn.Module, value: Tensor | None, as_tuple: bool) -> Iterator[None]:
+    """Let a block return a value, or what it was given, instead of running."""
+
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = hidden if value is None else value
+        return (result, None) if as_tuple else result
+
+    # An instance's own `forward` exists where another library (accelerate) has put a wrapper.
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before

@@ -1,0 +1,117 @@
+"""The texts that a target search and its keys are computed on.
+
+A request is put behind each context template; what the subject's last token looks like then does
+not depend on one wording.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_edit.functional.tokens import encode_pair, encode_prompt, subject_last_index
+from lightning_edit.types import EditBatch, EditRequest
+
+KlPosition = Literal["subject_last", "prompt_end"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text in tokens.
+
+    Args:
+        request: Number of the request in its batch.
+        ids: Input tokens; the answer's last token is no input, since nothing is predicted from it.
+        subject: Position of the subject's last token.
+        answer: Tokens that the last ``len(answer)`` positions are to predict; empty for keys.
+        watch: Position whose whole distribution is to stay, or ``None``.
+    """
+
+    request: int
+    ids: tuple[int, ...]
+    subject: int
+    answer: tuple[int, ...] = ()
+    watch: int | None = None
+
+    def until_subject(self) -> "Text":
+        """Return the text up to the subject's last token, which is all that its key depends on."""
+        return Text(self.request, self.ids[: self.subject + 1], self.subject)
+
+
+def _place(request: EditRequest, template: str) -> tuple[str, int]:
+    """Return the request's prompt in a template, and the offset just after its subject."""
+    start = template.index("{}")
+    if request.subject_end is None:
+        raise ValueError(f"request {request.id} names no subject")
+    return template.replace("{}", request.prompt, 1), start + request.subject_end
+
+
+def rewriting_texts(tokenizer: Any, batch: EditBatch, templates: Sequence[str]) -> list[Text]:
+    """Return every request behind every template, with its answer.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        batch: Requests that name their subjects.
+        templates: Texts with one ``{}``, the bare ``"{}"`` first.
+
+    Returns:
+        ``len(templates)`` texts a request, in the order of the batch.
+    """
+    texts = []
+    for number, request in enumerate(batch.requests):
+        for template in templates:
+            prompt, end = _place(request, template)
+            prompt_ids, answer = encode_pair(tokenizer, prompt, request.target)
+            subject = subject_last_index(tokenizer, prompt, end)
+            texts.append(Text(number, tuple(prompt_ids + answer[:-1]), subject, tuple(answer)))
+    return texts
+
+
+def essence_texts(tokenizer: Any, batch: EditBatch, position: KlPosition) -> list[Text]:
+    """Return "{subject} is a" for every request, with the position that must not drift.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        batch: Requests that name their subjects.
+        position: ``subject_last``: what the authors' code reads; the words after the subject have
+            no effect then and are left out. ``prompt_end``: what the paper describes.
+    """
+    texts = []
+    for number, request in enumerate(batch.requests):
+        prompt = f"{request.subject} is a"
+        ids = encode_prompt(tokenizer, prompt)
+        subject = subject_last_index(tokenizer, prompt, len(str(request.subject)))
+        kept = ids[: subject + 1] if position == "subject_last" else ids
+        texts.append(Text(number, tuple(kept), subject, watch=len(kept) - 1))
+    return texts
+
+
+def merge_watched(texts: Sequence[Text], watched: Sequence[Text]) -> list[Text]:
+    """Join both kinds of text; what a longer text already computes is not computed twice.
+
+    A watched text that is the beginning of one of its request's texts, and is changed at the same
+    token, has the same distribution there: attention looks back only.
+
+    Args:
+        texts: Texts with answers.
+        watched: At most one text a request.
+
+    Returns:
+        All texts, those of one request together.
+    """
+    merged: list[Text] = list(texts)
+    for text in watched:
+        hosts = (
+            index
+            for index, host in enumerate(merged)
+            if host.request == text.request
+            and host.watch is None
+            and host.subject == text.subject
+            and host.ids[: len(text.ids)] == text.ids
+        )
+        host = next(hosts, None)
+        if host is None:
+            merged.append(text)
+        else:
+            old = merged[host]
+            merged[host] = Text(old.request, old.ids, old.subject, old.answer, text.watch)
+    return sorted(merged, key=lambda text: text.request)

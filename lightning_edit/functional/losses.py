@@ -1,0 +1,44 @@
+"""Objectives of target search and of gradient editors.
+
+Axis names: ``m`` -- places where a token is predicted; ``v`` -- vocabulary; ``r`` -- rows.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def row_nll(
+    logits: Float[Tensor, "m v"], targets: Int[Tensor, " m"], rows: Int[Tensor, " m"], count: int
+) -> Float[Tensor, " r"]:
+    """Return each row's negative log-likelihood, mean over its target tokens.
+
+    Args:
+        logits: One line a predicted token.
+        targets: The token wanted there.
+        rows: The row each place belongs to; every row has at least one.
+        count: Number of rows.
+
+    Returns:
+        One value a row, in nats.
+
+    Example:
+        >>> uniform = torch.zeros(3, 4)
+        >>> row_nll(uniform, torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), 2)
+        tensor([1.3863, 1.3863])
+    """
+    log_probs = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
+    zeros = log_probs.new_zeros(count)
+    total = zeros.index_add(0, rows, -log_probs)
+    return total / zeros.index_add(0, rows, torch.ones_like(log_probs))
+
+
+def drift(logits: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:
+    """Return KL(now ‖ before), in that direction, as the authors of ROME compute it.
+
+    Args:
+        logits: The model's logits now.
+        reference: Its log-probabilities before.
+    """
+    now = torch.log_softmax(logits, dim=-1)
+    return (now.exp() * (now - reference)).sum(-1)

@@ -1,0 +1,211 @@
+"""The one least-squares core of every closed-form editor.
+
+For one linear layer ``y = W k`` it finds the update that writes residuals R at keys K:
+
+    min ‖ΔK − R‖² + λ·tr(Δ C Δᵀ) + ‖Δ K_p‖² + μ‖Δ‖²   subject to Δ = ΔP
+
+with everything that no new edit changes gathered in A = λC + K_pK_pᵀ + μI. ROME, MEMIT, EMMET,
+AlphaEdit, ENCORE and their relatives are settings of it.
+
+Axis names: ``f`` -- width of a key, the layer's input; ``d`` -- the layer's output; ``n`` -- keys;
+``r`` -- rank of the projector P = UUᵀ, or ``f`` without one.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_edit.exceptions import SolveError
+
+SolveMode = Literal["ridge", "equality"]
+
+_REMEDY = (
+    "collect statistics on more text (at least as many tokens as the layer is wide), "
+    "or raise the ridge"
+)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An update as two factors, with figures about the system it solves.
+
+    Args:
+        left: The residuals, (d, n).
+        right: One row a key, (n, f); the update is ``left @ right``.
+        condition: Lower bound of the condition number of A, from its Cholesky factor.
+        unwritten: ‖R − ΔK‖ / ‖R‖: the share of the residuals that was given up to keep old keys.
+    """
+
+    left: Float[Tensor, "d n"]
+    right: Float[Tensor, "n f"]
+    condition: float
+    unwritten: float
+
+
+@dataclass(frozen=True)
+class Preserved:
+    """A = λC + K_pK_pᵀ + μI inside the range of P, factored once and used by many solves.
+
+    Make it with :meth:`of`.
+
+    Args:
+        factor: Lower Cholesky factor of A (of UᵀAU with a projector); ``None`` when A = μI.
+        basis: Orthonormal columns U of the projector.
+        ridge: μ.
+        where: The layer and weights, for error messages.
+    """
+
+    factor: Float[Tensor, "r r"] | None
+    basis: Float[Tensor, "f r"] | None
+    ridge: float
+    where: str
+
+    @classmethod
+    def of(
+        cls,
+        moment: Float[Tensor, "f f"] | None = None,
+        weight: float = 1.0,
+        history: Float[Tensor, "f f"] | None = None,
+        ridge: float = 0.0,
+        basis: Float[Tensor, "f r"] | None = None,
+        where: str = "the edited layer",
+    ) -> "Preserved":
+        """Factor what edits are to leave alone.
+
+        Args:
+            moment: Uncentred second moment C of the layer's keys; ``None`` for none.
+            weight: λ, its weight.
+            history: Σ KKᵀ of earlier edits.
+            ridge: μ, weight of ‖Δ‖².
+            basis: Orthonormal columns that span where the update may act (AlphaEdit's null space).
+            where: Name of the layer, for messages.
+
+        Returns:
+            The factored matrix.
+
+        Raises:
+            SolveError: If the matrix is not finite or not positive definite.
+        """
+        parts = [part for part in (_scaled(moment, weight), history) if part is not None]
+        named = f"{where} (lambda={weight:g}, ridge={ridge:g})"
+        if not parts:
+            if ridge <= 0:
+                raise SolveError(f"{named}: nothing to preserve and no ridge; set a positive ridge")
+            return cls(None, None if basis is None else basis.double(), ridge, named)
+        total = sum(part.double() for part in parts[1:]) + parts[0].double()
+        basis = None if basis is None else basis.double()
+        if basis is not None:
+            total = basis.mT @ total @ basis
+        total = (total + total.mT) / 2
+        total.diagonal().add_(ridge)
+        return cls(_cholesky(total, named), basis, ridge, named)
+
+    @property
+    def condition(self) -> float:
+        """Lower bound of A's condition number: squared ratio of the factor's diagonal entries."""
+        if self.factor is None:
+            return 1.0
+        diagonal = self.factor.diagonal()
+        return float((diagonal.max() / diagonal.min()) ** 2)
+
+    def reduce(self, keys: Float[Tensor, "f n"]) -> Float[Tensor, "r n"]:
+        """Return keys in the coordinates of the factor."""
+        keys = keys.double()
+        return keys if self.basis is None else self.basis.mT @ keys
+
+    def inverse_times(self, reduced: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
+        """Return A⁻¹ times reduced keys."""
+        if self.factor is None:
+            return reduced / self.ridge
+        return torch.cholesky_solve(reduced, self.factor)
+
+    def plus(self, reduced: Float[Tensor, "r n"]) -> Float[Tensor, "r r"]:
+        """Return the lower Cholesky factor of A + KKᵀ."""
+        if self.factor is None:
+            size = len(reduced)
+            total = self.ridge * torch.eye(size, dtype=reduced.dtype, device=reduced.device)
+        else:
+            total = self.factor @ self.factor.mT
+        return _cholesky(total + reduced @ reduced.mT, self.where)
+
+
+def least_squares(
+    keys: Float[Tensor, "f n"],
+    residuals: Float[Tensor, "d n"],
+    preserved: Preserved,
+    mode: SolveMode = "ridge",
+    damping: float | None = None,
+) -> Solution:
+    r"""Write residuals at keys while moving what is preserved as little as possible.
+
+    ``ridge`` trades the two off, :math:`\Delta = R K^\top (A + K K^\top)^{-1}` (MEMIT eq. 14).
+    ``equality`` writes exactly, :math:`\Delta = R (K^\top A^{-1} K + \alpha I)^{-1} K^\top A^{-1}`
+    with :math:`\alpha` = ``damping`` (ROME eq. 2 for one key, EMMET for many); it is the ridge
+    solution for :math:`\lambda \to 0`, found through the n × n Gram matrix because a tiny
+    :math:`\lambda` is ill-conditioned. For fewer keys than columns ``ridge`` uses the Gram matrix
+    too (Woodbury), with :math:`\alpha = 1`.
+
+    Args:
+        keys: Inputs of the layer, one column a key.
+        residuals: Wanted change of the layer's output at each key.
+        preserved: What to leave alone, factored.
+        mode: ``ridge`` or ``equality``.
+        damping: α of ``equality``; 0 unless given.
+
+    Returns:
+        The update as factors, in float64.
+
+    Raises:
+        SolveError: If keys or residuals are not finite, or the system is not positive definite.
+        ValueError: If ``damping`` is given for ``ridge``.
+
+    Example:
+        >>> keys, residuals = torch.eye(3)[:, :1], torch.ones(2, 1)
+        >>> update = least_squares(keys, residuals, Preserved.of(torch.eye(3)))
+        >>> (update.left @ update.right).float()
+        tensor([[0.5000, 0.0000, 0.0000],
+                [0.5000, 0.0000, 0.0000]])
+    """
+    if mode == "ridge" and damping is not None:
+        raise ValueError("`damping` belongs to mode='equality'; for 'ridge' weigh the moment")
+    for name, value in (("keys", keys), ("residuals", residuals)):
+        if not bool(torch.isfinite(value).all()):
+            raise SolveError(
+                f"{preserved.where}: the {name} hold a number that is not finite; lower the "
+                "learning rate of the target search, or load the model in float32"
+            )
+    R, reduced = residuals.double(), preserved.reduce(keys)
+    if mode == "ridge" and reduced.shape[1] >= reduced.shape[0]:
+        right = torch.cholesky_solve(reduced, preserved.plus(reduced)).mT
+    else:
+        half = preserved.inverse_times(reduced)
+        gram = reduced.mT @ half
+        gram = (gram + gram.mT) / 2
+        gram.diagonal().add_(1.0 if mode == "ridge" else damping or 0.0)
+        factor = _cholesky(gram, f"{preserved.where}, {mode} over {len(gram)} keys")
+        right = torch.cholesky_solve(half.mT, factor)
+    if preserved.basis is not None:
+        right = right @ preserved.basis.mT
+    rest = R - R @ (right @ keys.double())
+    unwritten = float(rest.norm() / R.norm()) if bool(R.any()) else 0.0
+    return Solution(R, right, preserved.condition, unwritten)
+
+
+def _scaled(moment: Tensor | None, weight: float) -> Tensor | None:
+    return None if moment is None or weight == 0 else weight * moment.double()
+
+
+def _cholesky(matrix: Tensor, where: str) -> Tensor:
+    if not bool(torch.isfinite(matrix).all()):
+        raise SolveError(f"{where}: the system is not finite; check its statistics, {_REMEDY}")
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info):
+        raise SolveError(
+            f"{where}: the {len(matrix)} × {len(matrix)} system is not positive definite "
+            f"(row {int(info)}); {_REMEDY}"
+        )
+    return factor
