@@ -89,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LightningEditError as error:
         sys.stderr.write(f"lightning-edit {verb}: {error}\n")
         return 2
+    except SystemExit as leave:
+        # argparse and jsonargparse end the process themselves, after --help or a usage error.
+        return leave.code if isinstance(leave.code, int) else 0 if leave.code is None else 2
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,45 @@
+"""Every block of the README runs, in order, in an empty folder."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lightning_edit.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+#: Blocks of set-up commands; `.ci/run` and the Makefile are those commands themselves.
+SETUP = "console"
+
+
+def run_shell(block: str) -> None:
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        assert words[0] == "lightning-edit", line
+        arguments = words[1:]
+        if arguments[0] == "fit":
+            # The whole recipe takes minutes; `benchmarks/mend_atlas.py` runs it.
+            arguments += ["--trainer.fast_dev_run", "2"]
+        assert main(arguments) == 0, line
+
+
+@pytest.mark.slow
+def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    kinds = [kind for kind, _ in BLOCKS]
+    assert {"python", "bash", "json"} <= set(kinds)
+    for kind, block in BLOCKS:
+        if kind == "python":
+            exec(compile(block, "README.md", "exec"), {})
+        elif kind == "json":
+            Path("facts.jsonl").write_text(block)
+        elif kind == "bash":
+            run_shell(block)
+        else:
+            assert kind == SETUP
