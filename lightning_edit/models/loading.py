@@ -78,19 +78,51 @@ def load_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
     """Read a model's config without its weights.
 
     Raises:
-        ModelLoadError: If there is none, or if the architecture is unknown to transformers.
+        ModelLoadError: If there is none, if the architecture is unknown to transformers, or if the
+            weights are quantised.
     """
     source = locate(name_or_path)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
     except _LOAD_ERRORS as error:
         raise _explain("config", source, error) from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelLoadError(
+            f"the weights of {name_or_path} are quantised and cannot be edited; give the "
+            "unquantised model and choose dtype bfloat16 to save memory"
+        )
     return config
 
 
 def auto_class(config: PretrainedConfig) -> Any:
     """Return the transformers class that builds a model with a head from this config."""
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def build_empty(
+    name_or_path: str = ATLAS, dtype: str = "float32", revision: str | None = None
+) -> PreTrainedModel:
+    """Build a model's structure from its config alone, without reading or allocating weights.
+
+    Args:
+        name_or_path: As for :func:`load_language_model`.
+        dtype: As for :func:`load_language_model`.
+        revision: As for :func:`load_language_model`.
+
+    Returns:
+        The model on the meta device.
+
+    Raises:
+        ModelLoadError: If there is no config, or it is not that of a language model.
+    """
+    torch_dtype = parse_dtype(dtype)
+    config = load_config(name_or_path, revision)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch_dtype)
+    except _LOAD_ERRORS as error:
+        raise _explain("structure", name_or_path, error) from error
+    return model
 
 
 def load_language_model(
