@@ -11,7 +11,7 @@ from lightning_edit.export.card import write_card, write_edits
 from lightning_edit.export.checkpoint import write_checkpoint
 from lightning_edit.export.folder import new_folder, size_of
 from lightning_edit.export.selection import Selection, combine, select_edits
-from lightning_edit.models.loading import auto_class, load_config, locate
+from lightning_edit.models.loading import ATLAS, auto_class, load_config, locate
 
 Format = Literal["peft", "merged", "delta"]
 
@@ -106,10 +106,13 @@ def _peft(folder: Path, selection: Selection, base: str, max_rank: int | None) -
     note = f"The rank was cut: at least {kept:.2%} of each squared update was kept."
     if kept > EXACT:
         note = "The adapter adds the edits exactly; alpha / rank is 1 in every layer."
+    load = f"from transformers import {auto}", f"{auto}.from_pretrained({json.dumps(base)})"
+    if base == ATLAS:  # transformers does not know the model inside the package by its name
+        module = "lightning_edit.models.loading"
+        load = f"from {module} import load_language_model", "load_language_model()[0]"
     return _Part(
-        ["from peft import PeftModel", f"from transformers import {auto}", ""],
-        f"base_model = {auto}.from_pretrained({json.dumps(base)})\n"
-        "model = PeftModel.from_pretrained(base_model, PATH)",
+        ["from peft import PeftModel", load[0], ""],
+        f"base_model = {load[1]}\nmodel = PeftModel.from_pretrained(base_model, PATH)",
         {"library_name": "peft", **_base_model(base)},
         [note],
         kept,
