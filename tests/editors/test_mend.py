@@ -1,15 +1,46 @@
 """MEND: parity with EasyEdit's numbers, training that learns and resumes, and stored editors."""
 
+import copy
 import json
+import logging
+from pathlib import Path
+from random import Random
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightning_edit.datamodules.base import as_list
 from lightning_edit.editors.mend import MEND
+from lightning_edit.encoding import encode_batch
+from lightning_edit.exceptions import ArchitectureError, CheckpointError, DataError, NotBoundError
+from lightning_edit.functional.hypernet import (
+    GradientTransform,
+    RunningNorm,
+    drift_kl,
+    informative_rows,
+    residual_block,
+)
+from lightning_edit.models.answers import AnswerRows, answer_logits, token_factors
+from lightning_edit.models.hooks import capture
+from lightning_edit.models.view import resolve
+from lightning_edit.models.weights import weight, weights_hash
 from lightning_edit.types import EditRequest, Probe
 from tests.conftest import shared_path
+from tests.models.tiny import build_tiny
+
+pytestmark = [
+    # lightning 2.6.6 asks torch 2.13 in the old way whether a batch is a leaf.
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
+    # These runs have no validation, or resume in a folder that is not empty, on purpose.
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +137,10 @@ def test_golden_ten_edits(gpt2: tuple[Any, Any]) -> None:
     for index, (module, gradient) in enumerate(zip(modules, gradients, strict=True)):
         group, layer = editor._places[index]
         inputs = seen[f"{module}@input"].detach().flatten(0, 1)
-        u, v = editor.transforms[group](inputs, gradient.flatten(0, 1), layer)
+        with torch.no_grad():
+            u, v = editor.transforms[group](inputs, gradient.flatten(0, 1), layer)
         assert distance(v, state[f"factor.{module}.weight.v"]) < 1e-5
-        update = editor.step_sizes[index] * u.mT @ v
+        update = editor.step_sizes[index].detach() * u.mT @ v
         assert distance(update, state[f"delta.{module}.weight"]) < 1e-5
 
 
@@ -165,7 +197,7 @@ def test_factors_multiply_to_the_gradient(family: str) -> None:
     model.requires_grad_(False)
     with torch.inference_mode():  # as in Trainer.validate
         value, factors = token_factors(model, rows, modules)
-    assert value == pytest.approx(float(loss))
+    assert value == pytest.approx(loss.item())
     for handle, module, gradient in zip(handles, modules, gradients, strict=True):
         inputs, deltas = factors[module]
         wanted = gradient.mT if handle.transposed else gradient
@@ -245,7 +277,7 @@ def test_training_learns_validates_and_leaves_the_language_model_alone(
 
 
 def test_logged_loss_is_the_papers(gpt2: tuple[Any, Any], tmp_path: Path) -> None:
-    """c_edit · NLL on the rephrases + c_loc · KL on the probes, computed by hand on edited weights."""
+    """c_edit · NLL on rephrases + c_loc · KL on probes, by hand and on edited weights."""
     model, tokenizer = gpt2
     editor = small(c_edit=0.3, c_loc=2.0, step_size=1.0)
     editor.bind(model, tokenizer)
@@ -384,7 +416,7 @@ def test_a_request_without_old_answer_is_read_after_its_prompt() -> None:
 
 def test_without_a_language_model_nothing_runs(tmp_path: Path) -> None:
     with pytest.raises(NotBoundError, match="bind"):
-        trainer(tmp_path).fit(MEND(), DataLoader([0]))
+        trainer(tmp_path, max_epochs=1).fit(MEND(), DataLoader([0]))
 
 
 def test_default_layers_are_the_last_three_or_the_last_half() -> None:

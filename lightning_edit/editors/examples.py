@@ -1,0 +1,127 @@
+"""What a trained editor learns from: edits, rephrases of them, and answers that must stay."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from lightning_edit.encoding import encode_batch
+from lightning_edit.exceptions import DataError
+from lightning_edit.functional.tokens import encode_pair, encode_prompt
+from lightning_edit.models.answers import Row
+from lightning_edit.types import EditBatch, EditRequest
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What one training step looks at.
+
+    Args:
+        inner: The edits, from which the update is computed.
+        outer: Prompts that the edited model must answer with the new answers.
+        locality: Prompts whose answers must not move.
+    """
+
+    inner: EditBatch
+    outer: tuple[Row, ...]
+    locality: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class ExampleSource:
+    """Draws examples for edits.
+
+    Args:
+        tokenizer: Tokenizer of the language model.
+        own_probes: Locality prompts taken from each request's own probes.
+        other_facts: Locality prompts taken from other requests, for each edit.
+    """
+
+    tokenizer: Any
+    own_probes: int
+    other_facts: int
+
+    def draw(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> Examples:
+        """Choose a rephrase and locality prompts for each edit of a training step.
+
+        Args:
+            requests: The edits; one without rephrases is judged on its own prompt.
+            rng: Source of all choices.
+            loader: Loader whose data set other facts are taken from.
+
+        Raises:
+            DataError: If a request cannot be tokenised, or the loader's data set has no length.
+        """
+        outer = [
+            self.row(rng.choice(request.rephrases or (request.prompt,)), request.target)
+            for request in requests
+        ]
+        locality: list[Row] = []
+        for request in requests:
+            own = [probe for probe in request.probes if probe.expect == "unchanged"]
+            chosen = rng.sample(own, min(self.own_probes, len(own)))
+            locality += [self.row(probe.prompt, probe.answers[0]) for probe in chosen]
+        locality += self.others(requests, rng, loader)
+        inner = encode_batch(self.tokenizer, requests)
+        return Examples(inner, tuple(outer), tuple(locality))
+
+    def every(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> Examples:
+        """Take all rephrases and all locality probes of each edit, as validation does.
+
+        Args:
+            requests: The edits.
+            rng: Source of the choice of other facts, which are used where there are no probes.
+            loader: Loader whose data set other facts are taken from.
+
+        Raises:
+            DataError: If a request cannot be tokenised, or the loader's data set has no length.
+        """
+        outer = [self.row(text, r.target) for r in requests for text in r.rephrases]
+        locality = [
+            self.row(probe.prompt, probe.answers[0])
+            for request in requests
+            for probe in request.probes
+            if probe.expect == "unchanged"
+        ]
+        inner = encode_batch(self.tokenizer, requests)
+        return Examples(inner, tuple(outer), tuple(locality or self.others(requests, rng, loader)))
+
+    def row(self, prompt: str, answer: str | None) -> Row:
+        """Tokenise a prompt with its answer; without one, only the place after the prompt is read.
+
+        Raises:
+            DataError: If the answer has no token.
+        """
+        if answer is None:
+            return encode_prompt(self.tokenizer, prompt.rstrip()), ()
+        try:
+            return encode_pair(self.tokenizer, prompt, answer)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+
+    def others(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> list[Row]:
+        """Return prompts of other requests with the answers from before an edit.
+
+        Args:
+            requests: The edits; their own prompts are left out.
+            rng: Source of the choice.
+            loader: Loader whose data set they are taken from.
+
+        Raises:
+            DataError: If the data set has no length.
+        """
+        count = self.other_facts * len(requests)
+        if not count:
+            return []
+        data: Any = getattr(loader, "dataset", None)
+        if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+            raise DataError(
+                f"other_facts={self.other_facts} takes locality prompts from the loader's data set "
+                f"by number, but got {type(data).__name__}, which has no numbers; use a map-style "
+                "data set, or set other_facts to 0"
+            )
+        own = {text for request in requests for text in (request.prompt, *request.rephrases)}
+        # A few more are drawn than wanted, for those that are edited in this very step.
+        drawn = rng.sample(range(len(data)), min(count + len(requests), len(data)))
+        others = [data[index] for index in drawn if data[index].prompt not in own]
+        return [self.row(other.prompt, other.old_target) for other in others[:count]]
