@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -91,7 +91,7 @@ class EditCLI(LightningCLI):
         seed = int(self._get(self.config, "seed_everything", default=0) or 0)
         folder = arguments["run"]
         try:
-            results = self.trainer.edit(**arguments, seed=seed)
+            results = cast("EditTrainer", self.trainer).edit(**arguments, seed=seed)
         except SystemExit:
             # Lightning ends the process on Ctrl-C, after it has shut the run down in order.
             sys.stderr.write(

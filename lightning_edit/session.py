@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +17,7 @@ from lightning_edit.encoding import encode_batch
 from lightning_edit.evaluation import Evaluation
 from lightning_edit.exceptions import LedgerError
 from lightning_edit.ledger import Ledger
+from lightning_edit.report.describe import language_model_name
 from lightning_edit.run_folder import RowFile, RunFolder
 from lightning_edit.stream import EditStream, EvalPoint, evaluation_points
 from lightning_edit.types import EditRequest, Protocol
@@ -83,6 +85,7 @@ class EditSession(pl.LightningModule):
         self.automatic_optimization = False
         self.editor = editor
         self.protocol: Protocol = protocol
+        self.batch_size = batch_size
         self.stream = EditStream(requests, protocol, batch_size)
         self.points = evaluation_points(eval_at, self.stream.batches)
         self.folder = folder
@@ -113,7 +116,7 @@ class EditSession(pl.LightningModule):
         self.ledger.open(
             editor=type(self.editor).__name__,
             language_model={
-                "name": str(self.editor.language_model.name_or_path),
+                "name": language_model_name(self.editor.language_model),
                 "dtype": str(self.editor.language_model.dtype).removeprefix("torch."),
             },
             protocol=self.protocol,
@@ -168,14 +171,14 @@ class EditSession(pl.LightningModule):
             encoded = encode_batch(self.editor.tokenizer, batch, self.seed)
             deltas = self._timed(lambda: self.editor.edit_independent(encoded))
             for request, delta in zip(batch, deltas, strict=True):
-                queue.append(lambda delta=delta, request=request: self._commit(delta, [request]))
-                queue.append(lambda request=request: self._evaluate(1, [request]))
-                queue.append(lambda request=request: self.ledger.undo([request.id]))
+                queue.append(partial(self._commit, delta, [request]))
+                queue.append(partial(self._evaluate, 1, [request]))
+                queue.append(partial(self.ledger.undo, [request.id]))
         elif self.editor.batched:
-            queue.append(lambda: self._edit_and_commit(batch))
+            queue.append(partial(self._edit_and_commit, batch))
         else:
             for request in batch:
-                queue.append(lambda request=request: self._edit_and_commit([request]))
+                queue.append(partial(self._edit_and_commit, [request]))
         lightning_optimizer = self.optimizers()
         lightning_optimizer.step()  # type: ignore[union-attr]  # one optimizer, see above
         done = sum(len(part) for part in self.stream.batches[: batch_idx + 1])

@@ -16,7 +16,7 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.evaluation import Evaluation
 from lightning_edit.exceptions import ConfigError, LedgerError, LedgerWriteError
 from lightning_edit.journal import write_error
-from lightning_edit.report.run import build_results
+from lightning_edit.report.run import results_of
 from lightning_edit.run_folder import RunFolder
 from lightning_edit.scoring import Scorer
 from lightning_edit.session import EditSession
@@ -156,20 +156,22 @@ class EditTrainer(pl.Trainer):
         self.fit(session, session.stream, ckpt_path=_checkpoint(folder, ckpt_path))
         # A run killed after its last batch has nothing left to fit; its journal is replayed here.
         session.start()
-        results = build_results(session, datamodule, time.perf_counter() - begin)
+        results = results_of(session, datamodule, time.perf_counter() - begin)
         folder.write_json(folder.results, results)
         return results
 
     def _prepare_for(self, session: EditSession, checkpoint_every: int) -> None:
-        plain = [c for c in self.callbacks if type(c) is ModelCheckpoint and c.dirpath is None]
-        bars = [c for c in self.callbacks if type(c) is RichProgressBar]
+        callbacks: list[pl.Callback] = list(self.callbacks)  # type: ignore[has-type]  # untyped there
+        plain = [c for c in callbacks if type(c) is ModelCheckpoint and c.dirpath is None]
+        bars = [c for c in callbacks if type(c) is RichProgressBar]
         # The summary counts the parameters to train; here there are none.
-        summaries = [c for c in self.callbacks if isinstance(c, ModelSummary)]
-        self.callbacks = [c for c in self.callbacks if c not in [*plain, *bars, *summaries]]
+        summaries = [c for c in callbacks if isinstance(c, ModelSummary)]
+        kept = [c for c in callbacks if c not in [*plain, *bars, *summaries]]
         if bars:
-            self.callbacks.append(EditProgressBar())
-        if plain or not self.checkpoint_callbacks:
-            self.callbacks.append(EditCheckpoint(session.folder.checkpoints, checkpoint_every))
+            kept.append(EditProgressBar())
+        if plain or not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+            kept.append(EditCheckpoint(session.folder.checkpoints, checkpoint_every))
+        self.callbacks = kept
         self.fit_loop.max_epochs = 1
 
 
