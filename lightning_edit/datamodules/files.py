@@ -29,8 +29,7 @@ class FileDataModule(EditDataModule):
         val_path: A file for the validation split.
         fractions: Shares of train, validation and test (``[0.8, 0.1, 0.1]``) to divide ``path``
             into. All requests about one subject, and all of one case, come into the same split.
-        **kwargs: As for :class:`EditDataModule`; ``seed`` also decides who comes into which
-        fraction.
+        **kwargs: As for :class:`EditDataModule`; ``seed`` also draws the fractions.
     """
 
     def __init__(

@@ -24,9 +24,7 @@ def local_file(source: str) -> Path:
     code of a data set is ever run.
 
     Raises:
-        DataError: If it cannot be had: no such name, several files to choose from, no connection,
-        or a
-            package that is missing.
+        DataError: If it cannot be had, with the reason and what to do.
     """
     path = Path(source).expanduser()
     if path.exists():

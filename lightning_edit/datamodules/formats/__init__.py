@@ -81,8 +81,7 @@ def read_requests(path: str | Path, form: str = "auto", collect_errors: bool = F
             of raising the first.
 
     Raises:
-        DataError: If the file cannot be read, a record is not of its form, or two records have one
-        id.
+        DataError: If the file or a record cannot be read, or two records have one id.
     """
     values = read_values(Path(path))
     name = detect(values[0][1], values[0][0]) if form == "auto" else form

@@ -22,8 +22,8 @@ _PACKED = {
 def read_values(path: Path) -> list[tuple[Where, Any]]:
     """Read a JSON list or a JSON Lines file, with the place of each value in it.
 
-    The content decides which of the two it is; a file named ``.jsonl`` is read line by line. A byte
-    order mark is accepted, ``NaN`` and ``Infinity`` are not JSON and are refused.
+    The content decides which of the two it is. A byte order mark is accepted; ``NaN``, ``Infinity``
+    and a field given twice in one object are refused.
 
     Raises:
         DataError: If there is no such file, it is not UTF-8 text, not JSON, or has no records.
@@ -32,12 +32,13 @@ def read_values(path: Path) -> list[tuple[Where, Any]]:
     stripped = text.lstrip()
     if not stripped:
         raise DataError(f"{path}: the file is empty; expected records as a JSON list or JSON Lines")
-    if path.suffix.lower() in _LINES or _is_lines(stripped):
+    if stripped[0] != "[" and (path.suffix.lower() in _LINES or _is_lines(stripped)):
         return list(_lines(path, text))
     try:
         value = _parse(stripped)
     except json.JSONDecodeError as error:
-        _not_json(str(path), error, stripped, text[: len(text) - len(stripped)].count("\n"))
+        before = text[: len(text) - len(stripped)].count("\n")
+        _not_json(str(path), error, stripped, before, "the file ends in the middle; copy it again")
     except (RecursionError, ValueError) as error:
         raise DataError(f"{path}: {_unreadable(error)}") from error
     if not isinstance(value, list):
@@ -54,7 +55,7 @@ def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        names = [str(near) for near in path.parent.iterdir()] if path.parent.is_dir() else []
+        names = [str(near) for near in path.parent.glob("*")]
         close = get_close_matches(str(path), names, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise DataError(f"{path}: there is no such file; check the path.{hint}") from error
@@ -100,27 +101,40 @@ def _lines(path: Path, text: str) -> Iterator[tuple[Where, Any]]:
         try:
             yield where, _parse(line)
         except json.JSONDecodeError as error:
-            _not_json(str(where), error, line, at - 1)
+            _not_json(str(where), error, line, at - 1, "write each record whole, on one line")
         except (RecursionError, ValueError) as error:
             raise DataError(f"{where}: {_unreadable(error)}") from error
 
 
 def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_constant)
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is given twice in one object; keep one")
+    return found
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON; write null, or leave the field out")
 
 
-def _not_json(place: str, error: json.JSONDecodeError, text: str, lines_before: int) -> NoReturn:
+def _not_json(
+    place: str, error: json.JSONDecodeError, text: str, lines_before: int, if_cut: str
+) -> NoReturn:
     at = f"line {error.lineno + lines_before}, column {error.colno}"
     cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-    remedy = "the file ends in the middle; copy it again" if cut else "correct it there"
+    remedy = if_cut if cut else "correct it there"
     raise DataError(f"{place}: not valid JSON at {at}: {error.msg}; {remedy}") from error
 
 
 def _unreadable(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "values are nested too deeply to be records; expected a list of flat objects"
+    if str(error).startswith("Exceeds the limit"):
+        return "a number has thousands of digits; put it in quotes, or remove it"
     return str(error)

@@ -27,7 +27,7 @@ _PROBE_FIELDS = ("kind", "prompt", "answers", "expect", "path")
 
 def recognises(values: Mapping[str, Any]) -> bool:
     """Say whether an object has the fields of this form."""
-    return "target" in values
+    return "target" in values or ("prompt" in values and "target_new" not in values)
 
 
 def parse(record: Record) -> EditRequest:
@@ -107,7 +107,7 @@ def _probe(record: Record) -> Probe:
             record.values.get("answers"),
             "give at least one accepted answer",
         )
-    path = tuple(_triple(record, item) for item in record.values.get("path") or ())
+    path = tuple(_triple(record, item) for item in record.items("path", "a list of triples"))
     probe = Probe.of(kind, prompt, answers, path)
     expect = record.optional_text("expect")
     if expect is None:

@@ -26,8 +26,11 @@ KINDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 def recognises(values: Mapping[str, Any]) -> bool:
     """Say whether an object has the fields of this form."""
-    blocks = any(isinstance(values.get(block), dict) for block in KINDS)
-    return blocks and ("prompt" in values or "text" in values)
+    if any(block in values for block in KINDS) and ("prompt" in values or "text" in values):
+        return True
+    # A record without questions; EasyEdit's COUNTERFACT has fields of its own.
+    others = ("case_id", "locality_prompt", "requested_rewrite")
+    return {"prompt", "target_new"} <= values.keys() and not any(name in values for name in others)
 
 
 def parse(record: Record) -> EditRequest:

@@ -117,25 +117,35 @@ class Record:
         Nested lists are flattened in order and repetitions removed. The result is empty where there
         is no answer, which the caller turns into an error or a note.
         """
-        found = (
-            self._answer(at, value) for at, value in _flatten(name, self.values.get(name)) if value
-        )
-        return tuple(dict.fromkeys(text for text in found if text))
+        if not self.has(name):
+            return ()
+        found = [(at, self._answer(at, value)) for at, value in _flatten(name, self.values[name])]
+        empty = [at for at, text in found if not text]
+        if empty and self.strict:
+            self.fail(empty[0], "text", "", "fill it in, or remove it")
+        if empty and len(empty) < len(found):
+            self.note("empty alias, left out", f"`{self.path}{empty[0]}`")
+        return tuple(dict.fromkeys(text for _, text in found if text))
 
     def child(self, name: str) -> "Record":
         """Return an object inside this one."""
-        if not self.has(name):
+        if name not in self.values:
             raise self._missing((name,))
         return self._object(name, self.values[name])
 
     def children(self, name: str) -> list["Record"]:
         """Return a list of objects; empty where it is absent or null."""
+        items = self.items(name, "a list of objects")
+        return [self._object(f"{name}[{i}]", item) for i, item in enumerate(items)]
+
+    def items(self, name: str, expected: str) -> list[Any]:
+        """Return a list of anything; empty where it is absent or null."""
         value = self.values.get(name)
         if value is None:
             return []
         if not isinstance(value, list):
-            self.fail(name, "a list of objects", value, 'write it as [{"...": "..."}]')
-        return [self._object(f"{name}[{i}]", item) for i, item in enumerate(value)]
+            self.fail(name, expected, value, "put it in a list: [...]")
+        return value
 
     def allow(self, names: Sequence[str]) -> None:
         """Refuse fields that are not in ``names``, guessing what was meant."""
@@ -168,13 +178,16 @@ class Record:
         return Record(value, self.where, self.strict, self.notes, f"{self.path}{name}.")
 
     def _answer(self, name: str, value: object) -> str:
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        return self._text(name, str(value) if numeric and not self.strict else value)
+        if self.strict:
+            return self._text(name, value)
+        if value is None:
+            return ""
+        return self._text(name, str(value) if _is_number(value) else value)
 
     def _text(self, name: str, value: object) -> str:
         if not isinstance(value, str):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            self.fail(name, "text", value, "put it in quotes" if number else "write text there")
+            remedy = "put it in quotes" if _is_number(value) else "write text there"
+            self.fail(name, "text", value, remedy)
         if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
             self.fail(
                 name, "text", value, "it has half of a surrogate pair; save the file as UTF-8"
@@ -211,9 +224,13 @@ def _guess(name: str, among: Sequence[str]) -> str:
     return f" Did you mean `{close[0]}`?" if close else ""
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _flatten(name: str, value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, list):
         for i, item in enumerate(value):
             yield from _flatten(f"{name}[{i}]", item)
-    elif value is not None:
+    else:
         yield name, value

@@ -28,12 +28,14 @@ def parse(record: Record) -> EditRequest | None:
         first of ``answers``, or ``pred`` without them.
     """
     prompt = record.text("src")
-    if "alt" in record.values and record.optional_text("alt") is None:
+    alt = record.values.get("alt")
+    if isinstance(alt, str) and not alt.strip():
         record.note("no new answer, record left out", prompt)
         return None
     target = record.text("alt")
     # The inverse-relation split lists several names for some subjects; the first is the usual one.
-    names = record.texts("subject") or (record.text("subject"),)
+    listed = record.texts("subject") if isinstance(record.values.get("subject"), list) else ()
+    names = listed or (record.text("subject"),)
     olds = (*record.answers("answers"), *record.answers("pred"))
     draft = Draft(record)
     draft.probe(

@@ -1,0 +1,88 @@
+"""Every published record at hand parses, with the counts of the files' own description."""
+
+import pytest
+
+from lightning_edit.datamodules.check import inspect
+from tests.conftest import shared_path
+
+FILES: dict[str, tuple[str, int, int, dict[str, int]]] = {
+    "zsre/zsre_mend_eval_portability_gpt4.json": (
+        "zsRE",
+        1037,
+        1037,
+        {"rephrase": 1037, "natural_question": 1037, "one_hop": 1037},
+    ),
+    # Two records of MEND's training file have no new answer.
+    "zsre/zsre_mend_train-1k.json": ("zsRE", 1000, 998, {"rephrase": 998, "natural_question": 998}),
+    "counterfact/counterfact-edit.json": (
+        "COUNTERFACT",
+        10000,
+        10000,
+        {"rephrase": 10000, "neighborhood": 10000},
+    ),
+    "counterfact/counterfact-train.json": (
+        "COUNTERFACT",
+        10000,
+        10000,
+        {"rephrase": 10000, "neighborhood": 10000},
+    ),
+    "counterfact/counterfact-val.json": (
+        "COUNTERFACT",
+        1919,
+        1919,
+        {"rephrase": 1919, "neighborhood": 1919},
+    ),
+    "counterfact/counterfact_500.json": (
+        "COUNTERFACT",
+        500,
+        500,
+        {"rephrase": 1000, "neighborhood": 5000},
+    ),
+    "knowedit/ZsRE-test-all.json": (
+        "KnowEdit",
+        1301,
+        1301,
+        {
+            "rephrase": 1301,
+            "relation_specificity": 2602,
+            "subject_alias": 263,
+            "reversed_relation": 267,
+            "one_hop": 771,
+        },
+    ),
+    "knowedit/wiki_counterfact_test_cf.json": (
+        "KnowEdit",
+        839,
+        839,
+        {
+            "rephrase": 839,
+            "relation_specificity": 5486,
+            "forgetfulness": 468,
+            "subject_alias": 2358,
+            "reversed_relation": 405,
+            "one_hop": 2082,
+        },
+    ),
+    "knowedit/wiki_counterfact_train_cf.json": (
+        "KnowEdit",
+        1427,
+        1427,
+        {
+            "relation_specificity": 1253,
+            "forgetfulness": 781,
+            "subject_alias": 1409,
+            "reversed_relation": 304,
+            "one_hop": 503,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_published_file(name: str) -> None:
+    form, records, edits, probes = FILES[name]
+    report = inspect(str(shared_path(f"data/{name}")))
+    assert report.errors == ()
+    assert (report.form, report.records, report.requests) == (form, records, edits)
+    assert report.probes == {"rewrite": edits, **probes}
+    assert not [finding for finding in report.findings if finding.what.startswith("subject")]
