@@ -1,1 +1,1 @@
-"""report."""
+"""Results of a run: their schema, and what is made of them."""

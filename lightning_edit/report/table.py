@@ -1,0 +1,105 @@
+"""The table on the terminal at the end of a run. Nothing here imports torch."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lightning_edit.types import ASPECT_OF_KIND
+
+LEGEND = (
+    "tf: teacher forced, each token of the answer must be the model's first choice after "
+    "the ones before it. gen: the model writes by itself until it stops. em: share of "
+    "right answers. kept: share that is as on the unedited model. n: requests. docs/metrics.md"
+)
+_ASPECTS = tuple(dict.fromkeys(ASPECT_OF_KIND.values()))
+#: What is shown of an aspect, the leading measure first; the others of ``results.json`` are not.
+_SHOWN: Mapping[str, tuple[str, ...]] = {"locality": ("kept", "em")}
+_PROTOCOL = {
+    "single": "each alone on the pristine model",
+    "batch": "all at once",
+    "sequential": "in batches of {batch_size}, one after the other",
+}
+
+
+def render(results: Mapping[str, Any]) -> RenderableType:
+    """Return the scores of a run after its last edit, readable at 80 columns.
+
+    Args:
+        results: A record as in ``results.json``.
+
+    Returns:
+        Table and legend; before it, where the run was evaluated several times, the curve.
+    """
+    points = [entry for entry in results["points"] if entry["after"] > 0] or results["points"]
+    parts: list[RenderableType] = [_curve(points)] if len(points) > 1 else []
+    if points:
+        parts.append(_last(results, points[-1]))
+    return Group(*parts, Text(LEGEND, style="dim"))
+
+
+def _last(results: Mapping[str, Any], point: Mapping[str, Any]) -> Table:
+    table = Table(title=_title(results, point), box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("measure")
+    for mode in ("tf", "gen"):
+        table.add_column(f"{mode}\nbefore", justify="right")
+        table.add_column(f"{mode}\nafter", justify="right", style="bold")
+    table.add_column("n", justify="right")
+    for label, group, measure in _rows(point):
+        cells = []
+        for mode in ("tf", "gen"):
+            name = f"{group}/{measure}@{mode}"
+            cells += [_number(point["before"].get(name)), _number(point["metrics"].get(name))]
+        table.add_row(label, measure, *cells, str(point["counts"].get(f"{group}/n", "")))
+    return table
+
+
+def _rows(point: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield label, group and measure: each aspect, and its kinds where it has several."""
+    groups = [name.removesuffix("/n") for name in point["counts"] if name.endswith("/n")]
+    for aspect in _ASPECTS:
+        if aspect not in groups:
+            continue
+        measures = _SHOWN.get(aspect, ("em",))
+        kinds = [group for group in groups if group.startswith(f"{aspect}.")]
+        only = f" ({kinds[0].partition('.')[2]})" if len(kinds) == 1 else ""
+        for measure in measures:
+            yield aspect + only if measure == measures[0] else "", aspect, measure
+        for kind in kinds if len(kinds) > 1 else ():
+            yield f"  {kind.partition('.')[2]}", kind, measures[0]
+
+
+def _curve(points: list[Mapping[str, Any]]) -> Table:
+    table = Table(title="After each evaluation", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("edits", justify="right")
+    table.add_column("")
+    aspects = [a for a in _ASPECTS if any(f"{a}/n" in entry["counts"] for entry in points)]
+    for aspect in aspects:
+        table.add_column(f"{aspect}\n{_SHOWN.get(aspect, ('em',))[0]}", justify="right")
+    for entry in points:
+        for label, mode in ((str(entry["after"]), "tf"), ("", "gen")):
+            names = [f"{aspect}/{_SHOWN.get(aspect, ('em',))[0]}@{mode}" for aspect in aspects]
+            cells = [_number(entry["metrics"].get(name)) for name in names]
+            table.add_row(label, mode, *cells)
+    return table
+
+
+def _title(results: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    edits = point["counts"].get("reliability/n", point["after"])
+    noun = "edit" if edits == 1 else "edits"
+    how = _PROTOCOL[results["protocol"]].format(batch_size=results["batch_size"])
+    if results["protocol"] == "sequential" and results["batch_size"] == 1:
+        how = "one after the other"
+    model = results["language_model"]["name"].rstrip("/").rpartition("/")[2]
+    return f"{results['editor']['class']} on {model}: {edits} {noun}, {how}"
+
+
+def _number(value: float | None) -> str:
+    """Return a share with three digits, never rounded up to a perfect one."""
+    if value is None:
+        return "–"
+    return f"{min(value, 0.999) if value < 1 else value:.3f}"
