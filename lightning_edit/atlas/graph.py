@@ -124,6 +124,7 @@ class Atlas:
         self.relations = {relation.name: relation for relation in relations}
         self.triples = triples
         self._objects = {(s, r): o for s, r, o in triples}
+        self._held_out: dict[tuple[str, str], tuple[str, ...]] = {}
         self._of_subject: dict[str, list[Triple]] = {}
         self._of_relation: dict[str, list[Triple]] = {}
         for triple in triples:
@@ -166,13 +167,16 @@ class Atlas:
     def held_out_wordings(self, triple: Triple) -> tuple[str, ...]:
         """Return the wordings that the language model never saw with this fact."""
         subject, name, _ = triple
+        if (subject, name) in self._held_out:  # drawing takes longer than everything around it
+            return self._held_out[subject, name]
         relation = self.relations[name]
         draw = random.Random(f"{subject}/{name}")  # a string seed is stable across processes
         held = draw.sample(relation.statements[:-1], HELD_OUT_STATEMENTS)
         held += draw.sample(relation.questions, HELD_OUT_QUESTIONS)
         if draw.random() >= RARE_WORDING_SHARE:
             held.append(relation.statements[-1])
-        return tuple(wording for wording in relation.wordings if wording in held)
+        self._held_out[subject, name] = tuple(w for w in relation.wordings if w in held)
+        return self._held_out[subject, name]
 
     def trained_wordings(self, triple: Triple) -> tuple[str, ...]:
         """Return the wordings in which the language model saw this fact, statements first."""

@@ -47,10 +47,19 @@ class PackedRows(IterableDataset[tuple[Tensor, Tensor]]):
         end_id: The end-of-text token.
         length: Tokens in a row.
         seed: Order of the sentences and length of the texts.
+
+    Raises:
+        ValueError: If a sentence does not fit into a row.
     """
 
     def __init__(self, sentences: Sequence[Encoded], end_id: int, length: int, seed: int) -> None:
         super().__init__()
+        longest = max(len(ids) for ids, _ in sentences) + 2  # with the text's begin and end
+        if longest > length:
+            raise ValueError(
+                f"rows must hold the longest sentence, {longest} tokens; got length={length}; "
+                "raise the length, or the size of the vocabulary"
+            )
         self.sentences = sentences
         self.end_id = end_id
         self.length = length

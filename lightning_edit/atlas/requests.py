@@ -122,8 +122,8 @@ def _locality(
     chosen += draw.sample(others, NEIGHBOURS - len(chosen))
     for neighbour in chosen:
         yield _ask(atlas, neighbour, draw, "neighborhood")
-    # An attribute with the same answer would have to follow the edit: the country of a city, and the
-    # country it is the capital of.
+    # An attribute with the same answer would have to follow the edit: the country of a city, and
+    # the country it is the capital of.
     attributes = [other for other in atlas.about(subject) if other[2] != old]
     for attribute in draw.sample(attributes, min(OTHER_ATTRIBUTES, len(attributes))):
         yield _ask(atlas, attribute, draw, "other_attribution")

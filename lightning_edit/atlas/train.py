@@ -7,6 +7,7 @@ Axis names: ``b`` -- rows; ``t`` -- positions; ``v`` -- vocabulary.
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -83,6 +84,7 @@ class AtlasLanguageModel(LightningModule):
         learning_rate: Peak of AdamW's learning rate.
         weight_decay: AdamW's weight decay, on matrices only.
         warmup: Steps of linear warm-up; a cosine to a hundredth of the peak follows.
+        decay_steps: Step at which the cosine ends; the Trainer's ``max_steps`` may stop earlier.
         save_every: Steps between two evaluations, each followed by a save.
         save_to: Folder for the model and its tokenizer.
     """
@@ -98,6 +100,7 @@ class AtlasLanguageModel(LightningModule):
         learning_rate: float = 2e-3,
         weight_decay: float = 0.1,
         warmup: int = 100,
+        decay_steps: int = 4000,
         save_every: int = 500,
         save_to: str = "runs/atlas/model",
     ) -> None:
@@ -109,6 +112,7 @@ class AtlasLanguageModel(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup = warmup
+        self.decay_steps = decay_steps
         self.save_every = save_every
         self.save_to = save_to
 
@@ -146,7 +150,7 @@ class AtlasLanguageModel(LightningModule):
         # The BOS is the padding token as well, and an embedding gives its padding no gradient.
         self.model.model.embed_tokens.padding_idx = None
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Return the weighted loss of one batch of packed rows."""
         ids, weights = batch
         loss = weighted_loss(self.model(input_ids=ids, use_cache=False).logits, ids, weights)
@@ -187,12 +191,11 @@ class AtlasLanguageModel(LightningModule):
             betas=(0.9, 0.98),
             fused=True,
         )
-        total = self.trainer.max_steps
 
         def factor(step: int) -> float:
             if step < self.warmup:
                 return (step + 1) / self.warmup
-            progress = (step - self.warmup) / max(1, total - self.warmup)
+            progress = (step - self.warmup) / max(1, self.decay_steps - self.warmup)
             return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
