@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -239,14 +240,14 @@ def test_a_delta_file_adds_all_edits(tmp_path: Path) -> None:
         torch.testing.assert_close(run.logits(fresh), run.logits(), rtol=0, atol=1e-5)
 
 
-def test_edits_that_act_at_run_time(tmp_path: Path) -> None:
+def test_edits_that_act_at_run_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = start(tmp_path, "gpt2")
     for name in "ab":
         state = {"keys": torch.ones(2), f"own-{name}": torch.zeros(1)}
         run.ledger.commit(Delta((name,), state=state, prompts={name: "Imagine"}), [request(name)])
-    for format in ("peft", "merged"):
-        with pytest.raises(ExportError, match="use --format delta"):
-            export(run.path, format, ids=["a"])
+    for name in ("peft", "merged"):
+        assert main([str(run.path), "--format", name, "--ids", "a"]) == 2
+        assert "use --format delta" in capsys.readouterr().err
     done = export(run.path, "delta", ids=["a"])
     assert Delta.load(done.path / "delta.safetensors").prompts == {"a": "Imagine"}
     with pytest.raises(ExportError, match=r"several edits keep run-time state 'keys'.*ledger"):
@@ -346,14 +347,14 @@ def test_what_stands_in_the_way_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["delta"]
 
 
-@pytest.mark.parametrize("format", ["peft", "merged"])
-def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["peft", "merged"])
+def test_a_full_disk_leaves_nothing_behind(kind: Literal["peft", "merged"], tmp_path: Path) -> None:
     run = several(start(tmp_path, "gpt2"))
     with (
         file_size_limit(1500),
         pytest.raises(ExportError, match=r"no space is left\. Nothing was left there; free space"),
     ):
-        export(run.path, format, out=tmp_path / "out")  # type: ignore[arg-type]
+        export(run.path, kind, out=tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "run"]
 
 
