@@ -7,6 +7,7 @@ blocks the final norm, the output head and the token embeddings.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -124,8 +125,8 @@ def resolve(model: nn.Module) -> ModelView:
         ArchitectureError: If a part is missing or not unique; the text says what was looked for
             and what was found.
     """
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "get_output_embeddings"):
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config") or not hasattr(model, "get_output_embeddings"):
         raise ArchitectureError(
             f"{type(model).__name__} is not a Hugging Face language model (no `config` or no "
             "`get_output_embeddings`); load one with AutoModelForCausalLM or AutoModelForSeq2SeqLM"
@@ -162,7 +163,10 @@ def resolve(model: nn.Module) -> ModelView:
 def _ask(model: nn.Module, getter: str) -> nn.Module | None:
     """Call one of the getters of transformers' models; ``None`` if absent or without an answer."""
     method: Callable[[], nn.Module | None] | None = getattr(model, getter, None)
-    return None if method is None else method()
+    try:
+        return None if method is None else method()
+    except NotImplementedError:  # transformers' way to say that a model has no such part
+        return None
 
 
 def _kind(module: object) -> str:
@@ -266,7 +270,7 @@ def _refuse_experts(name: str, block: nn.Module, hidden: int) -> None:
     experts = [
         part
         for part, parameter in block.named_parameters()
-        if parameter.dim() == 3 and hidden in parameter.shape
+        if parameter.dim() == 3 and len(parameter) > 1 and hidden in parameter.shape
     ]
     if experts:
         shape = tuple(block.get_parameter(experts[0]).shape)

@@ -5,7 +5,14 @@ from functools import cache
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Model, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Model,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.models.hooks import capture
@@ -183,6 +190,14 @@ MOE = CONFIGS["llama"] | {"num_local_experts": 4, "num_experts_per_tok": 2}
             "mixture of experts",
         ),
         (
+            lambda: unsupported("jamba", **CONFIGS["llama"]),
+            r"layers\.0 \(JambaMambaDecoderLayer\): looked for an attention part",
+        ),
+        (
+            lambda: ResNetForImageClassification(ResNetConfig(hidden_sizes=[8], depths=[1])),
+            r"ResNetForImageClassification lacks one of: config\.hidden_size \(None\)",
+        ),
+        (
             lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()),
             "Sequential is not a Hugging Face language model",
         ),
@@ -191,7 +206,7 @@ MOE = CONFIGS["llama"] | {"num_local_experts": 4, "num_experts_per_tok": 2}
             r"output head \(none\).*AutoModelForCausalLM",
         ),
     ],
-    ids=["mamba", "mixtral", "shared expert", "cnn", "headless"],
+    ids=["mamba", "mixtral", "shared expert", "hybrid", "vision", "cnn", "headless"],
 )
 def test_unknown_architectures_say_what_was_looked_for(model, text: str) -> None:  # noqa: ANN001
     with pytest.raises(ArchitectureError, match=f"(?s){text}"):
