@@ -1,8 +1,10 @@
 """Editors. Importing this package is their registration: the command line finds them by name."""
 
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.ft import FTL
 from lightning_edit.editors.memit import MEMIT
+from lightning_edit.editors.mend import MEND
 from lightning_edit.editors.r_rome import RROME
 from lightning_edit.editors.rome import ROME
 
-__all__ = ["MEMIT", "ROME", "RROME", "Editor"]
+__all__ = ["FTL", "MEMIT", "MEND", "ROME", "RROME", "Editor"]

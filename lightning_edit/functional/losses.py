@@ -1,7 +1,10 @@
 """Objectives of target search and of gradient editors.
 
-Axis names: ``m`` -- places where a token is predicted; ``v`` -- vocabulary; ``r`` -- rows.
+Axis names: ``m`` -- places where a token is predicted; ``v`` -- vocabulary; ``r`` -- rows;
+``n`` -- requests.
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -42,3 +45,18 @@ def drift(logits: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Floa
     """
     now = torch.log_softmax(logits, dim=-1)
     return (now.exp() * (now - reference)).sum(-1)
+
+
+def bag_nll(logits: Float[Tensor, "n v"], answers: Sequence[Sequence[int]]) -> Float[Tensor, " n"]:
+    """Return the negative log-likelihood of all tokens of each answer at one position.
+
+    Args:
+        logits: One line an answer.
+        answers: Token ids of the answers.
+
+    Returns:
+        One value an answer, mean over its tokens.
+    """
+    log_probs = torch.log_softmax(logits, dim=-1)
+    each = [-line[list(answer)].mean() for line, answer in zip(log_probs, answers, strict=True)]
+    return torch.stack(each)

@@ -1,0 +1,67 @@
+"""The target search as the papers write it: one request, every layer, every position."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_edit.editors.search import Objective
+from lightning_edit.editors.texts import Text
+from lightning_edit.models.view import ModelView
+
+
+def _logits(view: ModelView, texts: Sequence[Text], module: Any, delta: Tensor) -> Any:
+    """Logits of every text, each in a forward pass of its own, and the site's output at s."""
+    seen, logits = [], []
+    for text in texts:
+
+        def hook(_: Any, args: Any, output: Any, at: int = text.subject) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            flat = hidden.reshape(-1, hidden.shape[-1])
+            seen.append(flat[at].detach())
+            moved = flat.index_add(0, torch.tensor([at]), delta[None]).view(hidden.shape)
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        handle = module.register_forward_hook(hook)
+        logits.append(view.model(input_ids=torch.tensor([text.ids]), use_cache=False).logits[0])
+        handle.remove()
+    return logits, seen
+
+
+def plain_target(
+    view: ModelView,
+    texts: Sequence[Text],
+    watched: Text,
+    block: int,
+    site: str,
+    objective: Objective,
+) -> Tensor:
+    """Return h₀ + δ of one request."""
+    parts = view.block(block)
+    module = view.model.get_submodule(parts.name if site == "block" else parts.mlp)
+    delta = torch.zeros(view.hidden_size, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=objective.lr)
+    initial, before = None, None
+    for step in range(objective.steps):
+        logits, seen = _logits(view, [*texts, watched], module, delta)
+        initial = seen[0] if initial is None else initial
+        losses = []
+        for text, row in zip(texts, logits, strict=False):
+            log_probs = row[-len(text.answer) :].log_softmax(-1)
+            losses.append(-log_probs.gather(1, torch.tensor(text.answer)[:, None]).mean())
+        now = logits[-1][watched.watch].log_softmax(-1)
+        before = now.detach() if before is None else before
+        kl = (now.exp() * (now - before)).sum()
+        decay = objective.weight_decay * delta.norm() / initial.norm() ** 2
+        loss = torch.stack(losses).mean() + objective.kl_factor * kl + decay
+        if loss < objective.threshold or step == objective.steps - 1:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            largest = objective.clamp * initial.norm()
+            if delta.norm() > largest:
+                delta.mul_(largest / delta.norm())
+    return (initial + delta).detach()
