@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(parts(view))
     console.print(methods_table(view, final_editors()))
     console.print(
-        "Memory of a method: weights, key statistics of its layers, and what one edit needs beside "
-        "them (an estimate; activations depend on batch and text length).",
+        "weights: memory of the model. editing: an estimate of what a method holds beside it, such "
+        "as key statistics and their factors, or its networks; activations of a pass come on top.",
         style="dim",
     )
     return 0

@@ -134,34 +134,21 @@ def methods_table(view: ModelView, editors: Sequence[type[Any]]) -> Table:
         view: The model's structure.
         editors: Final editor classes; their class methods and flags are read.
     """
-    table = _table(
-        "Methods",
-        "method",
-        "default layers",
-        "run first",
-        "weights",
-        "statistics",
-        "one edit",
-        "sum",
-    )
+    table = _table("Methods", "method", "default layers", "run first", "weights", "editing", "sum")
     kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
     for cls in editors:
         if kind not in cls.architectures:
-            table.add_row(cls.__name__, f"does not edit {kind} models", *[""] * 5)
+            table.add_row(cls.__name__, f"does not edit {kind} models", *[""] * 4)
             continue
         layers = cls.default_layers(view.num_blocks)
-        statistics = 4 * view.intermediate_size**2 * len(layers) if cls.needs_statistics else 0
-        sizes = (_bytes(view), statistics, cls.memory_bytes(view, layers))
-        first = [
-            verb
-            for verb, needed in (("fit", cls.needs_fit), ("stats", cls.needs_statistics))
-            if needed
-        ]
+        weights, extra = _bytes(view), cls.memory_bytes(view, layers)
+        needs = (("fit", cls.needs_fit), ("stats", cls.needs_statistics))
         table.add_row(
             cls.__name__,
             ", ".join(map(str, layers)) or "–",
-            ", ".join(first) or "–",
-            *(readable(size) if size else "–" for size in sizes),
-            readable(sum(sizes)),
+            ", ".join(verb for verb, needed in needs if needed) or "–",
+            readable(weights),
+            readable(extra) if extra else "–",
+            readable(weights + extra),
         )
     return table
