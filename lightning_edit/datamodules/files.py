@@ -63,6 +63,12 @@ class FileDataModule(EditDataModule):
     def form(self) -> str:
         """Name of the form of the files in :data:`lightning_edit.datamodules.formats.FORMS`."""
 
+    def prepare_data(self) -> None:
+        """Download what is not on this machine yet, once for all processes."""
+        for source in (self.path, self.train_path, self.val_path):
+            if source is not None:
+                local_file(source)
+
     def load(self, path: str) -> list[EditRequest]:
         """Read every request of one source; what was left out is counted in the log.
 
