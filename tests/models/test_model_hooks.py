@@ -185,12 +185,11 @@ def test_modules_without_hidden_states_and_models_without_heads_are_refused() ->
         pass
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+# Prompts of encoder-decoder models are read by the encoder and padded on the right.
+@pytest.mark.parametrize("family", [name for name in CONFIGS if name not in ("t5", "bart")])
 def test_left_padding_with_position_ids_equals_no_padding(family: str) -> None:
     """GPT-2 is wrong under left padding without position_ids; with them every decoder is right."""
     model = tiny(family)
-    if model.config.is_encoder_decoder:
-        pytest.skip("prompts of encoder-decoder models are padded in the encoder, on the right")
     ids = batch_of(model)["input_ids"]
     padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), ids], dim=1)
     mask = torch.cat([torch.zeros(2, 3, dtype=torch.long), torch.ones_like(ids)], dim=1)
