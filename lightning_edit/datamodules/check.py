@@ -99,19 +99,19 @@ def check_files(paths: Sequence[str], form: str = "auto", as_json: bool = False)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command with its arguments (without the program name); return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="lightning-edit data check",
-        description="Count what data files hold, and report what is wrong or odd in them.",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="JSON list or JSON Lines")
-    parser.add_argument(
+    """Run ``lightning-edit data`` with the arguments after its name; return the exit status."""
+    parser = argparse.ArgumentParser(prog="lightning-edit data", description="Look at data files.")
+    verbs = parser.add_subparsers(required=True, metavar="check")
+    text = "count what data files hold, and report what is wrong or odd in them"
+    check = verbs.add_parser("check", help=text, description=text)
+    check.add_argument("files", nargs="+", metavar="FILE", help="JSON list or JSON Lines")
+    check.add_argument(
         "--format",
         choices=("auto", *FORMS),
         default="auto",
         help="form of the records (default: told from the fields of the first one)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    check.add_argument("--json", action="store_true", help="print one JSON object instead")
     arguments = parser.parse_args(argv)
     return check_files(arguments.files, arguments.format, arguments.json)
 

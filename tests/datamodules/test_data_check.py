@@ -31,7 +31,7 @@ def test_counts_per_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "reversed_relation": 2,
         "one_hop": 2,
     }
-    assert main([path]) == 0
+    assert main(["check", path]) == 0
     shown = capsys.readouterr()
     assert "KnowEdit; records: 2, edits: 2" in shown.out
     assert "portability" in shown.out
@@ -58,7 +58,7 @@ def test_conflicts_duplicates_and_edits_that_change_nothing(tmp_path: Path) -> N
         "duplicate prompts (with one target)": ("records 3, 4: 'Lima lies in'",),
         "target equal to the old target": ("record 5: 'Italy'",),
     }
-    assert main([path]) == 0
+    assert main(["check", path]) == 0
 
 
 def test_one_subject_and_relation_in_two_wordings_conflict(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_long_lists_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     wrong = [{"prompt": "a", "target": n} for n in range(25)]
     same = [own(f"Oslo{n} is", "x", old_target="x") for n in range(9)]
     path = records.write(tmp_path / "a.jsonl", [*same, *wrong])
-    assert main([path]) == 2
+    assert main(["check", path]) == 2
     shown = capsys.readouterr()
     assert "9 × target equal to the old target" in shown.out
     assert "+6 more" in shown.out
@@ -103,7 +103,7 @@ def test_long_lists_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_json_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = records.write(tmp_path / "a.json", [records.ZSRE_HOP])
-    assert main(["--json", good, str(tmp_path / "none.json")]) == 2
+    assert main(["check", "--json", good, str(tmp_path / "none.json")]) == 2
     content = json.loads(capsys.readouterr().out)
     assert content["ok"] is False
     assert [file["requests"] for file in content["files"]] == [1, 0]
@@ -113,11 +113,11 @@ def test_json_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_form_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = records.write(tmp_path / "a.json", [records.ZSRE])
-    assert main(["--format", "zsre", path]) == 0
-    assert main(["--format", "knowedit", path]) == 2
+    assert main(["check", "--format", "zsre", path]) == 0
+    assert main(["check", "--format", "knowedit", path]) == 2
     assert "choose the data set of that form" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        main(["--format", "csv", path])
+        main(["check", "--format", "csv", path])
 
 
 def test_ten_thousand_records_take_a_moment(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_files_that_are_not_records(
     with pytest.raises(DataError, match=message) as caught:
         read_requests(tmp_path / name)
     assert name in str(caught.value)
-    assert main([str(tmp_path / name)]) == 2
+    assert main(["check", str(tmp_path / name)]) == 2
     assert "error: " in capsys.readouterr().err
 
 

@@ -90,7 +90,14 @@ def reports() -> dict[str, Any]:
         "import sys; from lightning_edit.datamodules.check import main; "
         "sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "--json", *(str(folder / name) for name in FILES)]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "check",
+        "--json",
+        *(str(folder / name) for name in FILES),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(zip(FILES, json.loads(done.stdout)["files"], strict=True))
