@@ -26,6 +26,7 @@ from lightning_edit import atlas
 from lightning_edit.exceptions import DataError, StatisticsNotFoundError
 from lightning_edit.functional.statistics import SecondMoment
 from lightning_edit.models.hooks import Side, capture
+from lightning_edit.models.loading import ATLAS
 from lightning_edit.models.view import ModelView, resolve
 from lightning_edit.models.weights import weight, weights_hash
 
@@ -175,7 +176,7 @@ def moments_for(
 
 def _is_embedded(model: nn.Module) -> bool:
     name = str(getattr(model, "name_or_path", "") or "")
-    return bool(name) and Path(name).resolve() == Path(atlas.MODEL_PATH).resolve()
+    return name == ATLAS or (bool(name) and Path(name).resolve() == atlas.MODEL_PATH.resolve())
 
 
 def _missing(model: nn.Module, view: ModelView, layers: list[int]) -> StatisticsNotFoundError:
