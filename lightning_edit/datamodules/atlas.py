@@ -9,8 +9,8 @@ from lightning_edit.types import EditRequest
 class AtlasDataModule(EditDataModule):
     """Counterfactual edits of real geography; nothing is downloaded.
 
-    The facts of ``train``, ``val`` and ``test`` are disjoint (70, 10 and 20 % of each relation) and do
-    not depend on the seed, which draws wordings, new objects and probes. See
+    The facts of ``train``, ``val`` and ``test`` are disjoint (70, 10 and 20 % of each relation) and
+    do not depend on the seed, which draws wordings, new objects and probes; see
     :func:`lightning_edit.atlas.requests.make_requests`.
     """
 
