@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "Scores in results.json are those from before.\n"
             )
     except LightningEditError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"lightning-edit undo: {error}\n")
         return 2
     if options.list:
         _print_table(journal.active())

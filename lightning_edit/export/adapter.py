@@ -80,10 +80,15 @@ def check_expressible(delta: Delta, model: nn.Module) -> bool:
     for name, update in delta.weights.items():
         handle = weight(model, name)
         owner = model.get_submodule(_module(name))
-        if len(handle.shape) != 2 or type(owner) not in (nn.Linear, Conv1D):
+        if len(handle.shape) != 2:
             raise ExportError(
-                f"{name} belongs to a {type(owner).__name__} and LoRA holds updates of linear "
-                "layers' matrices only; use --format merged or delta"
+                f"the edits also change {name}, which is a vector, and LoRA holds updates of "
+                "matrices only; use --format merged or delta"
+            )
+        if type(owner) not in (nn.Linear, Conv1D):
+            raise ExportError(
+                f"the edits change {name}, which belongs to a {type(owner).__name__}; adapters are "
+                "written for linear layers only, use --format merged or delta"
             )
         if handle.tied_to:
             raise ExportError(

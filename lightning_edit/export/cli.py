@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         done = export(**vars(options))
     except LightningEditError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"lightning-edit export: {error}\n")
         return 2
     edits = "1 edit" if done.edits == 1 else f"{done.edits} edits"
     cut = "" if done.kept > EXACT else f", {done.kept:.2%} of the update kept"

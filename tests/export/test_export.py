@@ -383,3 +383,12 @@ def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(SystemExit):
             main(["run", *options])
     assert "expected a whole number from 1" in capsys.readouterr().err
+
+
+def test_a_bias_does_not_go_into_an_adapter(tmp_path: Path) -> None:
+    run = start(tmp_path, "gpt2")
+    bias = resolve(run.model).parameter(0).replace("weight", "bias")
+    commit(run, "a", update(run, 0, 1, 1) | {bias: Dense(torch.ones(32))})
+    with pytest.raises(ExportError, match=r"bias, which is a vector.*--format merged or delta"):
+        export(run.path, "peft")
+    assert export(run.path, "merged").edits == 1
