@@ -1,0 +1,68 @@
+"""Where the language model and the tokenizer are in anyone's LightningModule."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_edit.exceptions import ConfigError
+
+
+def find_language_model(pl_module: pl.LightningModule, attribute: str | None = None) -> nn.Module:
+    """Return the Hugging Face model inside a LightningModule.
+
+    Args:
+        pl_module: The module that is trained.
+        attribute: Dotted name of the model in it; ``None`` if it holds exactly one.
+
+    Returns:
+        The model itself, without wrappers around it.
+
+    Raises:
+        ConfigError: If there is none, or several and no name.
+    """
+    if attribute is not None:
+        try:
+            return pl_module.get_submodule(attribute)
+        except AttributeError as error:
+            raise ConfigError(
+                f"{type(pl_module).__name__} has no module {attribute!r} ({error}); "
+                "give `model_attribute` the name under which it holds the language model"
+            ) from error
+    found: dict[str, PreTrainedModel] = {}
+    for name, module in pl_module.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, PreTrainedModel) and not inside:
+            found[name] = module
+    if len(found) != 1:
+        raise ConfigError(
+            f"{type(pl_module).__name__} holds {len(found)} Hugging Face models"
+            f"{': ' + ', '.join(found) if found else ''}; expected one. "
+            "Give `model_attribute` the name of the one to evaluate"
+        )
+    return next(iter(found.values()))
+
+
+def find_tokenizer(given: Any, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+    """Return the tokenizer: the one given, by its name, or the one of the module or its data.
+
+    Args:
+        given: A tokenizer, its folder or name, or ``None``.
+        trainer: The trainer.
+        pl_module: The module that is trained.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if isinstance(given, str):
+        return AutoTokenizer.from_pretrained(given)
+    data = getattr(trainer, "datamodule", None)
+    places = [getattr(owner, "tokenizer", None) for owner in (pl_module, data)]
+    for candidate in (given, *places):
+        if isinstance(candidate, PreTrainedTokenizerBase):
+            return candidate
+    raise ConfigError(
+        f"no tokenizer found in {type(pl_module).__name__} or its data; "
+        "give `tokenizer` the tokenizer of the language model, or its folder"
+    )
