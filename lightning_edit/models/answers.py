@@ -85,8 +85,8 @@ def answer_logits(
     Args:
         model: A decoder-only Hugging Face model.
         batch: Rows on the model's device.
-        parameters: Values used in place of the model's own, by name. With them, gradients flow to them
-            alone: the model's own parameters count as constants.
+        parameters: Values used in place of the model's own, by name. With them, gradients flow to
+            them alone: the model's own parameters count as constants.
     """
     values = dict(parameters or {})
     if values:
