@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_edit.exceptions import DataError
 from lightning_edit.types import EditRequest
@@ -20,6 +21,35 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 def as_list(batch: list[EditRequest]) -> list[EditRequest]:
     """Collate by leaving the requests as they are; whoever has the tokenizer encodes them."""
     return batch
+
+
+class EpochShuffle(Sampler[int]):
+    """A new order for every epoch that follows from the seed and the epoch alone.
+
+    So a training that is resumed at an epoch sees what the uninterrupted one would have seen;
+    ``shuffle=True`` would start again with the order of the first epoch.
+
+    Args:
+        size: Requests to order.
+        seed: Seed of all orders.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order. Lightning calls this before every epoch, also after a resume."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.size))
+        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        return iter(order)
 
 
 class EditDataModule(LightningDataModule, ABC):
@@ -43,10 +73,6 @@ class EditDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        _require(limit is None or limit >= 1, "limit", "a number of at least 1, or null", limit)
-        _require(split in SPLITS, "split", f"one of {', '.join(SPLITS)}", split)
-        _require(batch_size >= 1, "batch_size", "a number of at least 1", batch_size)
-        _require(num_workers >= 0, "num_workers", "0 or more", num_workers)
         self.limit = limit
         self.seed = seed
         self.split = split
@@ -76,10 +102,25 @@ class EditDataModule(LightningDataModule, ABC):
 
     def requests(self, split: str) -> list[EditRequest]:
         """Return the requests of one split, limited, in the order of the source; read once."""
-        _require(split in SPLITS, "split", f"one of {', '.join(SPLITS)}", split)
         if split not in self._loaded:
+            self.check_options(split)
             self._loaded[split] = self.load_split(split)[: self.limit]
         return self._loaded[split]
+
+    def check_options(self, split: str) -> None:
+        """Refuse options that cannot be right, before the first split is read.
+
+        This is not done in the constructor: a command line that builds the object would bury the
+        sentence in an error of its own.
+
+        Raises:
+            DataError: Naming the option, what it must be, and what it was.
+        """
+        limit, size, workers = self.limit, self.batch_size, self.num_workers
+        _require(limit is None or limit >= 1, "limit", "a number of at least 1, or null", limit)
+        _require(split in SPLITS, "split", f"one of {', '.join(SPLITS)}", split)
+        _require(size >= 1, "batch_size", "a number of at least 1", size)
+        _require(workers >= 0, "num_workers", "0 or more", workers)
 
     def edit_requests(self) -> list[EditRequest]:
         """Return the stream of edits: the requests of the chosen split.
@@ -133,8 +174,7 @@ class EditDataModule(LightningDataModule, ABC):
         return DataLoader(
             cast("Dataset[EditRequest]", requests),
             batch_size=self.batch_size,
-            shuffle=shuffle,
-            generator=torch.Generator().manual_seed(self.seed) if shuffle else None,
+            sampler=EpochShuffle(len(requests), self.seed) if shuffle else None,
             num_workers=self.num_workers,
             collate_fn=as_list,
             persistent_workers=self.num_workers > 0,

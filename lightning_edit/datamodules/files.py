@@ -41,17 +41,6 @@ class FileDataModule(EditDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if fractions is not None:
-            if train_path is not None or val_path is not None:
-                raise DataError(
-                    "`fractions` divides `path`, so `train_path` and `val_path` cannot be given as "
-                    "well; leave out one or the other"
-                )
-            if any(share < 0 for share in fractions) or abs(sum(fractions) - 1) > 1e-6:
-                raise DataError(
-                    "`fractions` must be three shares of 0 or more that add up to 1, such as "
-                    f"[0.8, 0.1, 0.1]; got {list(fractions)}"
-                )
         self.path = path
         self.train_path = train_path
         self.val_path = val_path
@@ -62,6 +51,23 @@ class FileDataModule(EditDataModule):
     @abstractmethod
     def form(self) -> str:
         """Name of the form of the files in :data:`lightning_edit.datamodules.formats.FORMS`."""
+
+    def check_options(self, split: str) -> None:
+        """Refuse options that cannot be right; see :meth:`EditDataModule.check_options`."""
+        super().check_options(split)
+        fractions = self.fractions
+        if fractions is None:
+            return
+        if self.train_path is not None or self.val_path is not None:
+            raise DataError(
+                "`fractions` divides `path`, so `train_path` and `val_path` cannot be given as "
+                "well; leave out one or the other"
+            )
+        if any(share < 0 for share in fractions) or abs(sum(fractions) - 1) > 1e-6:
+            raise DataError(
+                "`fractions` must be three shares of 0 or more that add up to 1, such as "
+                f"[0.8, 0.1, 0.1]; got {list(fractions)}"
+            )
 
     def prepare_data(self) -> None:
         """Download what is not on this machine yet, once for all processes."""

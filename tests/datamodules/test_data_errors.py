@@ -1,12 +1,13 @@
 """Whatever is wrong with a file ends in one sentence: where, what was expected, what to do."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_edit.datamodules.check import main
+from lightning_edit.datamodules.check import inspect, main
 from lightning_edit.datamodules.formats import read_requests
 from lightning_edit.exceptions import DataError
 from tests.datamodules import records
@@ -172,3 +173,54 @@ def test_a_file_in_which_no_record_holds_an_edit(tmp_path: Path) -> None:
     path = records.write(tmp_path / "a.json", [changed(records.ZSRE, alt="")])
     with pytest.raises(DataError, match="none of its 1 records holds an edit; check the file"):
         read_requests(path)
+
+
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    1.5,
+    "",
+    " ",
+    "x",
+    "\x00",
+    "é",
+    [],
+    [None],
+    [[]],
+    ["a"],
+    {},
+    {"a": 1},
+]
+
+
+def broken(value: Any, chance: random.Random) -> Any:
+    """Replace, remove or double something somewhere inside a JSON value."""
+    if isinstance(value, dict) and value and chance.random() < 0.8:
+        name = chance.choice(list(value))
+        if chance.random() < 0.1:
+            return without(value, name)
+        return {**value, name: broken(value[name], chance)}
+    if isinstance(value, list) and value and chance.random() < 0.8:
+        at = chance.randrange(len(value))
+        return [*value[:at], broken(value[at], chance), *value[at + chance.randrange(2) :]]
+    return chance.choice(VALUES)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [records.ZSRE_HOP, records.ROME_LOCALITY, records.EASYEDIT, records.KNOWEDIT, records.OWN],
+)
+def test_whatever_is_broken_is_a_data_error_or_a_request(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
+    chance = random.Random(0)
+    path = tmp_path / "a.jsonl"
+    refused = 0
+    for _ in range(200):
+        path.write_text(json.dumps(broken(record, chance)), encoding="utf-8")
+        report = inspect(str(path))
+        refused += bool(report.errors)
+        assert len(report.errors) == 1 - report.requests
+        assert all(error.startswith(str(path)) for error in report.errors)
+    assert 50 < refused < 200

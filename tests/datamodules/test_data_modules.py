@@ -123,8 +123,9 @@ def test_hash_covers_requests_and_probes(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_are_wrong(options: dict[str, Any], message: str) -> None:
+    data = JSONLDataModule("facts.jsonl", **options)
     with pytest.raises(DataError, match=message):
-        JSONLDataModule("facts.jsonl", **options)
+        data.setup("edit")
 
 
 def test_an_empty_split_is_an_error_where_it_is_needed(tmp_path: Path) -> None:
