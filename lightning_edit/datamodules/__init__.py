@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_edit.datamodules.atlas import AtlasDataModule as AtlasDataModule
     from lightning_edit.datamodules.base import EditDataModule as EditDataModule
     from lightning_edit.datamodules.files import (
         CounterFactDataModule as CounterFactDataModule,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_edit.datamodules.files import ZsREDataModule as ZsREDataModule
 
 _HOME = {
+    "AtlasDataModule": "atlas",
     "CounterFactDataModule": "files",
     "EditDataModule": "base",
     "FileDataModule": "files",
