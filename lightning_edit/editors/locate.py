@@ -160,7 +160,9 @@ class LocateThenEdit(Editor, family=True):
         """
         if not self.batched and len(batch) > 1:
             return self._one_after_another(batch)
-        return self.write(batch, self.search(batch))
+        # Validation loops run in inference mode, where no graph could be built.
+        with torch.inference_mode(False):
+            return self.write(batch, self.search(batch))
 
     def edit_independent(self, batch: EditBatch) -> list[Delta]:
         """Find one update a request, each as if it were alone; the search runs once for all.

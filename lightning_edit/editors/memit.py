@@ -44,11 +44,14 @@ class MEMIT(LocateThenEdit):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return three or more blocks in the lower third (published: Llama 4 to 8 of 32)."""
+        """Return three or more blocks in the lower third (published: Llama 4 to 8 of 32).
+
+        The last block is never one of them: a target there could not act on later tokens.
+        """
         top = num_blocks - 1
         first = round(0.13 * top)
-        last = min(top, max(first + 2, round(0.26 * top)))
-        return list(range(first, last + 1))
+        last = max(0, min(top - 1, max(first + 2, round(0.26 * top))))
+        return list(range(min(first, last), last + 1))
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
         """Factor λC; with the identity for C, λI."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_edit.datamodules.base import as_list
+from lightning_edit.datamodules.base import EditDataModule, EpochShuffle, as_list
 from lightning_edit.editors.mend import MEND
 from lightning_edit.encoding import encode_batch
 from lightning_edit.exceptions import ArchitectureError, CheckpointError, DataError, NotBoundError
@@ -303,19 +303,30 @@ def test_logged_loss_is_the_papers(gpt2: tuple[Any, Any], tmp_path: Path) -> Non
     assert metrics["val/loss"] == pytest.approx(float(0.3 * nll + 2.0 * kl), rel=1e-4)
 
 
+class Facts(EditDataModule):
+    """Five facts; the training order is another one in every epoch."""
+
+    def load_split(self, split: str) -> list[EditRequest]:
+        return golden_requests(5) if split == "train" else []
+
+
 def test_resumed_training_continues_identically(gpt2: tuple[Any, Any], tmp_path: Path) -> None:
     def fit(folder: Path, epochs: int, resume: bool) -> MEND:
         editor = small()
         editor.bind(*gpt2)
         saving = ModelCheckpoint(dirpath=folder, save_last=True)
         run = trainer(folder, max_epochs=epochs, callbacks=[saving], enable_checkpointing=True)
-        run.fit(editor, loader(0, 3), ckpt_path="last" if resume else None)
+        run.fit(editor, datamodule=Facts(), ckpt_path="last" if resume else None)
         return editor
 
     whole = fit(tmp_path / "whole", 2, resume=False)
     fit(tmp_path / "parts", 1, resume=False)
     resumed = fit(tmp_path / "parts", 2, resume=True)
-    assert int(resumed.trained_batches) == 6
+    assert int(resumed.trained_batches) == 10
+    order = EpochShuffle(5, seed=0)
+    first = list(order)
+    order.set_epoch(1)
+    assert first != list(order)
     for (name, one), two in zip(
         whole.state_dict().items(), resumed.state_dict().values(), strict=True
     ):
