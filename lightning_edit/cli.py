@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import lightning.pytorch as pl
+import transformers
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_edit.datamodules as data_modules
@@ -33,6 +34,23 @@ class SaveRunConfig(SaveConfigCallback):
         """
         if self.config.get("ckpt_path") is None:
             super().setup(trainer, pl_module, stage)
+
+
+class RunParser(LightningArgumentParser):
+    """A parser whose errors name the option and the reason, without two screens of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong with an option.
+
+        Args:
+            message: What the parser found.
+            ex: Its cause.
+
+        Raises:
+            ConfigError: Always.
+        """
+        reason = " ".join(line.strip() for line in message.splitlines())
+        raise ConfigError(f"{reason}. `--help` lists every option") from ex
 
 
 class EditCLI(LightningCLI):
@@ -65,15 +83,17 @@ class EditCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Name the run folder before the Trainer and the saved configuration need it."""
-        if self.subcommand != "edit":
-            return
         config = self.config[self.subcommand]
-        if config.run is None:
-            config.run = str(default_folder(config.model.class_path.rpartition(".")[2]))
-        config.trainer.default_root_dir = config.run
-        if config.trainer.logger is None:
-            # Scores go to results.json; a logger is there for those who name one.
-            config.trainer.logger = False
+        folder = str(default_folder(config.model.class_path.rpartition(".")[2]))
+        if self.subcommand == "edit":
+            config.run = config.run or folder
+            config.trainer.default_root_dir = config.run
+            if config.trainer.logger is None:
+                # Scores go to results.json; a logger is there for those who name one.
+                config.trainer.logger = False
+        elif config.trainer.logger is False and config.trainer.default_root_dir is None:
+            # Without a logger Lightning would write config.yaml into the working directory.
+            config.trainer.default_root_dir = folder
 
     def after_instantiate_classes(self) -> None:
         """Give the editor its language model."""
@@ -127,6 +147,9 @@ def _check_names(argv: Sequence[str]) -> None:
 
 def _quiet(verb: str) -> None:
     """Keep Lightning's advertisements, and what only training needs, off the terminal."""
+    # Arguments may come from `resume`, so they are not always the process's own.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # not annotated
     # Lightning 2.6 still calls a test that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     lightning_log = logging.getLogger("lightning.pytorch")
@@ -161,12 +184,15 @@ def main(argv: Sequence[str]) -> int:
         LightningEditError: What the user can mend; the caller prints it.
     """
     arguments = _resume_arguments(argv[1:]) if argv[0] == "resume" else list(argv)
+    for name in data_modules.__all__:
+        getattr(data_modules, name)  # loaded lazily; the parser knows only what is loaded
     _check_names(arguments)
     _quiet(arguments[0])
     EditCLI(
         model_class=pl.LightningModule,
         datamodule_class=pl.LightningDataModule,
         trainer_class=EditTrainer,
+        parser_class=RunParser,
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,

@@ -115,12 +115,14 @@ class Journal:
         self.path = directory / "journal.jsonl"
         self._lines: list[dict[str, Any]] = []
         self._bytes = 0
+        self._size = 0
         self._commits = 0
         if self.path.exists():
             self._read()
 
     def _read(self) -> None:
         content = self.path.read_bytes()
+        self._size = len(content)
         pieces = content.split(b"\n")
         previous = _START
         for number, piece in enumerate(pieces[:-1], start=1):
@@ -163,6 +165,11 @@ class Journal:
         """
         chained = {**line, "chain": _chain(self.head, line)}
         data = (json.dumps(chained, ensure_ascii=False) + "\n").encode()
+        if self._size != (self.path.stat().st_size if self.path.exists() else 0):
+            raise LedgerError(
+                f"{self.path} was written by another process meanwhile; let only one work on a run "
+                "folder, and start this one again"
+            )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with self.path.open("r+b" if self.path.exists() else "wb") as file:
@@ -178,11 +185,13 @@ class Journal:
         self._lines.append(chained)
         self._commits += line["op"] == "commit"
         self._bytes += len(data)
+        self._size = self._bytes
 
     def _drop_tail(self) -> None:
         """Take back a line whose write failed after it had reached the file."""
         with suppress(OSError):
             os.truncate(self.path, self._bytes)
+            self._size = self._bytes
 
     def open(self, **facts: Any) -> None:
         """Write the first line, or check that it says the same.
@@ -276,7 +285,7 @@ class Journal:
             write_atomic(self.path, data)
         except OSError as error:
             raise write_error(error, self.path, "Every earlier edit is safe.") from error
-        self._lines, self._bytes = kept, len(data)
+        self._lines, self._bytes, self._size = kept, len(data), len(data)
         self._commits = sum(line["op"] == "commit" for line in kept)
 
 

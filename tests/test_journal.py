@@ -132,3 +132,10 @@ def test_it_loads_no_torch() -> None:
 def test_lines_are_plain_json(tmp_path: Path) -> None:
     lines = filled(tmp_path).path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["op"] for line in lines] == ["open", "commit", "commit", "commit"]
+
+
+def test_a_second_writer_is_noticed(tmp_path: Path) -> None:
+    first, second = Journal(tmp_path), Journal(tmp_path)
+    first.open(model="hash")
+    with pytest.raises(LedgerError, match="another process"):
+        second.open(model="hash")
