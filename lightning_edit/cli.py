@@ -15,10 +15,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 import lightning_edit.datamodules as data_modules
 import lightning_edit.editors as editors
 from lightning_edit.editors.base import Editor
-from lightning_edit.exceptions import ConfigError
+from lightning_edit.exceptions import ConfigError, LightningEditError
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.report.cli import show
 from lightning_edit.trainer import EditTrainer, default_folder
+
+
+def _reason(message: str) -> str:
+    """Return what is wrong out of the parser's account of everything that it tried."""
+    first, *lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]
+    # An option that may be left out is tried as a union; what it was tried against is no news.
+    key = first if first.startswith("Parser key") else ""
+    text = f"{key} {'; '.join(errors)}" if errors else " ".join([first, *lines])
+    return text.replace(". `--help` lists every option", "").strip().rstrip(".")
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -49,8 +59,7 @@ class RunParser(LightningArgumentParser):
         Raises:
             ConfigError: Always.
         """
-        reason = " ".join(line.strip() for line in message.splitlines())
-        raise ConfigError(f"{reason}. `--help` lists every option") from ex
+        raise ConfigError(f"{_reason(message)}. `--help` lists every option") from ex
 
 
 class EditCLI(LightningCLI):
@@ -94,6 +103,19 @@ class EditCLI(LightningCLI):
         elif config.trainer.logger is False and config.trainer.default_root_dir is None:
             # Without a logger Lightning would write config.yaml into the working directory.
             config.trainer.default_root_dir = folder
+
+    def instantiate_classes(self) -> None:
+        """Make the model, the data and the Trainer.
+
+        Raises:
+            ConfigError: If one of them refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except LightningEditError:
+            raise
+        except ValueError as error:
+            raise ConfigError(_reason(str(error))) from error
 
     def after_instantiate_classes(self) -> None:
         """Give the editor its language model."""

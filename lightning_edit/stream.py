@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lightning_edit.exceptions import ConfigError, DataError
 from lightning_edit.types import EditRequest, Protocol
 
 EvalPoint = int | str
@@ -25,20 +26,21 @@ class EditStream:
         batch_size: Requests a step, for ``single`` and ``sequential``.
 
     Raises:
-        ValueError: If there are no requests, two share an id, or the batch size is below 1.
+        DataError: If there are no requests, or two share an id.
+        ConfigError: If the batch size is below 1.
     """
 
     def __init__(
         self, requests: Sequence[EditRequest], protocol: Protocol, batch_size: int = 1
     ) -> None:
         if not requests:
-            raise ValueError("a stream of edits needs at least one request; check split and limit")
+            raise DataError("a stream of edits needs at least one request; check split and limit")
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         ids = [request.id for request in requests]
         if len(set(ids)) < len(ids):
             double = next(name for name in ids if ids.count(name) > 1)
-            raise ValueError(f"two requests are called {double!r}; give every request its own id")
+            raise DataError(f"two requests are called {double!r}; give every request its own id")
         size = len(requests) if protocol == "batch" else batch_size
         self.requests = list(requests)
         self.batches = [self.requests[i : i + size] for i in range(0, len(requests), size)]
@@ -84,7 +86,7 @@ def evaluation_points(
         Numbers of edits after which the stream stops to evaluate.
 
     Raises:
-        ValueError: On a point that is neither a number of edits inside the stream nor ``"end"``.
+        ConfigError: On a point that is neither a number of edits inside the stream nor ``"end"``.
     """
     totals = [0]
     for batch in batches:
@@ -95,7 +97,7 @@ def evaluation_points(
         if isinstance(value, str) and value.isdigit():
             value = int(value)
         if not isinstance(value, int) or value < 0:
-            raise ValueError(
+            raise ConfigError(
                 f"eval_at has {point!r}; expected numbers of edits and 'end', as in [1, 10, end]"
             )
         # Points beyond the stream are left out, so one list serves streams of every length.

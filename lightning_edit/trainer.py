@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
+from lightning_edit.encoding import encode_batch
 from lightning_edit.evaluation import Evaluation
 from lightning_edit.exceptions import ConfigError, LedgerError, LedgerWriteError
 from lightning_edit.journal import write_error
@@ -136,6 +137,10 @@ class EditTrainer(pl.Trainer):
         begin = time.perf_counter()
         datamodule.prepare_data()
         datamodule.setup("edit")
+        # Whatever is wrong with a request is said before any work is done.
+        batch = encode_batch(model.tokenizer, datamodule.edit_requests(), seed)
+        if model.needs_subject:
+            model.subject_positions(batch)
         folder = RunFolder(run or default_folder(type(model).__name__))
         evaluation = Evaluation(
             Scorer(model.language_model, model.tokenizer, eval_batch_size, modes),
