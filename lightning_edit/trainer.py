@@ -52,9 +52,14 @@ class EditCheckpoint(ModelCheckpoint):
             super().on_train_batch_end(*args, **kwargs)
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        # Lightning writes to the system's temporary folder and moves; across disks a move is a copy
+        # that a kill can cut in the middle, so the last step is a rename in the same folder.
+        part = Path(f"{filepath}.part")
         try:
-            super()._save_checkpoint(trainer, filepath)
+            super()._save_checkpoint(trainer, str(part))
+            part.replace(filepath)
         except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
             cause = error if isinstance(error, OSError) else OSError(0, str(error).splitlines()[0])
             state = "Every committed edit is in the ledger."
             raise write_error(cause, Path(filepath), state) from error
