@@ -18,13 +18,14 @@ class Examples:
 
     Args:
         inner: The edits, from which the update is computed.
-        outer: Prompts that the edited model must answer with the new answers.
-        locality: Prompts whose answers must not move.
+        outer: Prompts that the edited model must answer with the new answers, each with the number
+            of its edit in ``inner``.
+        locality: Prompts whose answers must not move, likewise.
     """
 
     inner: EditBatch
-    outer: tuple[Row, ...]
-    locality: tuple[Row, ...]
+    outer: tuple[tuple[int, Row], ...]
+    locality: tuple[tuple[int, Row], ...]
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ class ExampleSource:
             DataError: If a request cannot be tokenised, or the loader's data set has no length.
         """
         outer = [
-            self.row(rng.choice(request.rephrases or (request.prompt,)), request.target)
-            for request in requests
+            (edit, self.row(rng.choice(request.rephrases or (request.prompt,)), request.target))
+            for edit, request in enumerate(requests)
         ]
-        locality: list[Row] = []
-        for request in requests:
+        locality: list[tuple[int, Row]] = []
+        for edit, request in enumerate(requests):
             own = [probe for probe in request.probes if probe.expect == "unchanged"]
             chosen = rng.sample(own, min(self.own_probes, len(own)))
-            locality += [self.row(probe.prompt, probe.answers[0]) for probe in chosen]
+            locality += [(edit, self.row(probe.prompt, probe.answers[0])) for probe in chosen]
         locality += self.others(requests, rng, loader)
         inner = encode_batch(self.tokenizer, requests)
         return Examples(inner, tuple(outer), tuple(locality))
@@ -76,10 +77,14 @@ class ExampleSource:
         Raises:
             DataError: If a request cannot be tokenised, or the loader's data set has no length.
         """
-        outer = [self.row(text, r.target) for r in requests for text in r.rephrases]
+        outer = [
+            (edit, self.row(text, request.target))
+            for edit, request in enumerate(requests)
+            for text in request.rephrases
+        ]
         locality = [
-            self.row(probe.prompt, probe.answers[0])
-            for request in requests
+            (edit, self.row(probe.prompt, probe.answers[0]))
+            for edit, request in enumerate(requests)
             for probe in request.probes
             if probe.expect == "unchanged"
         ]
@@ -99,7 +104,9 @@ class ExampleSource:
         except ValueError as error:
             raise DataError(str(error)) from error
 
-    def others(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> list[Row]:
+    def others(
+        self, requests: Sequence[EditRequest], rng: Random, loader: Any
+    ) -> list[tuple[int, Row]]:
         """Return prompts of other requests with the answers from before an edit.
 
         Args:
@@ -124,4 +131,7 @@ class ExampleSource:
         # A few more are drawn than wanted, for those that are edited in this very step.
         drawn = rng.sample(range(len(data)), min(count + len(requests), len(data)))
         others = [data[index] for index in drawn if data[index].prompt not in own]
-        return [self.row(other.prompt, other.old_target) for other in others[:count]]
+        return [
+            (number % len(requests), self.row(other.prompt, other.old_target))
+            for number, other in enumerate(others[:count])
+        ]

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from lightning_edit.delta import Delta
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.examples import ExampleSource
+from lightning_edit.editors.patch import patched_parameters, stacked_factors
 from lightning_edit.editors.stored import StoredEditor
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.hypernet import drift_kl
-from lightning_edit.models.answers import AnswerRows, Row, answer_logits
+from lightning_edit.models.answers import AnswerRows, Row, answer_logits, answer_logits_each
 from lightning_edit.models.weights import Weight, weight
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -33,11 +34,9 @@ log = logging.getLogger(__name__)
 class HypernetworkEditor(Editor, family=True):
     """Family of editors with a network that is trained to edit one language model.
 
-    A batch of the training loader holds the edits of one step, which are written together. From
-    each request come the edit itself, one of its rephrases on which the edited model is judged, and
-    locality
-    prompts: its own probes that are to stay unchanged, and other requests' prompts with their old
-    answers. With ``accumulate_grad_batches`` of the Trainer several steps make one update.
+    A batch of the training loader holds the edits of one step. From each request come the edit
+    itself, one of its rephrases on which the edited model is judged, and locality prompts: its own
+    probes that are to stay unchanged, and other requests' prompts with their old answers.
 
     Args:
         layers: Blocks to edit; ``None``: :meth:`default_layers`.
@@ -47,6 +46,9 @@ class HypernetworkEditor(Editor, family=True):
         c_loc: Weight of the divergence on locality prompts.
         own_probes: Locality prompts taken from each request's own probes in a training step.
         other_facts: Locality prompts taken from other requests in a training step.
+        together: Write the edits of a batch as one update, to train for batches of edits. ``False``
+            writes each alone, all side by side: what ``accumulate_grad_batches`` over batches of
+            one gives, in a fraction of the time.
         seed: Seed of the network's start and of the choice of rephrases and locality prompts.
         checkpoint: File with trained parameters: a Lightning checkpoint or what
             :meth:`save_weights` wrote. What it edits and the sizes of its network then come from
@@ -69,6 +71,7 @@ class HypernetworkEditor(Editor, family=True):
         c_loc: float = 1.0,
         own_probes: int = 1,
         other_facts: int = 1,
+        together: bool = True,
         seed: int = 0,
         checkpoint: str | None = None,
     ) -> None:
@@ -80,6 +83,7 @@ class HypernetworkEditor(Editor, family=True):
         self.c_loc = c_loc
         self.own_probes = own_probes
         self.other_facts = other_facts
+        self.together = together
         self.seed = seed
         self.checkpoint = checkpoint
         self.weights: tuple[Weight, ...] = ()
@@ -103,6 +107,10 @@ class HypernetworkEditor(Editor, family=True):
         Returns:
             The update; its tensors may carry a graph.
         """
+
+    def propose_each(self, batch: EditBatch, learn: bool = False) -> list[Delta]:
+        """As :meth:`propose`, for every request as if it were alone."""
+        return [self.propose(part, learn) for part in batch.split()]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return Adam's groups of parameters; a group may have a learning rate of its own."""
@@ -182,23 +190,22 @@ class HypernetworkEditor(Editor, family=True):
     @torch.no_grad()
     def edit(self, batch: EditBatch) -> Delta:
         """Compute the update of a batch: one forward and backward pass, and no optimisation."""
+        self._warn_untrained()
+        return self.propose(batch)
+
+    @torch.no_grad()
+    def edit_independent(self, batch: EditBatch) -> list[Delta]:
+        """Compute one update per request, each as if it were alone."""
+        self._warn_untrained()
+        return self.propose_each(batch)
+
+    def _warn_untrained(self) -> None:
         if not self.is_trained:
             log.warning(
                 "%s is not trained, so its edit is a tiny step along the gradient and changes next "
                 "to nothing; train it with `lightning-edit fit`, or give `checkpoint`",
                 type(self).__name__,
             )
-        return self.propose(batch)
-
-    def patched(self, delta: Delta) -> dict[str, Tensor]:
-        """Return the edited parameters' values as the model stores them, with their graph."""
-        values = {}
-        for handle in self.weights:
-            change = delta.weights[handle.name].dense(torch.float32).to(handle.device)
-            base = handle.raw().detach()
-            oriented = change.mT if handle.transposed else change
-            values[handle.name] = (base.float() + oriented).to(base.dtype)
-        return values
 
     # --------------------------------------------------------------------------------- training
 
@@ -215,7 +222,7 @@ class HypernetworkEditor(Editor, family=True):
         """Edit, and judge the edited model on rephrases and on what must stay.
 
         Args:
-            requests: Edits that are written together.
+            requests: Edits of one step.
             batch_idx: Number of the batch in its epoch; chooses rephrases and locality prompts.
 
         Returns:
@@ -223,9 +230,7 @@ class HypernetworkEditor(Editor, family=True):
         """
         rng = Random(f"{self.seed}/{self.current_epoch}/{batch_idx}")
         examples = self.source.draw(requests, rng, self.trainer.train_dataloader)
-        patched = self.patched(self.propose(examples.inner, learn=True))
-        batch = self.rows(examples.outer + examples.locality)
-        after = answer_logits(self.language_model, batch, patched)
+        batch, after = self.logits_after(examples.inner, examples.outer + examples.locality, True)
         outer = batch.rows < len(examples.outer)
         terms = self.terms(after[outer], batch.targets[outer], after[~outer], examples.locality)
         if not torch.isfinite(terms["loss"]):
@@ -236,12 +241,33 @@ class HypernetworkEditor(Editor, family=True):
             self.log(f"train/{name}", value.detach(), prog_bar=True, batch_size=len(requests))
         return terms["loss"]
 
+    def logits_after(
+        self, edits: EditBatch, rows: Sequence[tuple[int, Row]], learn: bool = False
+    ) -> tuple[AnswerRows, Float[Tensor, "a v"]]:
+        """Return the logits of the edited model at the answers of some rows.
+
+        Args:
+            edits: The edits; written together or each alone, as :attr:`together` says.
+            rows: Prompts and answers, each with the number of the edit it belongs to.
+            learn: Whether this is a training step.
+
+        Returns:
+            The padded rows, and the logits with their graph.
+        """
+        batch = self.rows(rows)
+        if self.together or len(edits) == 1:
+            patched = patched_parameters(self.weights, self.propose(edits, learn))
+            return batch, answer_logits(self.language_model, batch, patched)
+        changes = stacked_factors(self.weights, self.propose_each(edits, learn))
+        numbers = torch.tensor([number for number, _ in rows], device=batch.ids.device)
+        return batch, answer_logits_each(self.language_model, batch, changes, numbers)
+
     def terms(
         self,
         outer: Float[Tensor, "a v"],
         targets: Int[Tensor, " a"],
         after: Float[Tensor, "a2 v"],
-        locality: Sequence[Row],
+        locality: Sequence[tuple[int, Row]],
     ) -> dict[str, Tensor]:
         """Return the loss and its two terms, in nats.
 
@@ -260,13 +286,13 @@ class HypernetworkEditor(Editor, family=True):
         return {"loss": self.c_edit * nll + self.c_loc * kl, "edit_nll": nll, "locality_kl": kl}
 
     @torch.no_grad()
-    def base_logits(self, rows: Sequence[Row]) -> Float[Tensor, "a v"]:
+    def base_logits(self, rows: Sequence[tuple[int, Row]]) -> Float[Tensor, "a v"]:
         """Return what the unedited model predicts at the answers of some rows."""
         return answer_logits(self.language_model, self.rows(rows))
 
-    def rows(self, rows: Sequence[Row]) -> AnswerRows:
+    def rows(self, rows: Sequence[tuple[int, Row]]) -> AnswerRows:
         """Pad rows on the language model's device."""
-        return AnswerRows.pad(rows, self.language_model.device)
+        return AnswerRows.pad([row for _, row in rows], self.language_model.device)
 
     @property
     def source(self) -> ExampleSource:
@@ -295,19 +321,17 @@ class HypernetworkEditor(Editor, family=True):
         prompts.
 
         Args:
-            requests: Edits that are written together.
+            requests: Edits of one batch.
             batch_idx: Number of the batch; chooses the other requests.
             stage: ``val`` or ``test``, the first part of the names.
             loader: Loader whose data set other requests are taken from.
         """
         rng = Random(f"{self.seed}/{stage}/{batch_idx}")
         examples = self.source.every(requests, rng, loader)
-        rewrites = [(e.prompt_ids, e.target_ids) for e in examples.inner.encoded]
-        groups = {"rewrite": rewrites, "rephrase": examples.outer, "locality": examples.locality}
-        batch = self.rows([row for rows in groups.values() for row in rows])
-        logits = answer_logits(
-            self.language_model, batch, self.patched(self.propose(examples.inner))
-        )
+        encoded = enumerate(examples.inner.encoded)
+        rewrites = tuple((edit, (e.prompt_ids, e.target_ids)) for edit, e in encoded)
+        rows = rewrites + examples.outer + examples.locality
+        batch, logits = self.logits_after(examples.inner, rows)
         right = batch.per_row((logits.argmax(-1) == batch.targets).float()) == 1
         first, last = len(rewrites), len(rewrites) + len(examples.outer)
         scores = {"reliability/em@tf": right[:first], "generalization/em@tf": right[first:last]}
@@ -318,8 +342,9 @@ class HypernetworkEditor(Editor, family=True):
             scores["locality/kept@tf"] = self.rows(examples.locality).per_row(same)
         for name, values in scores.items():
             if values.numel():
-                self.log(f"{stage}/{name}", values.float().mean(), batch_size=values.numel())
+                mean = values.float().mean()
+                self.log(f"{stage}/{name}", mean, prog_bar=True, batch_size=values.numel())
         outer = (batch.rows >= first) & ~held if examples.outer else ~held
         terms = self.terms(logits[outer], batch.targets[outer], logits[held], examples.locality)
         for name, value in terms.items():
-            self.log(f"{stage}/{name}", value, batch_size=len(requests))
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=len(requests))

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_edit.delta import Delta, LowRank
 from lightning_edit.editors.hypernet import HypernetworkEditor
-from lightning_edit.functional.hypernet import GradientTransform
+from lightning_edit.functional.hypernet import GradientTransform, informative_rows
 from lightning_edit.models.answers import token_factors
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import weight
@@ -43,6 +43,8 @@ class MEND(HypernetworkEditor):
         c_loc: Weight of the divergence on locality prompts; the authors' ``cloc``.
         own_probes: Locality prompts taken from each request's own probes in a training step.
         other_facts: Locality prompts taken from other requests in a training step.
+        together: Write the edits of a training batch as one update; ``False``: each alone, all side
+            by side.
         seed: Seed of the network's start and of the choice of rephrases and locality prompts.
         checkpoint: Trained parameters: a Lightning checkpoint or what ``save_weights`` wrote. The
             edited layers, ``rank`` and ``num_blocks`` then come from the file.
@@ -70,11 +72,12 @@ class MEND(HypernetworkEditor):
         c_loc: float = 1.0,
         own_probes: int = 1,
         other_facts: int = 1,
+        together: bool = True,
         seed: int = 0,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__(
-            layers, modules, lr, c_edit, c_loc, own_probes, other_facts, seed, checkpoint
+            layers, modules, lr, c_edit, c_loc, own_probes, other_facts, together, seed, checkpoint
         )
         self.save_hyperparameters()
         self.rank = rank
@@ -109,21 +112,37 @@ class MEND(HypernetworkEditor):
 
     def propose(self, batch: EditBatch, learn: bool = False) -> Delta:
         """Transform the tokens of one backward pass; see the base class."""
+        return self._propose(batch, learn, each=False)[0]
+
+    def propose_each(self, batch: EditBatch, learn: bool = False) -> list[Delta]:
+        """As :meth:`propose`, for every request alone, from one backward pass for all."""
+        return self._propose(batch, learn, each=True)
+
+    def _propose(self, batch: EditBatch, learn: bool, each: bool) -> list[Delta]:
         rows = [(encoded.prompt_ids, encoded.target_ids) for encoded in batch.encoded]
         model = self.language_model
         modules = [handle.name.removesuffix(".weight") for handle in self.weights]
-        loss, factors = token_factors(model, rows, modules, model.device)
-        updates = {}
+        loss, factors = token_factors(model, rows, modules, model.device, each)
+        ids = [(name,) for name in batch.ids] if each else [batch.ids]
+        updates: list[dict[str, LowRank]] = [{} for _ in ids]
         # The networks stay in float32 under mixed precision: the normaliser divides by small
         # numbers.
         with torch.autocast(self.device.type, enabled=False):
-            for index, (module, (group, layer)) in enumerate(
-                zip(modules, self._places, strict=True)
-            ):
+            for index, (module, place) in enumerate(zip(modules, self._places, strict=True)):
                 inputs, gradients = (part.to(self.device) for part in factors[module])
-                u, v = self.transforms[group](inputs, gradients, layer, update_norm=learn)
-                updates[f"{module}.weight"] = LowRank(self.step_sizes[index] * v.mT, u)
-        return Delta(batch.ids, updates, info={"loss_before": loss})
+                keep = informative_rows(inputs, gradients)
+                group, layer = place
+                u, v = self.transforms[group](inputs[keep], gradients[keep], layer, learn)
+                v = self.step_sizes[index] * v
+                counts = keep.sum(1).tolist() if each else [len(u)]
+                for update, left, right in zip(
+                    updates, v.split(counts), u.split(counts), strict=True
+                ):
+                    update[f"{module}.weight"] = LowRank(left.mT, right)
+        return [
+            Delta(names, update, info={"loss_before": loss})
+            for names, update in zip(ids, updates, strict=True)
+        ]
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:

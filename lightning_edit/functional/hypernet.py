@@ -16,8 +16,8 @@ STD_EPSILON = 1e-7
 
 
 def informative_rows(
-    inputs: Float[Tensor, "n d_in"], gradients: Float[Tensor, "n d_out"]
-) -> Bool[Tensor, " n"]:
+    inputs: Float[Tensor, "*n d_in"], gradients: Float[Tensor, "*n d_out"]
+) -> Bool[Tensor, "*n"]:
     """Mark tokens that contribute to the gradient: neither of their factors is all zero.
 
     Padding, and positions that the loss does not depend on, drop out here. Earlier prompt tokens
@@ -191,21 +191,20 @@ class GradientTransform(nn.Module):
         gradients: Float[Tensor, "n d_out"],
         layer: int,
         update_norm: bool = False,
-    ) -> tuple[Float[Tensor, "m d_in"], Float[Tensor, "m d_out"]]:
+    ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
         """Map tokens of one edited weight to the factors of its pseudo-gradient.
 
         Args:
-            inputs: Inputs of the layer.
+            inputs: Inputs of the layer; :func:`informative_rows` only.
             gradients: Gradients at its output.
             layer: Number of the weight among those of its shape.
             update_norm: Take the tokens into the normaliser's statistics first, as training does.
                 It is asked for and not read off the training mode, which a new module is in.
 
         Returns:
-            Transformed factors of the ``m`` tokens that contribute, m ≤ n.
+            Transformed factors of every token.
         """
-        keep = informative_rows(inputs, gradients)
-        inputs, gradients = inputs[keep].float(), gradients[keep].float()
+        inputs, gradients = inputs.float(), gradients.float()
         if update_norm:
             self.norm.update(inputs, gradients)
         rows: Any = self.norm(inputs, gradients)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -105,12 +106,46 @@ def answer_logits(
     return logits
 
 
+def answer_logits_each(
+    model: nn.Module,
+    batch: AnswerRows,
+    changes: Mapping[str, tuple[Float[Tensor, "e d_out r"], Float[Tensor, "e r d_in"]]],
+    edits: Int[Tensor, " b"],
+) -> Float[Tensor, "a v"]:
+    """Return the logits that predict the answer tokens, every row under an edit of its own.
+
+    Args:
+        model: A decoder-only Hugging Face model.
+        batch: Rows on the model's device.
+        changes: Two factors of ``e`` alternative updates, by dotted name of the linear layer;
+            gradients flow to them alone.
+        edits: Which of the updates holds for a row.
+    """
+
+    def add_change(
+        left: Tensor, right: Tensor, layer: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> Tensor:
+        # OPT's MLP sees rows and positions on one axis.
+        inputs = args[0].view(*batch.ids.shape, -1).to(right.dtype)
+        change = inputs @ right[edits].mT @ left[edits].mT
+        edited: Tensor = output + change.view(output.shape).to(output.dtype)
+        return edited
+
+    with ExitStack() as stack:
+        for name, (left, right) in changes.items():
+            hook = partial(add_change, left, right)
+            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+        own = {name: value.detach() for name, value in model.named_parameters()}
+        return answer_logits(model, batch, own)
+
+
 def token_factors(
     model: nn.Module,
     rows: Sequence[Row],
     modules: Sequence[str],
     device: torch.device | str = "cpu",
-) -> tuple[float, dict[str, tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]]]:
+    each: bool = False,
+) -> tuple[float, dict[str, tuple[Float[Tensor, "b t d_in"], Float[Tensor, "b t d_out"]]]]:
     r"""Return the answers' loss and, per layer, the factors of its gradient at every token.
 
     The gradient of the mean negative log-likelihood by a layer's weight is
@@ -123,10 +158,12 @@ def token_factors(
         rows: Token ids of prompts and answers, none of them empty.
         modules: Dotted names of linear layers.
         device: Where the model takes its input.
+        each: Take the gradient of every row's own mean, as if it were alone, and not of the mean
+            over the answer tokens of all rows.
 
     Returns:
-        The loss in nats, and by module name inputs and output gradients, one line per position of
-        every row (padding included), detached.
+        The mean loss in nats, and by module name inputs and output gradients of every position
+        (padding included), detached.
     """
     zeros: dict[str, Tensor] = {}
 
@@ -140,10 +177,12 @@ def token_factors(
             hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
             stack.enter_context(hook)
         batch = AnswerRows.pad(rows, device)
-        loss = nn.functional.cross_entropy(answer_logits(model, batch).float(), batch.targets)
+        logits = answer_logits(model, batch).float()
+        nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+        loss = batch.per_row(nll).sum() if each else nll.mean()
         gradients = torch.autograd.grad(loss, [zeros[name] for name in modules])
     factors = {
-        name: (seen[name].detach().flatten(0, -2), gradient.flatten(0, -2))
+        name: (seen[name].detach(), gradient)
         for name, gradient in zip(modules, gradients, strict=True)
     }
-    return loss.item(), factors
+    return nll.mean().item(), factors

@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_edit.datamodules.base import EditDataModule, EpochShuffle, as_list
+from lightning_edit.delta import Delta, LowRank
 from lightning_edit.editors.mend import MEND
+from lightning_edit.editors.patch import stacked_factors
 from lightning_edit.encoding import encode_batch
 from lightning_edit.exceptions import ArchitectureError, CheckpointError, DataError, NotBoundError
 from lightning_edit.functional.hypernet import (
@@ -26,7 +28,12 @@ from lightning_edit.functional.hypernet import (
     informative_rows,
     residual_block,
 )
-from lightning_edit.models.answers import AnswerRows, answer_logits, token_factors
+from lightning_edit.models.answers import (
+    AnswerRows,
+    answer_logits,
+    answer_logits_each,
+    token_factors,
+)
 from lightning_edit.models.hooks import capture
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight, weights_hash
@@ -40,6 +47,9 @@ pytestmark = [
     # These runs have no validation, or resume in a folder that is not empty, on purpose.
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),
+    # The editor and the data module both pass requests on as they are.
+    pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device` in both"),
+    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
 ]
 
 
@@ -136,9 +146,10 @@ def test_golden_ten_edits(gpt2: tuple[Any, Any]) -> None:
     gradients = torch.autograd.grad(loss, [seen[f"{module}@output"] for module in modules])
     for index, (module, gradient) in enumerate(zip(modules, gradients, strict=True)):
         group, layer = editor._places[index]
-        inputs = seen[f"{module}@input"].detach().flatten(0, 1)
+        inputs = seen[f"{module}@input"].detach()
+        keep = informative_rows(inputs, gradient)
         with torch.no_grad():
-            u, v = editor.transforms[group](inputs, gradient.flatten(0, 1), layer)
+            u, v = editor.transforms[group](inputs[keep], gradient[keep], layer)
         assert distance(v, state[f"factor.{module}.weight.v"]) < 1e-5
         update = editor.step_sizes[index].detach() * u.mT @ v
         assert distance(update, state[f"delta.{module}.weight"]) < 1e-5
@@ -201,7 +212,8 @@ def test_factors_multiply_to_the_gradient(family: str) -> None:
     for handle, module, gradient in zip(handles, modules, gradients, strict=True):
         inputs, deltas = factors[module]
         wanted = gradient.mT if handle.transposed else gradient
-        torch.testing.assert_close(deltas.mT @ inputs, wanted, rtol=1e-4, atol=1e-6)
+        product = deltas.flatten(0, 1).mT @ inputs.flatten(0, 1)
+        torch.testing.assert_close(product, wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -221,7 +233,7 @@ def test_untrained_edit_is_pure_and_a_tiny_step_up_the_gradient(
     assert int(editor.transforms[0].norm.count) == 0
     again = editor.edit(batch)
     _, factors = token_factors(model, [(e.prompt_ids, e.target_ids) for e in batch.encoded], LAST)
-    inputs, gradients = factors[LAST[0]]
+    inputs, gradients = (part.flatten(0, 1) for part in factors[LAST[0]])
     name = f"{LAST[0]}.weight"
     assert torch.equal(delta.weights[name].left, again.weights[name].left)
     wanted = 1e-4 * gradients.float().mT @ inputs.float()
@@ -301,6 +313,55 @@ def test_logged_loss_is_the_papers(gpt2: tuple[Any, Any], tmp_path: Path) -> Non
     kl = (old.exp() * (old - new)).sum(-1).mean()
     assert float(kl) > 1e-3
     assert metrics["val/loss"] == pytest.approx(float(0.3 * nll + 2.0 * kl), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_each_row_sees_its_own_edit(family: str) -> None:
+    model = build_tiny(family)
+    modules = [resolve(model).block(1).mlp_up[0], resolve(model).block(2).mlp_down]
+    rows = [([3, 4, 5], [6, 7]), ([8], [10]), ([11, 12], [13]), ([3, 4, 5], [6])]
+    handles = [weight(model, f"{module}.weight") for module in modules]
+    torch.manual_seed(0)
+    deltas = [
+        Delta(
+            (str(rank),),
+            {
+                handle.name: LowRank(
+                    torch.randn(handle.shape[0], rank), torch.randn(rank, handle.shape[1])
+                )
+                for handle in handles
+            },
+        )
+        for rank in (1, 3)
+    ]
+    changes = stacked_factors(handles, deltas)
+    batch = AnswerRows.pad(rows)
+    with torch.no_grad():
+        got = answer_logits_each(model, batch, changes, torch.tensor([0, 1, 0, 1]))
+        for edit, delta in enumerate(deltas):
+            with delta.applied(model):
+                wanted = answer_logits(model, batch)
+            mine = batch.rows % 2 == edit
+            torch.testing.assert_close(got[mine], wanted[mine], rtol=1e-3, atol=1e-3)
+
+
+def test_side_by_side_is_one_by_one(gpt2: tuple[Any, Any], tmp_path: Path) -> None:
+    editor = small(together=False, step_size=1.0)
+    editor.bind(*gpt2)
+    editor.trained_batches += 1
+    requests = golden_requests(4)
+    batch = encode_batch(gpt2[1], requests)
+    for one, alone in zip(editor.edit_independent(batch), batch.split(), strict=True):
+        wanted = editor.edit(alone)
+        assert one.request_ids == alone.ids
+        for name, update in wanted.weights.items():
+            assert distance(one.weights[name].dense(), update.dense()) < 1e-4
+    results = [
+        trainer(tmp_path).validate(editor, loader(0, 4, size), verbose=False)[0] for size in (1, 4)
+    ]
+    for name in ("val/reliability/em@tf", "val/generalization/em@tf", "val/locality/kept@tf"):
+        assert results[0][name] == pytest.approx(results[1][name])
+    assert results[0]["val/locality/kept@tf"] < 1
 
 
 class Facts(EditDataModule):
@@ -397,11 +458,12 @@ def test_examples_of_a_step(gpt2: tuple[Any, Any]) -> None:
     examples = editor.source.draw(requests, Random(0), loader(0, 8))
     text = gpt2[1].decode
     assert examples.inner.requests == tuple(requests)
-    for request, (prompt, answer) in zip(requests, examples.outer, strict=True):
+    for request, (_, (prompt, answer)) in zip(requests, examples.outer, strict=True):
         assert text(prompt).strip() in request.rephrases
         assert text(answer).strip() == request.target
     probes = {probe.prompt for request in requests for probe in request.probes}
-    prompts = [text(prompt).strip() for prompt, _ in examples.locality]
+    prompts = [text(prompt).strip() for _, (prompt, _) in examples.locality]
+    assert [edit for edit, _ in examples.locality] == [0, 0, 1, 1, 0, 1, 0, 1, 0, 1]
     assert len(prompts) == 2 * (2 + 3)
     assert set(prompts[:4]) <= probes
     assert set(prompts[4:]) <= {request.prompt for request in golden_requests(6, 2)}
