@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
 from lightning_edit.baseline import Baseline, write_rows
-from lightning_edit.callbacks.find import find_language_model, find_tokenizer
+from lightning_edit.callbacks.find import find_language_model, find_tokenizer, is_sharded
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.handle import as_requests
@@ -148,8 +149,7 @@ class EditEvaluation(Callback):
                 "not as it was before training",
                 trainer.ckpt_path,
             )
-        mine = self._scorer.score(self._my_probes(trainer))
-        self.baseline = Baseline(_gather(mine))
+        self.baseline = Baseline(_gather(self._score(trainer)))
         self._step = trainer.global_step
         self._write(trainer, self.baseline.scores)
         self._send(trainer, summarise(self.baseline.scores))
@@ -183,15 +183,21 @@ class EditEvaluation(Callback):
 
     # -------------------------------------------------------------------------------- measuring
 
-    def _my_probes(self, trainer: pl.Trainer) -> list[ScoredProbe]:
-        """Return this process's share: whole requests, since each is averaged in one place."""
+    def _score(self, trainer: pl.Trainer) -> list[ProbeScore]:
+        """Score this process's share: whole requests, since each is averaged in one place."""
+        assert self._scorer is not None  # set in on_fit_start
         units = [probes_of(request) for request in [*self.requests, *self._data_requests()]]
         units += [
             [ScoredProbe(f"{probe.kind}-{number}", probe)]
             for number, probe in enumerate(self.probes)
         ]
-        mine = units[trainer.global_rank :: trainer.world_size]
-        return [probe for unit in mine for probe in unit]
+        rank, world = trainer.global_rank, trainer.world_size
+        if not is_sharded(self._scorer.model):
+            return self._scorer.score([probe for unit in units[rank::world] for probe in unit])
+        # Each process holds a part of every weight, so all take part in every forward pass.
+        scores = iter(self._scorer.score([probe for unit in units for probe in unit]))
+        of_units = [list(islice(scores, len(unit))) for unit in units]
+        return [score for unit in of_units[rank::world] for score in unit]
 
     def _data_requests(self) -> list[EditRequest]:
         if self.data is None:
@@ -204,9 +210,8 @@ class EditEvaluation(Callback):
         return self.data.edit_requests()
 
     def _evaluate(self, trainer: pl.Trainer) -> None:
-        assert self._scorer is not None  # set in on_fit_start
-        assert self.baseline is not None  # as above
-        scores = self.baseline.compare(self._scorer.score(self._my_probes(trainer)))
+        assert self.baseline is not None  # set in on_fit_start
+        scores = self.baseline.compare(self._score(trainer))
         metric = AspectScores().to(trainer.strategy.root_device)
         metric.update(scores)
         values = plain(metric.compute())

@@ -205,16 +205,24 @@ _WORKER = """
 import json, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.callbacks.test_evaluation import callback
 
-root, devices = Path(sys.argv[1]), int(sys.argv[2])
-module = FineTuning(lr=0.0)  # what is compared is the measuring, not the training
+class Sharded(FineTuning):
+    def configure_model(self):
+        for block in self.backbone.model.layers:
+            fully_shard(block, mesh=self.device_mesh["data_parallel"])
+        fully_shard(self.backbone, mesh=self.device_mesh["data_parallel"])
+
+root, devices, strategy = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+sharded = strategy == "sharded"
+module = (Sharded if sharded else FineTuning)(lr=0.0)  # measuring is compared
 evaluation = callback(module, directory=str(root / "cases"))
-settings = {"devices": devices}
-if devices > 1:
-    settings["strategy"] = "ddp"
-run = trainer(root, evaluation, max_epochs=1, **settings)
+if sharded:
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+run = trainer(root, evaluation, max_epochs=1, devices=devices, strategy=strategy)
 run.fit(module, loader(), loader(1))
 values = {name: float(value) for name, value in run.callback_metrics.items() if "/" in name}
 (root / f"rank-{run.global_rank}.json").write_text(json.dumps(values))
@@ -225,17 +233,20 @@ values = {name: float(value) for name, value in run.callback_metrics.items() if 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(_WORKER)
-    found = []
-    for devices in (1, 2):
-        root = tmp_path / str(devices)
+    found = {}
+    for strategy, devices in (("auto", 1), ("ddp", 2), ("sharded", 2)):
+        root = tmp_path / strategy
         root.mkdir()
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(script), str(root), str(devices)]
-        subprocess.run(command, check=True, timeout=300, env=environment, capture_output=True)
+        command = [sys.executable, str(script), str(root), str(devices), strategy]
+        done = subprocess.run(
+            command, check=False, timeout=300, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
         ranks = [json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(devices)]
         assert all(values == ranks[0] for values in ranks)
-        rows = read_rows(next((root / "cases").glob("step-0*[1-9]*.jsonl")))
-        found.append((ranks[0], sorted(map(str, (ProbeScore.from_row(row).key for row in rows)))))
-    (one, one_rows), (two, two_rows) = found
-    assert two == pytest.approx(one, abs=1e-6)
-    assert two_rows == one_rows
+        rows = read_rows(max((root / "cases").glob("step-*.jsonl")))
+        found[strategy] = ranks[0], sorted(ProbeScore.from_row(row).key for row in rows)
+    for strategy in ("ddp", "sharded"):
+        assert found[strategy][0] == pytest.approx(found["auto"][0], abs=1e-5)
+        assert found[strategy][1] == found["auto"][1]
