@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_edit.exceptions import DataError
+from lightning_edit.journal import write_atomic
 from lightning_edit.records import ProbeScore, compare
 
 
@@ -59,11 +60,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         rows: Plain containers.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-    partial.replace(path)
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_atomic(path, "".join(lines).encode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

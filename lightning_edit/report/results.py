@@ -6,7 +6,6 @@ torch.
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -143,27 +142,6 @@ def _check(record: Mapping[str, Any], form: Mapping[str, Any], source: str) -> N
 
 def _fail(source: str, field: str, expected: str, got: object) -> None:
     raise DataError(f"{source}: `{field}` must be {expected}, got {got!r}; write the file anew")
-
-
-def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write ``results.json``; the file is whole or, after a crash, what it was before.
-
-    Args:
-        path: File to write; its folder is made.
-        results: A record from :func:`build`.
-
-    Raises:
-        DataError: If the record is not of this schema; nothing is written then.
-    """
-    validate(results, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(results, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def read_results(path: Path) -> dict[str, Any]:

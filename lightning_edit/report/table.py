@@ -41,8 +41,18 @@ def render(results: Mapping[str, Any]) -> RenderableType:
     return Group(*parts, Text(LEGEND, style="dim"))
 
 
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+
+
 def _last(results: Mapping[str, Any], point: Mapping[str, Any]) -> Table:
-    table = Table(title=_title(results, point), box=box.SIMPLE_HEAD, title_justify="left")
+    table = _table(_title(results, point))
     table.add_column("", no_wrap=True)
     table.add_column("measure")
     for mode in ("tf", "gen"):
@@ -74,7 +84,7 @@ def _rows(point: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _curve(points: list[Mapping[str, Any]]) -> Table:
-    table = Table(title="After each evaluation", box=box.SIMPLE_HEAD, title_justify="left")
+    table = _table("After each evaluation")
     table.add_column("edits", justify="right")
     table.add_column("")
     aspects = [a for a in _ASPECTS if any(f"{a}/n" in entry["counts"] for entry in points)]
