@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -126,7 +127,10 @@ def build_empty(
 
 
 def load_language_model(
-    name_or_path: str = ATLAS, dtype: str = "float32", revision: str | None = None
+    name_or_path: str = ATLAS,
+    dtype: str = "float32",
+    revision: str | None = None,
+    add_bos: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model with its head, and its fast tokenizer.
 
@@ -138,6 +142,8 @@ def load_language_model(
         name_or_path: ``atlas`` (in the package), the folder of a saved model, or a hub name.
         dtype: Type of the weights, one of :data:`DTYPES`; never guessed from the checkpoint.
         revision: Branch, tag or commit of a hub model.
+        add_bos: Begin every text with the BOS token although the tokenizer does not, for models
+            trained so (a GPT-2 trained on documents that begin with ``<|endoftext|>``).
 
     Returns:
         The model and the tokenizer; padding is on the right, and the end-of-text token stands in
@@ -168,7 +174,21 @@ def load_language_model(
     model.train(False)
     tokenizer = load_tokenizer(source, revision)
     _require_whole(name_or_path, model, loading["missing_keys"], tokenizer)
+    if add_bos:
+        _begin_with_bos(name_or_path, tokenizer)
     return model, tokenizer
+
+
+def _begin_with_bos(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer put its BOS in front of every text, unless it does so already."""
+    bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
+    if bos is None:
+        raise ModelLoadError(f"the tokenizer of {name} has no BOS token; leave `add_bos` out")
+    if tokenizer("a")["input_ids"][:1] != [bos_id]:
+        backend: Any = tokenizer
+        backend.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, bos_id)]
+        )
 
 
 def _require_whole(
