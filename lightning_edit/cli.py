@@ -87,6 +87,12 @@ class EditCLI(LightningCLI):
         group.add_argument("--lm", type=str, default="atlas", help="atlas, a folder, or a hub name")
         group.add_argument("--lm_dtype", type=str, default="float32", help="type of its weights")
         group.add_argument(
+            "--lm_bos",
+            type=bool,
+            default=False,
+            help="put BOS before texts; its tokenizer does not",
+        )
+        group.add_argument(
             "--lm_revision", type=str | None, default=None, help="revision on the hub"
         )
 
@@ -121,7 +127,9 @@ class EditCLI(LightningCLI):
         """Give the editor its language model."""
         if isinstance(self.model, Editor):
             config = self.config[self.subcommand]
-            model, tokenizer = load_language_model(config.lm, config.lm_dtype, config.lm_revision)
+            model, tokenizer = load_language_model(
+                config.lm, config.lm_dtype, config.lm_revision, config.lm_bos
+            )
             self.model.bind(model, tokenizer)
 
     def edit(self, **arguments: Any) -> None:
