@@ -90,7 +90,7 @@ class EditCLI(LightningCLI):
             "--lm_bos",
             type=bool,
             default=False,
-            help="put BOS before texts; its tokenizer does not",
+            help="put BOS before every text",
         )
         group.add_argument(
             "--lm_revision", type=str | None, default=None, help="revision on the hub"
