@@ -1,10 +1,13 @@
 """Editors. Importing this package is their registration: the command line finds them by name."""
 
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.ft import FTL
+from lightning_edit.editors.ft import FT, FTL, FTM
 from lightning_edit.editors.memit import MEMIT
 from lightning_edit.editors.mend import MEND
+from lightning_edit.editors.one_li import OneLI
+from lightning_edit.editors.prune import PRUNE
 from lightning_edit.editors.r_rome import RROME
+from lightning_edit.editors.rect import RECT
 from lightning_edit.editors.rome import ROME
 
-__all__ = ["FTL", "MEMIT", "MEND", "ROME", "RROME", "Editor"]
+__all__ = ["FT", "FTL", "FTM", "MEMIT", "MEND", "PRUNE", "RECT", "ROME", "RROME", "Editor", "OneLI"]

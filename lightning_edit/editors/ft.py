@@ -43,3 +43,79 @@ class FTL(GradientEditor):
     def default_layers(cls, num_blocks: int) -> list[int]:
         """Return the first block (GPT-2 XL and GPT-J in ROME's configs)."""
         return [0]
+
+
+class FT(GradientEditor):
+    """Fine-tune one down-projection without any limit (FT).
+
+    Args:
+        layers: Blocks to train; ``None``: one at two thirds of the depth.
+        steps: Passes over the batch (25 in ROME's, MEMIT's and EasyEdit's configs).
+        lr: Adam's learning rate (5e-4 in those configs).
+        weight_decay: Adam's weight decay; MEMIT's FT-W sets it from the number of edits.
+        objective: See :class:`~lightning_edit.editors.gradient.GradientEditor`.
+        threshold: Loss below which nothing is trained any more (1e-2 in ROME's code).
+        batch_size: Requests in one optimiser step (64 in ROME's code).
+    """
+
+    def __init__(
+        self,
+        layers: list[int] | None = None,
+        steps: int = 25,
+        lr: float = 5e-4,
+        weight_decay: float = 0.0,
+        objective: TrainingObjective = "prompt_last",
+        threshold: float = 1e-2,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__(layers, steps, lr, weight_decay, None, objective, threshold, batch_size)
+
+    @classmethod
+    def default_layers(cls, num_blocks: int) -> list[int]:
+        """Return the block at two thirds of the depth (published: Llama 21 of 32, GPT-J 21 of 28).
+
+        ROME's config for GPT-2 XL has block 1.
+        """
+        return [round(0.68 * (num_blocks - 1))]
+
+
+class FTM(GradientEditor):
+    """Fine-tune one down-projection on the answers' own tokens (FT-M).
+
+    Each answer token is learnt at its own position, given those before it; the prompt is not
+    learnt. This is the fair baseline where answers have more than one token.
+
+    Args:
+        layers: Blocks to train; ``None``: that of :class:`FT`.
+        steps: Passes over the batch (25 in EasyEdit's configs).
+        lr: Adam's learning rate (5e-4 in EasyEdit's configs).
+        weight_decay: Adam's weight decay (0 in EasyEdit's configs).
+        norm_constraint: Largest change of any single weight; ``None``: no limit, as in EasyEdit's
+            configs for Llama.
+        threshold: Loss below which nothing is trained any more (1e-2 in EasyEdit).
+        batch_size: Requests in one optimiser step.
+
+    Note:
+        The loss is the mean over requests of each one's mean over its answer tokens. EasyEdit's
+        is the mean over all answer tokens of a batch, which weighs longer answers more; the two
+        differ only where answers of one batch differ in length.
+    """
+
+    def __init__(
+        self,
+        layers: list[int] | None = None,
+        steps: int = 25,
+        lr: float = 5e-4,
+        weight_decay: float = 0.0,
+        norm_constraint: float | None = None,
+        threshold: float = 1e-2,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__(
+            layers, steps, lr, weight_decay, norm_constraint, "target_new", threshold, batch_size
+        )
+
+    @classmethod
+    def default_layers(cls, num_blocks: int) -> list[int]:
+        """Return the block of :class:`FT`."""
+        return FT.default_layers(num_blocks)

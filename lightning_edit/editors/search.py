@@ -159,26 +159,32 @@ def search_targets(
     Returns:
         Vectors, and what was seen on the way.
     """
-    found = [
-        _search(view, group, block, site, objective) for group in _groups(texts, rows_per_pass)
-    ]
+    groups = list(_groups(texts, rows_per_pass))
+    found = [_search(view, group, block, site, objective) for group in groups]
+    order = [request for group in groups for request in dict.fromkeys(t.request for t in group)]
+    lines = [part.only(line) for part in found for line in range(len(part.losses))]
+    lines = [line for _, line in sorted(zip(order, lines, strict=True), key=lambda pair: pair[0])]
     return Targets(
-        delta=torch.cat([part.delta for part in found]),
-        initial=torch.cat([part.initial for part in found]),
-        keys=[keys for part in found for keys in part.keys],
-        values=[values for part in found for values in part.values],
-        losses=[loss for part in found for loss in part.losses],
-        steps=[steps for part in found for steps in part.steps],
+        delta=torch.cat([line.delta for line in lines]),
+        initial=torch.cat([line.initial for line in lines]),
+        keys=[keys for line in lines for keys in line.keys],
+        values=[values for line in lines for values in line.values],
+        losses=[loss for line in lines for loss in line.losses],
+        steps=[steps for line in lines for steps in line.steps],
     )
 
 
 def _groups(texts: Sequence[Text], rows_per_pass: int) -> Iterator[list[Text]]:
-    """Yield whole requests, as many as fit into one pass."""
+    """Yield whole requests of like length, as many as fit into one pass."""
     by_request: dict[int, list[Text]] = {}
     for text in texts:
         by_request.setdefault(text.request, []).append(text)
+
+    def tokens_after(listed: list[Text]) -> int:
+        return max(len(text.ids) - text.subject for text in listed)
+
     group: list[Text] = []
-    for listed in by_request.values():
+    for listed in sorted(by_request.values(), key=tokens_after, reverse=True):
         if group and len(group) + len(listed) > rows_per_pass:
             yield group
             group = []

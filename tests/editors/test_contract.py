@@ -13,6 +13,7 @@ import torch
 import lightning_edit.editors
 from lightning_edit.delta import Delta
 from lightning_edit.editors import Editor
+from lightning_edit.editors.wrap import WrappedEditor
 from lightning_edit.encoding import encode_batch
 from lightning_edit.exceptions import NotBoundError, SubjectNotFoundError
 from lightning_edit.models.weights import weights_hash
@@ -40,7 +41,10 @@ FAMILIES = ("gpt2", "llama")
 
 def make(editor_class: type[Editor]) -> Editor:
     known = {name for base in editor_class.__mro__ for name in inspect.signature(base).parameters}
-    return editor_class(**{name: value for name, value in SMALL.items() if name in known})
+    arguments: dict[str, Any] = {name: SMALL[name] for name in SMALL if name in known}
+    if issubclass(editor_class, WrappedEditor):
+        arguments["editor"] = make(editor_class.default_host)
+    return editor_class(**arguments)
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,7 @@ def test_edits_where_gradients_are_off(editor_class: type[Editor]) -> None:
     for off in (torch.no_grad(), torch.inference_mode()):
         with off:
             assert same(own.editor.edit(own.first), edited(editor_class, "gpt2"), 1e-5)
+            assert len(own.editor.edit_independent(own.batch)) == 2
 
 
 @each

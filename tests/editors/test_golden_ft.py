@@ -1,9 +1,9 @@
-"""Parity with the authors' own code: FT-L."""
+"""Parity with the authors' own code: FT-L and FT-M."""
 
 import pytest
 import torch
 
-from lightning_edit.editors.ft import FTL
+from lightning_edit.editors.ft import FTL, FTM
 from tests.editors.golden import batch, golden, model, relative, tokenizer
 
 # Distances found: 0 in float32 (FT-M 4e-5), 2e-8 against float64, as updates are kept in float32.
@@ -18,18 +18,18 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
         "FT/tiny-gpt2/ten-float32-strong",
         "FT/tiny-gpt2/ten-float64-strong",
         "EasyEdit-FT-M/tiny-gpt2/single",
+        "EasyEdit-FT-M/tiny-gpt2/ten",
     ],
 )
 def test_deltas_agree(path: str) -> None:
     example = golden(path)
     dtype = torch.float64 if "float64" in path else torch.float32
     hparams = example.meta["hparams"]
-    editor = FTL(
+    editor = (FTM if "FT-M" in path else FTL)(
         layers=hparams["layers"],
         steps=hparams["num_steps"],
         lr=float(hparams["lr"]),
         norm_constraint=float(hparams["norm_constraint"]),
-        objective=hparams.get("objective_optimization", "prompt_last"),
     )
     editor.bind(model(example.model_name, dtype), tokenizer(example.model_name))
     delta = editor.edit(batch(example))
