@@ -9,6 +9,13 @@ from typing import Any
 
 #: Where each public name lives.
 _HOME: dict[str, str] = {
+    "AlphaEdit": "lightning_edit.editors",
+    "EMMET": "lightning_edit.editors",
+    "RECT": "lightning_edit.editors",
+    "PRUNE": "lightning_edit.editors",
+    "OneLI": "lightning_edit.editors",
+    "FTM": "lightning_edit.editors",
+    "FT": "lightning_edit.editors",
     "FTL": "lightning_edit.editors",
     "MEMIT": "lightning_edit.editors",
     "MEND": "lightning_edit.editors",

@@ -96,9 +96,8 @@ class FTM(GradientEditor):
         batch_size: Requests in one optimiser step.
 
     Note:
-        The loss is the mean over requests of each one's mean over its answer tokens. EasyEdit's
-        is the mean over all answer tokens of a batch, which weighs longer answers more; the two
-        differ only where answers of one batch differ in length.
+        EasyEdit pads batches on the left and leaves GPT-2's positions as they fall, so there a
+        request's loss depends on the longest one in its batch; here it does not.
     """
 
     def __init__(

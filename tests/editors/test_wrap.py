@@ -1,0 +1,191 @@
+"""Editors around editors: shaping, history, nesting, and parity of RECT with published numbers."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_edit.delta import Delta, Dense, LowRank, WeightUpdate
+from lightning_edit.editors import FTL, MEMIT, PRUNE, RECT, ROME, Editor, OneLI
+from lightning_edit.encoding import encode_batch
+from lightning_edit.functional.shaping import keep_relatively_largest, restrain
+from lightning_edit.ledger import Ledger
+from lightning_edit.models.weights import weight, weights_hash
+from lightning_edit.types import EditBatch, EditRequest
+from tests.editors.golden import batch, golden, model, relative, statistics, tokenizer
+from tests.models.tiny import TINY, build_tokenizer
+
+REQUESTS = [
+    EditRequest("a", "The capital of France is", "Rome", "France"),
+    EditRequest("b", "The mother tongue of Danielle Darrieux is", "Paris", "Danielle Darrieux"),
+    EditRequest("c", "The capital of Italy is", "Paris", "Italy"),
+]
+
+
+def memit(**arguments: Any) -> MEMIT:
+    return MEMIT(statistics="identity", steps=4, moment_weight=20.0, **arguments)
+
+
+def bind(editor: Editor) -> Editor:
+    language_model = TINY["gpt2"]().requires_grad_(False)
+    return editor.bind(language_model, build_tokenizer())
+
+
+def requests(editor: Editor) -> list[EditBatch]:
+    return encode_batch(editor.tokenizer, REQUESTS).split()
+
+
+def test_rect_keeps_its_share_and_nothing_else() -> None:
+    editor = bind(RECT(memit(), kept=0.25))
+    for name, update in editor.edit(requests(editor)[0]).weights.items():
+        host = editor.editor.edit(requests(editor)[0]).weights[name].dense().float()
+        kept = update.dense().float()
+        assert math.isclose(float((kept != 0).float().mean()), 0.25, abs_tol=1e-3)
+        assert torch.equal(kept[kept != 0], host[kept != 0])
+        original = weight(editor.language_model, name).read(torch.float32)
+        change = (host / original).abs()
+        assert change[kept != 0].min() >= change[kept == 0].max()
+
+
+def test_rect_that_keeps_all_changes_nothing() -> None:
+    update = torch.randn(5, 7)
+    assert torch.equal(keep_relatively_largest(update, torch.randn(5, 7), 1.0), update)
+
+
+@pytest.mark.parametrize("base", [math.e, 2.0, 1.2])
+def test_restrained_values_are_continuous_and_keep_their_order(base: float) -> None:
+    values = torch.linspace(0.5, 5.0, 50).double()
+    shrunk = restrain(values, 2.0, "log", base)
+    assert torch.equal(shrunk[values <= 2], values[values <= 2])
+    expected = values[values > 2].log() / math.log(base) - math.log(2.0) / math.log(base) + 2
+    assert torch.allclose(shrunk[values > 2], expected)
+    assert (shrunk.diff() > 0).all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_interpolation_scales_the_update_and_keeps_factors(alpha: float) -> None:
+    editor = bind(OneLI(memit(), alpha))
+    mine, host = (e.edit(requests(editor)[0]).weights for e in (editor, editor.editor))
+    for name, update in mine.items():
+        assert isinstance(update, LowRank)
+        assert torch.allclose(update.dense(), alpha * host[name].dense())
+
+
+class Fixed(Editor):
+    """Adds the same update every time, to see what a wrapper makes of it."""
+
+    def __init__(self, name: str, update: WeightUpdate) -> None:
+        super().__init__()
+        self.name, self.update = name, update
+        self.seen: list[Delta] = []
+
+    def edit(self, batch: EditBatch) -> Delta:
+        return Delta(batch.ids, {self.name: self.update})
+
+    def remember(self, delta: Delta) -> None:
+        self.seen.append(delta)
+
+    def forget(self, delta: Delta) -> None:
+        self.seen.remove(delta)
+
+
+def large_host(low_rank: bool) -> Fixed:
+    torch.manual_seed(0)
+    left, right = torch.randn(32, 2), torch.randn(2, 48)
+    low = LowRank(left, right)
+    update = low if low_rank else Dense(low.dense().float())
+    return Fixed("transformer.h.1.mlp.c_proj.weight", update)
+
+
+@pytest.mark.parametrize("low_rank", [True, False])
+def test_prune_replaces_the_total(low_rank: bool) -> None:
+    host = large_host(low_rank)
+    editor = bind(PRUNE(host))
+    pristine = weights_hash(editor.language_model)
+    accessor = weight(editor.language_model, host.name)
+    original = accessor.read()
+    largest = float(torch.linalg.matrix_norm(original, ord=2))
+    ledger = Ledger(editor.language_model, editor)
+    total = torch.zeros_like(original)
+    for part in requests(editor):
+        U, S, Vh = torch.linalg.svd(total + host.update.dense(), full_matrices=False)
+        total = (U * restrain(S, largest, "log", math.e)) @ Vh
+        delta = editor.edit(part)
+        assert isinstance(delta.weights[host.name], LowRank) == low_rank
+        ledger.commit(delta, part.requests)
+        assert relative(accessor.read() - original, total) < 1e-5
+    assert [delta.request_ids for delta in host.seen] == [("a",), ("b",), ("c",)]
+    ledger.undo(["b"])
+    state = editor.get_extra_state()
+    assert relative(state["totals"][host.name], accessor.read() - original) < 1e-5
+    ledger.undo(["a", "c"])
+    assert not host.seen
+    assert editor.get_extra_state() == {"totals": {}, "commits": {}}
+    assert weights_hash(editor.language_model) == pristine
+
+
+def test_prune_leaves_small_updates_as_they_are() -> None:
+    editor = bind(PRUNE(memit()))
+    mine, host = (e.edit(requests(editor)[0]).weights for e in (editor, editor.editor))
+    assert all(torch.equal(mine[name].dense(), host[name].dense()) for name in mine)
+
+
+def test_totals_travel_in_the_state_dict() -> None:
+    editor = bind(PRUNE(large_host(low_rank=True)))
+    part = requests(editor)[0]
+    Ledger(editor.language_model, editor).commit(editor.edit(part), part.requests)
+    outer = bind(RECT(PRUNE(large_host(low_rank=True))))
+    outer.load_state_dict(RECT(editor).state_dict())
+    theirs = editor.get_extra_state()["totals"]
+    assert theirs
+    assert outer.editor.get_extra_state()["totals"].keys() == theirs.keys()
+
+
+def test_nested_wrappers_bind_remember_and_undo() -> None:
+    editor = RECT(PRUNE(OneLI(memit(), 0.5)), kept=0.5)
+    language_model = TINY["gpt2"]().requires_grad_(False)
+    pristine = weights_hash(language_model)
+    edited = editor.edit_model(language_model, build_tokenizer(), REQUESTS[:2])
+    assert editor.editor.get_extra_state()["commits"]
+    assert weights_hash(language_model) != pristine
+    edited.undo()
+    assert weights_hash(language_model) == pristine
+    assert not editor.editor.get_extra_state()["commits"]
+
+
+def test_flags_are_those_of_the_host() -> None:
+    assert RECT(ROME()).batched is False
+    assert RECT(PRUNE(ROME())).needs_statistics is True
+    assert RECT(PRUNE(FTL())).needs_statistics is RECT(FTL()).needs_subject is False
+    assert RECT().batched is True
+
+
+def test_wrong_arguments_are_refused() -> None:
+    for wrong in (lambda: RECT(kept=0.0), lambda: OneLI(alpha=1.5), lambda: PRUNE(base=1.0)):
+        with pytest.raises(ValueError, match="got"):
+            wrong()
+
+
+@pytest.mark.parametrize(
+    "mode", ["ten-float32", pytest.param("batch100-float32", marks=pytest.mark.slow)]
+)
+def test_rect_agrees_with_published_code(mode: str, tmp_path: Path) -> None:
+    example = golden(f"MEMIT_rect/tiny-gpt2/{mode}")
+    hparams = example.meta["hparams"]
+    language_model = model(example.model_name)
+    host = MEMIT(
+        moment_weight=float(hparams["mom2_update_weight"]),
+        clamp=float(hparams["clamp_norm_factor"]),
+        layers=hparams["layers"],
+        statistics=statistics(example.model_name, language_model, tmp_path),
+        steps=hparams["v_num_grad_steps"],
+        context_templates=example.templates,
+    )
+    editor = RECT(host, kept=0.4).bind(language_model, tokenizer(example.model_name))
+    delta = editor.edit(batch(example))
+    for name, update in delta.weights.items():
+        theirs = example.tensors[f"delta.{name}"].mT
+        assert torch.equal(update.dense() != 0, theirs != 0)
+        assert relative(update.dense(), theirs) < 1e-5
