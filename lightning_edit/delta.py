@@ -107,6 +107,8 @@ class Delta:
             histories).
         prompts: Text put in front of a prompt, by request, for in-context editors.
         info: Figures about how the edit was found (loss, steps, residual), for the run's record.
+        history: Tensors that the editor keeps of this edit while it is in force (keys of a
+            least-squares history). They change nothing in the model, so exports leave them out.
     """
 
     request_ids: tuple[str, ...]
@@ -114,6 +116,7 @@ class Delta:
     state: Mapping[str, Tensor] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+    history: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -129,18 +132,19 @@ class Delta:
         return {name: update.rank for name, update in self.weights.items()}
 
     def numel(self) -> int:
-        """Numbers that the delta stores."""
+        """Numbers that the delta stores, without the editor's history."""
         parts = [update.numel for update in self.weights.values()]
         return sum(parts) + sum(tensor.numel() for tensor in self.state.values())
 
     def not_finite(self) -> list[str]:
-        """Names of weights or state whose update has an infinite or undefined entry."""
+        """Names of weights, state or history with an infinite or undefined entry."""
         bad = [
             name
             for name, update in self.weights.items()
             if not all(bool(torch.isfinite(part).all()) for part in update.tensors().values())
         ]
-        floating = {k: v for k, v in self.state.items() if v.is_floating_point()}
+        others = {**self.state, **self.history}
+        floating = {k: v for k, v in others.items() if v.is_floating_point()}
         return bad + [name for name, value in floating.items() if not torch.isfinite(value).all()]
 
     @contextmanager
@@ -201,8 +205,9 @@ class Delta:
             for name, update in self.weights.items()
             for part, value in update.tensors().items()
         }
-        for name, value in self.state.items():
-            tensors[f"state/{name}"] = value.detach().cpu().contiguous()
+        for kind, named in (("state", self.state), ("history", self.history)):
+            for name, value in named.items():
+                tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
         header = {
             "format": _FORMAT,
             "request_ids": json.dumps(self.request_ids),
@@ -245,18 +250,21 @@ class Delta:
                 weights[name] = Dense(tensors[f"{stem}/value"])
             else:
                 weights[name] = LowRank(tensors[f"{stem}/left"], tensors[f"{stem}/right"])
-        state = {
-            key.removeprefix("state/"): value
-            for key, value in tensors.items()
-            if key.startswith("state/")
-        }
         return cls(
             tuple(json.loads(header["request_ids"])),
             weights,
-            state,
+            _under("state/", tensors),
             json.loads(header["prompts"]),
             json.loads(header["info"]),
+            _under("history/", tensors),
         )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
 
 
 def _lora(update: WeightUpdate, max_rank: int | None) -> tuple[Tensor, Tensor, float]:

@@ -177,7 +177,8 @@ class Ledger:
 
         Args:
             lines: Go back to this many journal lines first; ``None``: all of them.
-            remember: Whether the editor is told of every delta; not when its history was restored.
+            remember: Whether the editor takes every delta into its history; otherwise a checkpoint
+                has restored the history, and the editor is only told what is in force.
 
         Raises:
             LedgerError: If the ledger is not empty, or a delta file is missing or was changed.
@@ -191,8 +192,9 @@ class Ledger:
             self._install(self._stage(delta))
             self._active.append((entry, delta))
             self._ids.update(delta.request_ids)
-            if remember and self.editor is not None:
-                self.editor.remember(delta)
+            if self.editor is not None:
+                tell = self.editor.remember if remember else self.editor.recall
+                tell(delta)
 
     def _record(self, delta: Delta, requests: Sequence[EditRequest]) -> Entry:
         if self.journal is None:

@@ -1,6 +1,8 @@
 """Editors. Importing this package is their registration: the command line finds them by name."""
 
+from lightning_edit.editors.alphaedit import AlphaEdit
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.emmet import EMMET
 from lightning_edit.editors.ft import FT, FTL, FTM
 from lightning_edit.editors.memit import MEMIT
 from lightning_edit.editors.mend import MEND
@@ -10,4 +12,18 @@ from lightning_edit.editors.r_rome import RROME
 from lightning_edit.editors.rect import RECT
 from lightning_edit.editors.rome import ROME
 
-__all__ = ["FT", "FTL", "FTM", "MEMIT", "MEND", "PRUNE", "RECT", "ROME", "RROME", "Editor", "OneLI"]
+__all__ = [
+    "EMMET",
+    "FT",
+    "FTL",
+    "FTM",
+    "MEMIT",
+    "MEND",
+    "PRUNE",
+    "RECT",
+    "ROME",
+    "RROME",
+    "AlphaEdit",
+    "Editor",
+    "OneLI",
+]

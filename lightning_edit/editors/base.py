@@ -160,6 +160,12 @@ class Editor(pl.LightningModule, ABC):
     def forget(self, delta: Delta) -> None:
         """Take an undone delta out of the editor's history, exactly. Called by the ledger."""
 
+    def recall(self, delta: Delta) -> None:
+        """Learn that a delta is in force whose history a checkpoint has restored already.
+
+        Called by the ledger, in the order of the commits, when an interrupted run goes on.
+        """
+
     def subject_positions(self, batch: EditBatch) -> list[int]:
         """Return each request's last subject token.
 

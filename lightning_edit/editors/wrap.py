@@ -59,6 +59,10 @@ class WrappedEditor(Editor, family=True):
         """Pass an undone delta on to the host."""
         self.editor.forget(delta)
 
+    def recall(self, delta: Delta) -> None:
+        """Pass on a delta whose history a checkpoint has restored."""
+        self.editor.recall(delta)
+
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
         """Return the default host's blocks."""
