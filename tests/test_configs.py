@@ -15,10 +15,10 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 def command(path: Path) -> list[str]:
     """Return a short run of a configuration, by what it holds."""
     content = yaml.safe_load(path.read_text())
-    if "class_path" in content:
+    if path.parent.name == "method":
         # One editor with its values: the smallest run that uses it.
         data = ["--data", "AtlasDataModule", "--data.limit", "2", "--modes", "[tf]"]
-        return ["edit", "--model", str(path), *data]
+        return ["edit", "--config", str(path), *data]
     if "protocol" in content:
         return ["edit", "--config", str(path), "--data.limit", "2", "--modes", "[tf]"]
     return ["fit", "--config", str(path), "--trainer.fast_dev_run", "2"]
