@@ -17,7 +17,8 @@ class MEMIT(Spread):
 
     Args:
         moment_weight: λ, how many corpus tokens the second moment C stands for: 15 000 for GPT-J,
-            20 000 for GPT-2 XL in the authors' configs.
+            20 000 for GPT-2 XL in the authors' configs. ``None``: as many as a key has numbers,
+            which at GPT-J's width is 16 384 and writes half of a typical key's residual.
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
         keep_history: Add the keys of earlier edits to λC, so that later batches leave them alone.
             The paper does not; AlphaEdit's authors compare against it as ``MEMIT_seq``.
@@ -25,12 +26,12 @@ class MEMIT(Spread):
 
     Note:
         λ should be read against the width f of a key: of one typical key's residual the share
-        f / (λ + f) is written, so a small model needs a small λ.
+        f / (λ + f) is written, so a fixed λ that suits a large model silences a small one.
     """
 
     def __init__(
         self,
-        moment_weight: float = 15_000.0,
+        moment_weight: float | None = None,
         clamp: float = 0.75,
         keep_history: bool = False,
         **search: Any,
@@ -40,4 +41,7 @@ class MEMIT(Spread):
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
         """Factor λC and the history."""
-        return self.factored(layer, moment, self.moment_weight)
+        weight = self.moment_weight
+        if weight is None:
+            weight = float(self.view.intermediate_size)
+        return self.factored(layer, moment, weight)

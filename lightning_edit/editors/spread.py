@@ -82,7 +82,7 @@ class Spread(LocateThenEdit, family=True):
         The last block is never one of them: a target there could not act on later tokens.
         """
         top = num_blocks - 1
-        first = round(0.13 * top)
+        first = int(0.13 * top)
         last = max(0, min(top - 1, max(first + 2, round(0.26 * top))))
         return list(range(min(first, last), last + 1))
 
