@@ -11,6 +11,8 @@ from typing import Any
 _HOME: dict[str, str] = {
     "AlphaEdit": "lightning_edit.editors",
     "EMMET": "lightning_edit.editors",
+    "PMET": "lightning_edit.editors",
+    "ENCORE": "lightning_edit.editors",
     "RECT": "lightning_edit.editors",
     "PRUNE": "lightning_edit.editors",
     "OneLI": "lightning_edit.editors",

@@ -3,10 +3,12 @@
 from lightning_edit.editors.alphaedit import AlphaEdit
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.emmet import EMMET
+from lightning_edit.editors.encore import ENCORE
 from lightning_edit.editors.ft import FT, FTL, FTM
 from lightning_edit.editors.memit import MEMIT
 from lightning_edit.editors.mend import MEND
 from lightning_edit.editors.one_li import OneLI
+from lightning_edit.editors.pmet import PMET
 from lightning_edit.editors.prune import PRUNE
 from lightning_edit.editors.r_rome import RROME
 from lightning_edit.editors.rect import RECT
@@ -14,11 +16,13 @@ from lightning_edit.editors.rome import ROME
 
 __all__ = [
     "EMMET",
+    "ENCORE",
     "FT",
     "FTL",
     "FTM",
     "MEMIT",
     "MEND",
+    "PMET",
     "PRUNE",
     "RECT",
     "ROME",

@@ -17,7 +17,7 @@ class AlphaEdit(Spread):
     r"""Write only along directions of key space that ordinary text hardly uses.
 
     :math:`\Delta = R K^\top P\,(P (K K^\top + \sum K_p K_p^\top) P + \mu I)^{-1}` with P the
-    projector on the null space of the corpus keys (eq. 14); :math:`\sum K_p K_p^\top` keeps the
+    projector on the null space of the corpus keys; :math:`\sum K_p K_p^\top` keeps the
     facts of earlier edits. Solved in the coordinates of the null space, where it is a symmetric
     positive definite system.
 

@@ -14,7 +14,7 @@ class EMMET(Spread):
     r"""Write a batch exactly, where MEMIT trades it off: ROME's constraint for many facts at once.
 
     :math:`\Delta = R (K^\top A^{-1} K + \alpha I)^{-1} K^\top A^{-1}` with
-    :math:`A = \lambda C + \mu I` (section 3.3). For :math:`\alpha > 0` this is MEMIT's update with
+    :math:`A = \lambda C + \mu I`. For :math:`\alpha > 0` this is MEMIT's update with
     the weight :math:`\alpha\lambda`.
 
     Args:

@@ -4,7 +4,8 @@ One vector a request is found by gradient descent; all requests of a pass are op
 and each leaves when it is done. Objective, positions and stopping rule are those of the authors'
 code of ROME (arXiv 2202.05262, section 3.1) and MEMIT (arXiv 2210.07229, section 4.3).
 
-Axis names: ``n`` -- requests; ``r`` -- rows (texts); ``d`` -- hidden width; ``f`` -- key width.
+Axis names: ``n`` -- requests; ``r`` -- rows (texts); ``d`` -- hidden width; ``f`` -- key width;
+``w`` -- width of the site: d, or 2d where one vector is searched for attention and one for the MLP.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,35 @@ from lightning_edit.editors.tail import Site, Tail, split
 from lightning_edit.editors.texts import Text
 from lightning_edit.functional.losses import drift, row_nll
 from lightning_edit.models.view import ModelView
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """What happens once all answer tokens are the likeliest ones in all texts of a request.
+
+    Args:
+        patience: The request is done in the so-manieth pass in which that holds (ENCORE's
+            most-probable early stopping); ``None``: it is no reason to stop.
+        ease: Weight of the answer in the next pass (PMET); 1 changes nothing.
+        calm: The request is done if besides the divergence's term is at most this (PMET).
+    """
+
+    patience: int | None = None
+    ease: float = 1.0
+    calm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience counts passes, expected 1 or more, got {self.patience}")
+
+    def done(self, passes: Tensor, certain: Tensor, divergence: Tensor) -> Tensor:
+        """Return which requests are done; ``passes``: in how many it has held for each."""
+        done = torch.zeros_like(certain)
+        if self.patience is not None:
+            done = done | (certain & (passes >= self.patience))
+        if self.calm is not None:
+            done = done | (certain & (divergence <= self.calm))
+        return done
 
 
 @dataclass(frozen=True)
@@ -35,6 +65,7 @@ class Objective:
         weight_decay: Weight of the norm.
         clamp: After every step ‖δ‖ is cut to ``clamp`` · ‖h₀‖.
         threshold: A request whose loss is below this is done, before it would step.
+        certainty: What happens once the answer is the likeliest one.
     """
 
     steps: int
@@ -43,6 +74,7 @@ class Objective:
     weight_decay: float
     clamp: float
     threshold: float
+    certainty: Certainty = Certainty()
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.lr <= 0 or self.clamp <= 0:
@@ -65,15 +97,15 @@ class Targets:
         steps: Optimiser steps taken.
     """
 
-    delta: Float[Tensor, "n d"]
-    initial: Float[Tensor, "n d"]
+    delta: Float[Tensor, "n w"]
+    initial: Float[Tensor, "n w"]
     keys: list[Float[Tensor, "r f"]]
     values: list[Float[Tensor, "r d"]]
     losses: list[float]
     steps: list[int]
 
     @property
-    def wanted(self) -> Float[Tensor, "n d"]:
+    def wanted(self) -> Float[Tensor, "n w"]:
         """The target vectors h₀ + δ."""
         return self.initial + self.delta
 
@@ -152,7 +184,7 @@ def search_targets(
         texts: The texts of all requests, those of one request together, each request's bare prompt
             first.
         block: Block at which vectors are added.
-        site: At the output of its MLP or of the block.
+        site: At the output of its MLP, of the block, or of its attention and its MLP.
         objective: What is minimised, and how.
         rows_per_pass: Most texts in one pass, to bound memory; requests are never split.
 
@@ -208,20 +240,25 @@ def _search(
         for number in range(count)
     ]
     keys, values = [tail.keys[mask] for mask in own], [tail.values[mask] for mask in own]
-    norm = initial.norm(dim=1)
+    norm = _norms(initial, tail.parts)
     delta = torch.zeros_like(initial, requires_grad=True)
     # Adam works entry by entry, so together is the same as one by one.
     optimizer = torch.optim.Adam([delta], lr=objective.lr)
     losses, steps = torch.zeros(count, dtype=dtype), [0] * count
     searching = torch.arange(count, device=initial.device)
+    weights, certain = torch.ones_like(initial[:, 0]), torch.zeros_like(searching)
     before: Tensor | None = None
     for step in range(objective.steps):
         final = step == objective.steps - 1
         with torch.set_grad_enabled(not final):
-            loss, watched = _loss(tail, reads, delta, norm, before, searching, objective)
-        before = watched if before is None else before
+            seen = _look(tail, reads, delta, norm, before, searching, weights, objective)
+        loss = seen.loss
+        before = seen.watched if before is None else before
         losses[searching] = loss.detach().to("cpu", losses.dtype)
-        going = loss.detach() >= objective.threshold
+        certain[searching] += seen.certain
+        weights[searching] = torch.where(seen.certain, objective.certainty.ease, 1.0).to(dtype)
+        done = objective.certainty.done(certain[searching], seen.certain, seen.divergence)
+        going = (loss.detach() >= objective.threshold) & ~done
         if final or not bool(going.any()):
             break
         (delta.grad,) = torch.autograd.grad(loss[going].sum(), delta)
@@ -242,15 +279,26 @@ def _search(
     return Targets(delta.detach(), initial, keys, values, losses.tolist(), steps)
 
 
-def _loss(
+@dataclass(frozen=True)
+class _Seen:
+    """What one pass saw of the requests still searching."""
+
+    loss: Tensor
+    divergence: Tensor
+    certain: Tensor
+    watched: Tensor
+
+
+def _look(
     tail: Tail,
     reads: _Reads,
     delta: Tensor,
     norm: Tensor,
     before: Tensor | None,
     searching: Tensor,
+    weights: Tensor,
     objective: Objective,
-) -> tuple[Tensor, Tensor]:
+) -> _Seen:
     """Return the loss of every request still searching, and the watched log-probabilities."""
     own = delta[searching]
     logits = tail.logits(own[reads.row_request], reads.rows, reads.positions)
@@ -258,15 +306,26 @@ def _loss(
     nll = row_nll(answers, reads.targets, reads.answer_rows, len(reads.answer_request))
     zeros = nll.new_zeros(len(searching))
     per_request = zeros.index_add(0, reads.answer_request, torch.ones_like(nll))
-    loss = zeros.index_add(0, reads.answer_request, nll) / per_request
+    loss = zeros.index_add(0, reads.answer_request, nll) / per_request * weights[searching]
     now = torch.log_softmax(watched, dim=-1).detach()
+    divergence = zeros
     if len(reads.watched):
         kl = drift(watched, now if before is None else before)
-        loss = loss + objective.kl_factor * zeros.index_add(0, reads.watched, kl)
-    decay = objective.weight_decay * own.norm(dim=1) / norm[searching] ** 2
-    return loss + decay, now
+        divergence = objective.kl_factor * zeros.index_add(0, reads.watched, kl)
+    decay = objective.weight_decay * (_norms(own, tail.parts) / norm[searching] ** 2).sum(1)
+    wrong = (answers.detach().argmax(-1) != reads.targets).to(zeros.dtype)
+    wrong = zeros.index_add(0, reads.answer_request[reads.answer_rows], wrong)
+    return _Seen(loss + divergence + decay, divergence.detach(), wrong == 0, now)
+
+
+def _norms(vectors: Tensor, parts: int) -> Tensor:
+    """Return the norm of each part of each vector."""
+    norms: Tensor = vectors.reshape(len(vectors), parts, -1).norm(dim=2)
+    return norms
 
 
 def _clamped(delta: Tensor, largest: Tensor) -> Tensor:
-    norm = delta.norm(dim=1)
-    return torch.where(norm > largest, largest / norm, torch.ones_like(norm))[:, None] * delta
+    parts = largest.shape[1]
+    norm = _norms(delta, parts)
+    scale = torch.where(norm > largest, largest / norm, torch.ones_like(norm))
+    return (scale[:, :, None] * delta.reshape(len(delta), parts, -1)).flatten(1)

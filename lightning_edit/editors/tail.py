@@ -7,12 +7,13 @@ on over the tokens from s on. Nothing here knows a model family: the cache, the 
 calls are the model's own.
 
 Axis names: ``r`` -- rows (texts); ``p`` -- tokens before s, padded left; ``t`` -- tokens from s on,
-padded right; ``d`` -- hidden width; ``f`` -- width of a key; ``m`` -- places read; ``v`` -- words.
+padded right; ``d`` -- hidden width; ``f`` -- width of a key; ``m`` -- places read; ``v`` -- words;
+``w`` -- width of the site: d, or 2d where vectors for attention and MLP stand side by side.
 """
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from lightning_edit.editors.texts import Text
 from lightning_edit.models.hooks import Side, capture, replace_output, select_head_positions
 from lightning_edit.models.view import ModelView
 
-Site = Literal["mlp", "block"]
+Site = Literal["mlp", "block", "attention+mlp"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class Tail:
     Args:
         view: The language model's structure.
         block: Number ℓ of the block at which vectors are added.
-        site: Whether they are added to the output of its MLP or of the block.
+        site: Whether they are added to the output of its MLP, of the block, or one to that of its
+            attention and one to that of its MLP.
         inputs: The model's arguments for the tokens from s on.
         past: The model's cache of the tokens before s; ``None`` where there are none.
         hidden: What the constant blocks hand on, (r, t, d); ``None`` when block 0 is not constant.
-        initial: Output of the site at s, (r, d).
+        initial: Output of the site at s, (r, w).
         keys: Input of block ℓ's MLP down-projection at s, (r, f).
         values: Output of the same layer at s, (r, d).
         tuples: Whether the model's blocks return tuples.
@@ -52,7 +54,7 @@ class Tail:
     inputs: dict[str, Tensor]
     past: Any
     hidden: Float[Tensor, "r t d"] | None
-    initial: Float[Tensor, "r d"]
+    initial: Float[Tensor, "r w"]
     keys: Float[Tensor, "r f"]
     values: Float[Tensor, "r d"]
     tuples: bool
@@ -62,8 +64,13 @@ class Tail:
         """How many of the lowest blocks never run again."""
         return self.block + 1 if self.site == "block" else self.block
 
+    @property
+    def parts(self) -> int:
+        """How many vectors stand side by side."""
+        return 2 if self.site == "attention+mlp" else 1
+
     def logits(
-        self, added: Float[Tensor, "r d"], rows: Int[Tensor, " m"], positions: Int[Tensor, " m"]
+        self, added: Float[Tensor, "r w"], rows: Int[Tensor, " m"], positions: Int[Tensor, " m"]
     ) -> Float[Tensor, "m v"]:
         """Run the upper blocks with a vector added at token s of every row.
 
@@ -78,11 +85,13 @@ class Tail:
         with ExitStack() as stack:
             stack.enter_context(_constant(self, added))
             stack.enter_context(select_head_positions(self.view.model, (rows, positions)))
-            if self.site == "mlp":
-                mlp = self.view.model.get_submodule(self.view.block(self.block).mlp)
-                stack.enter_context(
-                    replace_output(mlp, lambda out: _add(out, added), within=self.view.model)
-                )
+            if self.site != "block":
+                for name, part in zip(
+                    _modules(self.view, self.block, self.site),
+                    added.chunk(self.parts, dim=1),
+                    strict=True,
+                ):
+                    stack.enter_context(_adding(self.view.model, name, part))
             output = self.view.model(**self.inputs, **_cache(self.past))
         logits: Tensor = output.logits.squeeze(1)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -114,7 +123,7 @@ def split(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tai
         view: The language model's structure.
         texts: The texts, one row each.
         block: Number of the block at which vectors will be added.
-        site: At the output of its MLP or of the block.
+        site: At the output of its MLP, of the block, or of its attention and its MLP.
 
     Returns:
         The prepared rows.
@@ -126,10 +135,10 @@ def split(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tai
         with select_head_positions(view.model, (nothing, nothing)):
             past = view.model(**first, use_cache=True).past_key_values
     parts = view.block(block)
-    changed = parts.name if site == "block" else parts.mlp
-    below = view.blocks[block - 1].name if site == "mlp" and block > 0 else changed
+    changed = _modules(view, block, site)
+    below = view.blocks[block - 1].name if site != "block" and block > 0 else changed[-1]
     # The down-projection comes last: where it is the whole MLP (OPT), both its sides are wanted.
-    wanted: dict[str, Side] = {parts.name: "output", below: "output", changed: "output"}
+    wanted: dict[str, Side] = dict.fromkeys((parts.name, below, *changed), "output")
     wanted[parts.mlp_down] = "both"
     kinds: list[bool] = []
     watch = parts.module.register_forward_hook(lambda *call: kinds.append(type(call[2]) is tuple))
@@ -146,11 +155,25 @@ def split(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tai
         inputs=rest,
         past=past,
         hidden=seen[below] if site == "block" or block > 0 else None,
-        initial=seen[changed][:, 0] if changed in seen else values,
+        initial=torch.cat([seen[name][:, 0] if name in seen else values for name in changed], 1),
         keys=seen[f"{parts.mlp_down}@input"][:, 0],
         values=values,
         tuples=kinds[0],
     )
+
+
+def _modules(view: ModelView, block: int, site: Site) -> tuple[str, ...]:
+    """Return the modules to whose outputs vectors are added."""
+    parts = view.block(block)
+    if site == "block":
+        return (parts.name,)
+    return (parts.mlp,) if site == "mlp" else (parts.attention_out, parts.mlp)
+
+
+def _adding(model: nn.Module, name: str, added: Tensor) -> AbstractContextManager[None]:
+    """Add a vector a row at the first token of a module's output."""
+    module = model.get_submodule(name)
+    return replace_output(module, lambda output: _add(output, added), within=model)
 
 
 def _inputs(

@@ -20,7 +20,7 @@ def null_space(
     kind: ThresholdKind = "absolute",
     where: str = "the edited layer",
 ) -> Float[Tensor, "f r"]:
-    r"""Return eigenvectors of a second moment whose eigenvalue is small (AlphaEdit, section 3.2).
+    r"""Return eigenvectors of a second moment whose eigenvalue is small (AlphaEdit, 2410.02355).
 
     :math:`P = U U^\top` projects on what they span; a key of ordinary text has about
     ``eigenvalue`` of its squared length in each of these directions.
