@@ -10,10 +10,13 @@ from typing import Any
 #: Where each public name lives.
 _HOME: dict[str, str] = {
     "AlphaEdit": "lightning_edit.editors",
+    "NSE": "lightning_edit.editors",
+    "D4S": "lightning_edit.editors",
     "EMMET": "lightning_edit.editors",
     "PMET": "lightning_edit.editors",
     "ENCORE": "lightning_edit.editors",
     "RECT": "lightning_edit.editors",
+    "UltraEdit": "lightning_edit.editors",
     "PRUNE": "lightning_edit.editors",
     "OneLI": "lightning_edit.editors",
     "FTM": "lightning_edit.editors",

@@ -13,6 +13,7 @@ from lightning_edit.editors.prune import PRUNE
 from lightning_edit.editors.r_rome import RROME
 from lightning_edit.editors.rect import RECT
 from lightning_edit.editors.rome import ROME
+from lightning_edit.editors.ultraedit import UltraEdit
 
 __all__ = [
     "EMMET",
@@ -30,4 +31,5 @@ __all__ = [
     "AlphaEdit",
     "Editor",
     "OneLI",
+    "UltraEdit",
 ]

@@ -1,0 +1,224 @@
+"""UltraEdit: Gu et al., Training-, Subject-, and Memory-Free Lifelong Editing in Language Models.
+
+TMLR 2026, arXiv 2505.14679. Axis names: ``n`` -- answer tokens of all edits of a batch;
+``d_in``/``d_out`` -- width of an edited layer's input and output; ``w`` -- their sum.
+"""
+
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_edit.delta import Delta, LowRank
+from lightning_edit.editors.base import Editor
+from lightning_edit.functional.normalise import (
+    Variance,
+    scale_alone,
+    standardise,
+    sums,
+    value_shifts,
+)
+from lightning_edit.functional.solve import Preserved, least_squares
+from lightning_edit.functional.tokens import length_sorted
+from lightning_edit.models.answers import token_factors
+from lightning_edit.models.view import ModelView
+from lightning_edit.models.weights import weight
+from lightning_edit.types import EditBatch, Encoded
+
+
+class UltraEdit(Editor):
+    r"""Write thousands of edits from one backward pass each; no subject, no training, no corpus.
+
+    Keys k and gradients g at the answer tokens are standardised with statistics that run through
+    the whole sequence of edits; :math:`v = -\eta \|\hat k\|^2 \hat g` is written at the raw keys by
+    ridge regression, :math:`\Delta^\top = (K^\top K + I)^{-1} K^\top V`.
+
+    Args:
+        layers: Blocks to edit; ``None``: by depth, see ``default_layers``.
+        projection: ``down``: the MLP's down-projections; ``up``: its input projections, gate
+            included.
+        modules: Dotted names of linear layers to edit, in place of ``layers``.
+        eta: η, `lr` in the authors' configs, 1e-6 there. ‖k̂‖² is about the width of a key, so a
+            narrower model needs a larger one.
+        batch_size: Edits whose loss is averaged together, sorted by length (10 in the authors'
+            configs).
+        variance: ``exact``, or ``as_code``: the authors' update counts n·s² for a mini-batch's
+            squared deviations, which overstates the variance.
+        warmup: Answer tokens that the statistics must hold before they are used; until then every
+            key and every gradient is divided by its own root mean square and not centred.
+        rows_per_pass: Most edits in one backward pass; bounds memory, changes no result.
+
+    Note:
+        Layers of one shape share their statistics, as in the authors' code. There a mini-batch
+        with one answer token makes the statistics NaN and the rest of an incomplete mini-batch is
+        dropped; here neither happens.
+    """
+
+    def __init__(
+        self,
+        layers: list[int] | None = None,
+        projection: Literal["down", "up"] = "down",
+        modules: list[str] | None = None,
+        eta: float = 1e-6,
+        batch_size: int = 10,
+        variance: Variance = "exact",
+        warmup: int = 2,
+        rows_per_pass: int = 64,
+    ) -> None:
+        super().__init__()
+        if min(batch_size, rows_per_pass) < 1 or eta <= 0 or warmup < 2:
+            raise ValueError(
+                "UltraEdit needs batch_size >= 1, rows_per_pass >= 1, eta > 0 and warmup >= 2, got "
+                f"batch_size={batch_size}, rows_per_pass={rows_per_pass}, eta={eta}, "
+                f"warmup={warmup}"
+            )
+        self.layers = layers
+        self.projection = projection
+        self.modules_to_edit = modules
+        self.eta = eta
+        self.batch_size = batch_size
+        self.variance: Variance = variance
+        self.warmup = warmup
+        self.rows_per_pass = rows_per_pass
+        self._names: list[str] = []
+
+    @classmethod
+    def default_layers(cls, num_blocks: int) -> list[int]:
+        """Return the last quarter without the very last of a deep model (published: phi-4)."""
+        top = num_blocks - 1
+        return list(range(round(0.75 * top), round(0.97 * top) + 1))
+
+    def on_bind(self) -> None:
+        """Find the layers and make a buffer of running sums for each shape."""
+        if self.modules_to_edit is not None:
+            self._names = list(self.modules_to_edit)
+        else:
+            given = self.layers
+            listed = self.default_layers(self.view.num_blocks) if given is None else sorted(given)
+            blocks = [self.view.block(layer) for layer in listed]
+            pairs = [(b.mlp_down,) if self.projection == "down" else b.mlp_up for b in blocks]
+            self._names = [name for names in pairs for name in names]
+        for name in self._names:
+            d_out, d_in = weight(self.language_model, f"{name}.weight").shape
+            start = torch.zeros(3, d_in + d_out, dtype=torch.float64)
+            self.register_buffer(self._buffer(name), start)
+
+    def _buffer(self, name: str) -> str:
+        """Name of the running sums of a layer's shape."""
+        d_out, d_in = weight(self.language_model, f"{name}.weight").shape
+        return f"seen_{d_in}x{d_out}"
+
+    # ------------------------------------------------------------------------------------ history
+
+    def remember(self, delta: Delta) -> None:
+        """Add a committed batch to the running sums."""
+        self._count(delta, 1)
+
+    def forget(self, delta: Delta) -> None:
+        """Take an undone batch out of the running sums."""
+        self._count(delta, -1)
+
+    def _count(self, delta: Delta, sign: int) -> None:
+        for name, added in delta.state.items():
+            seen = self.get_buffer(name)
+            seen += sign * added.to(seen.device)
+            if not bool(seen[0].any()):
+                # With no token left the sums are zero, and not what rounding makes of them.
+                seen.zero_()
+
+    # ------------------------------------------------------------------------------------ editing
+
+    def edit(self, batch: EditBatch) -> Delta:
+        """Find the update of a batch from its gradients on the current model.
+
+        Args:
+            batch: The requests; they need no subject.
+
+        Returns:
+            Low-rank updates, and the sums that the batch adds to the statistics.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            parts = _by_length(batch.encoded, self.batch_size)
+            ordered = [encoded for part in parts for encoded in part]
+            loss, tokens = self._tokens(ordered)
+            sizes = [sum(len(encoded.target_ids) for encoded in part) for part in parts]
+            ends = list(accumulate(sizes))[:-1]
+            added: dict[str, Tensor] = {}
+            rows: dict[str, Tensor] = {}
+            for name, (keys, gradients) in tokens.items():
+                # The gradient of a mini-batch's mean loss, token by token.
+                each = zip(keys.tensor_split(ends), gradients.tensor_split(ends), strict=True)
+                listed = [torch.cat([k, g / len(g)], dim=1) for k, g in each]
+                buffer = self._buffer(name)
+                here = torch.stack([sums(piece, self.variance) for piece in listed]).sum(0)
+                added[buffer] = added[buffer] + here if buffer in added else here
+                rows[name] = torch.cat(listed)
+            updates = {
+                f"{name}.weight": self._solve(name, keys.shape[1], rows[name], added)
+                for name, (keys, _) in tokens.items()
+            }
+        return Delta(batch.ids, updates, added, info={"loss": loss})
+
+    def _solve(self, name: str, d_in: int, rows: Tensor, added: dict[str, Tensor]) -> LowRank:
+        buffer = self._buffer(name)
+        total = self.get_buffer(buffer).to(rows.device) + added[buffer]
+        keys, gradients = rows[:, :d_in], rows[:, d_in:]
+        if float(total[0, 0]) < self.warmup:
+            shifts = value_shifts(scale_alone(keys), scale_alone(gradients), self.eta)
+        else:
+            scaled = standardise(rows, total, self._epsilon())
+            shifts = value_shifts(scaled[:, :d_in], scaled[:, d_in:], self.eta)
+        preserved = Preserved.of(ridge=1.0, where=name)
+        solution = least_squares(keys.mT, shifts.mT, preserved)
+        return LowRank(solution.left.float(), solution.right.float())
+
+    def _epsilon(self) -> float:
+        """Rounding of the type that the authors' code would work in."""
+        working = torch.promote_types(self.language_model.dtype, torch.float32)
+        return float(torch.finfo(working).eps)
+
+    def _tokens(self, ordered: list[Encoded]) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
+        """Return the mean loss, and each layer's inputs and output gradients at answer tokens.
+
+        The gradient is that of a token's own negative log-likelihood summed over its request, so
+        how many requests share a pass does not matter.
+        """
+        device = self.view.embeddings.get_parameter("weight").device
+        lengths = [len(item.prompt_ids) + len(item.target_ids) for item in ordered]
+        losses = torch.zeros(len(ordered))
+        found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {name: {} for name in self._names}
+        for numbers in length_sorted(lengths, self.rows_per_pass):
+            pairs = [(ordered[n].prompt_ids, ordered[n].target_ids) for n in numbers]
+            loss, factors = token_factors(
+                self.language_model, pairs, self._names, device, each=True
+            )
+            losses[numbers] = loss
+            for name, (inputs, gradients) in factors.items():
+                for line, number in enumerate(numbers):
+                    size = len(ordered[number].target_ids)
+                    first = len(ordered[number].prompt_ids) - 1
+                    at = slice(first, first + size)
+                    pair = inputs[line, at].double(), gradients[line, at].double() * size
+                    found[name][number] = pair
+        order = range(len(ordered))
+        joined = {
+            name: (torch.cat([each[n][0] for n in order]), torch.cat([each[n][1] for n in order]))
+            for name, each in found.items()
+        }
+        return float(losses.mean()), joined
+
+    @classmethod
+    def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
+        """Estimate memory beside the model: one float64 system and the running sums."""
+        return 8 * view.intermediate_size**2 + 3 * 8 * (view.intermediate_size + view.hidden_size)
+
+
+def _by_length(encoded: tuple[Encoded, ...], size: int) -> list[list[Encoded]]:
+    """Split requests into mini-batches of like length, longest first."""
+
+    def length(item: Encoded) -> int:
+        return len(item.prompt_ids) + len(item.target_ids)
+
+    ordered = sorted(encoded, key=length, reverse=True)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
