@@ -2,11 +2,13 @@
 
 from lightning_edit.editors.alphaedit import AlphaEdit
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.d4s import D4S
 from lightning_edit.editors.emmet import EMMET
 from lightning_edit.editors.encore import ENCORE
 from lightning_edit.editors.ft import FT, FTL, FTM
 from lightning_edit.editors.memit import MEMIT
 from lightning_edit.editors.mend import MEND
+from lightning_edit.editors.nse import NSE
 from lightning_edit.editors.one_li import OneLI
 from lightning_edit.editors.pmet import PMET
 from lightning_edit.editors.prune import PRUNE
@@ -16,6 +18,7 @@ from lightning_edit.editors.rome import ROME
 from lightning_edit.editors.ultraedit import UltraEdit
 
 __all__ = [
+    "D4S",
     "EMMET",
     "ENCORE",
     "FT",
@@ -23,6 +26,7 @@ __all__ = [
     "FTM",
     "MEMIT",
     "MEND",
+    "NSE",
     "PMET",
     "PRUNE",
     "RECT",

@@ -213,7 +213,7 @@ class LocateThenEdit(Editor, family=True):
         for delta in deltas:
             for name, update in delta.weights.items():
                 if isinstance(update, LowRank):
-                    weights[name] = _joined(weights.get(name), update)
+                    weights[name] = joined(weights.get(name), update)
         infos = [delta.info for delta in deltas]
         info = {key: [one for each in infos for one in each[key]] for key in ("loss", "steps")}
         return Delta(batch.ids, weights, info=dict(infos[0]) | info)
@@ -283,8 +283,13 @@ class LocateThenEdit(Editor, family=True):
         return len(layers) * view.intermediate_size**2 * (4 + 8)
 
 
-def _joined(first: LowRank | None, second: LowRank) -> LowRank:
-    """Return the sum of two low-rank updates, as one."""
+def joined(first: LowRank | None, second: LowRank) -> LowRank:
+    """Return the sum of two low-rank updates, as one.
+
+    Args:
+        first: ``None`` for nothing.
+        second: Another update of the same weight.
+    """
     if first is None:
         return second
     return LowRank(

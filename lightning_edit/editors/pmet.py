@@ -7,12 +7,10 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.delta import Delta
 from lightning_edit.editors.search import Certainty, Targets
 from lightning_edit.editors.spread import Spread
 from lightning_edit.editors.tail import Site
 from lightning_edit.functional.solve import Preserved
-from lightning_edit.types import EditBatch
 
 
 class PMET(Spread):
@@ -74,13 +72,6 @@ class PMET(Spread):
         """Return the square root of the number of layers left."""
         return math.sqrt(remaining)
 
-    def write(self, batch: EditBatch, targets: Targets) -> Delta:
-        """Return the updates of all layers.
-
-        Args:
-            batch: The requests.
-            targets: Their target vectors, attention's and the MLP's side by side.
-        """
-        half = targets.delta.shape[1] // 2
-        mlp = replace(targets, delta=targets.delta[:, half:], initial=targets.initial[:, half:])
-        return super().write(batch, mlp)
+    def aim(self, targets: Targets) -> Float[Tensor, "n d"]:
+        """Return the MLP's targets, which stand behind those of attention."""
+        return targets.wanted.double().chunk(2, dim=1)[1]

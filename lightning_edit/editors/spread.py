@@ -6,7 +6,7 @@ layers have changed. A member of the family says how a layer's system looks, and
 earlier edits belong to it.
 
 Axis names: ``n`` -- edits; ``r`` -- rows, an edit under one context template; ``d`` -- hidden
-width; ``f`` -- width of a key, the down-projection's input.
+width; ``f`` -- width of a key, the down-projection's input; ``s`` -- some of its entries.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_edit.delta import Delta, LowRank
+from lightning_edit.delta import Delta, LowRank, WeightUpdate
 from lightning_edit.editors.history import KeyHistory
 from lightning_edit.editors.locate import LocateThenEdit
 from lightning_edit.editors.search import Targets
@@ -39,11 +39,13 @@ class Written:
         updates: The update of each layer's down-projection.
         solutions: The solved systems.
         keys: The keys that were written at, (n, f).
+        residuals: What each layer was to add at them, (n, d).
     """
 
-    updates: dict[int, LowRank] = field(default_factory=dict)
+    updates: dict[int, WeightUpdate] = field(default_factory=dict)
     solutions: list[Solution] = field(default_factory=list)
     keys: dict[int, Tensor] = field(default_factory=dict)
+    residuals: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Spread(LocateThenEdit, family=True):
@@ -67,6 +69,8 @@ class Spread(LocateThenEdit, family=True):
     """Keys that are remembered: read again on the edited model, or those that were solved for."""
     history_residuals: ClassVar[bool] = False
     """Whether Σ RKᵀ is remembered beside Σ KKᵀ."""
+    search_original: ClassVar[bool] = False
+    """Whether targets are searched on the weights that the model had when it was bound."""
     history_by_default: ClassVar[bool] = False
     """For the memory estimate: whether there is a history unless the user says otherwise."""
 
@@ -74,6 +78,7 @@ class Spread(LocateThenEdit, family=True):
         super().__init__(clamp=clamp, **search)
         self.keep_history = keep_history
         self.past: KeyHistory | None = None
+        self._original: dict[str, Tensor] = {}
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
@@ -91,11 +96,17 @@ class Spread(LocateThenEdit, family=True):
     def on_bind(self) -> None:
         """Begin an empty history, beside what every locate-then-edit method prepares."""
         super().on_bind()
+        names = [self.view.parameter(layer) for layer in self.edited_layers]
+        if self.search_original:
+            handles = {name: weight(self.language_model, name) for name in names}
+            self._original = {
+                name: handle.raw().detach().clone() for name, handle in handles.items()
+            }
         self.past = None
         if self.keep_history:
             shapes = {
-                layer: tuple(weight(self.language_model, self.view.parameter(layer)).shape)
-                for layer in self.edited_layers
+                layer: tuple(weight(self.language_model, name).shape)
+                for layer, name in zip(self.edited_layers, names, strict=True)
             }
             device = self.view.embeddings.get_parameter("weight").device
             self.past = KeyHistory(shapes, self.history_residuals, device)
@@ -118,6 +129,26 @@ class Spread(LocateThenEdit, family=True):
             self.past.note(delta)
             self._preserved.clear()
 
+    def search(self, batch: EditBatch) -> Targets:
+        """Find every request's target vector, on the original weights where the method says so.
+
+        Args:
+            batch: Requests that name their subjects.
+        """
+        with self._rewound():
+            return super().search(batch)
+
+    @contextmanager
+    def _rewound(self) -> Iterator[None]:
+        """Give the model its original bits for a while; nothing where none are kept."""
+        raws = {name: weight(self.language_model, name).raw() for name in self._original}
+        now = {name: raw.detach().clone() for name, raw in raws.items()}
+        try:
+            _copy(raws, self._original)
+            yield
+        finally:
+            _copy(raws, now)
+
     # ------------------------------------------------------------------------------------- solving
 
     def share(self, remaining: int) -> float:
@@ -131,7 +162,12 @@ class Spread(LocateThenEdit, family=True):
         return least_squares(keys, residuals, self.preserved(layer))
 
     def factored(
-        self, layer: int, moment: Float[Tensor, "f f"] | None, lam: float, ridge: float = 0.0
+        self,
+        layer: int,
+        moment: Float[Tensor, "f f"] | None,
+        lam: float,
+        ridge: float = 0.0,
+        rows: Int[Tensor, " s"] | None = None,
     ) -> Preserved:
         """Factor λC + Σ KKᵀ + μI; with the identity for C, λI takes its place.
 
@@ -140,16 +176,35 @@ class Spread(LocateThenEdit, family=True):
             moment: C, or ``None`` for the identity.
             lam: λ.
             ridge: μ.
+            rows: Entries of a key that are written; ``None``: all.
         """
-        device = self.language_model.device
         history = None if self.past is None else self.past.keys(layer)
         return Preserved.of(
-            None if moment is None else moment.to(device),
+            self._block(moment, rows),
             lam,
-            None if history is None else history.to(device),
+            self._block(history, rows),
             ridge + (lam if moment is None else 0.0),
             where=self.view.parameter(layer),
         )
+
+    def _block(self, matrix: Tensor | None, rows: Tensor | None) -> Tensor | None:
+        """Return a matrix, or its rows and columns of some entries, beside the model."""
+        if matrix is None:
+            return None
+        placed = matrix.to(self.language_model.device)
+        return placed if rows is None else placed[rows][:, rows]
+
+    def aim(self, targets: Targets) -> Float[Tensor, "n d"]:
+        """Return what :meth:`missing` measures the distance to."""
+        return targets.wanted.double()
+
+    def missing(self, aim: Float[Tensor, "n d"], bare: Sequence[Text]) -> Float[Tensor, "n d"]:
+        """Return what is missing at each subject in the model as it is now."""
+        return aim - self.reading(bare)
+
+    def update(self, layer: int, solution: Solution) -> WeightUpdate:
+        """Return what is added to a layer's weight."""
+        return LowRank(solution.left.float(), solution.right.float())
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
         """Return the updates of all layers.
@@ -159,27 +214,28 @@ class Spread(LocateThenEdit, family=True):
             targets: Their target vectors, for the output of the last edited block.
         """
         texts = self.key_texts(batch)
-        with self.covering(texts, targets.wanted.double()) as written:
+        with self.covering(texts, self.aim(targets)) as written:
             history = self.to_remember(texts, written)
         info = self.info(targets, written.solutions)
         return Delta(batch.ids, self.named(written.updates), info=info, history=history)
 
     @contextmanager
-    def covering(self, texts: Sequence[Text], wanted: Float[Tensor, "n d"]) -> Iterator[Written]:
+    def covering(self, texts: Sequence[Text], aim: Float[Tensor, "n d"]) -> Iterator[Written]:
         """Solve layer after layer; inside the ``with`` block the model has all their updates.
 
         Args:
             texts: The requests behind every template, the bare prompt of each first.
-            wanted: What the model should read at each subject.
+            aim: What the model should read at each subject.
         """
         layers, written = self.edited_layers, Written()
         bare = texts[:: len(self.templates)]
         with ExitStack() as stack:
             for done, layer in enumerate(layers):
                 written.keys[layer] = self.keys_of(texts, layer)
-                rest = (wanted - self.reading(bare)) / self.share(len(layers) - done)
+                rest = self.missing(aim, bare) / self.share(len(layers) - done)
+                written.residuals[layer] = rest
                 solution = self.solve(layer, written.keys[layer].mT, rest.mT)
-                update = LowRank(solution.left.float(), solution.right.float())
+                update = self.update(layer, solution)
                 written.updates[layer] = update
                 written.solutions.append(solution)
                 # The layers above are solved on the model that the lower ones have changed.
@@ -208,9 +264,13 @@ class Spread(LocateThenEdit, family=True):
             keys = written.keys
         else:
             keys = {layer: self.keys_of(texts, layer) for layer in self.edited_layers}
-        return {f"keys/{layer}": value.float() for layer, value in keys.items()}
+        history = {f"keys/{layer}": value.float() for layer, value in keys.items()}
+        if self.history_residuals:
+            for layer, value in written.residuals.items():
+                history[f"residuals/{layer}"] = value.float()
+        return history
 
-    def named(self, updates: Mapping[int, LowRank]) -> dict[str, LowRank]:
+    def named(self, updates: Mapping[int, WeightUpdate]) -> dict[str, WeightUpdate]:
         """Name updates by the parameter they belong to."""
         return {self.view.parameter(layer): update for layer, update in updates.items()}
 
@@ -219,3 +279,9 @@ class Spread(LocateThenEdit, family=True):
         """Estimate memory beside the model: moment, float64 factor, float64 history if kept."""
         history = 8 * len(layers) * view.intermediate_size**2 if cls.history_by_default else 0
         return super().memory_bytes(view, layers) + history
+
+
+def _copy(raws: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, raw in raws.items():
+            raw.copy_(values[name])

@@ -1,0 +1,188 @@
+"""Sequential editing with a history: sums over what is in force, exact after undo and resume."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_edit.delta import Delta, Dense, LowRank
+from lightning_edit.editors import D4S, ENCORE, MEMIT, NSE, AlphaEdit
+from lightning_edit.encoding import encode_batch
+from lightning_edit.ledger import Ledger
+from lightning_edit.models.weights import weights_hash
+from lightning_edit.types import EditBatch, EditRequest
+from tests.models.tiny import TINY, build_tokenizer
+
+REQUESTS = [
+    EditRequest("a", "The capital of France is", "Rome", "France"),
+    EditRequest("b", "The mother tongue of Danielle Darrieux is", "Paris", "Danielle Darrieux"),
+    EditRequest("c", "The capital of Italy is", "Paris", "Italy"),
+]
+COMMON: dict[str, Any] = {"statistics": "identity", "steps": 4}
+EDITORS: dict[str, Any] = {
+    "MEMIT": lambda: MEMIT(20.0, keep_history=True, **COMMON),
+    "AlphaEdit": lambda: AlphaEdit(**COMMON),
+    "ENCORE": lambda: ENCORE(20.0, **COMMON),
+    "NSE": lambda: NSE(20.0, **COMMON),
+    "D4S": lambda: D4S(20.0, **COMMON),
+}
+each = pytest.mark.parametrize("name", EDITORS)
+
+
+def started(name: str, folder: Path | None = None) -> tuple[Any, Ledger, list[EditBatch]]:
+    editor = EDITORS[name]().bind(TINY["gpt2"]().requires_grad_(False), build_tokenizer())
+    ledger = Ledger(editor.language_model, editor, folder)
+    if folder is not None:
+        ledger.open()
+    return editor, ledger, encode_batch(editor.tokenizer, REQUESTS).split()
+
+
+def commit(ledger: Ledger, batch: EditBatch) -> Delta:
+    assert ledger.editor is not None
+    delta = ledger.editor.edit(batch)
+    ledger.commit(delta, batch.requests)
+    return delta
+
+
+def sums(editor: Any) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in editor.past.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    assert one.keys() == other.keys()
+    assert one
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+@each
+def test_an_undo_leaves_the_sums_as_if_the_edit_had_never_been(name: str) -> None:
+    editor, ledger, batches = started(name)
+    nothing = sums(editor)
+    assert not any(value.any() for value in nothing.values())
+    deltas = [commit(ledger, batch) for batch in batches]
+    everything = sums(editor)
+    ledger.undo(["b"])
+    other = EDITORS[name]().bind(editor.language_model, editor.tokenizer)
+    other.remember(deltas[0])
+    other.remember(deltas[2])
+    assert same(sums(editor), sums(other))
+    assert not same(sums(editor), everything)
+    ledger.undo(["a", "c"])
+    assert same(sums(editor), nothing)
+
+
+@each
+def test_after_an_undo_the_same_edit_is_found_again(name: str) -> None:
+    editor, ledger, batches = started(name)
+    before = weights_hash(editor.language_model)
+    commit(ledger, batches[0])
+    first = editor.edit(batches[1])
+    again = commit(ledger, batches[1])
+    ledger.undo(["b"])
+    third = editor.edit(batches[1])
+    for weight in first.weights:
+        assert torch.equal(first.weights[weight].dense(), again.weights[weight].dense())
+        # D4S corrects after an undo, here by nothing but rounding.
+        difference = first.weights[weight].dense() - third.weights[weight].dense()
+        assert difference.norm() <= 1e-6 * first.weights[weight].norm()
+    ledger.undo(["a"])
+    assert weights_hash(editor.language_model) == before
+
+
+@each
+def test_a_resumed_run_has_the_same_sums_and_can_undo(name: str, tmp_path: Path) -> None:
+    editor, ledger, batches = started(name, tmp_path)
+    for batch in batches[:2]:
+        commit(ledger, batch)
+    checkpoint = editor.state_dict()
+    resumed, again, _ = started(name, tmp_path)
+    resumed.load_state_dict(checkpoint)
+    again.replay(remember=False)
+    assert same(sums(resumed), sums(editor))
+    for mine, other in zip(
+        editor.edit(batches[2]).weights.values(),
+        resumed.edit(batches[2]).weights.values(),
+        strict=True,
+    ):
+        assert torch.equal(mine.dense(), other.dense())
+    for one in (ledger, again):
+        one.journal = None
+        one.undo(["a"])
+    assert same(sums(resumed), sums(editor))
+
+
+@each
+def test_history_changes_later_edits_and_nothing_of_the_export(name: str, tmp_path: Path) -> None:
+    editor, ledger, batches = started(name)
+    delta = commit(ledger, batches[0])
+    later = editor.edit(batches[1])
+    assert delta.history
+    assert delta.to_lora().keys() == delta.weights.keys()
+    delta.save(tmp_path / "delta.safetensors")
+    loaded = Delta.load(tmp_path / "delta.safetensors")
+    assert same(dict(loaded.history), dict(delta.history))
+    editor.forget(delta)
+    alone = editor.edit(batches[1])
+    first = next(iter(later.weights))  # above, keys depend on what the first layer has written
+    assert not torch.equal(later.weights[first].dense(), alone.weights[first].dense())
+
+
+def test_a_delta_of_an_earlier_binding_is_no_part_of_the_history() -> None:
+    editor, ledger, batches = started("AlphaEdit")
+    delta = commit(ledger, batches[0])
+    editor.bind(editor.language_model, editor.tokenizer)
+    editor.forget(delta)
+    assert editor.past.keys(editor.edited_layers[0]) is None
+
+
+def test_without_history_nothing_is_kept() -> None:
+    editor = MEMIT(20.0, **COMMON).bind(TINY["gpt2"]().requires_grad_(False), build_tokenizer())
+    delta = editor.edit(encode_batch(editor.tokenizer, REQUESTS))
+    editor.remember(delta)
+    assert not delta.history
+    assert not dict(editor.named_buffers())
+
+
+def test_d4s_total_is_the_joint_solution_also_after_an_undo() -> None:
+    editor, ledger, batches = started("D4S")
+    deltas = [commit(ledger, batch) for batch in batches[:2]]
+    ledger.undo(["a"])
+    corrected = commit(ledger, batches[2])
+    layer = editor.edited_layers[0]
+    name = editor.view.parameter(layer)
+    assert isinstance(deltas[0].weights[name], LowRank)
+    assert isinstance(corrected.weights[name], Dense)
+    K = torch.cat([d.history[f"keys/{layer}"] for d in (deltas[1], corrected)]).double()
+    R = torch.cat([d.history[f"residuals/{layer}"] for d in (deltas[1], corrected)]).double()
+    joint = R.mT @ K @ torch.linalg.inv(20 * torch.eye(K.shape[1]).double() + K.mT @ K)
+    total = sum(delta.weights[name].dense() for delta in (deltas[1], corrected))
+    assert (total - joint).norm() < 1e-5 * joint.norm()
+    assert isinstance(editor.edit(batches[0]).weights[name], LowRank)
+
+
+def test_nse_writes_only_active_neurons_and_leaves_out_what_is_far(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, tokenizer = TINY["gpt2"]().requires_grad_(False), build_tokenizer()
+    batch = encode_batch(tokenizer, REQUESTS[:1])
+    few = NSE(20.0, neurons=0.5, passes=1, **COMMON).bind(model, tokenizer).edit(batch)
+    every = NSE(20.0, neurons=1.0, passes=1, **COMMON).bind(model, tokenizer).edit(batch)
+    for name, update in few.weights.items():
+        written = update.dense().norm(dim=0) > 0
+        assert 0 < int(written.sum()) < 0.7 * len(written)
+        assert bool((every.weights[name].dense().norm(dim=0) > 0).all())
+    none = NSE(20.0, too_far=1e-3, **COMMON).bind(model, tokenizer).edit(batch)
+    assert none.is_empty
+    assert not none.history
+    assert "a" in caplog.text
+
+
+def test_nse_and_d4s_search_on_the_original_weights() -> None:
+    for name in ("NSE", "D4S"):
+        editor, ledger, batches = started(name)
+        before = editor.search(batches[1]).wanted
+        commit(ledger, batches[0])
+        edited = weights_hash(editor.language_model)
+        assert torch.equal(editor.search(batches[1]).wanted, before)
+        assert weights_hash(editor.language_model) == edited
