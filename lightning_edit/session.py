@@ -106,10 +106,6 @@ class EditSession(pl.LightningModule):
         """Commit through an optimizer, so that Lightning counts edit batches."""
         return CommitOptimizer([self.position])
 
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Leave requests as they are: Lightning cannot rebuild frozen dataclasses."""
-        return batch
-
     def on_fit_start(self) -> None:
         """Score the pristine model before anything is written."""
         self.editor.place_language_model()

@@ -169,6 +169,17 @@ class EditRequest:
             yield Probe("rephrase", rephrase, (self.target,), "target")
         yield from self.probes
 
+    def to(self, *args: object, **kwargs: object) -> "EditRequest":
+        """Return the request itself: it is text, so there is nothing to move to a device.
+
+        Lightning moves what has a ``to`` by it; without one it would take the frozen request apart.
+
+        Args:
+            *args: As for tensors, not used.
+            **kwargs: As for tensors, not used.
+        """
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, for JSON."""
         return asdict(self)

@@ -1,27 +1,43 @@
 """Every YAML under configs/ runs: a configuration that is not run does not exist."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lightning_edit.__main__ import main
+from tests.datamodules import records
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+RECORDS = {
+    "zsre": records.ZSRE_HOP,
+    "counterfact": records.ROME,
+    "knowedit": records.KNOWEDIT,
+    "jsonl": records.OWN,
+}
+SMALL = ["--data.limit", "2", "--modes", "[tf]"]
 
 
-def command(path: Path) -> list[str]:
-    """Return a short run of a configuration, by what it holds."""
-    content = yaml.safe_load(path.read_text())
-    if path.parent.name == "method":
-        # One editor with its values: the smallest run that uses it.
-        data = ["--data", "AtlasDataModule", "--data.limit", "2", "--modes", "[tf]"]
-        return ["edit", "--config", str(path), *data]
-    if "protocol" in content:
-        return ["edit", "--config", str(path), "--data.limit", "2", "--modes", "[tf]"]
-    return ["fit", "--config", str(path), "--trainer.fast_dev_run", "2"]
+def command(path: Path, folder: Path) -> list[str]:
+    """Return a short run of a configuration, by the folder it is in."""
+    atlas = ["--data", "AtlasDataModule"]
+    match path.parent.name, path.stem:
+        case "method", _:
+            return ["edit", "--config", str(path), *atlas, *SMALL]
+        case "protocol", _:
+            return ["edit", "--model", "FTL", *atlas, "--config", str(path), *SMALL]
+        case "data", name if name in RECORDS:
+            file = folder / f"{name}.json{'l' if name == 'jsonl' else ''}"
+            data = ["--config", str(path), "--data.path", records.write(file, [RECORDS[name]])]
+            return ["edit", "--model", "FTL", *data, *SMALL]
+        case "data", _:
+            return ["edit", "--model", "FTL", "--config", str(path), *SMALL]
+        case "configs", _:
+            return ["edit", "--config", str(path), *SMALL]
+        case _:
+            return ["fit", "--config", str(path), "--trainer.fast_dev_run", "2"]
 
 
 @pytest.mark.slow
@@ -29,4 +45,8 @@ def command(path: Path) -> list[str]:
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
-    assert main(command(path)) == 0
+    arguments = command(path, tmp_path)
+    assert main(arguments) == 0
+    if arguments[0] == "edit":
+        (results,) = (tmp_path / "runs").glob("*/results.json")
+        assert json.loads(results.read_text())["points"]

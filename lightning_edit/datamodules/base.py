@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast, get_args
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -152,12 +151,6 @@ class EditDataModule(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[EditRequest]:
         """Batches of the test facts in order."""
         return self._loader(self._some("test"))
-
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Return the batch as it is: requests are text, and frozen, so there is nothing to move."""
-        return batch
 
     def _some(self, split: str) -> list[EditRequest]:
         requests = self.requests(split)

@@ -246,10 +246,6 @@ class Editor(pl.LightningModule, ABC):
 
     # ----------------------------------------------------------------------------------- Lightning
 
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Leave requests as they are: Lightning cannot rebuild frozen dataclasses."""
-        return batch
-
     def on_fit_start(self) -> None:
         """Refuse ``fit`` for editors that have nothing to train."""
         if not self.needs_fit:

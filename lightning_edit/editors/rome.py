@@ -32,7 +32,7 @@ class ROME(LocateThenEdit):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return the block a fifth up (GPT-J 5 of 28 and Llama 5 of 32, as published; atlas 0 of 5)."""
+        """Return the block a fifth up (published: GPT-J 5 of 28, Llama 5 of 32; atlas: 0 of 5)."""
         return [int(0.19 * (num_blocks - 1))]
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:

@@ -10,11 +10,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightning_edit.cli import main
 from lightning_edit.datamodules.base import EditDataModule, EpochShuffle, as_list
 from lightning_edit.delta import Delta, LowRank
 from lightning_edit.editors.mend import MEND
@@ -38,7 +40,7 @@ from lightning_edit.models.hooks import capture
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight, weights_hash
 from lightning_edit.types import EditRequest, Probe
-from tests.conftest import shared_path
+from tests.conftest import ROOT, shared_path
 from tests.models.tiny import build_tiny
 
 pytestmark = [
@@ -47,8 +49,6 @@ pytestmark = [
     # These runs have no validation, or resume in a folder that is not empty, on purpose.
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),
-    # The editor and the data module both pass requests on as they are.
-    pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device` in both"),
     pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
 ]
 
@@ -506,3 +506,22 @@ def test_one_network_serves_all_weights_of_a_shape(gpt2: tuple[Any, Any]) -> Non
     assert isinstance(editor.transforms[0], GradientTransform)
     groups = editor.configure_optimizers().param_groups  # type: ignore[union-attr]
     assert [group["lr"] for group in groups] == [1e-6, 1e-4]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_recipe_trains_goes_on_and_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = yaml.safe_load((ROOT / "configs/train/mend_atlas.yaml").read_text())
+    stopping = config["trainer"]["callbacks"][1]["init_args"]
+    assert (stopping["monitor"], stopping["mode"]) == ("val/loss", "min")
+    monkeypatch.chdir(tmp_path)
+    short = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    fit = ["fit", "--config", str(ROOT / "configs/train/mend_atlas.yaml"), *short]
+    assert main([*fit, "--trainer.max_epochs", "1"]) == 0
+    assert main([*fit, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
+    best = tmp_path / "runs/mend-atlas/checkpoints/best.ckpt"
+    edit = ["edit", "--config", str(ROOT / "configs/method/MEND.yaml"), "--run", "run"]
+    edit += ["--model.checkpoint", str(best), "--data", "AtlasDataModule", "--data.limit", "2"]
+    assert main([*edit, "--protocol", "single"]) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["evaluations"]
