@@ -85,6 +85,11 @@ class Tail:
         with ExitStack() as stack:
             stack.enter_context(_constant(self, added))
             stack.enter_context(select_head_positions(self.view.model, (rows, positions)))
+            last = self.view.blocks[-1]
+            if self.block < self.view.num_blocks - 1 and last.mlp != last.mlp_down:
+                # What the last block's MLP gives elsewhere, nobody reads.
+                mlp = self.view.model.get_submodule(last.mlp)
+                stack.enter_context(_only_at(mlp, rows, positions))
             if self.site != "block":
                 for name, part in zip(
                     _modules(self.view, self.block, self.site),
@@ -148,7 +153,7 @@ def split(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tai
     finally:
         watch.remove()
     values = seen[f"{parts.mlp_down}@output"][:, 0]
-    return Tail(
+    tail = Tail(
         view=view,
         block=block,
         site=site,
@@ -160,6 +165,24 @@ def split(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tai
         values=values,
         tuples=kinds[0],
     )
+    output = seen[parts.name]
+    if site == "mlp" and _passes_through(tail, output):
+        return replace(tail, site="block", hidden=output)
+    return tail
+
+
+def _passes_through(tail: Tail, output: Float[Tensor, "r t d"]) -> bool:
+    """Return whether what is added to the MLP's output comes out of the block unchanged.
+
+    It does unless a norm or a factor stands between (Gemma 2, Granite); a trial on one row tells.
+    """
+    one = tail.select(torch.tensor([0], device=output.device))
+    added, nothing = output[:1, 0], torch.empty(0, dtype=torch.long, device=output.device)
+    name = tail.view.block(tail.block).name
+    with capture(tail.view.model, {name: "output"}, stop=True) as seen:
+        one.logits(added, nothing, nothing)
+    change = seen[name] - output[:1]
+    return bool((change - _add(torch.zeros_like(change), added)).norm() < 0.01 * added.norm())
 
 
 def _modules(view: ModelView, block: int, site: Site) -> tuple[str, ...]:
@@ -237,6 +260,31 @@ def _constant(tail: Tail, added: Tensor) -> Iterator[None]:
             for module in lower:
                 stack.enter_context(_returning(module, None, tail.tuples))
             stack.enter_context(_returning(last, kept, tail.tuples))
+        yield
+
+
+@contextmanager
+def _only_at(
+    module: nn.Module, rows: Int[Tensor, " m"], positions: Int[Tensor, " m"]
+) -> Iterator[None]:
+    """Let a module that works token by token see some tokens only; for others it gives zeros."""
+    before: list[tuple[Tensor, Tensor]] = []
+
+    def take(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]
+        # A place may be read twice (answer and watched word), but is to be computed once.
+        places = torch.unique(rows * hidden.shape[1] + positions)
+        before.append((hidden, places))
+        return (hidden.flatten(0, 1)[places][None], *args[1:])
+
+    def put(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        hidden, places = before.pop()
+        zeros = output.new_zeros(hidden.shape).flatten(0, 1)
+        return zeros.index_copy(0, places, output[0]).view(hidden.shape)
+
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_pre_hook(take).remove)
+        stack.callback(module.register_forward_hook(put).remove)
         yield
 
 
