@@ -509,7 +509,7 @@ def test_one_network_serves_all_weights_of_a_shape(gpt2: tuple[Any, Any]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore")  # what Lightning's command line warns of is not tested here
 def test_recipe_trains_goes_on_and_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = yaml.safe_load((ROOT / "configs/train/mend_atlas.yaml").read_text())
     stopping = config["trainer"]["callbacks"][1]["init_args"]
@@ -524,4 +524,5 @@ def test_recipe_trains_goes_on_and_edits(tmp_path: Path, monkeypatch: pytest.Mon
     edit += ["--model.checkpoint", str(best), "--data", "AtlasDataModule", "--data.limit", "2"]
     assert main([*edit, "--protocol", "single"]) == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
-    assert results["evaluations"]
+    assert results["status"] == "complete"
+    assert results["points"][-1]["metrics"]["reliability/em@tf"] > 0
