@@ -15,6 +15,7 @@ _HOME: dict[str, str] = {
     "EMMET": "lightning_edit.editors",
     "PMET": "lightning_edit.editors",
     "ENCORE": "lightning_edit.editors",
+    "KN": "lightning_edit.editors",
     "RECT": "lightning_edit.editors",
     "UltraEdit": "lightning_edit.editors",
     "PRUNE": "lightning_edit.editors",

@@ -6,6 +6,7 @@ from lightning_edit.editors.d4s import D4S
 from lightning_edit.editors.emmet import EMMET
 from lightning_edit.editors.encore import ENCORE
 from lightning_edit.editors.ft import FT, FTL, FTM
+from lightning_edit.editors.kn import KN
 from lightning_edit.editors.memit import MEMIT
 from lightning_edit.editors.mend import MEND
 from lightning_edit.editors.nse import NSE
@@ -24,6 +25,7 @@ __all__ = [
     "FT",
     "FTL",
     "FTM",
+    "KN",
     "MEMIT",
     "MEND",
     "NSE",

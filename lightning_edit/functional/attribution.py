@@ -1,0 +1,79 @@
+"""Which neurons carry a fact: points of an integral, thresholds, and what several prompts share.
+
+Axis names: ``l`` -- layers; ``f`` -- neurons of a layer; ``p`` -- prompts; ``m`` -- points.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Rule = Literal["left", "ends"]
+
+
+def path_points(steps: int, rule: Rule) -> Float[Tensor, " m"]:
+    """Return the fractions of a neuron's activation at which its gradient is taken.
+
+    Args:
+        steps: Number of points m.
+        rule: ``left``: k/m from 0 on, a Riemann sum as in the authors' code; ``ends``: m points
+            from 0 to 1, both included, as in its ports to GPT.
+
+    Raises:
+        ValueError: If there are fewer than two points: at the first every neuron is zero, so that
+            one alone says nothing about the fact.
+
+    Example:
+        >>> path_points(4, "left")
+        tensor([0.0000, 0.2500, 0.5000, 0.7500])
+    """
+    if steps < 2:
+        raise ValueError(
+            f"integrated gradients need at least 2 steps, got {steps}: the first is taken where "
+            "all neurons are zero; the paper has 20"
+        )
+    if rule == "ends":
+        return torch.linspace(0, 1, steps)
+    return torch.arange(steps) / steps
+
+
+def above_share_of_largest(scores: Float[Tensor, "p l f"], share: float) -> Bool[Tensor, "p l f"]:
+    """Mark each prompt's neurons whose attribution exceeds a share of that prompt's largest."""
+    return scores > share * scores.amax((1, 2), keepdim=True)
+
+
+def shared_neurons(
+    marked: Bool[Tensor, "p l f"], share: float, fewest: int, most: int, rounds: int = 6
+) -> Int[Tensor, "n 2"]:
+    """Return the neurons that enough prompts have in common, as pairs (layer, neuron).
+
+    The share of prompts moves by 0.05, at most ``rounds`` times, until between ``fewest`` and
+    ``most`` neurons are left (knowledge neurons, arXiv 2104.08696, section 3.3). If in the end no
+    neuron is common to enough prompts, those common to the most are returned.
+
+    Args:
+        marked: Neurons of each prompt.
+        share: Share of the prompts that must have a neuron, at first.
+        fewest: Fewest neurons that will do.
+        most: Most neurons that will do.
+        rounds: Most changes of the share.
+
+    Example:
+        >>> marked = torch.tensor([[[True, True, False]], [[True, False, False]]])
+        >>> shared_neurons(marked, 0.7, 1, 5)
+        tensor([[0, 0]])
+    """
+    counts = marked.sum(0)
+    for _ in range(rounds):
+        number = int((counts >= _needed(share, len(marked))).sum())
+        if fewest <= number <= most:
+            break
+        share += 0.05 if number > most else -0.05
+    needed = min(_needed(share, len(marked)), int(counts.max()))
+    return (counts >= needed).nonzero()
+
+
+def _needed(share: float, prompts: int) -> float:
+    """Prompts that must have a neuron: at least one, however low the share."""
+    return max(1.0, min(share, 1.0) * prompts - 1e-9)
