@@ -41,11 +41,15 @@ class Case:
     counted: int = 10
 
 
+#: Settings that both ways must share by value; all others are the editors' defaults.
+_MEMIT = {"moment_weight": 15_000.0}
 CASES = {
-    "memit-atlas": Case("MEMIT", "atlas", 100, 8.0),
+    "memit-atlas": Case("MEMIT", "atlas", 100, 8.0, _MEMIT),
     "alphaedit-atlas": Case("AlphaEdit", "atlas", 100, 8.0),
     "rome-atlas": Case("ROME", "atlas", 20, 6.0),
-    "memit-gpt2": Case("MEMIT", "gpt2", 20, 6.0, {"layers": [3, 4, 5, 6, 7, 8]}, counted=2),
+    "memit-gpt2": Case(
+        "MEMIT", "gpt2", 20, 6.0, _MEMIT | {"layers": [3, 4, 5, 6, 7, 8]}, counted=2
+    ),
     # Edits of protocol `single` are independent, so fewer of them give the same seconds per edit.
     "rome-gpt2": Case("ROME", "gpt2", 20, 5.0, {"layers": [5]}, reference_edits=4, counted=1),
 }
@@ -63,7 +67,7 @@ def material(case: Case, options: argparse.Namespace, folder: Path) -> tuple[Any
     layers = [2] if options.quick and case.editor == "ROME" else layers
     # MEMIT's templates have 10 tokens, ROME's 5 or 10; the full stop follows.
     shape = (20, 7) if case.editor == "ROME" else (5, 10)
-    extra = {
+    extra = case.arguments | {
         "layers": layers,
         "statistics": gpt2_shape.statistics(model, layers, folder / f"{case.editor}.safetensors"),
         "context_templates": gpt2_shape.templates(*shape),
