@@ -44,7 +44,7 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("site", ["mlp", "block"])
+@pytest.mark.parametrize("site", ["mlp", "block", "attention+mlp"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_plain_search(family: str, site: str) -> None:
     view = resolve(TINY[family]().requires_grad_(False))
