@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Idle OpenMP threads spin by default; on a shared core that costs far more than it gains.
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 2
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 
 .PHONY: help setup quickstart test test-all lint typecheck check benchmark clean
 

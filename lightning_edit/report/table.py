@@ -80,7 +80,8 @@ def _rows(point: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         for measure in measures:
             yield aspect + only if measure == measures[0] else "", aspect, measure
         for kind in kinds if len(kinds) > 1 else ():
-            yield f"  {kind.partition('.')[2]}", kind, measures[0]
+            for measure in measures:
+                yield f"  {kind.partition('.')[2]}" if measure == measures[0] else "", kind, measure
 
 
 def _curve(points: list[Mapping[str, Any]]) -> Table:
