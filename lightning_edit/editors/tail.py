@@ -87,9 +87,10 @@ class Tail:
             stack.enter_context(select_head_positions(self.view.model, (rows, positions)))
             last = self.view.blocks[-1]
             if self.block < self.view.num_blocks - 1 and last.mlp != last.mlp_down:
-                # What the last block's MLP gives elsewhere, nobody reads.
-                mlp = self.view.model.get_submodule(last.mlp)
-                stack.enter_context(_only_at(mlp, rows, positions))
+                # What the last block gives elsewhere, nobody reads.
+                for name in (last.attention_out, last.mlp):
+                    module = self.view.model.get_submodule(name)
+                    stack.enter_context(_only_at(module, rows, positions))
             if self.site != "block":
                 for name, part in zip(
                     _modules(self.view, self.block, self.site),
@@ -133,12 +134,7 @@ def split(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tai
     Returns:
         The prepared rows.
     """
-    first, rest = _inputs(view, texts)
-    past = None
-    if first is not None:
-        nothing = torch.empty(0, dtype=torch.long, device=first["input_ids"].device)
-        with select_head_positions(view.model, (nothing, nothing)):
-            past = view.model(**first, use_cache=True).past_key_values
+    past, rest = _past(view, texts)
     parts = view.block(block)
     changed = _modules(view, block, site)
     below = view.blocks[block - 1].name if site != "block" and block > 0 else changed[-1]
@@ -199,31 +195,48 @@ def _adding(model: nn.Module, name: str, added: Tensor) -> AbstractContextManage
     return replace_output(module, lambda output: _add(output, added), within=model)
 
 
-def _inputs(
-    view: ModelView, texts: Sequence[Text]
-) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
-    """Return the model's arguments for the tokens before s (if any) and from s on."""
+def _past(view: ModelView, texts: Sequence[Text]) -> tuple[Any, dict[str, Tensor]]:
+    """Return the model's cache of the tokens before s and its arguments from s on.
+
+    What the templates put in front of many texts goes through the model once and is copied.
+    """
     device = view.embeddings.get_parameter("weight").device
-    before = max(text.subject for text in texts)
-    after = max(len(text.ids) - text.subject for text in texts)
-    ids = torch.zeros(len(texts), before + after, dtype=torch.long)
-    positions, mask = torch.zeros_like(ids), torch.ones_like(ids)
+    lead = max(text.lead for text in texts)
+    before = lead + max(text.subject - text.lead for text in texts)
+    ids = torch.zeros(len(texts), before + max(len(text.ids) - text.subject for text in texts))
+    ids, mask = ids.long(), torch.ones_like(ids, dtype=torch.long)
     for row, text in enumerate(texts):
-        start, length = before - text.subject, len(text.ids)
-        ids[row, start : start + length] = torch.tensor(text.ids)
-        # Padding on the right is never looked at; it repeats the last position, to stay in range.
-        positions[row, start:] = torch.arange(before + after - start).clamp_max(length - 1)
-        mask[row, :start] = 0
+        start = before - (text.subject - text.lead)
+        ids[row, lead - text.lead : lead] = torch.tensor(text.ids[: text.lead])
+        ids[row, start : start + len(text.ids) - text.lead] = torch.tensor(text.ids[text.lead :])
+        mask[row, : lead - text.lead] = mask[row, lead:start] = 0
+    # Padding on the right is never looked at; it repeats the last position, to stay in range.
+    last = torch.tensor([[len(text.ids) - 1] for text in texts])
+    positions = torch.minimum(mask.cumsum(1) - 1, last).clamp_min(0)
     ids, positions, mask = ids.to(device), positions.to(device), mask.to(device)
 
-    def cut(start: int, stop: int) -> dict[str, Tensor]:
+    def cut(start: int, stop: int, rows: Any = slice(None)) -> dict[str, Tensor]:
         return {
-            "input_ids": ids[:, start:stop],
-            "position_ids": positions[:, start:stop],
-            "attention_mask": mask[:, :stop],
+            "input_ids": ids[rows, start:stop],
+            "position_ids": positions[rows, start:stop],
+            "attention_mask": mask[rows, :stop],
         }
 
-    return (cut(0, before) if before else None), cut(before, before + after)
+    def run(past: Any, inputs: dict[str, Tensor]) -> Any:
+        nothing = torch.empty(0, dtype=torch.long, device=device)
+        with select_head_positions(view.model, (nothing, nothing)):
+            return view.model(**inputs, past_key_values=past, use_cache=True).past_key_values
+
+    past = None
+    if lead:
+        kinds = {text.ids[: text.lead]: row for row, text in enumerate(texts)}
+        past = run(None, cut(0, lead, torch.tensor(list(kinds.values()), device=device)))
+        order = {kind: number for number, kind in enumerate(kinds)}
+        copies = torch.tensor([order[text.ids[: text.lead]] for text in texts], device=device)
+        past.layers = [_layer_rows(layer, copies) for layer in past.layers]
+    if before > lead:
+        past = run(past, cut(lead, before))
+    return past, cut(before, ids.shape[1])
 
 
 def _cache(past: Any) -> dict[str, Any]:

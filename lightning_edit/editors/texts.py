@@ -5,7 +5,8 @@ not depend on one wording.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Literal
 
 from lightning_edit.functional.tokens import encode_pair, encode_prompt, subject_last_index
@@ -24,6 +25,7 @@ class Text:
         subject: Position of the subject's last token.
         answer: Tokens that the last ``len(answer)`` positions are to predict; empty for keys.
         watch: Position whose whole distribution is to stay, or ``None``.
+        lead: Tokens that come from the context template alone, so that other texts have them too.
     """
 
     request: int
@@ -31,10 +33,11 @@ class Text:
     subject: int
     answer: tuple[int, ...] = ()
     watch: int | None = None
+    lead: int = 0
 
     def until_subject(self) -> "Text":
         """Return the text up to the subject's last token, which is all that its key depends on."""
-        return Text(self.request, self.ids[: self.subject + 1], self.subject)
+        return Text(self.request, self.ids[: self.subject + 1], self.subject, lead=self.lead)
 
 
 def _place(request: EditRequest, template: str) -> tuple[str, int]:
@@ -56,14 +59,22 @@ def rewriting_texts(tokenizer: Any, batch: EditBatch, templates: Sequence[str]) 
     Returns:
         ``len(templates)`` texts a request, in the order of the batch.
     """
+    leads = [encode_prompt(tokenizer, one[: one.index("{}")].rstrip()) for one in templates]
     texts = []
     for number, request in enumerate(batch.requests):
-        for template in templates:
+        for template, begin in zip(templates, leads, strict=True):
             prompt, end = _place(request, template)
             prompt_ids, answer = encode_pair(tokenizer, prompt, request.target)
             subject = subject_last_index(tokenizer, prompt, end)
-            texts.append(Text(number, tuple(prompt_ids + answer[:-1]), subject, tuple(answer)))
+            ids, lead = tuple(prompt_ids + answer[:-1]), _alike(prompt_ids[:subject], begin)
+            texts.append(Text(number, ids, subject, tuple(answer), lead=lead))
     return texts
+
+
+def _alike(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Return how many tokens are the same at the beginning."""
+    pairs = zip(ids, others, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def essence_texts(tokenizer: Any, batch: EditBatch, position: KlPosition) -> list[Text]:
@@ -113,5 +124,5 @@ def merge_watched(texts: Sequence[Text], watched: Sequence[Text]) -> list[Text]:
             merged.append(text)
         else:
             old = merged[host]
-            merged[host] = Text(old.request, old.ids, old.subject, old.answer, text.watch)
+            merged[host] = replace(old, watch=text.watch)
     return sorted(merged, key=lambda text: text.request)
