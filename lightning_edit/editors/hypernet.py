@@ -42,6 +42,8 @@ class HypernetworkEditor(Editor, family=True):
         layers: Blocks to edit; ``None``: :meth:`default_layers`.
         modules: Dotted names of the linear layers to edit, in place of ``layers``.
         lr: Adam's learning rate.
+        decay_steps: Optimiser steps over which learning rates fall to zero on a straight line;
+            ``None``: they stay.
         c_edit: Weight of the new answers' negative log-likelihood.
         c_loc: Weight of the divergence on locality prompts.
         own_probes: Locality prompts taken from each request's own probes in a training step.
@@ -67,6 +69,7 @@ class HypernetworkEditor(Editor, family=True):
         layers: list[int] | None = None,
         modules: list[str] | None = None,
         lr: float = 1e-6,
+        decay_steps: int | None = None,
         c_edit: float = 0.1,
         c_loc: float = 1.0,
         own_probes: int = 1,
@@ -79,6 +82,7 @@ class HypernetworkEditor(Editor, family=True):
         self.layers = layers
         self.modules_to_edit = modules
         self.lr = lr
+        self.decay_steps = decay_steps
         self.c_edit = c_edit
         self.c_loc = c_loc
         self.own_probes = own_probes
@@ -89,8 +93,6 @@ class HypernetworkEditor(Editor, family=True):
         self.weights: tuple[Weight, ...] = ()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.register_buffer("trained_batches", torch.zeros((), dtype=torch.int64))
-
-    # ------------------------------------------------------------------------- what a method is
 
     @abstractmethod
     def build(self) -> None:
@@ -129,8 +131,6 @@ class HypernetworkEditor(Editor, family=True):
         """The last three blocks, as in MEND and its ports; of less than six the last half."""
         return list(range(num_blocks - max(1, min(3, num_blocks // 2)), num_blocks))
 
-    # ---------------------------------------------------------------------------------- binding
-
     @property
     def is_trained(self) -> bool:
         """Whether the network has seen a training step or came from a checkpoint."""
@@ -159,6 +159,7 @@ class HypernetworkEditor(Editor, family=True):
                 "it to the model it was trained on, or train a new one with `lightning-edit fit`"
             )
         self.weights = weights
+        self.source = ExampleSource(self.tokenizer, self.own_probes, self.other_facts)
         if shapes == self._shapes:
             return
         with torch.random.fork_rng(devices=[]):
@@ -185,8 +186,6 @@ class HypernetworkEditor(Editor, family=True):
         """Note in a Lightning checkpoint what the network was built for."""
         checkpoint[StoredEditor.KEY] = self.describe().header()
 
-    # ---------------------------------------------------------------------------------- editing
-
     @torch.no_grad()
     def edit(self, batch: EditBatch) -> Delta:
         """Compute the update of a batch: one forward and backward pass, and no optimisation."""
@@ -207,16 +206,21 @@ class HypernetworkEditor(Editor, family=True):
                 type(self).__name__,
             )
 
-    # --------------------------------------------------------------------------------- training
-
     def on_fit_start(self) -> None:
         """Put the language model on the device, without dropout."""
         super().on_fit_start()
         self.language_model.eval()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam, as all three papers of the family but KE."""
-        return torch.optim.Adam(self.parameter_groups(), lr=self.lr)
+        """Adam, with :attr:`decay_steps` under a schedule."""
+        optimizer = torch.optim.Adam(self.parameter_groups(), lr=self.lr)
+        if self.decay_steps is None:
+            return optimizer
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.decay_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
 
     def training_step(self, requests: list[EditRequest], batch_idx: int) -> Tensor | None:
         """Edit, and judge the edited model on rephrases and on what must stay.
@@ -293,13 +297,6 @@ class HypernetworkEditor(Editor, family=True):
     def rows(self, rows: Sequence[tuple[int, Row]]) -> AnswerRows:
         """Pad rows on the language model's device."""
         return AnswerRows.pad([row for _, row in rows], self.language_model.device)
-
-    @property
-    def source(self) -> ExampleSource:
-        """What chooses the examples of a step."""
-        return ExampleSource(self.tokenizer, self.own_probes, self.other_facts)
-
-    # ------------------------------------------------------------------------------- validation
 
     def validation_step(self, requests: list[EditRequest], batch_idx: int) -> None:
         """Score edits of held-out requests; see :meth:`evaluate`."""

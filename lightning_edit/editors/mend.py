@@ -39,6 +39,8 @@ class MEND(HypernetworkEditor):
             of a model of less than six.
         modules: Dotted names of linear layers to edit, in place of ``layers``.
         lr: Adam's learning rate for the network.
+        decay_steps: Optimiser steps over which both learning rates fall to zero on a straight line;
+            ``None``: they stay, as in the authors' code.
         c_edit: Weight of the new answers' negative log-likelihood; the authors' ``cedit``.
         c_loc: Weight of the divergence on locality prompts; the authors' ``cloc``.
         own_probes: Locality prompts taken from each request's own probes in a training step.
@@ -68,6 +70,7 @@ class MEND(HypernetworkEditor):
         layers: list[int] | None = None,
         modules: list[str] | None = None,
         lr: float = 1e-6,
+        decay_steps: int | None = None,
         c_edit: float = 0.1,
         c_loc: float = 1.0,
         own_probes: int = 1,
@@ -77,7 +80,17 @@ class MEND(HypernetworkEditor):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__(
-            layers, modules, lr, c_edit, c_loc, own_probes, other_facts, together, seed, checkpoint
+            layers=layers,
+            modules=modules,
+            lr=lr,
+            decay_steps=decay_steps,
+            c_edit=c_edit,
+            c_loc=c_loc,
+            own_probes=own_probes,
+            other_facts=other_facts,
+            together=together,
+            seed=seed,
+            checkpoint=checkpoint,
         )
         self.save_hyperparameters()
         self.rank = rank

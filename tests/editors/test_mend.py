@@ -373,7 +373,7 @@ class Facts(EditDataModule):
 
 def test_resumed_training_continues_identically(gpt2: tuple[Any, Any], tmp_path: Path) -> None:
     def fit(folder: Path, epochs: int, resume: bool) -> MEND:
-        editor = small()
+        editor = small(decay_steps=20)
         editor.bind(*gpt2)
         saving = ModelCheckpoint(dirpath=folder, save_last=True)
         run = trainer(folder, max_epochs=epochs, callbacks=[saving], enable_checkpointing=True)
@@ -384,6 +384,9 @@ def test_resumed_training_continues_identically(gpt2: tuple[Any, Any], tmp_path:
     fit(tmp_path / "parts", 1, resume=False)
     resumed = fit(tmp_path / "parts", 2, resume=True)
     assert int(resumed.trained_batches) == 10
+    for editor in (whole, resumed):
+        rates = [group["lr"] for group in editor.trainer.optimizers[0].param_groups]
+        assert rates == pytest.approx([1e-3 / 2, 1e-2 / 2])
     order = EpochShuffle(5, seed=0)
     first = list(order)
     order.set_epoch(1)
