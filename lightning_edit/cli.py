@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import lightning.pytorch as pl
-import transformers
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_edit.datamodules as data_modules
@@ -126,6 +125,8 @@ class EditCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Give the editor its language model."""
         if isinstance(self.model, Editor):
+            if self.subcommand == "fit":
+                self.model.require_training()
             config = self.config[self.subcommand]
             model, tokenizer = load_language_model(
                 config.lm, config.lm_dtype, config.lm_revision, config.lm_bos
@@ -179,7 +180,6 @@ def _quiet(verb: str) -> None:
     """Keep Lightning's advertisements, and what only training needs, off the terminal."""
     # Arguments may come from `resume`, so they are not always the process's own.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # not annotated
     # Lightning 2.6 still calls a test that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     lightning_log = logging.getLogger("lightning.pytorch")

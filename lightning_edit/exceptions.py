@@ -21,6 +21,10 @@ class SolveError(LightningEditError, ArithmeticError):
     """A least-squares system is not positive definite or not finite."""
 
 
+class NothingToTrainError(LightningEditError, TypeError):
+    """``fit`` was called with an editor that has nothing to train."""
+
+
 class NotBoundError(LightningEditError, RuntimeError):
     """An editor was used before it got a language model."""
 

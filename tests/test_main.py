@@ -52,3 +52,9 @@ def test_resume_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_public_names_exist() -> None:
     for name in lightning_edit.__all__:
         assert getattr(lightning_edit, name).__name__ == name
+
+
+def test_fit_refuses_what_needs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.statistics", "identity", "--trainer.fast_dev_run", "1"]
+    assert main(["fit", "--model", "ROME", "--data", "AtlasDataModule", *options]) == 2
+    assert "run `lightning-edit edit`" in capsys.readouterr().err

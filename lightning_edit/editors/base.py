@@ -8,7 +8,12 @@ import lightning.pytorch as pl
 from torch import nn
 
 from lightning_edit.delta import Delta
-from lightning_edit.exceptions import ArchitectureError, NotBoundError, SubjectNotFoundError
+from lightning_edit.exceptions import (
+    ArchitectureError,
+    NotBoundError,
+    NothingToTrainError,
+    SubjectNotFoundError,
+)
 from lightning_edit.handle import EditedModel
 from lightning_edit.models.view import ModelView, resolve
 from lightning_edit.types import EditBatch, EditRequest
@@ -116,7 +121,14 @@ class Editor(pl.LightningModule, ABC):
         return self._require_bound()[2]
 
     def setup(self, stage: str) -> None:
-        """Refuse a run without a language model before any work is done."""
+        """Refuse, before any work is done, to fit what needs no training or has no model.
+
+        Raises:
+            NothingToTrainError: If there is nothing to train.
+            NotBoundError: If there is no language model.
+        """
+        if stage == "fit":
+            self.require_training()
         self._require_bound()
 
     def place_language_model(self) -> None:
@@ -247,10 +259,27 @@ class Editor(pl.LightningModule, ABC):
     # ----------------------------------------------------------------------------------- Lightning
 
     def on_fit_start(self) -> None:
-        """Refuse ``fit`` for editors that have nothing to train."""
+        """Bring the language model to where the editor is trained."""
+        self.place_language_model()
+
+    # Lightning asks for the two below before anything else; `setup` then says what is wrong.
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on one batch, in editors that are trained."""
+        self.require_training()
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser, in editors that are trained."""
+        self.require_training()
+
+    def require_training(self) -> None:
+        """Refuse ``fit`` for an editor that has nothing to train.
+
+        Raises:
+            NothingToTrainError: If there is nothing to train.
+        """
         if not self.needs_fit:
-            raise TypeError(
+            raise NothingToTrainError(
                 f"{type(self).__name__} has nothing to train; "
                 "run `lightning-edit edit` or EditTrainer().edit(editor, datamodule) instead of fit"
             )
-        self.place_language_model()

@@ -1,11 +1,13 @@
 """Load a language model and its tokenizer the one way that editing needs."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -157,14 +159,15 @@ def load_language_model(
     config = load_config(name_or_path, revision)
     source = locate(name_or_path)
     try:
-        model, loading = auto_class(config).from_pretrained(
-            source,
-            config=config,
-            dtype=torch_dtype,
-            revision=revision,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _no_progress_bar():
+            model, loading = auto_class(config).from_pretrained(
+                source,
+                config=config,
+                dtype=torch_dtype,
+                revision=revision,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except _LOAD_ERRORS as error:
         raise _explain("weights", source, error) from error
     # Exported adapters name their base model by this.
@@ -177,6 +180,18 @@ def load_language_model(
     if add_bos:
         _begin_with_bos(name_or_path, tokenizer)
     return model, tokenizer
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Silence the bar over a model's tensors: they are mapped into memory in an instant."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # not annotated
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # as above
 
 
 def _begin_with_bos(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
