@@ -7,26 +7,8 @@ Lightning.
 import importlib
 from typing import Any
 
-#: Where each public name lives.
+#: Where each public name lives; editors are found in their package.
 _HOME: dict[str, str] = {
-    "AlphaEdit": "lightning_edit.editors",
-    "NSE": "lightning_edit.editors",
-    "D4S": "lightning_edit.editors",
-    "EMMET": "lightning_edit.editors",
-    "PMET": "lightning_edit.editors",
-    "ENCORE": "lightning_edit.editors",
-    "KN": "lightning_edit.editors",
-    "RECT": "lightning_edit.editors",
-    "UltraEdit": "lightning_edit.editors",
-    "PRUNE": "lightning_edit.editors",
-    "OneLI": "lightning_edit.editors",
-    "FTM": "lightning_edit.editors",
-    "FT": "lightning_edit.editors",
-    "FTL": "lightning_edit.editors",
-    "MEMIT": "lightning_edit.editors",
-    "MEND": "lightning_edit.editors",
-    "ROME": "lightning_edit.editors",
-    "RROME": "lightning_edit.editors",
     "AtlasDataModule": "lightning_edit.datamodules",
     "CounterFactDataModule": "lightning_edit.datamodules",
     "Delta": "lightning_edit.delta",
@@ -47,9 +29,14 @@ __all__ = sorted(_HOME)  # noqa: PLE0605  # a sorted list of the keys above, so 
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    # Every editor is a public name too; their list is the package of editors itself.
+    if name[:1].isupper():
+        editors = importlib.import_module("lightning_edit.editors")
+        if name in editors.__all__:
+            return getattr(editors, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

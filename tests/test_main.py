@@ -58,3 +58,12 @@ def test_fit_refuses_what_needs_no_training(capsys: pytest.CaptureFixture[str]) 
     options = ["--model.statistics", "identity", "--trainer.fast_dev_run", "1"]
     assert main(["fit", "--model", "ROME", "--data", "AtlasDataModule", *options]) == 2
     assert "run `lightning-edit edit`" in capsys.readouterr().err
+
+
+def test_every_editor_is_a_public_name() -> None:
+    import lightning_edit.editors as editors
+
+    for name in editors.__all__:
+        assert getattr(lightning_edit, name) is getattr(editors, name)
+    with pytest.raises(AttributeError, match="no attribute 'MEMITT'"):
+        _ = lightning_edit.MEMITT
