@@ -23,18 +23,20 @@ class AlphaEdit(Spread):
 
     Args:
         norm_weight: μ, the weight of ‖Δ‖² (``L2``): 10 in the authors' configs, 1 in the paper.
-        null_threshold: Directions whose second moment is below are free (0.02 in the authors'
-            configs, 0.01 in the paper).
-        null_threshold_kind: ``absolute``, as published: what is free depends on the scale of the
-            model's activations. ``relative``: a share of the mean eigenvalue, which does not.
+        null_threshold: Directions whose second moment is below are free.
+        null_threshold_kind: ``relative``: the threshold is a share of the mean eigenvalue, which
+            fits models whatever the scale of their activations. ``absolute``, as published (0.02
+            in the authors' configs, 0.01 in the paper): it is an eigenvalue.
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
         keep_history: Whether later batches leave the keys of earlier ones alone.
         search: Arguments of :class:`~lightning_edit.editors.locate.LocateThenEdit`.
 
     Note:
         As in the authors' code, an edit's keys are read again on the edited model before they
-        enter the history. With ``statistics="identity"`` no direction is known to be used, so all
-        are free. λC has no part in the system.
+        enter the history. The relative threshold is this library's: 0.02 leaves one of 640
+        directions free in the first block of the embedded model, and half of them in the next.
+        With ``statistics="identity"`` no direction is known to be used, so all are free. λC has no
+        part in the system.
     """
 
     history_by_default: ClassVar[bool] = True
@@ -42,8 +44,8 @@ class AlphaEdit(Spread):
     def __init__(
         self,
         norm_weight: float = 10.0,
-        null_threshold: float = 0.02,
-        null_threshold_kind: ThresholdKind = "absolute",
+        null_threshold: float = 0.1,
+        null_threshold_kind: ThresholdKind = "relative",
         clamp: float = 0.75,
         keep_history: bool = True,
         **search: Any,

@@ -24,7 +24,7 @@ class D4S(Spread):
     searched on the original weights, and R, the distance there, is not measured again.
 
     Args:
-        moment_weight: λ, as in MEMIT.
+        moment_weight: λ, as in MEMIT; ``None``: the width of a key.
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
         search: Arguments of :class:`~lightning_edit.editors.locate.LocateThenEdit`.
 
@@ -42,7 +42,9 @@ class D4S(Spread):
     history_residuals: ClassVar[bool] = True
     search_original: ClassVar[bool] = True
 
-    def __init__(self, moment_weight: float = 15_000.0, clamp: float = 0.75, **search: Any) -> None:
+    def __init__(
+        self, moment_weight: float | None = None, clamp: float = 0.75, **search: Any
+    ) -> None:
         super().__init__(clamp=clamp, keep_history=True, **search)
         self.moment_weight = moment_weight
         self._undone = False

@@ -19,7 +19,7 @@ class ENCORE(Spread):
     early stopping): more certainty makes larger targets, which wear the model out.
 
     Args:
-        moment_weight: λ, as in MEMIT.
+        moment_weight: λ, as in MEMIT; ``None``: the width of a key.
         norm_weight: μ: 10 for GPT-2 XL and Llama 2, 20 for Llama 3 in the authors' configs.
         patience: The search ends in the so-manieth pass in which the target is the likeliest answer
             in all contexts: 4 for GPT-2 XL, 3 for Llama 2, 2 for Llama 3 (``prob_cutoff``).
@@ -39,7 +39,7 @@ class ENCORE(Spread):
 
     def __init__(
         self,
-        moment_weight: float = 15_000.0,
+        moment_weight: float | None = None,
         norm_weight: float = 10.0,
         patience: int = 4,
         clamp: float = 0.75,

@@ -41,7 +41,4 @@ class MEMIT(Spread):
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
         """Factor λC and the history."""
-        weight = self.moment_weight
-        if weight is None:
-            weight = float(self.view.intermediate_size)
-        return self.factored(layer, moment, weight)
+        return self.factored(layer, moment, self.moment_weight)

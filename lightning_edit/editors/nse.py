@@ -29,7 +29,8 @@ class NSE(Spread):
     written again.
 
     Args:
-        moment_weight: λ: 15 000 for GPT-J and Llama 3, 10 000 for GPT-2 XL in the authors' configs.
+        moment_weight: λ: 15 000 for GPT-J and Llama 3, 10 000 for GPT-2 XL in the authors' configs;
+            ``None``: the width of a key.
         neurons: Share of the keys' activity that the written neurons carry: 0.8 for GPT-J; 1, all
             neurons, for GPT-2 XL and Llama 3.
         reached: A fact this close to its target is not written (again).
@@ -55,7 +56,7 @@ class NSE(Spread):
 
     def __init__(
         self,
-        moment_weight: float = 15_000.0,
+        moment_weight: float | None = None,
         neurons: float = 0.8,
         reached: float = 0.1,
         too_far: float | None = None,

@@ -21,7 +21,8 @@ class PMET(Spread):
     :math:`\Delta = \frac{R}{\sqrt{|L| - i}} K^\top (\lambda C + K K^\top)^{-1}`.
 
     Args:
-        moment_weight: λ: 6000 for GPT-J, 15 000 for GPT-NeoX in the authors' configs.
+        moment_weight: λ: 6000 for GPT-J, 15 000 for GPT-NeoX in the authors' configs;
+            ``None``: the width of a key.
         ease: Weight of the answer in a pass after one in which the target was the likeliest answer
             in all contexts (0.1 in the authors' code).
         calm: A search ends when that holds and the divergence's term is at most this (0.01).
@@ -43,7 +44,7 @@ class PMET(Spread):
 
     def __init__(
         self,
-        moment_weight: float = 6000.0,
+        moment_weight: float | None = None,
         ease: float = 0.1,
         calm: float = 0.01,
         lr: float = 0.2,

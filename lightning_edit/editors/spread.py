@@ -82,13 +82,14 @@ class Spread(LocateThenEdit, family=True):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return three or more blocks in the lower third (published: Llama 4 to 8 of 32).
+        """Return two or more blocks in the lower third (published: Llama 4 to 8 of 32).
 
-        The last block is never one of them: a target there could not act on later tokens.
+        The last block is never one of them: a target there could not act on later tokens. On the
+        embedded model of five blocks, 0 and 1 write 90 % of 20 facts, 0 to 2 only 65 %.
         """
         top = num_blocks - 1
         first = int(0.13 * top)
-        last = max(0, min(top - 1, max(first + 2, round(0.26 * top))))
+        last = max(0, min(top - 1, max(first + 1, round(0.26 * top))))
         return list(range(min(first, last), last + 1))
 
     # ------------------------------------------------------------------------------------ history
@@ -165,7 +166,7 @@ class Spread(LocateThenEdit, family=True):
         self,
         layer: int,
         moment: Float[Tensor, "f f"] | None,
-        lam: float,
+        lam: float | None,
         ridge: float = 0.0,
         rows: Int[Tensor, " s"] | None = None,
     ) -> Preserved:
@@ -174,11 +175,13 @@ class Spread(LocateThenEdit, family=True):
         Args:
             layer: The layer.
             moment: C, or ``None`` for the identity.
-            lam: λ.
+            lam: λ; ``None``: the width of a key.
             ridge: μ.
             rows: Entries of a key that are written; ``None``: all.
         """
         history = None if self.past is None else self.past.keys(layer)
+        if lam is None:
+            lam = float(weight(self.language_model, self.view.parameter(layer)).shape[1])
         return Preserved.of(
             self._block(moment, rows),
             lam,

@@ -23,6 +23,7 @@ def arguments(editor_class: type, hparams: dict[str, Any], seq: bool) -> dict[st
         return {
             "norm_weight": float(hparams["L2"]),
             "null_threshold": hparams["nullspace_threshold"],
+            "null_threshold_kind": "absolute",
         }
     own: dict[str, Any] = {"moment_weight": float(hparams["mom2_update_weight"])}
     if editor_class is EMMET:
