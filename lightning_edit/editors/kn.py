@@ -4,8 +4,9 @@ Axis names: ``p`` -- prompts; ``a`` -- answer tokens of all prompts; ``l`` -- la
 neurons of a layer; ``d`` -- hidden width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from lightning_edit.delta import Delta, LowRank
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.tail import split
 from lightning_edit.editors.templates import OPENINGS, sample_templates, with_bare
+from lightning_edit.editors.texts import Text
 from lightning_edit.functional.attribution import (
     above_share_of_largest,
     path_points,
@@ -22,7 +25,7 @@ from lightning_edit.functional.attribution import (
 )
 from lightning_edit.functional.tokens import encode_pair, encode_prompt
 from lightning_edit.models.answers import AnswerRows, answer_logits
-from lightning_edit.models.hooks import Side, capture, replace_input, replace_output
+from lightning_edit.models.hooks import capture, replace_output
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -175,8 +178,7 @@ class KN(Editor):
         if self.use_rephrases:
             prompts += request.rephrases
         listed = [self._places(request, prompt) for prompt in prompts]
-        scores = torch.stack([self._attributions(places) for places in listed])
-        marked = above_share_of_largest(scores, self.threshold)
+        marked = above_share_of_largest(self.attributions(listed), self.threshold)
         pairs = shared_neurons(marked, self.share, self.fewest, self.most)
         pairs[:, 0] = torch.tensor(self.edited_layers, device=pairs.device)[pairs[:, 0]]
         return pairs
@@ -235,51 +237,74 @@ class KN(Editor):
 
     # --------------------------------------------------------------------------------- attribution
 
-    def _attributions(self, places: Sequence[Place]) -> Float[Tensor, "l f"]:
-        """Return every neuron's attribution, mean over the answer's tokens."""
+    def attributions(self, prompts: Sequence[Sequence[Place]]) -> Float[Tensor, "p l f"]:
+        """Return every neuron's attribution for every prompt, mean over its answer's tokens.
+
+        Args:
+            prompts: Where each prompt's answer is predicted.
+        """
+        places = [place for listed in prompts for place in listed]
+        integrate = self._before_activation if self.as_port else self._behind_activation
+        each = torch.stack([integrate(places, layer) for layer in self.edited_layers])
+        ends = list(accumulate(len(listed) for listed in prompts))
+        return torch.stack([part.mean(1) for part in each.tensor_split(ends[:-1], dim=1)])
+
+    def _points(self, places: int) -> Iterator[tuple[list[int], list[float]]]:
+        """Yield every place at every point of the path, as many at once as a pass may hold."""
+        pairs = [(number, float(point)) for number in range(places) for point in self.points]
+        for start in range(0, len(pairs), self.rows_per_pass):
+            part = pairs[start : start + self.rows_per_pass]
+            yield [number for number, _ in part], [point for _, point in part]
+
+    def _behind_activation(self, places: Sequence[Place], layer: int) -> Float[Tensor, "a f"]:
+        """Integrate over the inputs h of a down-projection W.
+
+        Scaling h by α adds (α - 1) W h to what the MLP puts out at one token, so only the blocks
+        above run again, on that token; the gradient by h is Wᵀ times the one by what is added.
+        """
+        texts = [Text(number, ids, len(ids) - 1) for number, (ids, _) in enumerate(places)]
+        tail = split(self.view, texts, layer, "mlp")
+        dtype = torch.promote_types(tail.keys.dtype, torch.float32)
+        h = tail.keys.to(dtype)
+        W = weight(self.language_model, self.view.parameter(layer)).read(dtype)
+        output = h @ W.mT
+        tokens = torch.tensor([token for _, token in places], device=h.device)
+        total = torch.zeros_like(output)
+        for numbers, points in self._points(len(places)):
+            rows = torch.tensor(numbers, device=h.device)
+            added = (output[rows] * (h.new_tensor(points)[:, None] - 1)).requires_grad_()
+            at = torch.arange(len(rows), device=h.device)
+            logits = tail.select(rows).logits(added, at, torch.zeros_like(at))
+            total.index_add_(0, rows, _probability_gradient(logits, tokens[rows], added))
+        return (h * (total @ W) / len(self.points)).double()
+
+    def _before_activation(self, places: Sequence[Place], layer: int) -> Float[Tensor, "a f"]:
+        """Integrate over the outputs of an MLP's first projection, as EasyEdit does."""
+        model, name = self.language_model, self.view.block(layer).mlp_up[0]
         device = self.view.embeddings.get_parameter("weight").device
-        rows = AnswerRows.pad([(ids, (token,)) for ids, token in places], device)
-        modules, side = self._sites()
-        with torch.no_grad(), capture(self.language_model, dict.fromkeys(modules, side)) as seen:
-            answer_logits(self.language_model, rows)
-        each = [
-            self._integrated(places, module, seen[module][rows.rows, rows.positions].detach())
-            for module in modules
-        ]
-        return torch.stack(each)
-
-    def _sites(self) -> tuple[list[str], Side]:
-        """Modules at which the neurons of each layer are seen."""
-        blocks = [self.view.block(layer) for layer in self.edited_layers]
-        if self.as_port:
-            return [block.mlp_up[0] for block in blocks], "output"
-        return [block.mlp_down for block in blocks], "input"
-
-    def _integrated(
-        self, places: Sequence[Place], name: str, activation: Float[Tensor, "a f"]
-    ) -> Float[Tensor, " f"]:
-        module = self.language_model.get_submodule(name)
-        total = torch.zeros_like(activation, dtype=torch.float64)
-        points = [(n, float(point)) for n in range(len(places)) for point in self.points]
-        for start in range(0, len(points), self.rows_per_pass):
-            part = points[start : start + self.rows_per_pass]
-            rows = AnswerRows.pad(
-                [(places[n][0], (places[n][1],)) for n, _ in part], activation.device
-            )
-            of = torch.tensor([n for n, _ in part], device=activation.device)
-            scale = activation.new_tensor([point for _, point in part])[:, None]
-            scaled = (activation[of] * scale).requires_grad_()
+        all_rows = AnswerRows.pad([(ids, (token,)) for ids, token in places], device)
+        with torch.no_grad(), capture(model, {name: "output"}) as seen:
+            answer_logits(model, all_rows)
+        activation = seen[name][all_rows.rows, all_rows.positions].detach()
+        total = torch.zeros_like(activation)
+        for numbers, points in self._points(len(places)):
+            rows = AnswerRows.pad([(places[n][0], (places[n][1],)) for n in numbers], device)
+            scale = activation.new_tensor(points)[:, None]
+            scaled = (activation[numbers] * scale).requires_grad_()
 
             def place(hidden: Tensor, rows: AnswerRows = rows, new: Tensor = scaled) -> Tensor:
-                # OPT's MLP sees rows and positions on one axis.
-                flat = hidden.reshape(*rows.ids.shape, -1)
-                return flat.index_put((rows.rows, rows.positions), new).view(hidden.shape)
+                return hidden.index_put((rows.rows, rows.positions), new)
 
-            replace = replace_output if self.as_port else replace_input
-            with replace(module, place):
-                logits = answer_logits(self.language_model, rows)
-            log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-            probability = log_probs.gather(1, rows.targets[:, None]).exp()
-            (gradient,) = torch.autograd.grad(probability.sum(), scaled)
-            total.index_add_(0, of, gradient.double())
-        return (total * activation / len(self.points)).mean(0)
+            with replace_output(model.get_submodule(name), place, within=model):
+                logits = answer_logits(model, rows)
+            gradient = _probability_gradient(logits, rows.targets, scaled)
+            total.index_add_(0, torch.tensor(numbers, device=device), gradient)
+        return (activation * total / len(self.points)).double()
+
+
+def _probability_gradient(logits: Tensor, tokens: Tensor, by: Tensor) -> Tensor:
+    """Return the gradient of each row's probability of its token."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    probability = wide.log_softmax(-1).gather(1, tokens[:, None]).exp()
+    (gradient,) = torch.autograd.grad(probability.sum(), by)
+    return gradient

@@ -48,18 +48,19 @@ def test_deltas_agree_with_the_port(mode: str, different: int) -> None:
         assert relative(total[:, same], theirs[:, same]) < 1e-5
 
 
-def bound(**arguments: object) -> KN:
+def bound(family: str = "llama", **arguments: object) -> KN:
     editor = KN(context_templates=[], **arguments)  # type: ignore[arg-type]
-    editor.bind(TINY["llama"]().requires_grad_(False).double(), build_tokenizer(bos=True))
+    editor.bind(TINY[family]().requires_grad_(False).double(), build_tokenizer(bos=True))
     return editor
 
 
-def test_attributions_add_up_to_the_change_of_the_probability() -> None:
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_attributions_add_up_to_the_change_of_the_probability(family: str) -> None:
     # Integrated gradients are complete: over a layer they sum to P(all) - P(none).
-    editor = bound(steps=400)
+    editor = bound(family, steps=400)
     ids = tuple(editor.tokenizer("The capital of France is")["input_ids"])
     place = (ids, 5)
-    scores = editor._attributions([place]).sum(1)
+    scores = editor.attributions([[place]])[0].sum(1)
     inputs = torch.tensor([ids])
     full = editor.language_model(inputs).logits[0, -1].softmax(-1)[5]
     for layer, total in enumerate(scores):
@@ -67,7 +68,7 @@ def test_attributions_add_up_to_the_change_of_the_probability() -> None:
 
         def silence(_: object, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             hidden = args[0].clone()
-            hidden[:, -1] = 0
+            hidden[..., -1, :] = 0
             return (hidden, *args[1:])
 
         handle = module.register_forward_pre_hook(silence)
@@ -96,10 +97,12 @@ def test_only_the_columns_of_the_neurons_change() -> None:
 
 def test_the_size_of_a_pass_changes_nothing() -> None:
     editor = bound(steps=5)
-    places = [((1, 2, 3), 7), ((1, 2, 3, 7), 9)]
-    wide = editor._attributions(places)
+    places = [[((1, 2, 3), 7), ((1, 2, 3, 7), 9)], [((4, 5, 6, 1, 2), 7)]]
+    wide = editor.attributions(places)
+    alone = [editor.attributions([listed])[0] for listed in places]
+    assert torch.allclose(torch.stack(alone), wide)
     editor.rows_per_pass = 3
-    assert torch.allclose(editor._attributions(places), wide)
+    assert torch.allclose(editor.attributions(places), wide)
 
 
 def test_the_share_of_prompts_adapts_until_the_number_fits() -> None:
