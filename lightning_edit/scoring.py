@@ -200,21 +200,26 @@ class Scorer:
 
     def _force(self, rows: Set[Row]) -> dict[Row, tuple[Ids, tuple[float, ...]]]:
         """Return arg-max tokens and negative log probabilities of each row's answer."""
-        ordered = sorted(rows)
-        lengths = [len(context) + len(answer) for context, answer in ordered]
+        # An encoder reads the whole prompt; a decoder's row holds what a shorter row would compute.
+        groups = {row: [row] for row in sorted(rows)} if self._two_stacks else _merged(rows)
+        hosts = list(groups)
+        lengths = [len(context) + len(answer) for context, answer in hosts]
         outcome = {}
         for numbers in length_sorted(lengths, self.batch_size):
-            batch = [ordered[number] for number in numbers]
-            inputs, places = self._two_inputs(batch) if self._two_stacks else _one_input(batch)
+            batch = [hosts[number] for number in numbers]
+            read = [(line, row) for line, host in enumerate(batch) for row in groups[host]]
+            inputs, places = (
+                self._two_inputs(batch) if self._two_stacks else _one_input(batch, read)
+            )
             inputs = {name: value.to(self._device) for name, value in inputs.items()}
             index = (places[0].to(self._device), places[1].to(self._device))
             with select_head_positions(self.model, index):
                 logits = self.model(**inputs, use_cache=False).logits.squeeze(1)
-            targets = torch.tensor([token for _, answer in batch for token in answer])
+            targets = torch.tensor([token for _, (_, answer) in read for token in answer])
             nll, best = token_scores(logits, targets.to(logits.device))
-            sizes = [len(answer) for _, answer in batch]
             all_nll, all_best = iter(nll.tolist()), iter(best.tolist())
-            for row, size in zip(batch, sizes, strict=True):
+            for _, row in read:
+                size = len(row[1])
                 outcome[row] = (tuple(islice(all_best, size)), tuple(islice(all_nll, size)))
         return outcome
 
@@ -300,13 +305,37 @@ def _texts(item: ScoredProbe) -> list[str]:
     return [*item.probe.answers, *([] if item.contrast is None else [item.contrast])]
 
 
-def _one_input(batch: Sequence[Row]) -> tuple[dict[str, Tensor], Places]:
+def _input(row: Row) -> Ids:
+    """Return the tokens a decoder reads; nothing is predicted from an answer's last one."""
+    return (*row[0], *row[1][:-1])
+
+
+def _merged(rows: Iterable[Row]) -> dict[Row, list[Row]]:
+    """Group rows whose tokens are the beginning of another's: attention looks back only.
+
+    Returns:
+        By the longest row of a group, all rows that are read in it.
+    """
+    groups: dict[Row, list[Row]] = {}
+    host: Row | None = None
+    # In the order of their tokens a row stands right before those that go on from it.
+    for row in sorted(rows, key=_input, reverse=True):
+        if host is None or _input(host)[: len(_input(row))] != _input(row):
+            host = row
+        groups.setdefault(host, []).append(row)
+    return groups
+
+
+def _one_input(
+    batch: Sequence[Row], read: Sequence[tuple[int, Row]]
+) -> tuple[dict[str, Tensor], Places]:
     """Prompt and answer in one row; right padding is right for every family of models."""
-    ids, mask = pad([(*context, *answer[:-1]) for context, answer in batch])
-    places = prediction_places(
-        [len(context) for context, _ in batch], [len(answer) for _, answer in batch]
+    ids, mask = pad([_input(row) for row in batch])
+    numbers, positions = prediction_places(
+        [len(context) for _, (context, _) in read], [len(answer) for _, (_, answer) in read]
     )
-    return {"input_ids": ids, "attention_mask": mask}, places
+    lines = torch.tensor([line for line, _ in read])[numbers]
+    return {"input_ids": ids, "attention_mask": mask}, (lines, positions)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

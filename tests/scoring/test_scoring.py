@@ -156,7 +156,11 @@ def test_rows_that_repeat_are_computed_once() -> None:
         for s in scores
         for a in (*s.forced, *([s.contrast] if s.contrast else []))
     }
-    assert rows == len(texts)
+    pairs = [encode_pair(build_tokenizer(), prompt, text) for prompt, text in texts]
+    inputs = {tuple(prompt + answer[:-1]) for prompt, answer in pairs}
+    # A row that another one begins with is read in that one.
+    longest = [a for a in inputs if not any(b != a and b[: len(a)] == a for b in inputs)]
+    assert rows == len(longest) < len(texts)
     assert scores[: len(scores) // 2] == scores[len(scores) // 2 :]
 
 
