@@ -9,7 +9,7 @@ width; ``f`` -- width of a key, the down-projection's input.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -250,8 +250,23 @@ class LocateThenEdit(Editor, family=True):
         Returns:
             One line a text, in float64.
         """
+        return self.all_at_subjects(texts, {module: side})[module]
+
+    @torch.no_grad()
+    def all_at_subjects(
+        self, texts: Sequence[Text], wanted: Mapping[str, Side]
+    ) -> dict[str, Tensor]:
+        """Read several modules in one pass, as :meth:`at_subjects` reads one.
+
+        Args:
+            texts: Texts that end with the subject.
+            wanted: ``input`` or ``output``, by dotted name of the module.
+
+        Returns:
+            By module, one line a text, in float64.
+        """
         device = self.view.embeddings.get_parameter("weight").device
-        found: dict[int, Tensor] = {}
+        found: dict[str, dict[int, Tensor]] = {module: {} for module in wanted}
         lengths = [len(text.ids) for text in texts]
         for rows in length_sorted(lengths, self._rows_per_pass):
             ids = torch.zeros(len(rows), lengths[rows[0]], dtype=torch.long)
@@ -259,13 +274,15 @@ class LocateThenEdit(Editor, family=True):
                 ids[line, : lengths[row]] = torch.tensor(texts[row].ids)
             last = torch.tensor([lengths[row] - 1 for row in rows])
             mask = (torch.arange(ids.shape[1])[None] <= last[:, None]).long()
-            with capture(self.language_model, {module: side}, stop=True) as seen:
+            with capture(self.language_model, wanted, stop=True) as seen:
                 self.language_model(
                     input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
                 )
-            read = seen[module][torch.arange(len(rows)), last].double()
-            found.update(zip(rows, read, strict=True))
-        return torch.stack([found[row] for row in range(len(texts))])
+            for module, lines in found.items():
+                read = seen[module][torch.arange(len(rows)), last].double()
+                lines.update(zip(rows, read, strict=True))
+        order = range(len(texts))
+        return {name: torch.stack([lines[row] for row in order]) for name, lines in found.items()}
 
     def info(self, targets: Targets, solutions: Sequence[Solution]) -> dict[str, Any]:
         """Return the figures that go into a delta's record."""

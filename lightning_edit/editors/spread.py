@@ -26,6 +26,7 @@ from lightning_edit.editors.tail import Site
 from lightning_edit.editors.templates import OPENINGS
 from lightning_edit.editors.texts import Text
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
+from lightning_edit.models.hooks import Side
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch
@@ -234,7 +235,7 @@ class Spread(LocateThenEdit, family=True):
         bare = texts[:: len(self.templates)]
         with ExitStack() as stack:
             for done, layer in enumerate(layers):
-                written.keys[layer] = self.keys_of(texts, layer)
+                written.keys |= self.keys_of(texts, [layer])
                 rest = self.missing(aim, bare) / self.share(len(layers) - done)
                 written.residuals[layer] = rest
                 solution = self.solve(layer, written.keys[layer].mT, rest.mT)
@@ -251,9 +252,19 @@ class Spread(LocateThenEdit, family=True):
         block = self.view.block(self.edited_layers[-1])
         return self.at_subjects(bare, block.name if self.site == "block" else block.mlp, "output")
 
-    def keys_of(self, texts: Sequence[Text], layer: int) -> Float[Tensor, "n f"]:
-        """Return the keys of a layer: half the bare prompt's, half the mean of all others'."""
-        keys = self.at_subjects(texts, self.view.down_projection(layer), "input")
+    def keys_of(self, texts: Sequence[Text], layers: Sequence[int]) -> dict[int, Tensor]:
+        """Return the keys of layers, (n, f): half the bare prompt's, half the mean of all others'.
+
+        Args:
+            texts: The requests behind every template, the bare prompt of each first.
+            layers: The layers, read in one pass.
+        """
+        names = {layer: self.view.down_projection(layer) for layer in layers}
+        wanted: dict[str, Side] = dict.fromkeys(names.values(), "input")
+        read = self.all_at_subjects(texts, wanted)
+        return {layer: self._mean(read[name]) for layer, name in names.items()}
+
+    def _mean(self, keys: Float[Tensor, "r f"]) -> Float[Tensor, "n f"]:
         grouped = keys.reshape(-1, len(self.templates), keys.shape[1])
         if len(self.templates) == 1:
             return grouped[:, 0]
@@ -266,7 +277,7 @@ class Spread(LocateThenEdit, family=True):
         if self.history_keys == "solved":
             keys = written.keys
         else:
-            keys = {layer: self.keys_of(texts, layer) for layer in self.edited_layers}
+            keys = self.keys_of(texts, self.edited_layers)
         history = {f"keys/{layer}": value.float() for layer, value in keys.items()}
         if self.history_residuals:
             for layer, value in written.residuals.items():
