@@ -46,13 +46,16 @@ class UltraEdit(Editor):
         variance: ``exact``, or ``as_code``: the authors' update counts n·s² for a mini-batch's
             squared deviations, which overstates the variance.
         warmup: Answer tokens that the statistics must hold before they are used; until then every
-            key and every gradient is divided by its own root mean square and not centred.
+            key and every gradient is divided by its own root mean square and not centred. 2: at
+            once, as in the authors' code, whose first batch has a hundred edits.
         rows_per_pass: Most edits in one backward pass; bounds memory, changes no result.
 
     Note:
         Layers of one shape share their statistics, as in the authors' code. There a mini-batch
         with one answer token makes the statistics NaN and the rest of an incomplete mini-batch is
-        dropped; here neither happens.
+        dropped; here neither happens. Statistics of a few tokens take what these have in common
+        for their mean and remove it: of 20 single edits of the embedded model 6 succeeded without
+        ``warmup`` and 20 with it.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class UltraEdit(Editor):
         eta: float = 1e-6,
         batch_size: int = 10,
         variance: Variance = "exact",
-        warmup: int = 2,
+        warmup: int = 20,
         rows_per_pass: int = 64,
     ) -> None:
         super().__init__()

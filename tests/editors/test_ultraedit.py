@@ -17,7 +17,7 @@ MODULES = ["transformer.h.4.mlp.c_proj", "transformer.h.5.mlp.c_proj"]
 
 
 def bound(example: Golden, dtype: torch.dtype) -> UltraEdit:
-    editor = UltraEdit(modules=MODULES, eta=1e-3, variance="as_code")
+    editor = UltraEdit(modules=MODULES, eta=1e-3, variance="as_code", warmup=2)
     editor.bind(model(example.model_name, dtype), tokenizer(example.model_name))
     return editor
 
