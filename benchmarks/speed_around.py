@@ -66,7 +66,7 @@ def statistics_of_layers(options: argparse.Namespace) -> dict[str, Any]:
     layers = list(range(view.num_blocks))
     texts = atlas.corpus()
     random.Random(0).shuffle(texts)
-    texts = texts[: 200 if options.quick else 4000]
+    texts = texts[: 200 if options.quick else 1000]
     names = [view.down_projection(layer) for layer in layers]
     clocks = {"ours": Stopwatch(), "reference": Stopwatch()}
     with clocks["ours"].stage("one_pass"):
