@@ -7,6 +7,7 @@ from lightning_edit.editors.emmet import EMMET
 from lightning_edit.editors.encore import ENCORE
 from lightning_edit.editors.ft import FT, FTL, FTM
 from lightning_edit.editors.kn import KN
+from lightning_edit.editors.lora import LoRAEdit
 from lightning_edit.editors.memit import MEMIT
 from lightning_edit.editors.mend import MEND
 from lightning_edit.editors.nse import NSE
@@ -36,6 +37,7 @@ __all__ = [
     "RROME",
     "AlphaEdit",
     "Editor",
+    "LoRAEdit",
     "OneLI",
     "UltraEdit",
 ]
