@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_edit.editors.spread import Spread
 from lightning_edit.functional.nullspace import ThresholdKind, null_space
 from lightning_edit.functional.solve import Preserved
+from lightning_edit.models.view import ModelView
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +65,15 @@ class AlphaEdit(Spread):
         """Find the null spaces of the unedited model's keys."""
         super().on_bind()
         self._free = {}
+        device = self.language_model.device
         for layer, moment in self._moments.items():
             if moment is not None:
                 where = self.view.parameter(layer)
-                basis = null_space(moment, self.null_threshold, self.null_threshold_kind, where)
+                basis = null_space(
+                    moment.to(device), self.null_threshold, self.null_threshold_kind, where
+                )
                 log.info("%s: %d of %d directions are free", where, basis.shape[1], len(basis))
-                self._free[layer] = basis
+                self._free[layer] = basis.to(moment.device)
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
         """Factor the history and μI inside the null space."""
@@ -81,3 +85,8 @@ class AlphaEdit(Spread):
             basis=self._free[layer].to(device) if layer in self._free else None,
             where=self.view.parameter(layer),
         )
+
+    @classmethod
+    def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
+        """Estimate memory beside the model: as its relatives, and the null spaces in float64."""
+        return super().memory_bytes(view, layers) + 8 * len(layers) * view.intermediate_size**2

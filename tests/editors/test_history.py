@@ -11,8 +11,10 @@ from lightning_edit.editors import D4S, ENCORE, MEMIT, NSE, AlphaEdit
 from lightning_edit.encoding import encode_batch
 from lightning_edit.ledger import Ledger
 from lightning_edit.models.weights import weights_hash
+from lightning_edit.trainer import EditTrainer
 from lightning_edit.types import EditBatch, EditRequest
 from tests.models.tiny import TINY, build_tokenizer
+from tests.toy import ToyData, toy_model, toy_tokenizer
 
 REQUESTS = [
     EditRequest("a", "The capital of France is", "Rome", "France"),
@@ -126,6 +128,32 @@ def test_history_changes_later_edits_and_nothing_of_the_export(name: str, tmp_pa
     alone = editor.edit(batches[1])
     first = next(iter(later.weights))  # above, keys depend on what the first layer has written
     assert not torch.equal(later.weights[first].dense(), alone.weights[first].dense())
+
+
+def run(name: str, folder: Path, fail_at: str | None = None, **options: Any) -> str:
+    """Run a stream of toy edits, with a planted failure, and return the final hash."""
+    model = toy_model().requires_grad_(False)
+    editor = EDITORS[name]().bind(model, toy_tokenizer())
+    found = editor.edit
+
+    def edit(batch: EditBatch) -> Delta:
+        if fail_at in batch.ids:
+            raise RuntimeError("planted failure")
+        return found(batch)
+
+    editor.edit = edit
+    trainer = EditTrainer(logger=False, accelerator="cpu", enable_progress_bar=False)
+    options |= {"protocol": "sequential", "checkpoint_every": 2, "modes": ("tf",)}
+    trainer.edit(editor, ToyData(6), run=str(folder), **options)
+    return weights_hash(model)
+
+
+@pytest.mark.parametrize("name", ["AlphaEdit", "D4S"])
+def test_an_interrupted_session_goes_on_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    whole = run(name, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="planted"):
+        run(name, tmp_path / "cut", fail_at="fact-5")
+    assert run(name, tmp_path / "cut", ckpt_path="last") == whole
 
 
 def test_a_delta_of_an_earlier_binding_is_no_part_of_the_history() -> None:
