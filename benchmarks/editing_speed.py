@@ -71,11 +71,14 @@ def shown(record: dict[str, Any], runs: list[dict[str, Any]]) -> None:
             table.add_row(f"{run['part']} {stage}", str(run["threads"]), *values, *ratio, least)
     console = Console(width=120)
     console.print(table)
-    sizes = Table("edits in a batch", "threads", "search s/edit", "keys", "solve", "edit")
+    sizes = Table("edits in a batch", "threads", "search s/edit", "keys", "solve")
     for run in runs:
         for one in run.get("sizes", ()):
             times = one["seconds_per_edit"]["wall"]
-            cells = [f"{times[stage]:.5f}" for stage in ("search", "keys", "solve", "edit")]
+            cells = [
+                f"{times[stage]:.5f}" if stage in times else "not measured"
+                for stage in ("search", "keys", "solve")
+            ]
             sizes.add_row(str(one["edits"]), str(run["threads"]), *cells)
     if sizes.row_count:
         console.print(sizes)
@@ -110,10 +113,10 @@ def main() -> None:
         for part in options.parts:
             runs.append(measured_apart(part, threads, passed))
             print(part, threads, "threads", runs[-1].get("ratio", ""), flush=True)
-    record |= {"load_after": os.getloadavg()[0], "runs": runs}
+            record |= {"load_after": os.getloadavg()[0], "runs": runs}
+            if options.out is not None:  # kept part by part: a whole run takes long
+                options.out.write_text(json.dumps(record, indent=2) + "\n")
     shown(record, runs)
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
