@@ -4,14 +4,13 @@ Axis names: ``d_out``/``d_in`` -- an edited matrix is (d_out, d_in).
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_edit.delta import Delta, Dense, LowRank, WeightUpdate
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.totals import Totals
 from lightning_edit.editors.wrap import UpdateShaper
 from lightning_edit.functional.shaping import Reduction, restrain
 from lightning_edit.models.weights import weight
@@ -46,50 +45,38 @@ class PRUNE(UpdateShaper):
             raise ValueError(f"the logarithm needs a base above 1, got {base}")
         self.reduction: Reduction = reduction
         self.base = base
-        self._totals: dict[str, Tensor] = {}
-        self._commits: dict[str, int] = {}
+        self.totals = Totals(_added)
         self._largest: dict[str, float] = {}
 
     def on_bind(self) -> None:
         """Bind the host; nothing has been added to this model yet."""
         super().on_bind()
-        self._totals, self._commits, self._largest = {}, {}, {}
+        self.totals, self._largest = Totals(_added), {}
 
     # ------------------------------------------------------------------------------------ history
 
     def remember(self, delta: Delta) -> None:
-        """Count a committed delta into the totals.
-
-        Args:
-            delta: What was written.
-        """
+        """Count a committed delta into the totals."""
         super().remember(delta)
-        for name, update in _matrices(delta).items():
-            added = update.dense()
-            self._totals[name] = added + self._totals[name] if name in self._totals else added
-            self._commits[name] = self._commits.get(name, 0) + 1
+        self.totals.add(delta)
 
     def forget(self, delta: Delta) -> None:
-        """Take an undone delta out of the totals.
-
-        Args:
-            delta: What was taken back.
-        """
+        """Take an undone delta out of the totals."""
         super().forget(delta)
-        for name, update in _matrices(delta).items():
-            self._commits[name] -= 1
-            self._totals[name] = self._totals[name] - update.dense()
-            if not self._commits[name]:
-                # With no edit left the total is zero, and not what rounding makes of it.
-                del self._totals[name], self._commits[name]
+        self.totals.remove(delta)
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def recall(self, delta: Delta) -> None:
+        """Note a delta whose part of the totals a checkpoint has restored."""
+        super().recall(delta)
+        self.totals.note(delta)
+
+    def get_extra_state(self) -> dict[str, Tensor]:
         """Keep the totals in checkpoints; their names are not known before the first edit."""
-        return {"totals": self._totals, "commits": self._commits}
+        return self.totals.state()
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
         """Take the totals of a checkpoint."""
-        self._totals, self._commits = dict(state["totals"]), dict(state["commits"])
+        self.totals.restore(state)
 
     # ------------------------------------------------------------------------------------ shaping
 
@@ -103,7 +90,8 @@ class PRUNE(UpdateShaper):
         value = update.dense()
         if value.ndim != 2:
             return update
-        before = self._totals.get(name, torch.zeros_like(value)).to(value.device)
+        added = self.totals.get(name)
+        before = torch.zeros_like(value) if added is None else added.to(value.device)
         largest = self._largest_unedited(name, before)
         total = before + value
         # No singular value is above the Frobenius norm: most edits need no decomposition.
@@ -127,9 +115,7 @@ class PRUNE(UpdateShaper):
         return self._largest[name]
 
 
-def _matrices(delta: Delta) -> Mapping[str, WeightUpdate]:
-    return {
-        name: update
-        for name, update in delta.weights.items()
-        if isinstance(update, LowRank) or update.value.ndim == 2
-    }
+def _added(delta: Delta) -> dict[str, Tensor]:
+    """Return what a delta adds to each matrix."""
+    dense = {name: update.dense() for name, update in delta.weights.items()}
+    return {name: value for name, value in dense.items() if value.ndim == 2}

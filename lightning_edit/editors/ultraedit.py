@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_edit.delta import Delta, LowRank
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.totals import Totals
 from lightning_edit.functional.normalise import (
     Variance,
     scale_alone,
@@ -85,6 +86,7 @@ class UltraEdit(Editor):
         self.warmup = warmup
         self.rows_per_pass = rows_per_pass
         self._names: list[str] = []
+        self.seen = Totals(lambda delta: delta.history)
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
@@ -93,7 +95,7 @@ class UltraEdit(Editor):
         return list(range(round(0.75 * top), round(0.97 * top) + 1))
 
     def on_bind(self) -> None:
-        """Find the layers and make a buffer of running sums for each shape."""
+        """Find the layers; no token has been seen yet."""
         if self.modules_to_edit is not None:
             self._names = list(self.modules_to_edit)
         else:
@@ -102,12 +104,9 @@ class UltraEdit(Editor):
             blocks = [self.view.block(layer) for layer in listed]
             pairs = [(b.mlp_down,) if self.projection == "down" else b.mlp_up for b in blocks]
             self._names = [name for names in pairs for name in names]
-        for name in self._names:
-            d_out, d_in = weight(self.language_model, f"{name}.weight").shape
-            start = torch.zeros(3, d_in + d_out, dtype=torch.float64)
-            self.register_buffer(self._buffer(name), start)
+        self.seen = Totals(lambda delta: delta.history)
 
-    def _buffer(self, name: str) -> str:
+    def _shape(self, name: str) -> str:
         """Name of the running sums of a layer's shape."""
         d_out, d_in = weight(self.language_model, f"{name}.weight").shape
         return f"seen_{d_in}x{d_out}"
@@ -116,19 +115,23 @@ class UltraEdit(Editor):
 
     def remember(self, delta: Delta) -> None:
         """Add a committed batch to the running sums."""
-        self._count(delta, 1)
+        self.seen.add(delta)
 
     def forget(self, delta: Delta) -> None:
         """Take an undone batch out of the running sums."""
-        self._count(delta, -1)
+        self.seen.remove(delta)
 
-    def _count(self, delta: Delta, sign: int) -> None:
-        for name, added in delta.state.items():
-            seen = self.get_buffer(name)
-            seen += sign * added.to(seen.device)
-            if not bool(seen[0].any()):
-                # With no token left the sums are zero, and not what rounding makes of them.
-                seen.zero_()
+    def recall(self, delta: Delta) -> None:
+        """Note a batch whose part of the running sums a checkpoint has restored."""
+        self.seen.note(delta)
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """Keep the running sums in checkpoints."""
+        return self.seen.state()
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Take the running sums of a checkpoint."""
+        self.seen.restore(state)
 
     # ------------------------------------------------------------------------------------ editing
 
@@ -153,19 +156,20 @@ class UltraEdit(Editor):
                 # The gradient of a mini-batch's mean loss, token by token.
                 each = zip(keys.tensor_split(ends), gradients.tensor_split(ends), strict=True)
                 listed = [torch.cat([k, g / len(g)], dim=1) for k, g in each]
-                buffer = self._buffer(name)
+                shape = self._shape(name)
                 here = torch.stack([sums(piece, self.variance) for piece in listed]).sum(0)
-                added[buffer] = added[buffer] + here if buffer in added else here
+                added[shape] = added[shape] + here if shape in added else here
                 rows[name] = torch.cat(listed)
             updates = {
                 f"{name}.weight": self._solve(name, keys.shape[1], rows[name], added)
                 for name, (keys, _) in tokens.items()
             }
-        return Delta(batch.ids, updates, added, info={"loss": loss})
+        return Delta(batch.ids, updates, history=added, info={"loss": loss})
 
     def _solve(self, name: str, d_in: int, rows: Tensor, added: dict[str, Tensor]) -> LowRank:
-        buffer = self._buffer(name)
-        total = self.get_buffer(buffer).to(rows.device) + added[buffer]
+        here = added[self._shape(name)]
+        before = self.seen.get(self._shape(name))
+        total = here if before is None else before.to(here.device) + here
         keys, gradients = rows[:, :d_in], rows[:, d_in:]
         if float(total[0, 0]) < self.warmup:
             shifts = value_shifts(scale_alone(keys), scale_alone(gradients), self.eta)

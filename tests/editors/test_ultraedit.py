@@ -39,7 +39,7 @@ def test_every_step_agrees(mode: str) -> None:
                 found = relative(delta.weights[f"{name}.weight"].dense(), theirs.mT)
                 assert found < TOLERANCE[dtype]
         ledger.commit(delta, part.requests)
-    seen = editor.get_buffer("seen_512x128")
+    (seen,) = editor.seen.state().values()
     assert float(seen[0, 0]) == float(example.tensors["normalizer.(512, 128).n"])
     assert relative(seen[1] / seen[0], example.tensors["normalizer.(512, 128).mean"]) < 1e-3
 
@@ -69,14 +69,14 @@ def test_undo_restores_the_statistics() -> None:
         for number, name in enumerate(["France", "Peru", "Chile"])
     ]
     edited = editor.edit_model(language_model, build_tokenizer(), requests[:1])
-    (buffer,) = dict(editor.named_buffers()).values()
-    after_one = buffer.clone()
+    (after_one,) = editor.seen.state().values()
     edited.edit(requests[1:])
-    assert float(buffer[0, 0]) > float(after_one[0, 0])
+    (after_three,) = editor.seen.state().values()
+    assert float(after_three[0, 0]) > float(after_one[0, 0])
     edited.undo([request.id for request in requests[1:]])
-    assert torch.allclose(buffer, after_one, rtol=1e-12)
+    assert torch.equal(*editor.seen.state().values(), after_one)
     edited.undo()
-    assert not buffer.any()
+    assert not editor.seen.state()
 
 
 def test_the_size_of_a_pass_changes_nothing() -> None:

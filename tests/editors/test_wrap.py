@@ -118,11 +118,10 @@ def test_prune_replaces_the_total(low_rank: bool) -> None:
         assert relative(accessor.read() - original, total) < 1e-5
     assert [delta.request_ids for delta in host.seen] == [("a",), ("b",), ("c",)]
     ledger.undo(["b"])
-    state = editor.get_extra_state()
-    assert relative(state["totals"][host.name], accessor.read() - original) < 1e-5
+    assert relative(editor.totals.state()[host.name], accessor.read() - original) < 1e-5
     ledger.undo(["a", "c"])
     assert not host.seen
-    assert editor.get_extra_state() == {"totals": {}, "commits": {}}
+    assert not editor.totals.state()
     assert weights_hash(editor.language_model) == pristine
 
 
@@ -138,9 +137,8 @@ def test_totals_travel_in_the_state_dict() -> None:
     Ledger(editor.language_model, editor).commit(editor.edit(part), part.requests)
     outer = bind(RECT(PRUNE(large_host(low_rank=True))))
     outer.load_state_dict(RECT(editor).state_dict())
-    theirs = editor.get_extra_state()["totals"]
-    assert theirs
-    assert outer.editor.get_extra_state()["totals"].keys() == theirs.keys()
+    assert editor.totals.state()
+    assert outer.editor.totals.state().keys() == editor.totals.state().keys()
 
 
 def test_nested_wrappers_bind_remember_and_undo() -> None:
@@ -148,11 +146,11 @@ def test_nested_wrappers_bind_remember_and_undo() -> None:
     language_model = TINY["gpt2"]().requires_grad_(False)
     pristine = weights_hash(language_model)
     edited = editor.edit_model(language_model, build_tokenizer(), REQUESTS[:2])
-    assert editor.editor.get_extra_state()["commits"]
+    assert editor.editor.totals.state()
     assert weights_hash(language_model) != pristine
     edited.undo()
     assert weights_hash(language_model) == pristine
-    assert not editor.editor.get_extra_state()["commits"]
+    assert not editor.editor.totals.state()
 
 
 def test_flags_are_those_of_the_host() -> None:
