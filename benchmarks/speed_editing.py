@@ -84,7 +84,11 @@ def material(case: Case, options: argparse.Namespace, folder: Path) -> tuple[Any
 def watching_stages(editor: Any, clock: Stopwatch) -> Iterator[None]:
     """Count what an editor of the library does inside the ``with`` block by stage."""
     with ExitStack() as stack:
-        for name, stage in (("search", "search"), ("at_subjects", "keys"), ("preserved", "solve")):
+        for name, stage in (
+            ("search", "search"),
+            ("all_at_subjects", "keys"),
+            ("preserved", "solve"),
+        ):
             stack.enter_context(clock.watching(editor, name, stage))
         for module in {sys.modules[base.__module__] for base in type(editor).__mro__}:
             if hasattr(module, "least_squares"):
