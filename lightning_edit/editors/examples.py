@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from random import Random
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning_edit.encoding import encode_batch
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.tokens import encode_pair, encode_prompt
 from lightning_edit.models.answers import Row
-from lightning_edit.types import EditBatch, EditRequest
+from lightning_edit.types import EditBatch, EditRequest, Probe
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Examples:
     locality: tuple[tuple[int, Row], ...]
 
 
+def _reworded(request: EditRequest, rng: Random) -> EditRequest:
+    wordings = [request.prompt, *request.rephrases]
+    prompt = wordings.pop(rng.randrange(len(wordings)))
+    return EditRequest(request.id, prompt, request.target, rephrases=tuple(wordings))
+
+
 @dataclass(frozen=True)
 class ExampleSource:
     """Draws examples for edits.
@@ -36,11 +43,13 @@ class ExampleSource:
         tokenizer: Tokenizer of the language model.
         own_probes: Locality prompts taken from each request's own probes.
         other_facts: Locality prompts taken from other requests, for each edit.
+        any_wording: Let any wording of a request be the edit, and another its rephrase.
     """
 
     tokenizer: Any
     own_probes: int
     other_facts: int
+    any_wording: bool = False
 
     def draw(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> Examples:
         """Choose a rephrase and locality prompts for each edit of a training step.
@@ -53,18 +62,29 @@ class ExampleSource:
         Raises:
             DataError: If a request cannot be tokenised, or the loader's data set has no length.
         """
-        outer = [
-            (edit, self.row(rng.choice(request.rephrases or (request.prompt,)), request.target))
-            for edit, request in enumerate(requests)
-        ]
+        edits, outer = [], []
+        for edit, request in enumerate(requests):
+            view = _reworded(request, rng) if self.any_wording else request
+            wording = rng.choice(view.rephrases or (view.prompt,))
+            outer.append((edit, self.row(wording, request.target)))
+            edits.append(view)
         locality: list[tuple[int, Row]] = []
         for edit, request in enumerate(requests):
-            own = [probe for probe in request.probes if probe.expect == "unchanged"]
-            chosen = rng.sample(own, min(self.own_probes, len(own)))
+            chosen = self.own(request, rng)
             locality += [(edit, self.row(probe.prompt, probe.answers[0])) for probe in chosen]
         locality += self.others(requests, rng, loader)
-        inner = encode_batch(self.tokenizer, requests)
+        inner = encode_batch(self.tokenizer, edits)
         return Examples(inner, tuple(outer), tuple(locality))
+
+    def own(self, request: EditRequest, rng: Random) -> list[Probe]:
+        """Choose among a request's probes that must stay, of every kind in turn."""
+        kinds: dict[str, list[Probe]] = {}
+        for probe in request.probes:
+            if probe.expect == "unchanged":
+                kinds.setdefault(probe.kind, []).append(probe)
+        shuffled = [rng.sample(probes, len(probes)) for probes in kinds.values()]
+        in_turn = chain.from_iterable(zip_longest(*rng.sample(shuffled, len(shuffled))))
+        return [probe for probe in in_turn if probe is not None][: self.own_probes]
 
     def every(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> Examples:
         """Take all rephrases and all locality probes of each edit, as validation does.

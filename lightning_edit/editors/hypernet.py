@@ -48,6 +48,8 @@ class HypernetworkEditor(Editor, family=True):
         c_loc: Weight of the divergence on locality prompts.
         own_probes: Locality prompts taken from each request's own probes in a training step.
         other_facts: Locality prompts taken from other requests in a training step.
+        any_wording: Let any wording of a request be the edit of a training step, and another one
+            its rephrase: more variety than the paper's fixed edit prompt.
         together: Write the edits of a batch as one update, to train for batches of edits. ``False``
             writes each alone, all side by side: what ``accumulate_grad_batches`` over batches of
             one gives, in a fraction of the time.
@@ -74,6 +76,7 @@ class HypernetworkEditor(Editor, family=True):
         c_loc: float = 1.0,
         own_probes: int = 1,
         other_facts: int = 1,
+        any_wording: bool = False,
         together: bool = True,
         seed: int = 0,
         checkpoint: str | None = None,
@@ -87,6 +90,7 @@ class HypernetworkEditor(Editor, family=True):
         self.c_loc = c_loc
         self.own_probes = own_probes
         self.other_facts = other_facts
+        self.any_wording = any_wording
         self.together = together
         self.seed = seed
         self.checkpoint = checkpoint
@@ -159,7 +163,9 @@ class HypernetworkEditor(Editor, family=True):
                 "it to the model it was trained on, or train a new one with `lightning-edit fit`"
             )
         self.weights = weights
-        self.source = ExampleSource(self.tokenizer, self.own_probes, self.other_facts)
+        self.source = ExampleSource(
+            self.tokenizer, self.own_probes, self.other_facts, self.any_wording
+        )
         if shapes == self._shapes:
             return
         with torch.random.fork_rng(devices=[]):
@@ -216,11 +222,8 @@ class HypernetworkEditor(Editor, family=True):
         optimizer = torch.optim.Adam(self.parameter_groups(), lr=self.lr)
         if self.decay_steps is None:
             return optimizer
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.decay_steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        line = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.decay_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": line, "interval": "step"}}
 
     def training_step(self, requests: list[EditRequest], batch_idx: int) -> Tensor | None:
         """Edit, and judge the edited model on rephrases and on what must stay.

@@ -45,6 +45,8 @@ class MEND(HypernetworkEditor):
         c_loc: Weight of the divergence on locality prompts; the authors' ``cloc``.
         own_probes: Locality prompts taken from each request's own probes in a training step.
         other_facts: Locality prompts taken from other requests in a training step.
+        any_wording: Let any wording of a request be the edit of a training step, and another one
+            its rephrase: more variety than the paper's fixed edit prompt.
         together: Write the edits of a training batch as one update; ``False``: each alone, all side
             by side.
         seed: Seed of the network's start and of the choice of rephrases and locality prompts.
@@ -75,6 +77,7 @@ class MEND(HypernetworkEditor):
         c_loc: float = 1.0,
         own_probes: int = 1,
         other_facts: int = 1,
+        any_wording: bool = False,
         together: bool = True,
         seed: int = 0,
         checkpoint: str | None = None,
@@ -88,6 +91,7 @@ class MEND(HypernetworkEditor):
             c_loc=c_loc,
             own_probes=own_probes,
             other_facts=other_facts,
+            any_wording=any_wording,
             together=together,
             seed=seed,
             checkpoint=checkpoint,

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_edit.cli import main
 from lightning_edit.datamodules.base import EditDataModule, EpochShuffle, as_list
 from lightning_edit.delta import Delta, LowRank
+from lightning_edit.editors.examples import ExampleSource
 from lightning_edit.editors.mend import MEND
 from lightning_edit.editors.patch import stacked_factors
 from lightning_edit.encoding import encode_batch
@@ -345,6 +346,28 @@ def test_each_row_sees_its_own_edit(family: str) -> None:
             torch.testing.assert_close(got[mine], wanted[mine], rtol=1e-3, atol=1e-3)
 
 
+def test_rows_of_unlike_length_run_apart_and_come_back_in_order() -> None:
+    model = build_tiny("gpt2")
+    long, short = list(range(3, 43)), [3, 4]
+    rows = [(short, [5, 6]), (long, [7]), (short, [8]), ([9], [10, 11]), (long, [12, 13])]
+    batch = AnswerRows.pad(rows)
+    assert [len(part) for _, part, _ in batch.buckets()] == [3, 2]
+    assert len(AnswerRows.pad(rows[:1] * 3).buckets()) == 1
+    name = resolve(model).block(1).mlp_down
+    d_out, d_in = weight(model, f"{name}.weight").shape
+    changes = {name: (torch.ones(5, d_out, 1), torch.arange(5.0).view(5, 1, 1).expand(5, 1, d_in))}
+    with torch.no_grad():
+        alone = [answer_logits(model, AnswerRows.pad([row])) for row in rows]
+        torch.testing.assert_close(answer_logits(model, batch), torch.cat(alone))
+        edits = torch.arange(5)
+        alone = [
+            answer_logits_each(model, AnswerRows.pad([row]), changes, edits[number : number + 1])
+            for number, row in enumerate(rows)
+        ]
+        each = answer_logits_each(model, batch, changes, edits)
+        torch.testing.assert_close(each, torch.cat(alone), rtol=1e-3, atol=1e-3)
+
+
 def test_side_by_side_is_one_by_one(gpt2: tuple[Any, Any], tmp_path: Path) -> None:
     editor = small(together=False, step_size=1.0)
     editor.bind(*gpt2)
@@ -472,6 +495,28 @@ def test_examples_of_a_step(gpt2: tuple[Any, Any]) -> None:
     assert set(prompts[4:]) <= {request.prompt for request in golden_requests(6, 2)}
     again = editor.source.draw(requests, Random(0), loader(0, 8))
     assert again == examples
+
+
+def test_own_probes_take_every_kind_in_turn(gpt2: tuple[Any, Any]) -> None:
+    kinds = ["neighborhood"] * 5 + ["other_attribution"] + ["distracting_neighbor"] * 2
+    probes = tuple(Probe.of(kind, f"prompt {n} is", "x") for n, kind in enumerate(kinds))
+    request = EditRequest("r", "A is", "B", probes=(*probes, Probe.of("one_hop", "A is", "B")))
+    source = ExampleSource(gpt2[1], own_probes=4, other_facts=0)
+    for seed in range(5):
+        chosen = [probe.kind for probe in source.own(request, Random(seed))]
+        assert set(chosen[:3]) == set(kinds)
+        assert chosen[3] != "other_attribution"
+
+
+def test_any_wording_can_be_the_edit(gpt2: tuple[Any, Any]) -> None:
+    (request,) = golden_requests(1)
+    source = ExampleSource(gpt2[1], own_probes=0, other_facts=0, any_wording=True)
+    drawn = [source.draw([request], Random(seed), None) for seed in range(20)]
+    inner = {examples.inner.requests[0].prompt for examples in drawn}
+    assert inner == {request.prompt, *request.rephrases}
+    for examples in drawn:
+        ((_, (prompt, _)),) = examples.outer
+        assert tuple(prompt) != examples.inner.encoded[0].prompt_ids
 
 
 def test_other_facts_need_a_numbered_data_set(gpt2: tuple[Any, Any]) -> None:
