@@ -7,7 +7,7 @@ import torch
 
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.delta import Delta
-from lightning_edit.editors import D4S, EMMET, ENCORE, MEMIT, PMET, AlphaEdit
+from lightning_edit.editors import D4S, EMMET, ENCORE, MEMIT, NSE, PMET, AlphaEdit
 from lightning_edit.encoding import encode_batch
 from lightning_edit.ledger import Ledger
 from lightning_edit.models.loading import load_language_model
@@ -31,6 +31,12 @@ def atlas() -> tuple[Any, Any, EditBatch]:
 def dense(delta: Delta) -> torch.Tensor:
     (update,) = delta.weights.values()
     return update.dense()
+
+
+def encode_halves(tokenizer: Any, batch: EditBatch) -> tuple[EditBatch, EditBatch]:
+    requests = batch.requests
+    half = len(requests) // 2
+    return encode_batch(tokenizer, requests[:half]), encode_batch(tokenizer, requests[half:])
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -80,6 +86,52 @@ def test_a_sequence_with_history_is_the_joint_batch(atlas: Any, editor: Any) -> 
     ledger.undo(ledger.request_ids)
     assert weights_hash(model) == before
     assert distance(total, joint) < 1e-4
+
+
+@pytest.mark.parametrize("neurons", [None, 0.5])
+def test_second_batches_are_what_the_papers_write(atlas: Any, neurons: float | None) -> None:
+    model, tokenizer, batch = atlas
+    first, second = encode_halves(tokenizer, batch)
+    arguments: dict[str, Any] = {"layers": [1], "steps": 6}
+    editor: Any = ENCORE(30.0, norm_weight=2.0, **arguments)
+    if neurons is not None:
+        editor = NSE(30.0, neurons=neurons, passes=1, reached=0.0, **arguments)
+    editor.bind(model, tokenizer)
+    ledger = Ledger(model, editor)
+    ledger.commit(editor.edit(first), first.requests)
+    past = editor.past.keys(1)
+    targets, texts = editor.search(second), editor.key_texts(second)
+    K = editor.keys_of(texts, [1])[1].mT
+    R = targets.wanted.double() - editor.reading(texts[:: len(editor.templates)])
+    delta = dense(editor.write(second, targets))
+    ledger.undo(ledger.request_ids)
+    system = 30.0 * editor._moments[1].double() + past
+    expected = torch.zeros_like(delta)
+    if neurons is None:
+        identity = torch.eye(len(K), dtype=K.dtype)
+        expected = R.mT @ K.mT @ torch.linalg.inv(system + 2.0 * identity + K @ K.mT)
+    else:
+        order = K.abs().sum(1).argsort(descending=True)
+        activity = K.abs().sum(1)[order].cumsum(0)
+        J = order[activity <= neurons * activity[-1]]
+        part = system[J][:, J] + K[J] @ K[J].mT
+        expected[:, J] = R.mT @ K[J].mT @ torch.linalg.inv(part)
+        assert 0 < len(J) < len(K)
+    assert past.any()
+    assert distance(delta, expected) < FACTORS
+
+
+def test_pmet_divides_by_the_square_root_of_the_layers_left(atlas: Any) -> None:
+    model, tokenizer, batch = atlas
+    editor = PMET(20.0, layers=[0, 1], steps=6).bind(model, tokenizer)
+    targets, texts = editor.search(batch), editor.key_texts(batch)
+    K = editor.keys_of(texts, [0])[0].mT
+    mlp = targets.wanted[:, targets.wanted.shape[1] // 2 :].double()
+    now = editor.at_subjects(texts[:: len(editor.templates)], editor.view.block(1).mlp, "output")
+    delta = editor.write(batch, targets).weights[editor.view.parameter(0)].dense()
+    system = 20.0 * editor._moments[0].double() + K @ K.mT
+    expected = (mlp - now).mT / 2**0.5 @ K.mT @ torch.linalg.inv(system)
+    assert distance(delta, expected) < FACTORS
 
 
 def test_alphaedit_leaves_what_text_uses_untouched(atlas: Any) -> None:
