@@ -17,6 +17,7 @@ from lightning_edit.editors.prune import PRUNE
 from lightning_edit.editors.r_rome import RROME
 from lightning_edit.editors.rect import RECT
 from lightning_edit.editors.rome import ROME
+from lightning_edit.editors.sir import SIR
 from lightning_edit.editors.ultraedit import UltraEdit
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RECT",
     "ROME",
     "RROME",
+    "SIR",
     "AlphaEdit",
     "Editor",
     "LoRAEdit",

@@ -21,7 +21,14 @@ from lightning_edit.types import EditBatch, EditRequest
 from tests.models.tiny import TINY, build_tokenizer
 
 #: Values that keep tiny models quick, for editors that have such an argument.
-SMALL = {"statistics": "identity", "steps": 6, "rank": 4, "moment_weight": 20.0, "eta": 1.0}
+SMALL = {
+    "statistics": "identity",
+    "steps": 6,
+    "rank": 4,
+    "moment_weight": 20.0,
+    "eta": 1.0,
+    "facts": [EditRequest("fact", "The capital of Italy is", "Rome", "Italy")],
+}
 REQUESTS = [
     EditRequest("a", "The capital of France is", "Rome", "France"),
     EditRequest("b", "The mother tongue of Danielle Darrieux is", "Paris", "Danielle Darrieux"),
