@@ -5,6 +5,7 @@ Run:  python benchmarks/mend_atlas.py
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -76,6 +77,8 @@ def main() -> None:
         command = [sys.executable, "-m", "lightning_edit", "fit", "--config", CONFIG]
         subprocess.run(command, cwd=ROOT, check=True)
         record["training_wall_seconds"] = round(time.monotonic() - begin, 1)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        record["training_cpu_seconds"] = round(used.ru_utime + used.ru_stime, 1)
     record |= measure(options.edits)
     print(json.dumps(record["metrics"], indent=2))
     options.out.write_text(json.dumps(record, indent=2) + "\n")
