@@ -21,6 +21,7 @@ def most_active(keys: Float[Tensor, "f n"], share: float) -> Int[Tensor, " s"]:
         Their numbers, in rising order.
 
     Example:
+        >>> import torch
         >>> most_active(torch.tensor([[1.0], [-6.0], [3.0]]), 0.9)
         tensor([1, 2])
     """
