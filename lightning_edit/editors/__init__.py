@@ -8,6 +8,7 @@ from lightning_edit.editors.encore import ENCORE
 from lightning_edit.editors.ft import FT, FTL, FTM
 from lightning_edit.editors.kn import KN
 from lightning_edit.editors.lora import LoRAEdit
+from lightning_edit.editors.lti import LTI
 from lightning_edit.editors.memit import MEMIT
 from lightning_edit.editors.mend import MEND
 from lightning_edit.editors.nse import NSE
@@ -28,6 +29,7 @@ __all__ = [
     "FTL",
     "FTM",
     "KN",
+    "LTI",
     "MEMIT",
     "MEND",
     "NSE",

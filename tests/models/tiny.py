@@ -35,7 +35,8 @@ _NEOX = {
     "num_attention_heads": HEADS,
     "max_position_embeddings": 64,
 }
-_GPT = {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_inner": INNER, "n_positions": 64}
+# Twice the length of the others: editors put prompts in front of prompts.
+_GPT = {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_inner": INNER, "n_positions": 128}
 
 #: Arguments of each family's config; the key is its ``model_type``.
 CONFIGS: dict[str, dict[str, object]] = {

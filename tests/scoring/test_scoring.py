@@ -241,8 +241,8 @@ def test_no_probes_no_outcomes() -> None:
 
 
 def test_a_prompt_too_long_for_the_model_is_named() -> None:
-    request = EditRequest(id="long", prompt="France " * 70, target="Lyon")
-    with pytest.raises(DataError, match=r"request long.* tokens but the model takes 64"):
+    request = EditRequest(id="long", prompt="France " * 140, target="Lyon")
+    with pytest.raises(DataError, match=r"request long.* tokens but the model takes 128"):
         evaluate(Scorer(build_tiny("gpt2"), build_tokenizer()), [request])
 
 
