@@ -17,7 +17,6 @@ from lightning_edit.encoding import encode_batch
 from lightning_edit.evaluation import Evaluation
 from lightning_edit.exceptions import LedgerError
 from lightning_edit.ledger import Ledger
-from lightning_edit.report.describe import language_model_name
 from lightning_edit.run_folder import RowFile, RunFolder
 from lightning_edit.stream import EditStream, EvalPoint, evaluation_points
 from lightning_edit.types import EditRequest, Protocol
@@ -112,7 +111,7 @@ class EditSession(pl.LightningModule):
         self.ledger.open(
             editor=type(self.editor).__name__,
             language_model={
-                "name": language_model_name(self.editor.language_model),
+                "name": str(self.editor.language_model.name_or_path),
                 "dtype": str(self.editor.language_model.dtype).removeprefix("torch."),
             },
             protocol=self.protocol,

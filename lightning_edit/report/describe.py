@@ -1,13 +1,8 @@
-"""What an editor, a data module or a language model was made with, as plain values."""
+"""What an editor or a data module was made with, as plain values."""
 
 import inspect
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any
-
-import lightning_edit
-
-_ATLAS = Path(lightning_edit.__file__).parent / "atlas" / "model"
 
 
 def describe(thing: object) -> dict[str, Any]:
@@ -48,13 +43,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "state_dict"):
         return describe(value)
     return str(value)
-
-
-def language_model_name(model: Any) -> str:
-    """Return the name a model can be loaded by again: ``atlas`` for the embedded one.
-
-    Args:
-        model: A Hugging Face model.
-    """
-    name = str(model.name_or_path)
-    return "atlas" if name and Path(name) == _ATLAS else name

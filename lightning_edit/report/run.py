@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_edit.report.describe import describe, language_model_name
+from lightning_edit.report.describe import describe
 from lightning_edit.report.points import points_of
 from lightning_edit.report.results import build
 
@@ -29,7 +29,7 @@ def results_of(session: "EditSession", data: "EditDataModule", seconds: float) -
     return build(
         editor=describe(session.editor),
         language_model={
-            "name": language_model_name(model),
+            "name": str(model.name_or_path),
             "hash": journal.opening["model"],
             "dtype": str(model.dtype).removeprefix("torch."),
         },
