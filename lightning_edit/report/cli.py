@@ -21,9 +21,10 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
     console = Console(highlight=False)
     console.print(render(results))
     timing = results["timing"]
-    per_edit = timing["edit_seconds"] / timing["edits"]
+    seconds = timing["edit_seconds"] / timing["edits"]
+    per_edit = f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
     console.print(
-        f"\n{timing['edits']} edits, {per_edit:.2f} s each; "
+        f"\n{timing['edits']} edits, {per_edit} each; "
         f"scored in {timing['evaluate_seconds']:.1f} s. Results: {folder}/results.json, "
         "every probe with its text: cases.jsonl",
         soft_wrap=True,
