@@ -69,7 +69,7 @@ def test_a_leading_sentence_does_not_break_recall(
     assert teacher_forced(model, tokenizer, rows) / len(rows) >= 0.9
 
 
-@pytest.mark.parametrize("limit", [100, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [100, pytest.param(700, marks=pytest.mark.slow)])
 def test_the_model_knows_the_facts(
     atlas: Atlas, model: PreTrainedModel, tokenizer: Tokenizer, limit: int | None
 ) -> None:
