@@ -40,7 +40,7 @@ def local_file(source: str) -> Path:
 
 def _download(url: str) -> Path:
     try:
-        from datasets import DownloadManager  # type: ignore[import-untyped]  # ships no types
+        from datasets import DownloadManager
     except ImportError as error:
         raise DataError(f"{url}: a URL needs the package `datasets`; {_INSTALL}") from error
     try:
