@@ -180,6 +180,8 @@ def _quiet(verb: str) -> None:
     """Keep Lightning's advertisements, and what only training needs, off the terminal."""
     # Arguments may come from `resume`, so they are not always the process's own.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    # Without TensorBoard Lightning logs to CSV files, which needs no warning.
+    warnings.filterwarnings("ignore", message=r"Starting from v1\.9\.0")
     # Lightning 2.6 still calls a test that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     lightning_log = logging.getLogger("lightning.pytorch")
