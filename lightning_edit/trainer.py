@@ -15,7 +15,7 @@ from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.encoding import encode_batch
 from lightning_edit.evaluation import Evaluation
-from lightning_edit.exceptions import ConfigError, LedgerError, LedgerWriteError
+from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.journal import write_error
 from lightning_edit.report.run import results_of
 from lightning_edit.run_folder import RunFolder
@@ -200,6 +200,3 @@ def _checkpoint(folder: RunFolder, ckpt_path: str | None) -> str | None:
             "--ckpt_path to start one"
         )
     return None
-
-
-__all__ = ["EditCheckpoint", "EditProgressBar", "EditTrainer", "LedgerWriteError"]
