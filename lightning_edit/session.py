@@ -64,8 +64,8 @@ class EditSession(pl.LightningModule):
             each request right after its own edit.
         folder: Where the run is kept.
         evaluation: Scores the probes.
-        seed: Seed of everything random in an edit; the same for every request, so that results do not
-            depend on how a stream is cut into batches.
+        seed: Seed of everything random in an edit; the same for every request, so that
+            results do not depend on how a stream is cut into batches.
         resume: Whether an unfinished run in ``folder`` is continued.
     """
 
