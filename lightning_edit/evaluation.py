@@ -50,11 +50,18 @@ class Evaluation:
         """
         if folder.baseline.exists():
             self.baseline = Baseline.from_rows(read_rows(folder.baseline))
-            expected = sum(1 for request in requests for _ in request.all_probes())
-            if len(self.baseline) != expected:
+            asked = [(p.edit_id, p.probe.prompt) for part in _chunks(requests) for p in part]
+            if [(score.edit_id, score.prompt) for score in self.baseline.scores] != asked:
                 raise DataError(
-                    f"{folder.baseline} has {len(self.baseline)} probes, this run has {expected}; "
+                    f"{folder.baseline} holds other probes than this run asks; "
                     "use the run folder of the same requests, or a new one"
+                )
+            scored = {"tf": all(score.forced for score in self.baseline.scores)}
+            scored["gen"] = all(score.generated is not None for score in self.baseline.scores)
+            if {mode for mode, done in scored.items() if done} != set(self.scorer.modes):
+                raise DataError(
+                    f"{folder.baseline} was scored in other modes than {self.scorer.modes}; "
+                    "resume with the modes that the run was started with"
                 )
             return
         self.baseline = Baseline(self._score(requests, "Baseline: the pristine model"))

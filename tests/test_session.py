@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_edit.exceptions import LedgerError, LedgerWriteError
+from lightning_edit.exceptions import DataError, LedgerError, LedgerWriteError
 from lightning_edit.journal import Journal
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.stream import EditStream, evaluation_points
@@ -173,6 +173,12 @@ def test_resume_with_other_requests_is_refused(tmp_path: Path) -> None:
     edit(tmp_path)
     with pytest.raises(LedgerError, match=r"config\.yaml of the run"):
         edit(tmp_path, batch_size=2, ckpt_path="last")
+
+
+def test_resume_in_other_modes_is_refused(tmp_path: Path) -> None:
+    edit(tmp_path)
+    with pytest.raises(DataError, match="modes that the run was started with"):
+        edit(tmp_path, modes=("tf", "gen"), ckpt_path="last")
 
 
 def test_stream_keeps_its_position() -> None:
