@@ -18,7 +18,7 @@ USUAL: tuple[str, ...] = (
     "seconds_per_edit",
 )
 #: Measured once a run, not once a request.
-TIMES = {"seconds_per_edit": "s/edit", "seconds": "seconds"}
+TIMES = {"seconds_per_edit": "s/edit", "cpu_per_edit": "CPU s/edit", "seconds": "seconds"}
 _SHORT = {
     "reliability": "Rel",
     "generalization": "Gen",

@@ -34,11 +34,11 @@ class CellOutcome:
     timing: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def time(self, name: str) -> float | None:
-        """Return a time column's value; ``None`` if the cell is not done."""
-        if self.status != "done":
+        """Return a time column's value; ``None`` if the cell is not done, or had no such clock."""
+        stage = "edit_cpu_seconds" if name == "cpu_per_edit" else "edit_seconds"
+        if self.status != "done" or stage not in self.timing:
             return None
-        seconds = self.timing["edit_seconds"]
-        return seconds / self.timing["edits"] if name == "seconds_per_edit" else seconds
+        return self.timing[stage] / (1 if name == "seconds" else self.timing["edits"])
 
 
 def read_outcomes(cells: Iterable[Cell], out: Path) -> list[CellOutcome]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from lightning_edit.statistics.moments import Moments
 
 _log = logging.getLogger(__name__)
 
-#: Tokens that are enough for the embedded model: about twelve a dimension of its widest layer.
+#: Tokens of the embedded model's own text: about eighty a dimension of a key. Twice as many, or all
+#: 411,135, change no score of 100 edits in one batch.
 _EMBEDDED_TOKENS = 50_000
 
 
@@ -95,7 +97,10 @@ def files_for(
     found = {layer: find(model_hash, name, specials) for layer, name in modules.items()}
     if None in found.values() and _is_embedded(model):
         _log.info("collecting key statistics of the embedded model (once)")
+        # That text is sorted by what it is about: its beginning holds a few relations only, and
+        # edits of the others go unrestrained (100 by MEMIT in one batch: 0.70 instead of 0.93).
         texts = atlas.corpus()
+        texts = random.Random(0).sample(texts, len(texts))
         store(collect(model, tokenizer, texts, range(view.num_blocks), _EMBEDDED_TOKENS))
         found = {layer: find(model_hash, name, specials) for layer, name in modules.items()}
     if missing := [layer for layer, path in found.items() if path is None]:

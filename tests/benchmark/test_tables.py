@@ -28,7 +28,7 @@ def outcome(
         str(number): {EM: value} for number, value in enumerate(values)
     }
     points = {0: {name: {EM: 0.0} for name in requests}, len(values): requests}
-    timing = {"edit_seconds": 2.0, "edits": len(values)}
+    timing = {"edit_seconds": 2.0, "edit_cpu_seconds": 1.5, "edits": len(values)}
     if status != "done":
         return CellOutcome(cell, status, reason)  # type: ignore[arg-type]  # one of Status
     return CellOutcome(cell, "done", "", points, timing)
@@ -45,6 +45,16 @@ def table(*outcomes: CellOutcome, published: tuple[Published, ...] = ()) -> Tabl
 
 def best(made: Table) -> list[str]:
     return [line.label for line in made.lines if line.values[0] and line.values[0].best]
+
+
+def test_times_are_per_edit_of_the_wall_or_of_the_processor() -> None:
+    done = outcome("ROME", [1.0] * 4)
+    assert done.time("seconds_per_edit") == 0.5
+    assert done.time("cpu_per_edit") == 0.375
+    assert done.time("seconds") == 2.0
+    older = replace(done, timing={"edit_seconds": 2.0, "edits": 4})
+    assert older.time("cpu_per_edit") is None
+    assert outcome("ROME", [], status="open").time("cpu_per_edit") is None
 
 
 def test_an_interval_is_what_theory_says() -> None:
