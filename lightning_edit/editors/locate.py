@@ -9,7 +9,7 @@ width; ``f`` -- width of a key, the down-projection's input.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_edit.delta import Delta, LowRank
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.search import Objective, Targets, search_targets
+from lightning_edit.editors.search import Loss, Objective, Targets, search_targets
 from lightning_edit.editors.tail import Site
 from lightning_edit.editors.templates import sample_templates, with_bare
 from lightning_edit.editors.texts import (
@@ -209,10 +209,17 @@ class LocateThenEdit(Editor, family=True):
             rewriting_texts(self.tokenizer, batch, self.templates),
             essence_texts(self.tokenizer, batch, self.kl_position),
         )
-        layer = self.edited_layers[-1]
-        return search_targets(
-            self.view, texts, layer, self.site, self.objective, self._rows_per_pass
-        )
+        return self.search_texts(texts, self.objective)
+
+    def search_texts(
+        self,
+        texts: Sequence[Text],
+        objective: Objective,
+        loss_for: Callable[[Sequence[Text]], Loss] | None = None,
+    ) -> Targets:
+        """Find target vectors where this method adds them; see :func:`search_targets`."""
+        layer, rows = self.edited_layers[-1], self._rows_per_pass
+        return search_targets(self.view, texts, layer, self.site, objective, rows, loss_for)
 
     @property
     def _rows_per_pass(self) -> int:

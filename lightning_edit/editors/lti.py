@@ -1,36 +1,83 @@
 """LTI: Zhang et al., Uncovering Overfitting in Large Language Model Editing, ICLR 2025.
 
-arXiv 2410.07819. Axis names: ``r`` -- rows (texts); ``m`` -- places read; ``v`` -- vocabulary;
-``d`` -- hidden width.
+arXiv 2410.07819. Axis names: ``r`` -- texts; ``m`` -- places read; ``a`` -- those of them that
+predict an answer's token; ``v`` -- vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import compress
 from typing import cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_edit.delta import Delta, LowRank
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate import LocateThenEdit, joined
-from lightning_edit.editors.search import Targets
-from lightning_edit.editors.tail import Tail, split
+from lightning_edit.editors.search import Certainty, Loss, Targets
+from lightning_edit.editors.tail import Tail
 from lightning_edit.editors.texts import Text, essence_texts, rewriting_texts
 from lightning_edit.editors.wrap import WrappedEditor
-from lightning_edit.functional.losses import drift
-from lightning_edit.models.answers import AnswerRows, answer_logits
-from lightning_edit.models.hooks import capture
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.functional.losses import drift, mean_by
+from lightning_edit.models.answers import AnswerRows
+from lightning_edit.models.hooks import capture, select_head_positions
 from lightning_edit.types import EditBatch
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """How the model answers when the fact stands in its context: log-probabilities."""
+    """How the model answers when the facts stand in its context, for the texts of a pass.
 
-    last: Tensor
-    middle: Tensor
+    Args:
+        texts: The texts, without the facts in front.
+        last: Log-probabilities at their answers' tokens, text after text, then behind the texts
+            without an answer.
+        middle: Those that the middle layer gives at their subjects.
+        line_request: Request of every line of ``last``, numbered as they come.
+        text_request: Request of every text.
+        targets: The answers' tokens.
+    """
+
+    texts: Sequence[Text]
+    last: Float[Tensor, "m v"]
+    middle: Float[Tensor, "r v"]
+    line_request: Int[Tensor, " m"]
+    text_request: Int[Tensor, " r"]
+    targets: Int[Tensor, " a"]
+
+    @classmethod
+    def of(cls, texts: Sequence[Text], last: Tensor, middle: Tensor) -> "_Reference":
+        """Number the requests; arguments as of the class."""
+        numbers = {request: i for i, request in enumerate(dict.fromkeys(t.request for t in texts))}
+        requests = [numbers[text.request] for text in texts]
+        tensor = partial(torch.tensor, dtype=torch.long, device=last.device)
+        lines = [requests[row] for row in _lines(texts)]
+        targets = [token for text in texts for token in text.answer]
+        return cls(texts, last, middle, tensor(lines), tensor(requests), tensor(targets))
+
+    @property
+    def count(self) -> int:
+        """Number of requests."""
+        return int(self.text_request[-1]) + 1
+
+    def of_those(self, texts: Sequence[Text]) -> "_Reference":
+        """Return the part of the requests that are left, given their texts."""
+        left = {text.request for text in texts}
+        stays = [text.request in left for text in self.texts]
+        rows = torch.tensor(stays, device=self.last.device)
+        lines = rows[torch.tensor(_lines(self.texts), device=rows.device)]
+        return self.of(list(compress(self.texts, stays)), self.last[lines], self.middle[rows])
+
+
+def _lines(texts: Sequence[Text]) -> list[int]:
+    """Return the text that each place belongs to, in the order in which a search reads them."""
+    answers = [row for row, text in enumerate(texts) for _ in text.answer]
+    return answers + [row for row, text in enumerate(texts) if text.watch is not None]
 
 
 class LTI(WrappedEditor):
@@ -49,11 +96,12 @@ class LTI(WrappedEditor):
         last: b (0.0425 there for GPT-2 XL).
         middle: c (0.0525 there for GPT-2 XL).
         middle_layer: Block whose output is compared; ``None``: at six tenths of the depth, above
-            the edited ones (30 of 48 for GPT-2 XL).
+            the edited ones (30 of 48 for GPT-2 XL). It lies below the last block, whose answers are
+            compared anyway.
 
     Note:
         The authors' code reads the reference at positions of the texts without "Imagine that …",
-        too early; here they are shifted, as the paper means. Searches run one after another.
+        too early; here they are shifted, as the paper means.
     """
 
     def __init__(
@@ -80,20 +128,42 @@ class LTI(WrappedEditor):
         """The host, as what it was checked to be."""
         return cast("LocateThenEdit", self.editor)
 
+    @property
+    def compared_layer(self) -> int:
+        """The block of the bound model whose output is compared."""
+        if self.middle_layer is not None:
+            return self.middle_layer
+        edited, top = self.host.edited_layers[-1], self.view.num_blocks - 1
+        return max(edited, min(top - 1, max(edited + 1, round(0.6 * top))))
+
+    def on_bind(self) -> None:
+        """Bind the host, and check which layer is compared.
+
+        Raises:
+            ConfigError: If edits cannot reach that layer, or it is the last one.
+        """
+        super().on_bind()
+        edited = self.host.edited_layers[-1]
+        # What the last block gives at a subject is not computed, unless it is edited itself.
+        highest = max(edited, self.view.num_blocks - 2)
+        if not edited <= self.compared_layer <= highest:
+            raise ConfigError(
+                "LTI compares a layer that edits reach, below the last block: expected "
+                f"`middle_layer` from {edited} to {highest}, got {self.middle_layer}"
+            )
+
     def edit(self, batch: EditBatch) -> Delta:
         """Search every request's target and let the host write them.
 
         Args:
             batch: Requests that name their subjects.
         """
-        self.subject_positions(batch)
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-            parts = batch.split()
-            if self.batched or len(parts) == 1:
-                return self.host.write(batch, _stacked([self._search(part) for part in parts]))
+            if self.batched or len(batch) == 1:
+                return self.host.write(batch, self.search(batch))
             weights: dict[str, LowRank] = {}
             losses: list[float] = []
-            for part in parts:
+            for part in batch.split():
                 delta = self.edit(part)
                 stack.enter_context(delta.applied(self.language_model))
                 losses += delta.info["loss"]
@@ -102,80 +172,99 @@ class LTI(WrappedEditor):
                         weights[name] = joined(weights.get(name), update)
             return Delta(batch.ids, weights, info={"loss": losses})
 
+    def edit_independent(self, batch: EditBatch) -> list[Delta]:
+        """Find one update a request, each as if it were alone; the search runs once for all.
+
+        Args:
+            batch: Requests that name their subjects.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            targets = self.search(batch)
+            parts = enumerate(batch.split())
+            return [self.host.write(part, targets.only(number)) for number, part in parts]
+
     # -------------------------------------------------------------------------------------- search
 
-    def _search(self, part: EditBatch) -> Targets:
-        """Find one request's target vector."""
-        host, objective = self.host, self.host.objective
-        texts = rewriting_texts(self.tokenizer, part, host.templates)
-        essence = essence_texts(self.tokenizer, part, "prompt_end")
-        reference = self._reference(part, essence)
-        tail = split(self.view, [*texts, *essence], host.edited_layers[-1], host.site)
-        initial = tail.initial[:1].to(torch.promote_types(tail.initial.dtype, torch.float32))
-        norm = initial.norm()
-        delta = torch.zeros_like(initial, requires_grad=True)
-        optimizer = torch.optim.Adam([delta], lr=objective.lr)
-        loss, steps = initial.new_zeros(()), 0
-        for step in range(objective.steps):
-            loss = self._objective(tail, [*texts, *essence], delta, reference)
-            loss = loss + objective.weight_decay * delta.norm() / norm**2
-            if step == objective.steps - 1 or loss.item() < objective.threshold:
-                break
-            (delta.grad,) = torch.autograd.grad(loss, delta)
-            optimizer.step()
-            steps += 1
-            with torch.no_grad():
-                delta.mul_((objective.clamp * norm / delta.norm()).clamp(max=1.0))
-        count = len(texts)
-        return Targets(
-            delta.detach(),
-            initial,
-            [tail.keys[:count]],
-            [tail.values[:count]],
-            [loss.item()],
-            [steps],
-        )
+    def search(self, batch: EditBatch) -> Targets:
+        """Find every request's target vector on the current model.
 
-    def _objective(
-        self, tail: Tail, texts: Sequence[Text], delta: Tensor, reference: _Reference
-    ) -> Tensor:
-        """Return the loss without the weight decay."""
-        places = [(row, at - text.subject) for row, text in enumerate(texts) for at in _read(text)]
-        rows, positions = torch.tensor(places, device=delta.device).unbind(1)
-        block = self.view.block(self._middle()).name
-        with capture(self.view.model, {block: "output"}) as seen:
-            logits = tail.logits(delta.expand(len(texts), -1), rows, positions)
-        answers = torch.tensor([token for text in texts for token in text.answer])
-        log_probs = logits.log_softmax(-1)
-        # All texts end with the same answer: the mean over tokens is the mean over texts.
-        nll = -log_probs[: len(answers)].gather(1, answers.to(delta.device)[:, None]).mean()
-        last = drift(log_probs, reference.last).mean()
-        decoded = self._decode(tail.at_subject(seen[block])).log_softmax(-1)
-        middle = drift(decoded, reference.middle).mean()
-        return self.nll * nll + self.last * last + self.middle * middle
+        Args:
+            batch: Requests that name their subjects.
+        """
+        self.subject_positions(batch)
+        host = self.host
+        texts = rewriting_texts(self.tokenizer, batch, host.templates)
+        essence = essence_texts(self.tokenizer, batch, "prompt_end")
+        told = dict(zip(texts, self._told(batch), strict=True)) | {text: text for text in essence}
+        # What the constraints compare with stands in for the host's divergence.
+        objective = replace(host.objective, kl_factor=0.0, certainty=Certainty())
+        joint = sorted([*texts, *essence], key=lambda text: text.request)
+        with self.stage("search"), capture(self.language_model, {self._block: "output"}) as seen:
+            return host.search_texts(
+                joint, objective, lambda group: self._imitation(self._reference(group, told), seen)
+            )
+
+    def _imitation(self, reference: _Reference, seen: Mapping[str, Tensor]) -> Loss:
+        """Return the loss of a pass, of whose requests some will leave.
+
+        Args:
+            reference: What is to be imitated.
+            seen: Holds the middle layer's output after every pass.
+        """
+
+        def loss(tail: Tail, texts: Sequence[Text], logits: Tensor) -> Tensor:
+            nonlocal reference
+            if len(texts) < len(reference.texts):
+                reference = reference.of_those(texts)
+            count, lines = reference.count, reference.line_request
+            log_probs = logits.log_softmax(-1)
+            # All texts of a request end with one answer: the mean over tokens is that over texts.
+            targets = reference.targets[:, None]
+            answers = log_probs[: len(targets)].gather(1, targets).squeeze(1)
+            last = drift(log_probs, reference.last)
+            decoded = self._decode(tail.at_subject(seen[self._block])).log_softmax(-1)
+            middle = drift(decoded, reference.middle)
+            return (
+                self.nll * mean_by(-answers, lines[: len(answers)], count)
+                + self.last * mean_by(last, lines, count)
+                + self.middle * mean_by(middle, reference.text_request, count)
+            )
+
+        return loss
+
+    def _told(self, batch: EditBatch) -> list[Text]:
+        """Return every request behind every template, each with the new fact in front."""
+        texts = []
+        for part in batch.split():
+            (request,) = part.requests
+            told = f"Imagine that {request.prompt} {request.target}\n"
+            told = told.replace("{", " ").replace("}", " ")
+            templates = [told + template for template in self.host.templates]
+            texts += rewriting_texts(self.tokenizer, part, templates)
+        return texts
 
     @torch.no_grad()
-    def _reference(self, part: EditBatch, essence: Sequence[Text]) -> _Reference:
-        """Run the model as it is, with the new fact in front of every text but the last."""
-        (request,) = part.requests
-        told = f"Imagine that {request.prompt} {request.target}\n"
-        told = told.replace("{", " ").replace("}", " ")
-        templates = [told + template for template in self.host.templates]
-        texts = [*rewriting_texts(self.tokenizer, part, templates), *essence]
+    def _reference(self, texts: Sequence[Text], told: Mapping[Text, Text]) -> _Reference:
+        """Run the model as it is on what stands for every text."""
+        stand_ins = [told[text] for text in texts]
         pairs = [
             (text.ids[: len(text.ids) + 1 - len(text.answer)], text.answer)
             if text.answer
             else (text.ids, ())
-            for text in texts
+            for text in stand_ins
         ]
         device = self.view.embeddings.get_parameter("weight").device
-        block = self.view.block(self._middle()).name
-        with capture(self.language_model, {block: "output"}) as seen:
-            logits = answer_logits(self.language_model, AnswerRows.pad(pairs, device))
-        subjects = torch.tensor([text.subject for text in texts], device=device)
-        hidden = seen[block][torch.arange(len(texts), device=device), subjects]
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return _Reference(logits.to(wide).log_softmax(-1), self._decode(hidden).log_softmax(-1))
+        rows = AnswerRows.pad(pairs, device)
+        model, places = self.language_model, (rows.rows, rows.positions)
+        with capture(model, {self._block: "output"}) as seen, select_head_positions(model, places):
+            output = model(input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False)
+        # A search reads the texts without an answer last.
+        order = torch.cat([(rows.targets >= 0).nonzero(), (rows.targets < 0).nonzero()]).squeeze(1)
+        wide = torch.promote_types(output.logits.dtype, torch.float32)
+        last = output.logits[order, 0].to(wide).log_softmax(-1)
+        subjects = torch.tensor([text.subject for text in stand_ins], device=device)
+        hidden = seen[self._block][torch.arange(len(texts), device=device), subjects]
+        return _Reference.of(texts, last, self._decode(hidden).log_softmax(-1))
 
     def _decode(self, hidden: Tensor) -> Tensor:
         """Return the logits that the head would give for a hidden state between blocks."""
@@ -183,24 +272,6 @@ class LTI(WrappedEditor):
         logits: Tensor = self.view.head(hidden if norm is None else norm(hidden))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _middle(self) -> int:
-        if self.middle_layer is not None:
-            return self.middle_layer
-        top = self.view.num_blocks - 1
-        return min(top, max(self.host.edited_layers[-1] + 1, round(0.6 * top)))
-
-
-def _read(text: Text) -> range:
-    """Positions of a text at which something is predicted that counts."""
-    return range(len(text.ids) - max(1, len(text.answer)), len(text.ids))
-
-
-def _stacked(found: Sequence[Targets]) -> Targets:
-    return Targets(
-        torch.cat([one.delta for one in found]),
-        torch.cat([one.initial for one in found]),
-        [keys for one in found for keys in one.keys],
-        [values for one in found for values in one.values],
-        [loss for one in found for loss in one.losses],
-        [steps for one in found for steps in one.steps],
-    )
+    @property
+    def _block(self) -> str:
+        return self.view.block(self.compared_layer).name

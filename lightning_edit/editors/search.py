@@ -8,8 +8,9 @@ Axis names: ``n`` -- requests; ``r`` -- rows (texts); ``d`` -- hidden width; ``f
 ``w`` -- width of the site: d, or 2d where one vector is searched for attention and one for the MLP.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,10 @@ from lightning_edit.editors.tail import Site, Tail, split
 from lightning_edit.editors.texts import Text
 from lightning_edit.functional.losses import drift, row_nll
 from lightning_edit.models.view import ModelView
+
+Loss = Callable[[Tail, Sequence[Text], Tensor], Tensor]
+"""What a pass minimises besides the decay, one value a request: from the tail that ran, its texts,
+and the logits at their answers' tokens and then at their watched places."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,7 @@ def search_targets(
     site: Site,
     objective: Objective,
     rows_per_pass: int,
+    loss_for: Callable[[Sequence[Text]], Loss] | None = None,
 ) -> Targets:
     """Find every request's target vector.
 
@@ -187,12 +193,14 @@ def search_targets(
         site: At the output of its MLP, of the block, or of its attention and its MLP.
         objective: What is minimised, and how.
         rows_per_pass: Most texts in one pass, to bound memory; requests are never split.
+        loss_for: Makes the loss of a pass from its texts; ``None``: the objective's likelihood and
+            divergence.
 
     Returns:
         Vectors, and what was seen on the way.
     """
     groups = list(_groups(texts, rows_per_pass))
-    found = [_search(view, group, block, site, objective) for group in groups]
+    found = [_search(view, group, block, site, objective, loss_for) for group in groups]
     order = [request for group in groups for request in dict.fromkeys(t.request for t in group)]
     lines = [part.only(line) for part in found for line in range(len(part.losses))]
     lines = [line for _, line in sorted(zip(order, lines, strict=True), key=lambda pair: pair[0])]
@@ -225,9 +233,15 @@ def _groups(texts: Sequence[Text], rows_per_pass: int) -> Iterator[list[Text]]:
 
 
 def _search(
-    view: ModelView, texts: list[Text], block: int, site: Site, objective: Objective
+    view: ModelView,
+    texts: list[Text],
+    block: int,
+    site: Site,
+    objective: Objective,
+    loss_for: Callable[[Sequence[Text]], Loss] | None,
 ) -> Targets:
     """Optimise the requests of one pass together."""
+    other = None if loss_for is None else loss_for(texts)
     tail = split(view, texts, block, site)
     reads = _Reads.of(texts, tail.initial.device)
     count = int(reads.row_request.max()) + 1
@@ -251,7 +265,8 @@ def _search(
     for step in range(objective.steps):
         final = step == objective.steps - 1
         with torch.set_grad_enabled(not final):
-            seen = _look(tail, reads, delta, norm, before, searching, weights, objective)
+            loss_of = None if other is None else partial(other, tail, texts)
+            seen = _look(tail, reads, delta, norm, before, searching, weights, objective, loss_of)
         loss = seen.loss
         before = seen.watched if before is None else before
         losses[searching] = loss.detach().to("cpu", losses.dtype)
@@ -298,6 +313,7 @@ def _look(
     searching: Tensor,
     weights: Tensor,
     objective: Objective,
+    other: Callable[[Tensor], Tensor] | None,
 ) -> _Seen:
     """Return the loss of every request still searching, and the watched log-probabilities."""
     own = delta[searching]
@@ -317,6 +333,8 @@ def _look(
     if objective.certainty != Certainty():
         wrong = (answers.detach().argmax(-1) != reads.targets).to(zeros.dtype)
         certain = zeros.index_add(0, reads.answer_request[reads.answer_rows], wrong) == 0
+    if other is not None:
+        loss, divergence = other(logits), zeros
     return _Seen(loss + divergence + decay, divergence.detach(), certain, now.detach())
 
 

@@ -31,9 +31,25 @@ def row_nll(
         tensor([1.3863, 1.3863])
     """
     log_probs = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
-    zeros = log_probs.new_zeros(count)
-    total = zeros.index_add(0, rows, -log_probs)
-    return total / zeros.index_add(0, rows, torch.ones_like(log_probs))
+    return mean_by(-log_probs, rows, count)
+
+
+def mean_by(
+    values: Float[Tensor, " m"], groups: Int[Tensor, " m"], count: int
+) -> Float[Tensor, " r"]:
+    """Return the mean of each group of values.
+
+    Args:
+        values: Any values.
+        groups: The group that each belongs to; every group has at least one.
+        count: Number of groups.
+
+    Example:
+        >>> mean_by(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), 2)
+        tensor([2., 5.])
+    """
+    zeros = values.new_zeros(count)
+    return zeros.index_add(0, groups, values) / zeros.index_add(0, groups, torch.ones_like(values))
 
 
 def drift(now: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:

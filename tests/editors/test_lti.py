@@ -2,25 +2,28 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lightning_edit.editors import FTL, LTI, MEMIT, ROME
-from lightning_edit.editors.texts import essence_texts
+from lightning_edit.editors.texts import essence_texts, rewriting_texts
 from lightning_edit.encoding import encode_batch
+from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.tokens import subject_last_index
 from tests.editors.golden import batch, golden, model, relative, statistics, tokenizer
+from tests.editors.plain_lti import plain_lti
 
 
-def bound(folder: Path, **arguments: float) -> LTI:
+def bound(folder: Path, **arguments: Any) -> LTI:
     example = golden("MEMIT/tiny-gpt2/ten-float32")
     language_model = model(example.model_name)
     host = MEMIT(
         layers=[1, 2, 3],
         moment_weight=20.0,
         statistics=statistics(example.model_name, language_model, folder),
-        context_templates=example.templates,
+        context_templates=example.templates[:4],
     )
     editor = LTI(host, **arguments)
     editor.bind(language_model, tokenizer(example.model_name))
@@ -28,7 +31,7 @@ def bound(folder: Path, **arguments: float) -> LTI:
 
 
 def requests() -> list:
-    return batch(golden("MEMIT/tiny-gpt2/ten-float32")).requests[:3]
+    return batch(golden("MEMIT/tiny-gpt2/ten-float32")).requests[:5]
 
 
 def test_without_constraints_it_is_the_search_of_the_host(tmp_path: Path) -> None:
@@ -42,22 +45,64 @@ def test_without_constraints_it_is_the_search_of_the_host(tmp_path: Path) -> Non
 
 def test_the_reference_is_read_at_the_shifted_positions(tmp_path: Path) -> None:
     editor = bound(tmp_path)
-    (request, *_) = requests()
-    part = encode_batch(editor.tokenizer, [request])
-    essence = f"{request.subject} is a"
-    told = f"Imagine that {request.prompt} {request.target}\n{request.prompt}"
-    ids = editor.tokenizer(told, return_tensors="pt")["input_ids"]
-    found = editor._reference(part, essence_texts(editor.tokenizer, part, "prompt_end"))
-    expected = editor.language_model(ids).logits[0, -1].log_softmax(-1)
-    assert torch.allclose(found.last[0], expected, atol=1e-4)
-    ids = editor.tokenizer(essence, return_tensors="pt")["input_ids"]
-    expected = editor.language_model(ids).logits[0, -1].log_softmax(-1)
-    assert torch.allclose(found.last[-1], expected, atol=1e-4)
-    seen = editor.language_model(ids, output_hidden_states=True).hidden_states
-    at = subject_last_index(editor.tokenizer, essence, len(str(request.subject)))
-    hidden = editor.language_model.transformer.ln_f(seen[editor._middle() + 1][0, at])
-    expected = editor.language_model.lm_head(hidden).log_softmax(-1)
-    assert torch.allclose(found.middle[-1], expected, atol=1e-4)
+    part = encode_batch(editor.tokenizer, requests())
+    for request, one in zip(part.requests, part.split(), strict=True):
+        told, essence = editor._told(one), essence_texts(editor.tokenizer, one, "prompt_end")
+        texts = [*rewriting_texts(editor.tokenizer, one, editor.host.templates), *essence]
+        found = editor._reference(texts, dict(zip(texts, [*told, *essence], strict=True)))
+        prompt = f"Imagine that {request.prompt} {request.target}\n{request.prompt}"
+        ids = editor.tokenizer(prompt, return_tensors="pt")["input_ids"]
+        expected = editor.language_model(ids).logits[0, -1].log_softmax(-1)
+        assert torch.allclose(found.last[0], expected, atol=1e-4)
+        prompt = f"{request.subject} is a"
+        ids = editor.tokenizer(prompt, return_tensors="pt")["input_ids"]
+        output = editor.language_model(ids, output_hidden_states=True)
+        assert torch.allclose(found.last[-1], output.logits[0, -1].log_softmax(-1), atol=1e-4)
+        at = subject_last_index(editor.tokenizer, prompt, len(str(request.subject)))
+        hidden = output.hidden_states[editor.compared_layer + 1][0, at]
+        expected = editor.language_model.lm_head(editor.language_model.transformer.ln_f(hidden))
+        assert torch.allclose(found.middle[-1], expected.log_softmax(-1), atol=1e-4)
+
+
+def test_all_requests_together_are_the_plain_search_one_by_one(tmp_path: Path) -> None:
+    editor = bound(tmp_path, nll=0.5, last=0.1, middle=0.1)
+    part = encode_batch(editor.tokenizer, requests())
+    objective = replace(editor.host.objective, steps=8, lr=0.1, clamp=20.0, threshold=0.0)
+    editor.host.objective = objective
+    # Half of the requests reach this loss, and leave the batch at different passes.
+    found = editor.search(part)
+    editor.host.objective = replace(objective, threshold=sorted(found.losses)[2] + 1e-3)
+    together = editor.search(part)
+    assert len(set(together.steps)) > 1
+    for number, one in enumerate(part.split()):
+        apart = editor.search(one)
+        plain, steps = plain_lti(editor, one)
+        assert together.steps[number] == apart.steps[0] == steps
+        assert relative(together.wanted[number], apart.wanted[0]) < 1e-4
+        assert relative(together.wanted[number], plain) < 1e-4
+        assert together.losses[number] == pytest.approx(apart.losses[0], rel=1e-4)
+
+
+def test_few_rows_a_pass_change_nothing(tmp_path: Path) -> None:
+    editor = bound(tmp_path)
+    part = encode_batch(editor.tokenizer, requests())
+    together = editor.search(part)
+    editor.host.rows_per_pass = 1
+    assert relative(editor.search(part).wanted, together.wanted) < 1e-4
+
+
+def test_independent_edits_are_those_of_a_search_alone(tmp_path: Path) -> None:
+    editor = bound(tmp_path)
+    part = encode_batch(editor.tokenizer, requests()[:2])
+    for mine, one in zip(editor.edit_independent(part), part.split(), strict=True):
+        for name, update in editor.edit(one).weights.items():
+            assert relative(mine.weights[name].dense(), update.dense()) < 1e-3
+
+
+@pytest.mark.parametrize("layer", [2, 5])
+def test_layers_that_cannot_be_compared_are_refused(tmp_path: Path, layer: int) -> None:
+    with pytest.raises(ConfigError, match="from 3 to 4"):
+        bound(tmp_path, middle_layer=layer)
 
 
 def test_constraints_keep_the_edited_model_nearer_to_the_told_one(tmp_path: Path) -> None:
