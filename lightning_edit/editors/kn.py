@@ -69,8 +69,10 @@ class KN(Editor):
         ``variant="easyedit"`` repeats what that port does on GPT-2: neurons before their activation
         function (behind the gate they are something else), all tokens of the old answer read at the
         prompt's end and without a space before it, both ends of the path, and the model's
-        continuation in place of the old answer when it is subtracted. Its one-step configs for
-        larger models are refused: they take one gradient, where all neurons are zero.
+        continuation in place of the old answer when it is subtracted, found by putting each token's
+        text behind the prompt and tokenising again (which changes tokens that are half a
+        character). Its one-step configs for larger models are refused: they take one gradient,
+        where all neurons are zero.
     """
 
     batched: ClassVar[bool] = False
@@ -195,11 +197,11 @@ class KN(Editor):
         return pairs
 
     def _updates(self, request: EditRequest, chosen: Int[Tensor, "n 2"]) -> dict[str, LowRank]:
-        prompt_ids, new = encode_pair(self.tokenizer, request.prompt, request.target)
+        new = encode_pair(self.tokenizer, request.prompt, request.target)[1]
         table = self.view.embeddings.get_parameter("weight").detach().double()
         if self.as_port:
             new = self._bare(request.target)
-            old = self._continuation(prompt_ids, len(new))
+            old = self._continuation_as_text(request.prompt, len(new))
         else:
             old = self._old(request, request.prompt, len(new))
         wanted, unwanted = table[new].sum(0), table[old].sum(0)
@@ -222,14 +224,28 @@ class KN(Editor):
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @torch.no_grad()
+    def _likeliest(self, ids: Sequence[int]) -> int:
+        device = self.view.embeddings.get_parameter("weight").device
+        rows = AnswerRows.pad([(ids, ())], device)
+        return int(answer_logits(self.language_model, rows)[0].argmax())
+
     def _continuation(self, prompt_ids: Sequence[int], count: int) -> list[int]:
         """Return the model's likeliest next tokens."""
-        device = self.view.embeddings.get_parameter("weight").device
         ids = list(prompt_ids)
         for _ in range(count):
-            rows = AnswerRows.pad([(ids, ())], device)
-            ids.append(int(answer_logits(self.language_model, rows)[0].argmax()))
+            ids.append(self._likeliest(ids))
         return ids[len(prompt_ids) :]
+
+    def _continuation_as_text(self, prompt: str, count: int) -> list[int]:
+        """Return next tokens, each found behind the text of those before, tokenised anew.
+
+        A token that is no whole character comes back from its text as other tokens.
+        """
+        found: list[int] = []
+        for _ in range(count):
+            found.append(self._likeliest(encode_prompt(self.tokenizer, prompt)))
+            prompt += self.tokenizer.decode(found[-1:])
+        return found
 
     def _old(self, request: EditRequest, prompt: str, count: int) -> list[int]:
         if request.old_target is None:

@@ -16,10 +16,10 @@ from tests.editors.golden import golden, model, relative, tokenizer
 from tests.models.tiny import TINY, build_tokenizer
 
 
-# The last two of ten edits fall on a model that eight have ruined (no edit holds, log-probabilities
-# near -17); 13 neurons of one layer come out differently there, all others as in the port.
-@pytest.mark.parametrize(("mode", "different"), [("single", 0), ("seq10", 13)])
-def test_deltas_agree_with_the_port(mode: str, different: int) -> None:
+# Ten edits leave a model whose continuations are no whole characters: tokens that are found behind
+# the ids of those before, and not behind their text, make 13 of 512 neurons come out differently.
+@pytest.mark.parametrize("mode", ["single", "seq10"])
+def test_deltas_agree_with_the_port(mode: str) -> None:
     example = golden(f"EasyEdit-KN/tiny-gpt2/{mode}")
     hparams = example.meta["hparams"]
     editor = KN(
@@ -43,10 +43,7 @@ def test_deltas_agree_with_the_port(mode: str, different: int) -> None:
     found = {name: ledger._touched[name].total for name in ledger.update_norms()}
     assert {f"delta.{name}" for name in found} == set(example.tensors)
     for name, total in found.items():
-        theirs = example.tensors[f"delta.{name}"].mT
-        same = (total - theirs).norm(dim=0) < 1e-5 * theirs.norm()
-        assert int((~same).sum()) <= different
-        assert relative(total[:, same], theirs[:, same]) < 1e-5
+        assert relative(total, example.tensors[f"delta.{name}"].mT) < 1e-5
 
 
 def bound(family: str = "llama", **arguments: object) -> KN:
