@@ -4,8 +4,10 @@ Axis names: ``d_out``/``d_in`` -- an edited matrix is (d_out, d_in).
 """
 
 import math
+from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.delta import Delta, Dense, LowRank, WeightUpdate
@@ -15,23 +17,34 @@ from lightning_edit.editors.wrap import UpdateShaper
 from lightning_edit.functional.shaping import Reduction, restrain
 from lightning_edit.models.weights import weight
 
+#: What names begin with in a delta's history (what was taken from the host's updates, with its
+#: sign) and in checkpoints (largest singular values of unedited matrices).
+_SHRUNK, _LARGEST = "restraint/", "largest/"
+
 
 class PRUNE(UpdateShaper):
-    """Restrain the singular values of everything that edits have added to a matrix.
+    r"""Restrain the singular values of everything that edits have added to a matrix.
 
-    Values of the total update above the largest one of the unedited matrix are shrunk, so the
-    edited matrix stays as well conditioned as it was. Until then, usually for hundreds of edits,
-    the host's updates pass through unchanged and low-rank.
+    After every commit the model has :math:`W_0 + f(\sum_i \Delta_i)`: the unedited weights and the
+    sum of the host's own updates in force, of which singular values above the largest one of
+    :math:`W_0` are shrunk, so the edited matrix stays as well conditioned as it was. Until then,
+    usually for hundreds of edits, the host's updates pass through unchanged and low-rank.
 
     Args:
         editor: The host; ``None``: MEMIT.
         reduction: ``log`` or ``linear``, see :func:`~lightning_edit.functional.shaping.restrain`.
         base: Base of the logarithm; e, 2, 1.5 and 1.2 in the authors' code. Smaller shrinks less.
+        iterative: The variant of the paper's appendix: the next update is added to the restrained
+            total, so what was shrunk once is shrunk again at every commit.
 
     Note:
-        This is the iterative variant of the paper's appendix: every commit leaves the restrained
-        total in the model, and the next edit is found on that. The total is *replaced*; the copy of
-        PRUNE in AlphaEdit's repository adds the shrunk total to weights that hold it already.
+        The paper's tables restrain once, at the end of a sequence, and so does the authors' code
+        (weights are saved unrestrained and treated when they are evaluated). Here the model always
+        is what it would be if the sequence ended now, with one difference: the host searches and
+        solves on the restrained model, as on a model that is in use, and not on the unrestrained
+        one. The total is *replaced*; the copy of PRUNE in AlphaEdit's repository adds the shrunk
+        total to weights that hold it already. After an undo the other edits stay as they were
+        written; the next commit restrains the sum of those that are in force.
     """
 
     def __init__(
@@ -39,12 +52,14 @@ class PRUNE(UpdateShaper):
         editor: Editor | None = None,
         reduction: Reduction = "log",
         base: float = math.e,
+        iterative: bool = False,
     ) -> None:
         super().__init__(editor)
         if base <= 1:
             raise ValueError(f"the logarithm needs a base above 1, got {base}")
         self.reduction: Reduction = reduction
         self.base = base
+        self.iterative = iterative
         self.totals = Totals(_added)
         self._largest: dict[str, float] = {}
 
@@ -72,50 +87,100 @@ class PRUNE(UpdateShaper):
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Keep the totals in checkpoints; their names are not known before the first edit."""
-        return self.totals.state()
+        largest = self._largest.items()
+        numbers = {_LARGEST + name: torch.tensor(n, dtype=torch.float64) for name, n in largest}
+        return self.totals.state() | numbers
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         """Take the totals of a checkpoint."""
-        self.totals.restore(state)
+        largest = {name for name in state if name.startswith(_LARGEST)}
+        self._largest = {name.removeprefix(_LARGEST): float(state[name]) for name in largest}
+        self.totals.restore({name: state[name] for name in state if name not in largest})
 
     # ------------------------------------------------------------------------------------ shaping
 
     def transform(self, name: str, update: WeightUpdate) -> WeightUpdate:
-        """Return what leads from the total so far to the restrained new total.
+        """Return what leads from the weight as it is to the one with the restrained new total.
 
         Args:
-            name: The parameter, which holds its unedited value plus the total so far.
+            name: The parameter, which holds its unedited value plus what was added so far.
             update: The host's update of it.
         """
         value = update.dense()
         if value.ndim != 2:
             return update
         added = self.totals.get(name)
-        before = torch.zeros_like(value) if added is None else added.to(value.device)
-        largest = self._largest_unedited(name, before)
-        total = before + value
+        added = torch.zeros_like(value) if added is None else added.to(value.device)
+        largest = self._largest_unedited(name, added)
+        shrunk_by = self.totals.get(_SHRUNK + name)
+        if shrunk_by is not None:
+            added = added - shrunk_by.to(value.device)
+        change = self._restraint(added + value, largest)
+        if shrunk_by is not None:
+            change = _factored(change.dense() - shrunk_by.to(value.device), 1e-7 * largest)
+        if change.rank == 0:
+            return update
+        if isinstance(update, Dense):
+            return Dense((value + change.dense()).float())
+        return LowRank(
+            torch.cat([update.left.double(), change.left], dim=1).float(),
+            torch.cat([update.right.double(), change.right]).float(),
+        )
+
+    def _shaped(self, delta: Delta) -> Delta:
+        """Shape a delta, and note how much of it is not the host's."""
+        shaped = super()._shaped(delta)
+        if self.iterative:
+            return shaped
+        history = dict(delta.history)
+        for name, update in delta.weights.items():
+            if (written := shaped.weights[name]) is not update:
+                parts = _beyond(update, written).tensors().items()
+                history |= {f"{_SHRUNK}{name}/{part}": value for part, value in parts}
+        return replace(shaped, history=history)
+
+    def _restraint(self, total: Float[Tensor, "d_out d_in"], largest: float) -> LowRank:
+        """Return what restrains a total when it is added to it."""
         # No singular value is above the Frobenius norm: most edits need no decomposition.
         if float(total.norm()) <= largest:
-            return update
+            return LowRank(total[:, :0], total[:0])
         U, S, Vh = torch.linalg.svd(total, full_matrices=False)
         shrunk = restrain(S, largest, self.reduction, self.base)
         cut = int((shrunk < S).sum())
-        left, right = U[:, :cut] * (shrunk - S)[:cut], Vh[:cut]
-        if isinstance(update, Dense):
-            return Dense((value + left @ right).float())
-        return LowRank(
-            torch.cat([update.left.double(), left], dim=1).float(),
-            torch.cat([update.right.double(), right]).float(),
-        )
+        return LowRank(U[:, :cut] * (shrunk - S)[:cut], Vh[:cut])
 
-    def _largest_unedited(self, name: str, total: Tensor) -> float:
+    def _largest_unedited(self, name: str, added: Tensor) -> float:
         if name not in self._largest:
-            original = weight(self.language_model, name).read().to(total.device) - total
+            original = weight(self.language_model, name).read().to(added.device) - added
             self._largest[name] = float(torch.linalg.matrix_norm(original, ord=2))
         return self._largest[name]
 
 
+def _factored(value: Float[Tensor, "d_out d_in"], smallest: float) -> LowRank:
+    """Return the factors of a matrix without what is smaller than rounding."""
+    U, S, Vh = torch.linalg.svd(value, full_matrices=False)
+    rank = int((smallest < S).sum())
+    return LowRank(U[:, :rank] * S[:rank], Vh[:rank])
+
+
+def _beyond(update: WeightUpdate, written: WeightUpdate) -> WeightUpdate:
+    """Return what an update was given beside its own."""
+    if isinstance(update, LowRank) and isinstance(written, LowRank):
+        # Copies: two tensors that share their memory cannot be saved as one file.
+        rank = update.rank
+        return LowRank(written.left[:, rank:].clone(), written.right[rank:].clone())
+    return Dense((written.dense() - update.dense()).float())
+
+
 def _added(delta: Delta) -> dict[str, Tensor]:
-    """Return what a delta adds to each matrix."""
+    """Return what a delta adds to each matrix, and how much of that is not the host's."""
     dense = {name: update.dense() for name, update in delta.weights.items()}
-    return {name: value for name, value in dense.items() if value.ndim == 2}
+    found = {name: value for name, value in dense.items() if value.ndim == 2}
+    for name in list(found):
+        stem = _SHRUNK + name
+        parts = {key: delta.history.get(f"{stem}/{key}") for key in ("left", "right", "value")}
+        if parts["value"] is not None:
+            found[stem] = parts["value"].double()
+        elif parts["left"] is not None and parts["right"] is not None:
+            found[stem] = parts["left"].double() @ parts["right"].double()
+    return found

@@ -87,6 +87,9 @@ class Fixed(Editor):
     def remember(self, delta: Delta) -> None:
         self.seen.append(delta)
 
+    def recall(self, delta: Delta) -> None:
+        self.seen.append(delta)
+
     def forget(self, delta: Delta) -> None:
         self.seen.remove(delta)
 
@@ -99,23 +102,31 @@ def large_host(low_rank: bool) -> Fixed:
     return Fixed("transformer.h.1.mlp.c_proj.weight", update)
 
 
+def restrained(total: torch.Tensor, largest: float) -> torch.Tensor:
+    U, S, Vh = torch.linalg.svd(total, full_matrices=False)
+    return (U * restrain(S, largest, "log", math.e)) @ Vh
+
+
 @pytest.mark.parametrize("low_rank", [True, False])
-def test_prune_replaces_the_total(low_rank: bool) -> None:
+@pytest.mark.parametrize("iterative", [True, False])
+def test_prune_replaces_the_total(low_rank: bool, iterative: bool) -> None:
     host = large_host(low_rank)
-    editor = bind(PRUNE(host))
+    editor = bind(PRUNE(host, iterative=iterative))
     pristine = weights_hash(editor.language_model)
     accessor = weight(editor.language_model, host.name)
     original = accessor.read()
     largest = float(torch.linalg.matrix_norm(original, ord=2))
     ledger = Ledger(editor.language_model, editor)
-    total = torch.zeros_like(original)
+    total, once = torch.zeros_like(original), torch.zeros_like(original)
     for part in requests(editor):
-        U, S, Vh = torch.linalg.svd(total + host.update.dense(), full_matrices=False)
-        total = (U * restrain(S, largest, "log", math.e)) @ Vh
+        once = once + host.update.dense()
+        total = restrained(total + host.update.dense() if iterative else once, largest)
         delta = editor.edit(part)
         assert isinstance(delta.weights[host.name], LowRank) == low_rank
         ledger.commit(delta, part.requests)
         assert relative(accessor.read() - original, total) < 1e-5
+    # Shrinking again and again is another thing than shrinking once.
+    assert iterative == (relative(total, restrained(once, largest)) > 0.05)
     assert [delta.request_ids for delta in host.seen] == [("a",), ("b",), ("c",)]
     ledger.undo(["b"])
     assert relative(editor.totals.state()[host.name], accessor.read() - original) < 1e-5
@@ -125,10 +136,52 @@ def test_prune_replaces_the_total(low_rank: bool) -> None:
     assert weights_hash(editor.language_model) == pristine
 
 
+def test_after_an_undo_prune_restrains_what_is_in_force() -> None:
+    host = large_host(low_rank=True)
+    editor = bind(PRUNE(host))
+    accessor = weight(editor.language_model, host.name)
+    original = accessor.read()
+    largest = float(torch.linalg.matrix_norm(original, ord=2))
+    ledger = Ledger(editor.language_model, editor)
+    *first, last = requests(editor)
+    for scale, part in enumerate(first, start=1):
+        host.update = LowRank(large_host(True).update.left * scale, host.update.right)
+        ledger.commit(editor.edit(part), part.requests)
+    ledger.undo(["a"])
+    host.update = LowRank(host.update.left * 1e-6, host.update.right)
+    ledger.commit(editor.edit(last), last.requests)
+    left = 2 * large_host(True).update.dense() + host.update.dense()
+    assert relative(accessor.read() - original, restrained(left, largest)) < 1e-5
+    ledger.undo(["b"])
+    ledger.undo(["c"])
+    assert torch.equal(accessor.read(), original)
+
+
+@pytest.mark.parametrize("low_rank", [True, False])
+def test_prune_resumes_with_the_same_bits(low_rank: bool, tmp_path: Path) -> None:
+    editor = bind(PRUNE(large_host(low_rank)))
+    ledger = Ledger(editor.language_model, editor, tmp_path)
+    ledger.open()
+    *first, last = requests(editor)
+    for part in first:
+        ledger.commit(editor.edit(part), part.requests)
+    resumed = bind(PRUNE(large_host(low_rank)))
+    resumed.load_state_dict(editor.state_dict())
+    again = Ledger(resumed.language_model, resumed, tmp_path)
+    again.replay(remember=False)
+    for undone in ([], ["a"]):
+        for one in (ledger, again):
+            one.journal = None
+            one.undo(undone)
+        mine, other = (one.edit(last).weights for one in (editor, resumed))
+        assert all(torch.equal(mine[name].dense(), other[name].dense()) for name in mine)
+
+
 def test_prune_leaves_small_updates_as_they_are() -> None:
     editor = bind(PRUNE(memit()))
     mine, host = (e.edit(requests(editor)[0]).weights for e in (editor, editor.editor))
     assert all(torch.equal(mine[name].dense(), host[name].dense()) for name in mine)
+    assert not editor.edit(requests(editor)[0]).history
 
 
 def test_totals_travel_in_the_state_dict() -> None:
