@@ -3,6 +3,7 @@
 import pytest
 
 from lightning_edit.atlas import Atlas
+from lightning_edit.atlas.facts import unasked_facts
 from lightning_edit.atlas.requests import make_requests, split_facts
 from lightning_edit.datamodules.atlas import AtlasDataModule
 from lightning_edit.types import EditRequest, Probe
@@ -127,3 +128,18 @@ def test_the_data_module_streams_the_requests_of_its_split(requests: list[EditRe
     data.setup("edit")
     assert data.edit_requests() == requests[:20]
     assert [len(batch) for batch in data.test_dataloader()] == [8, 8, 4]
+
+
+def test_facts_to_watch_are_neither_edited_nor_scored_on(
+    atlas: Atlas, requests: list[EditRequest]
+) -> None:
+    facts = unasked_facts(atlas)
+    asked = set()
+    for request in requests:
+        asked.add(request.id)
+        for probe in request.probes:
+            if probe.aspect == "locality":
+                asked |= {f"{relation}:{subject}" for subject, relation, _ in probe.path}
+    assert len(facts) > 500
+    assert not {fact.id for fact in facts} & asked
+    assert all(fact.subject is not None and fact.subject in fact.prompt for fact in facts)
