@@ -74,16 +74,18 @@ def test_facts_go_back_to_what_they_were_before_the_first_edit(tmp_path: Path) -
     first, second = batch(example).split()[:2]
     known = {fact.id: number for number, fact in enumerate(editor._unedited.facts)}
     ledger = Ledger(language_model, editor)
-    # What the host alone harms is no less to be restored because the harm is done already.
     harm = replace(editor.editor.edit(first), info={})
     ledger.commit(harm, first.requests)
     harmed, _ = editor._answers(editor._unedited.facts)
+    # An edit that moves nothing itself: all there is to restore was done by the one before.
+    editor.host.objective = replace(editor.host.objective, steps=1)
     delta = editor.edit(second)
     revised = [known[name] for name in delta.info["revised"]]
-    assert (harmed - editor._unedited.nll)[revised].max() > editor.threshold
+    assert revised
     with delta.applied(language_model):
         now, _ = editor._answers(editor._unedited.facts)
-    assert now[revised].mean() < harmed[revised].mean()
+    before = editor._unedited.nll
+    assert (now - before)[revised].mean() < 0.5 * (harmed - before)[revised].mean()
 
 
 def test_facts_about_what_was_edited_are_left_to_change(tmp_path: Path) -> None:
