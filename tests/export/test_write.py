@@ -1,0 +1,77 @@
+"""Exports are whole or not there, say what they hold, and cost nothing to ask about."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from lightning_edit.exceptions import ExportError
+from lightning_edit.export.card import cell
+from lightning_edit.export.cli import main
+from lightning_edit.export.write import export
+from lightning_edit.models.weights import weights_hash
+from lightning_edit.undo import main as undo
+from tests.disks import file_size_limit
+from tests.export.runs import several, start
+
+# peft 0.21 asks transformers 5.23 for an attribute under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def test_what_stands_in_the_way_is_kept(tmp_path: Path) -> None:
+    run = several(start(tmp_path, "gpt2"))
+    out = export(run.path, "delta").path
+    before = (out / "delta.safetensors").read_bytes()
+    with pytest.raises(ExportError, match="add --overwrite"):
+        export(run.path, "delta")
+    with pytest.raises(ExportError, match="was not made by"):
+        export(run.path, "delta", out=run.base, overwrite=True)
+    with pytest.raises(ExportError, match="is a file"):
+        export(run.path, "delta", out=run.base / "config.json", overwrite=True)
+    with file_size_limit(2000), pytest.raises(ExportError, match="no space is left"):
+        export(run.path, "delta", overwrite=True)
+    assert (out / "delta.safetensors").read_bytes() == before
+    undo([str(run.path), "--ids", "b"])
+    export(run.path, "delta", overwrite=True)
+    assert (out / "delta.safetensors").read_bytes() != before
+    assert [path.name for path in out.parent.iterdir()] == ["delta"]
+
+
+@pytest.mark.parametrize("kind", ["peft", "merged"])
+def test_a_full_disk_leaves_nothing_behind(kind: Literal["peft", "merged"], tmp_path: Path) -> None:
+    run = several(start(tmp_path, "gpt2"))
+    with (
+        file_size_limit(1500),
+        pytest.raises(ExportError, match=r"no space is left\. Nothing was left there; free space"),
+    ):
+        export(run.path, kind, out=tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "run"]
+
+
+def test_the_card_shows_the_requests_and_no_markup_of_theirs(tmp_path: Path) -> None:
+    run = several(start(tmp_path, "gpt2"))
+    text = (export(run.path, "peft", ids=["a"]).path / "README.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| a "))
+    assert row == r"| a | The \| capital of &lt;b&gt;a&lt;/b&gt; is | Rome | \*Paris\* |"
+    assert weights_hash(run.fresh()) in text
+    assert 'PeftModel.from_pretrained(base_model, "peft")' in text
+    assert "picked out of a longer run" in text
+    assert cell("a`b`\n# c") == r"a\`b\` \# c"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from lightning_edit.export.cli import build_parser; build_parser();"
+        "print([m for m in ('torch', 'peft', 'transformers', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--format", "delta", "--max_rank", "2"], ["--max_rank", "0"]):
+        with pytest.raises(SystemExit):
+            main(["run", *options])
+    assert "expected a whole number from 1" in capsys.readouterr().err
