@@ -70,18 +70,25 @@ class Part:
         }
         return Part.of(numbers, self.lengths[rows], self.before[rows], past, self.mask.dtype)
 
+    @property
+    def even(self) -> bool:
+        """Whether all texts have as many tokens, so that there is no padding."""
+        return len(self.slots) == len(self.places)
+
     def apart(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
         """Give every text a row of its own; what is padding repeats its last token."""
-        whole: Tensor = row.index_select(1, self.slots)
-        return whole.unflatten(1, self.mask.shape[:2])
+        whole = row if self.even else row.index_select(1, self.slots)
+        return whole.unflatten(1, self.mask.shape[:2]).contiguous()
 
     def together(self, apart: Float[Tensor, "h k t c"]) -> Float[Tensor, "h m c"]:
         """Put the tokens of the texts into one row."""
-        row: Tensor = apart.flatten(1, 2).index_select(1, self.places)
-        return row
+        row = apart.flatten(1, 2)
+        return row if self.even else row.index_select(1, self.places)
 
     def padded(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
         """Give every text a row of its own; padding is zero."""
+        if self.even:
+            return self.apart(row)
         whole = row.new_zeros(len(row), len(self.slots), row.shape[2])
         return whole.index_copy_(1, self.places, row).unflatten(1, self.mask.shape[:2])
 
@@ -128,7 +135,7 @@ class _Attend(torch.autograd.Function):
             parts, *(_cut(row, parts) for row in (query, key, value)), strict=True
         ):
             # The heads that share keys stand beside them: (j, g, k, t, c).
-            queries = part.apart(cut[0]).mul_(scaling).unflatten(0, (len(key), -1))
+            queries = (part.apart(cut[0]) * scaling).unflatten(0, (len(key), -1))
             keys, values = (part.apart(row) for row in cut[1:])
             if block in part.past:
                 old_keys, old_values = part.past[block]

@@ -28,8 +28,8 @@ from lightning_edit.models.view import ModelView
 _OWN = "sdpa"
 #: Arguments that make attention more than that.
 _MORE = ("position_bias", "cache", "softcap", "s_aux")
-#: Parts that a row is cut into, and the fewest texts worth one.
-_PARTS, _FEWEST = 4, 16
+#: Most parts that a row is cut into.
+_PARTS = 4
 
 
 class NotPackableError(Exception):
@@ -76,9 +76,8 @@ class Packing:
             dtype: Type of the model's hidden states.
         """
         cached = before.sum(1)
-        order = (cached + lengths).argsort(stable=True)
         parts = []
-        for rows in torch.split(order, max(_FEWEST, -(-len(order) // _PARTS))):
+        for rows in _alike(lengths):
             # Tokens first come last, wherever the cache has its padding.
             width = int(cached[rows].max())
             columns = before[rows].int().argsort(dim=1, stable=True)[:, before.shape[1] - width :]
@@ -115,6 +114,21 @@ class Packing:
             if len(numbers):
                 parts.append(part.select(numbers, within))
         return Packing(tuple(parts))
+
+
+def _alike(lengths: Int[Tensor, " r"]) -> list[Int[Tensor, " k"]]:
+    """Part texts by their length, so that few parts hold little padding."""
+    kinds, counts = (one.tolist() for one in lengths.unique(return_counts=True))
+    while len(kinds) > _PARTS:
+        padding = [
+            count * (above - length)
+            for count, length, above in zip(counts, kinds, kinds[1:], strict=False)
+        ]
+        least = padding.index(min(padding))
+        del kinds[least]
+        counts[least : least + 2] = [sum(counts[least : least + 2])]
+    numbers = torch.bucketize(lengths, torch.tensor(kinds, device=lengths.device))
+    return [(numbers == number).nonzero().squeeze(1) for number in range(len(kinds))]
 
 
 def _own_columns(
