@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_edit.delta import Delta, LowRank
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.tail import split
+from lightning_edit.editors.splitting import split
 from lightning_edit.editors.templates import OPENINGS, sample_templates, with_bare
 from lightning_edit.editors.texts import Text
 from lightning_edit.functional.attribution import (

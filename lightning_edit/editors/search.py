@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_edit.editors.tail import Site, Tail, split
+from lightning_edit.editors.splitting import split
+from lightning_edit.editors.tail import Site, Tail
 from lightning_edit.editors.texts import Text
 from lightning_edit.functional.losses import drift, row_nll
 from lightning_edit.models.view import ModelView

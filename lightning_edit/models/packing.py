@@ -7,17 +7,18 @@ attention be replaced by name, and that is all that happens here:
 again, puts the keys and values of earlier tokens in front, and returns the result into the row.
 Texts of like length go through attention together, so that little of its work is padding.
 
-Axis names: ``r`` -- texts; ``k`` -- texts of a part; ``m`` -- tokens of a row; ``t`` -- most tokens
-of a text; ``p`` -- most tokens of a text in the cache; ``h`` -- heads; ``c`` -- width of a head.
+Axis names: ``r`` -- texts; ``k`` -- texts of a part; ``m`` -- tokens of a row; ``n`` -- tokens of a
+pool; ``p`` -- most earlier tokens of a text; ``j`` -- heads of the keys; ``c``, ``e`` -- width of a
+head's key and value.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -33,7 +34,7 @@ _PARTS = 4
 
 
 class NotPackableError(Exception):
-    """The model's attention cannot be told which tokens belong together; never leaves the tail."""
+    """The model's attention cannot be told which tokens belong together; callers then pad."""
 
 
 def configs_of(model: nn.Module) -> list[Any]:
@@ -50,6 +51,39 @@ def packable(model: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Keys and values of tokens that texts have gone through already.
+
+    Args:
+        blocks: Keys and values, (j, n, c) and (j, n, e), by number of the block.
+        size: Tokens n.
+    """
+
+    blocks: Mapping[int, tuple[Tensor, Tensor]]
+    size: int
+
+    def plus(self, blocks: Mapping[int, tuple[Tensor, Tensor]]) -> "Pool":
+        """Return a pool with further tokens, placed behind these."""
+        added = next(iter(blocks.values()))[0].shape[1]
+        if not self.size:
+            return Pool(blocks, added)
+        pairs = {n: zip(pair, blocks[n], strict=True) for n, pair in self.blocks.items()}
+        joined = {n: (torch.cat(k, dim=1), torch.cat(v, dim=1)) for n, (k, v) in pairs.items()}
+        return Pool(joined, self.size + added)
+
+    def at(self, index: Int[Tensor, "k p"]) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return the keys and values of some tokens, (j, k, p, c) and (j, k, p, e)."""
+        places, shape = index.flatten(), index.shape
+        return {
+            number: (
+                keys.index_select(1, places).unflatten(1, shape),
+                values.index_select(1, places).unflatten(1, shape),
+            )
+            for number, (keys, values) in self.blocks.items()
+        }
+
+
+@dataclass(frozen=True)
 class Packing:
     """Which tokens of a row belong to which text.
 
@@ -62,29 +96,39 @@ class Packing:
     @classmethod
     def of(
         cls,
-        before: Bool[Tensor, "r p"],
         lengths: Int[Tensor, " r"],
-        past: Mapping[int, tuple[Tensor, Tensor]],
+        earlier: Sequence[Sequence[int]],
+        pool: "Pool",
         dtype: torch.dtype,
     ) -> "Packing":
         """Lay texts out.
 
         Args:
-            before: Which places of the cache are tokens of a text.
             lengths: Tokens of each text that go into the row, at least one.
-            past: The cache: keys and values, (r, h, p, c), by number of the block.
+            earlier: Places in the pool of the tokens that go before.
+            pool: Keys and values of earlier tokens.
             dtype: Type of the model's hidden states.
         """
-        cached = before.sum(1)
         parts = []
         for rows in _alike(lengths):
-            # Tokens first come last, wherever the cache has its padding.
-            width = int(cached[rows].max())
-            columns = before[rows].int().argsort(dim=1, stable=True)[:, before.shape[1] - width :]
-            kept = {block: _own_columns(pair, rows, columns) for block, pair in past.items()}
-            mask = before[rows].gather(1, columns)
-            parts.append(Part.of(rows, lengths[rows], mask, kept, dtype))
+            listed = [earlier[row] for row in rows.tolist()]
+            width = max(map(len, listed))
+            padded = [[0] * (width - len(one)) + list(one) for one in listed]
+            index = torch.tensor(padded, dtype=torch.long, device=lengths.device)
+            counts = torch.tensor([[len(one)] for one in listed], device=lengths.device)
+            before = torch.arange(width, device=lengths.device) >= width - counts
+            past = pool.at(index) if width else {}
+            parts.append(Part.of(rows, lengths[rows], before, past, dtype))
         return cls(tuple(parts))
+
+    def above(self, block: int) -> "Packing":
+        """Return this without the earlier tokens' keys and values in lower blocks."""
+        return Packing(
+            tuple(
+                replace(part, past={n: pair for n, pair in part.past.items() if n >= block})
+                for part in self.parts
+            )
+        )
 
     @property
     def starts(self) -> Int[Tensor, " r"]:
@@ -95,16 +139,21 @@ class Packing:
         starts[numbers] = lengths.cumsum(0) - lengths
         return starts
 
+    @property
+    def order(self) -> Int[Tensor, " r"]:
+        """The texts in the order of the row."""
+        return torch.cat([part.numbers for part in self.parts])
+
     def tokens(self, starts: Int[Tensor, " r"]) -> Int[Tensor, " m"]:
-        """Return where the row's tokens are in another layout.
+        """Return where the row's tokens are in another row.
 
         Args:
             starts: Place of each text's first token there; the others follow it.
         """
-        numbers = torch.cat([part.numbers for part in self.parts])
         lengths = torch.cat([part.lengths for part in self.parts])
         steps = torch.arange(int(lengths.sum()), device=lengths.device)
-        return steps + (starts[numbers] - lengths.cumsum(0) + lengths).repeat_interleave(lengths)
+        shift = starts[self.order] - lengths.cumsum(0) + lengths
+        return steps + shift.repeat_interleave(lengths)
 
     def select(self, rows: Int[Tensor, " k"]) -> "Packing":
         """Return the packing of some texts, some maybe several times, numbered as given."""
@@ -131,27 +180,16 @@ def _alike(lengths: Int[Tensor, " r"]) -> list[Int[Tensor, " k"]]:
     return [(numbers == number).nonzero().squeeze(1) for number in range(len(kinds))]
 
 
-def _own_columns(
-    pair: tuple[Tensor, Tensor], rows: Tensor, columns: Int[Tensor, "k p"]
-) -> tuple[Tensor, Tensor]:
-    """Return some rows of a block's keys and values, and some tokens of each; heads come first."""
-    keys, values = (
-        kind[rows]
-        .gather(2, columns[:, None, :, None].expand(-1, kind.shape[1], -1, kind.shape[3]))
-        .transpose(0, 1)
-        .contiguous()
-        for kind in pair
-    )
-    return keys, values
-
-
 @contextmanager
-def attending(view: ModelView, packing: Packing) -> Iterator[list[int]]:
+def attending(
+    view: ModelView, packing: Packing, kept: dict[int, tuple[Tensor, Tensor]] | None = None
+) -> Iterator[list[int]]:
     """Let the model's attention treat one row as the texts that it is made of.
 
     Args:
         view: The model's structure; the model is called without a cache and without a mask.
         packing: Which tokens belong together, and what went before them.
+        kept: Gets keys and values of the row, (j, m, c) and (j, m, e), by number of the block.
 
     Yields:
         A list that fills up with the numbers of the blocks whose attention ran.
@@ -173,6 +211,8 @@ def attending(view: ModelView, packing: Packing) -> Iterator[list[int]]:
         if number is None or mask is not None or more or (window and window < longest):
             raise NotPackableError
         seen.append(number)
+        if kept is not None:
+            kept[number] = key[0], value[0]
         return attend(packing.parts, number, query, key, value, rest.get("scaling")), None
 
     name = f"lightning_edit_packed_{id(packing)}"
