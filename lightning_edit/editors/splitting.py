@@ -67,8 +67,9 @@ def _in_one_row(view: ModelView, texts: Sequence[Text], block: int, site: Site) 
     wanted = _wanted(view, block, site)
     with returns_tuples(view.block(block).module) as tuples:
         seen = row.read(view, wanted, block)
-    packing = row.packing.above(block)
-    return _tail(view, block, site, seen, tuples[0], row.inputs, packing.starts, packing=packing)
+    starts = row.packing.starts
+    tail = _tail(view, block, site, seen, tuples[0], row.inputs, starts, packing=row.packing)
+    return replace(tail, packing=row.packing.above(tail.constant_blocks))
 
 
 def _padded(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tail:

@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_edit.editors.partial import read_only_at
 from lightning_edit.models.hooks import (
     replace_output,
     returning,
@@ -98,12 +99,9 @@ class Tail:
         with ExitStack() as stack:
             stack.enter_context(_constant(self, added))
             stack.enter_context(select_head_positions(self.view.model, index))
-            last = self.view.blocks[-1]
-            if self.block < self.view.num_blocks - 1 and last.mlp != last.mlp_down:
+            if self.block < self.view.num_blocks - 1:
                 # What the last block gives elsewhere, nobody reads.
-                for name in (last.attention_out, last.mlp):
-                    module = self.view.model.get_submodule(name)
-                    stack.enter_context(_only_at(module, places))
+                stack.enter_context(read_only_at(self.view, places))
             if self.site != "block":
                 for name, part in zip(
                     changed_modules(self.view, self.block, self.site),
@@ -111,15 +109,19 @@ class Tail:
                     strict=True,
                 ):
                     stack.enter_context(_adding(self, name, part))
-            if self.packing is None:
-                output = self.view.model(**self.inputs, **cache_arguments(self.past))
-            else:
-                ran = stack.enter_context(attending(self.view, self.packing))
-                output = self.view.model(**self.inputs, use_cache=False)
-                if ran != list(range(self.constant_blocks, self.view.num_blocks)):
-                    raise NotPackableError
+            output = self._run(stack)
         logits: Tensor = output.logits.squeeze(1)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _run(self, stack: ExitStack) -> Any:
+        """Call the model; what is entered into the stack holds for the call."""
+        if self.packing is None:
+            return self.view.model(**self.inputs, **cache_arguments(self.past))
+        ran = stack.enter_context(attending(self.view, self.packing))
+        output = self.view.model(**self.inputs, use_cache=False)
+        if ran != list(range(self.constant_blocks, self.view.num_blocks)):
+            raise NotPackableError
+        return output
 
     def at_subject(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "r d"]:
         """Return what a module gave for token s of every text.
@@ -212,27 +214,4 @@ def _constant(tail: Tail, added: Tensor) -> Iterator[None]:
             for module in lower:
                 stack.enter_context(returning(module, None, tail.tuples))
             stack.enter_context(returning(last, kept, tail.tuples))
-        yield
-
-
-@contextmanager
-def _only_at(module: nn.Module, read: Int[Tensor, " m"]) -> Iterator[None]:
-    """Let a module that works token by token see some tokens only; for others it gives zeros."""
-    # A place may be read twice (answer and watched word), but is to be computed once.
-    places = torch.unique(read)
-    before: list[Tensor] = []
-
-    def take(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0]
-        before.append(hidden)
-        return (hidden.flatten(0, 1)[places][None], *args[1:])
-
-    def put(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        hidden = before.pop()
-        zeros = output.new_zeros(hidden.shape).flatten(0, 1)
-        return zeros.index_copy(0, places, output[0]).view(hidden.shape)
-
-    with ExitStack() as stack:
-        stack.callback(module.register_forward_pre_hook(take).remove)
-        stack.callback(module.register_forward_hook(put).remove)
         yield

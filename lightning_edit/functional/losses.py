@@ -30,8 +30,8 @@ def row_nll(
         >>> row_nll(uniform, torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), 2)
         tensor([1.3863, 1.3863])
     """
-    log_probs = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
-    return mean_by(-log_probs, rows, count)
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return mean_by(losses, rows, count)
 
 
 def mean_by(

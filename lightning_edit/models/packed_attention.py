@@ -71,6 +71,11 @@ class Part:
         return Part.of(numbers, self.lengths[rows], self.before[rows], past, self.mask.dtype)
 
     @property
+    def longest(self) -> int:
+        """Most tokens t of a text in the row."""
+        return self.mask.shape[1]
+
+    @property
     def even(self) -> bool:
         """Whether all texts have as many tokens, so that there is no padding."""
         return len(self.slots) == len(self.places)
@@ -129,22 +134,25 @@ class _Attend(torch.autograd.Function):
         block: int,
         scaling: float,
     ) -> Float[Tensor, "h m e"]:
-        ctx.parts, ctx.scaling = parts, scaling
+        ctx.parts, ctx.scaling, ctx.block = parts, scaling, block
         kept, rows = [], []
         for part, *cut in zip(
             parts, *(_cut(row, parts) for row in (query, key, value)), strict=True
         ):
             # The heads that share keys stand beside them: (j, g, k, t, c).
             queries = (part.apart(cut[0]) * scaling).unflatten(0, (len(key), -1))
-            keys, values = (part.apart(row) for row in cut[1:])
-            if block in part.past:
-                old_keys, old_values = part.past[block]
-                keys = torch.cat([old_keys, keys], dim=2)
-                values = torch.cat([old_values, values], dim=2)
-            scores = (queries @ keys.mT[:, None]).add_(part.mask)
+            keys, values = (part.apart(row)[:, None] for row in cut[1:])
+            scores = queries @ keys.mT
+            old = part.past.get(block)
+            if old is not None:
+                scores = torch.cat([queries @ old[0][:, None].mT, scores], dim=-1)
+            scores += part.mask
             wide = torch.promote_types(scores.dtype, torch.float32)
             weights = scores.softmax(-1, dtype=wide).to(scores.dtype)
-            rows.append(part.together((weights @ values[:, None]).flatten(0, 1)))
+            output = weights[..., -part.longest :] @ values
+            if old is not None:
+                output += weights[..., : -part.longest] @ old[1][:, None]
+            rows.append(part.together(output.flatten(0, 1)))
             kept += [queries, keys, values, weights]
         ctx.save_for_backward(*kept)
         return torch.cat(rows, dim=1)
@@ -157,14 +165,20 @@ class _Attend(torch.autograd.Function):
         ):
             queries, keys, values, weights = saved[4 * number : 4 * number + 4]
             above = part.padded(row).unflatten(0, queries.shape[:2])
-            own = slice(-part.mask.shape[1], None)
+            own = slice(-part.longest, None)
             by_values = (weights[..., own].mT @ above).sum(1)
-            by_weights = above @ values.mT[:, None]
+            by_weights = above @ values.mT
+            old = part.past.get(ctx.block)
+            if old is not None:
+                by_weights = torch.cat([above @ old[1][:, None].mT, by_weights], dim=-1)
             by_scores = torch.ops.aten._softmax_backward_data(
                 by_weights, weights, -1, by_weights.dtype
             )
             by_keys = (by_scores[..., own].mT @ queries).sum(1)
-            by_queries = (by_scores @ keys[:, None]).mul_(ctx.scaling).flatten(0, 1)
+            by_queries = by_scores[..., own] @ keys
+            if old is not None:
+                by_queries += by_scores[..., : -part.longest] @ old[0][:, None]
+            by_queries = by_queries.mul_(ctx.scaling).flatten(0, 1)
             found.append([part.together(one) for one in (by_queries, by_keys, by_values)])
         by_query, by_key, by_value = (torch.cat(rows, dim=1) for rows in zip(*found, strict=True))
         return by_query, by_key, by_value, None, None, None

@@ -122,13 +122,12 @@ class Packing:
         return cls(tuple(parts))
 
     def above(self, block: int) -> "Packing":
-        """Return this without the earlier tokens' keys and values in lower blocks."""
-        return Packing(
-            tuple(
-                replace(part, past={n: pair for n, pair in part.past.items() if n >= block})
-                for part in self.parts
-            )
-        )
+        """Return this without the earlier tokens' keys and values in the blocks below one."""
+        parts = []
+        for part in self.parts:
+            past = {n: pair for n, pair in part.past.items() if n >= block}
+            parts.append(replace(part, past=past))
+        return Packing(tuple(parts))
 
     @property
     def starts(self) -> Int[Tensor, " r"]:
