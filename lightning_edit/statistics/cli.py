@@ -13,134 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.statistics.options import parsed
 from lightning_edit.statistics.texts import Texts, texts_of
 
 if TYPE_CHECKING:  # the help must not wait for torch
     from lightning_edit.statistics.collect import Share
     from lightning_edit.statistics.moments import Moments
     from lightning_edit.statistics.partial import PartialSums
-
-
-def _layers(value: str) -> list[int]:
-    try:
-        layers = json.loads(value)
-    except json.JSONDecodeError:
-        layers = None
-    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
-        raise argparse.ArgumentTypeError(f"expected a list such as '[1,2]', got {value!r}")
-    return layers
-
-
-def _flag(value: str) -> bool:
-    if value.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
-    return value.lower() == "true"
-
-
-def _positive(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {value!r}")
-    return int(value)
-
-
-def _threshold(value: str) -> tuple[str, float]:
-    kind, _, bound = value.partition(":")
-    try:
-        number = float(bound)
-    except ValueError:
-        number = 0.0
-    if kind not in ("relative", "absolute") or number <= 0:
-        raise argparse.ArgumentTypeError(
-            f"expected relative:BOUND or absolute:BOUND with a bound above 0, got {value!r}"
-        )
-    return kind, number
-
-
-#: What --quick stands for.
-_QUICK: dict[str, Any] = {"max_tokens": 20_000, "max_length": 128, "shrinkage": "diagonal"}
-_USUAL: dict[str, Any] = {"max_tokens": None, "max_length": 1024, "shrinkage": "none"}
-
-
-def _parsed(given: Sequence[str]) -> argparse.Namespace:
-    """Parse options; those that --quick stands for can still be given."""
-    parser = _parser()
-    arguments = parser.parse_args(given)
-    for name, value in (_QUICK if arguments.quick else _USUAL).items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    if arguments.text is None and arguments.projector is None:
-        parser.error("--text is required: a .txt or .jsonl file, or the name of a data set")
-    return arguments
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "lightning-edit stats",
-        description="Run a model over text once and keep the second moments of its MLPs' inputs. "
-        "An interrupted run goes on when it is given the same command again.",
-    )
-    model = parser.add_argument_group("language model")
-    model.add_argument("--lm", default="atlas", help="atlas, a folder, or a hub name")
-    model.add_argument(
-        "--lm_dtype", default="float32", help="type of its weights, as it will be edited"
-    )
-    model.add_argument(
-        "--lm_bos",
-        type=_flag,
-        nargs="?",
-        const=True,
-        default=False,
-        help="true: put BOS before every text",
-    )
-    model.add_argument("--lm_revision", help="revision on the hub")
-    model.add_argument("--layers", type=_layers, help="blocks, such as '[1,2]'; default: all")
-    model.add_argument("--device", help="such as cuda:0; default: a GPU where there is one")
-    text = parser.add_argument_group("text")
-    text.add_argument(
-        "--text",
-        help="documents, one a line: .txt, or .jsonl with text; or a data set's name or folder",
-    )
-    text.add_argument("--text_config", help="configuration of a data set")
-    text.add_argument("--text_split", default="train", help="split of a data set (%(default)s)")
-    text.add_argument("--text_field", default="text", help="field with the text (%(default)s)")
-    text.add_argument("--max_tokens", type=_positive, help="stop after so many tokens")
-    text.add_argument("--max_length", type=_positive, help="tokens of a document (1024)")
-    few = parser.add_argument_group("quality")
-    few.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"{_QUICK['max_tokens']:,} tokens of many short documents, shrunk "
-        f"(--max_tokens {_QUICK['max_tokens']} --max_length {_QUICK['max_length']} "
-        f"--shrinkage {_QUICK['shrinkage']}); docs/statistics.md says what it costs",
-    )
-    few.add_argument(
-        "--shrinkage",
-        choices=["none", "identity", "diagonal"],
-        help="what moments of few tokens are pulled towards (none)",
-    )
-    few.add_argument(
-        "--projector",
-        type=_threshold,
-        metavar="KIND:BOUND",
-        help="also store what null spaces are read off, and tell their size below a bound: "
-        "relative:0.1 (of the mean eigenvalue) or absolute:0.02. Without --text: of what is in the "
-        "cache",
-    )
-    run = parser.add_argument_group("run")
-    run.add_argument(
-        "--batch_tokens", type=_positive, default=4096, help="tokens of one pass (%(default)s)"
-    )
-    run.add_argument(
-        "--save_every",
-        type=float,
-        default=60.0,
-        help="seconds of work that a kill may cost (%(default)g)",
-    )
-    run.add_argument(
-        "--restart", action="store_true", help="forget what an interrupted run has summed"
-    )
-    run.add_argument("--out", type=Path, help="also write all layers to this file")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         LightningEditError: What the user can mend; the caller prints it.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parsed(given)
+    arguments = parsed(given)
     if arguments.text is None:
         _decompose_cached(arguments)
         return 0
