@@ -7,9 +7,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from lightning_edit.report.names import SETS, About, describe_measure
 from lightning_edit.types import ASPECT_OF_CRITERION
-
-_SIZES = ("bytes", "kB", "MB", "GB", "TB")
 
 
 @dataclass(frozen=True)
@@ -17,32 +16,27 @@ class Line:
     """A row of the table.
 
     Args:
-        label: What it is, in words.
         name: The number; ``{mode}`` stands for ``tf`` and ``gen``, side by side.
-        form: How it is written: ``share``, ``number``, ``seconds``, ``bytes`` or ``count``.
+        label: What it was measured of, where the words of the number do not say so.
     """
 
-    label: str
     name: str
-    form: str = "number"
+    label: str = ""
 
 
 def _tests(criterion: str, aspect: str) -> tuple[Line, ...]:
     group = f"{aspect}.{criterion}"
     return (
-        Line(f"{criterion}: tests passed", f"{group}/passed@{{mode}}", "share"),
-        Line("  of those with known premises", f"{group}/passed_known@{{mode}}", "share"),
-        Line("  share of tests with known premises", f"{group}/known@{{mode}}", "share"),
+        Line(f"{group}/passed@{{mode}}", f"{criterion}: tests passed"),
+        Line(f"{group}/passed_known@{{mode}}", "  of those with known premises"),
+        Line(f"{group}/known@{{mode}}", "  share of tests with known premises"),
     )
 
 
 #: By title, what is shown; the other numbers stand in ``results.json``.
 SECTIONS: Mapping[str, tuple[Line, ...]] = {
-    "COUNTERFACT's names": (
-        Line("ES, efficacy", "counterfact/ES@tf", "share"),
-        Line("PS, paraphrases", "counterfact/PS@tf", "share"),
-        Line("NS, neighbourhood", "counterfact/NS@tf", "share"),
-        Line("S, their harmonic mean", "counterfact/S@tf", "share"),
+    "COUNTERFACT's names": tuple(
+        Line(f"counterfact/{name}@tf") for name in ("ES", "PS", "NS", "S")
     ),
     "tests of several questions": tuple(
         line
@@ -50,52 +44,49 @@ SECTIONS: Mapping[str, tuple[Line, ...]] = {
         for line in _tests(criterion, aspect)
     ),
     "facts around the edits: rise of log perplexity, nats": (
-        Line("near in hidden space, far in the graph", "ripple.near/change@tf"),
-        Line("  its 95th percentile", "ripple.near/p95@tf"),
-        Line("  share beyond the threshold", "ripple.near/beyond@tf", "share"),
-        Line("one step away", "ripple.hop_1/change@tf"),
-        Line("two steps away", "ripple.hop_2/change@tf"),
-        Line("random", "ripple.random/change@tf"),
-        Line("GIE (reconstructed): near less random", "ripple/gie@tf"),
+        *(Line(f"ripple.{name}/change@tf", words) for name, words in SETS.items()),
+        Line("ripple.near/p95@tf", f"{SETS['near']}: 95th percentile"),
+        Line("ripple.near/beyond@tf", f"{SETS['near']}: share harmed"),
+        Line("ripple/gie@tf", f"GIE (reconstructed): {SETS['near']}, less unrelated"),
     ),
     "earlier edits": (
-        Line("edits that still hold", "drift.reliability/retention@{mode}", "share"),
-        Line("their rewordings", "drift.generalization/retention@{mode}", "share"),
-        Line("half-life, in later edits", "drift.reliability/half_life@{mode}", "number"),
+        Line("drift.reliability/retention@{mode}"),
+        Line("drift.generalization/retention@{mode}", "  their rewordings"),
+        Line("drift.reliability/half_life@{mode}"),
     ),
     "weights and hidden states": (
-        Line("L1 norm of edited weights, × pristine", "drift/l1_growth"),
-        Line("L2 norm of edited weights, × pristine", "drift/l2_growth"),
-        Line("all edits together, × pristine", "drift/update_norm"),
-        Line("hidden states on fixed text, 1 − cos", "drift/hidden_cosine"),
+        Line("drift/l1_growth"),
+        Line("drift/l2_growth"),
+        Line("drift/update_norm"),
+        Line("drift/hidden_cosine"),
     ),
     "language": (
-        Line("perplexity of fixed text", "collapse/perplexity"),
-        Line("its median over texts", "collapse/perplexity_median"),
-        Line("its clipped mean over texts", "collapse/perplexity_clipped"),
-        Line("n-gram entropy of own text, bits", "collapse/ngram_entropy"),
-        Line("perplexity beyond bound, first after", "collapse/first_broken", "count"),
-        Line("share of edits beyond bound", "collapse/broken", "share"),
-        Line("edits taken back", "collapse/rolled_back", "count"),
+        Line("collapse/perplexity"),
+        Line("collapse/perplexity_median"),
+        Line("collapse/perplexity_clipped"),
+        Line("collapse/ngram_entropy"),
+        Line("collapse/first_broken"),
+        Line("collapse/broken"),
+        Line("collapse/rolled_back"),
     ),
     "edited answer where it is wrong": (
-        Line("subject's other facts", "overfitting.subject_specificity/leak@{mode}", "share"),
-        Line("  right answer more probable", "overfitting.subject_specificity/eos@tf", "share"),
-        Line("subject alone", "overfitting.subject_only/leak@{mode}", "share"),
-        Line("behind a text that states it", "overfitting.prefix_distraction/leak@{mode}", "share"),
-        Line("several hops", "overfitting.multi_hop/leak@{mode}", "share"),
+        Line("overfitting.subject_specificity/leak@{mode}", "subject's other facts"),
+        Line("overfitting.subject_specificity/eos@tf"),
+        Line("overfitting.subject_only/leak@{mode}", "subject alone"),
+        Line("overfitting.prefix_distraction/leak@{mode}", "behind a text that states it"),
+        Line("overfitting.multi_hop/leak@{mode}", "several hops"),
     ),
     "cost": (
-        Line("an edit", "efficiency/seconds", "seconds"),
-        Line("  of it target search", "efficiency/search_seconds", "seconds"),
-        Line("  of it keys", "efficiency/keys_seconds", "seconds"),
-        Line("  of it solving", "efficiency/solve_seconds", "seconds"),
-        Line("scoring, an edit", "efficiency/evaluate_seconds", "seconds"),
-        Line("peak memory of the GPU", "efficiency/peak_cuda_bytes", "bytes"),
-        Line("peak memory of the process", "efficiency/peak_rss_bytes", "bytes"),
-        Line("parameters changed", "efficiency/parameters", "count"),
-        Line("delta, an edit", "efficiency/delta_bytes", "bytes"),
-        Line("kept by an adapter of rank 8", "efficiency/energy@rank8", "share"),
+        Line("efficiency/seconds"),
+        Line("efficiency/search_seconds"),
+        Line("efficiency/keys_seconds"),
+        Line("efficiency/solve_seconds"),
+        Line("efficiency/evaluate_seconds"),
+        Line("efficiency/peak_cuda_bytes"),
+        Line("efficiency/peak_rss_bytes"),
+        Line("efficiency/parameters"),
+        Line("efficiency/delta_bytes"),
+        Line("efficiency/energy@rank8", "Kept by an adapter of rank 8"),
     ),
 }
 
@@ -123,33 +114,25 @@ def fill(table: Table, point: Mapping[str, Any]) -> bool:
 
 def _rows(line: Line, point: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     modes = ("tf", "gen") if "{mode}" in line.name else ("",)
-    label = f"  {line.label}"
+    about = describe_measure(line.name)
+    label = f"  {line.label or about.title}"
     for mode in modes:
         name = line.name.format(mode=mode)
         if name in point["metrics"]:
             before, after = point["before"].get(name), point["metrics"][name]
             if line.name == "collapse/broken" and point["after"] != 1:
                 continue  # a share of edits only where each was measured alone
-            yield label, mode, _written(before, line.form), _written(after, line.form)
+            yield label, mode, _written(before, about), _written(after, about)
             label = ""
 
 
-def _written(value: float | None, form: str) -> str:
-    """Write a number in at most four digits."""
+def _written(value: float | None, about: About) -> str:
+    """Write a number as the page does, but shares as in the table of the probes."""
     if value is None:
         return ""
-    if form == "share":
+    if about.share:
         return f"{min(value, 0.999) if value < 1 else value:.3f}"
-    if form == "count":
-        return f"{value:,.0f}"
-    if form == "seconds":
-        return f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.1f} ms"
-    if form == "bytes":
-        power = 0
-        while value >= 1000 and power < len(_SIZES) - 1:
-            value, power = value / 1000, power + 1
-        return f"{value:.3g} {_SIZES[power]}"
-    return f"{value:.4g}"
+    return about.show(value)
 
 
 def events(results: Mapping[str, Any]) -> Iterator[str]:

@@ -92,8 +92,12 @@ _MEASURES: Mapping[str, About] = {
         "bits",
     ),
     "seconds": About("Seconds an edit", "Finding and writing it, without scoring.", "s"),
+    "search_seconds": About("Target search, an edit", unit="s"),
+    "keys_seconds": About("Reading of keys, an edit", unit="s"),
+    "solve_seconds": About("Solving, an edit", unit="s"),
+    "evaluate_seconds": About("Scoring, an edit", unit="s"),
     "delta_bytes": About("Size of an edit on disk", unit="bytes"),
-    "peak_bytes": About("Peak memory", unit="bytes"),
+    "peak_cuda_bytes": About("Peak memory of the GPU", unit="bytes"),
     "peak_rss_bytes": About("Peak memory of the process", unit="bytes"),
     "parameters": About("Parameters changed", unit="numbers"),
     "rank": About("Rank of an edit"),
@@ -120,6 +124,13 @@ _MEASURES: Mapping[str, About] = {
     "em_before": About("Known before", share=True, leading=False),
     "facts": About("Facts asked", leading=False),
     "energy": About("Energy of the edit in its first ranks", share=True, leading=False),
+    "ES": About("ES, efficacy", share=True),
+    "PS": About("PS, paraphrases", share=True),
+    "NS": About("NS, neighbourhood", share=True),
+    "S": About("S, their harmonic mean", share=True),
+    "passed": About("Tests passed", share=True),
+    "passed_known": About("Tests passed, premises known", share=True),
+    "known": About("Tests with known premises", share=True),
     "dp": About("Probability of the new answer", leading=False),
     "cap": About("Probability of the right answer", leading=False),
     "oap": About("Probability of the old answer", leading=False),
@@ -136,6 +147,16 @@ SETS = {
 _MODES = {"tf": "teacher forced", "gen": "generated"}
 
 
+def describe_measure(name: str) -> About:
+    """Say what a number is, whatever it was measured of and in whichever mode.
+
+    Args:
+        name: Full name, as of :func:`describe_number`.
+    """
+    measure = name.rpartition("/")[2].partition("@")[0]
+    return _MEASURES.get(measure, About(_words(measure)))
+
+
 def describe_number(name: str) -> About:
     """Say what a number is.
 
@@ -146,7 +167,7 @@ def describe_number(name: str) -> About:
     path, _, mode = rest.partition("@")
     of, _, measure = path.rpartition("/")
     kind = group.partition(".")[2]
-    about = _MEASURES.get(measure, About(_words(measure)))
+    about = describe_measure(name)
     extra = [_words(part).lower() for part in (kind, of) if part]
     extra += [_MODES.get(mode, mode)] if mode else []
     if group == "drift.trend" or (group.startswith("drift.") and measure in _CHANGES):

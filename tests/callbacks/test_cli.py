@@ -26,7 +26,7 @@ def test_callbacks_by_bare_names(tmp_path: Path, capsys: pytest.CaptureFixture[s
     arguments = [f"--trainer.callbacks+={name}" for name in names]
     assert main([*EDIT, *arguments, "--modes", "[tf]", "--run", str(run)]) == 0
     text = capsys.readouterr().out
-    for words in ("Beside the probes", "perplexity of fixed text", "peak memory of the process"):
+    for words in ("Beside the probes", "Perplexity on held text", "Peak memory of the process"):
         assert words in text
     assert max(map(len, text.splitlines()[:-1])) <= 80
     metrics = json.loads((run / "results.json").read_text())["points"][-1]["metrics"]
