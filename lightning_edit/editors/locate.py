@@ -10,7 +10,6 @@ width; ``f`` -- width of a key, the down-projection's input.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.delta import Delta, LowRank
+from lightning_edit.delta import Delta
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.joining import one_after_another
 from lightning_edit.editors.search import Loss, Objective, Targets, search_targets
 from lightning_edit.editors.tail import Site
 from lightning_edit.editors.templates import sample_templates, with_bare
@@ -176,7 +176,7 @@ class LocateThenEdit(Editor, family=True):
             SolveError: If the least-squares system has no solution.
         """
         if not self.batched and len(batch) > 1:
-            return self._one_after_another(batch)
+            return one_after_another(self, batch)
         # Validation loops run in inference mode, where no graph could be built.
         with torch.inference_mode(False), torch.enable_grad():
             with self.stage("search"):
@@ -226,23 +226,6 @@ class LocateThenEdit(Editor, family=True):
         if self.rows_per_pass is not None:
             return self.rows_per_pass
         return 128 if self.language_model.device.type == "cpu" else 1024
-
-    def _one_after_another(self, batch: EditBatch) -> Delta:
-        """Write each request into the model that its predecessors changed."""
-        deltas: list[Delta] = []
-        with ExitStack() as stack:
-            for part in batch.split():
-                if deltas:
-                    stack.enter_context(deltas[-1].applied(self.language_model))
-                deltas.append(self.edit(part))
-        weights: dict[str, LowRank] = {}
-        for delta in deltas:
-            for name, update in delta.weights.items():
-                if isinstance(update, LowRank):
-                    weights[name] = joined(weights.get(name), update)
-        infos = [delta.info for delta in deltas]
-        info = {key: [one for each in infos for one in each[key]] for key in ("loss", "steps")}
-        return Delta(batch.ids, weights, info=dict(infos[0]) | info)
 
     # ------------------------------------------------------------------------------------- pieces
 
@@ -324,17 +307,3 @@ class LocateThenEdit(Editor, family=True):
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
         """Estimate memory beside the model: a float32 moment and a float64 factor a layer."""
         return len(layers) * view.intermediate_size**2 * (4 + 8)
-
-
-def joined(first: LowRank | None, second: LowRank) -> LowRank:
-    """Return the sum of two low-rank updates, as one.
-
-    Args:
-        first: ``None`` for nothing.
-        second: Another update of the same weight.
-    """
-    if first is None:
-        return second
-    return LowRank(
-        torch.cat([first.left, second.left], dim=1), torch.cat([first.right, second.right])
-    )

@@ -5,7 +5,6 @@ predict an answer's token; ``v`` -- vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
@@ -15,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_edit.delta import Delta, LowRank
+from lightning_edit.delta import Delta
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.locate import LocateThenEdit, joined
+from lightning_edit.editors.joining import one_after_another
+from lightning_edit.editors.locate import LocateThenEdit
 from lightning_edit.editors.search import Certainty, Loss, Targets
 from lightning_edit.editors.tail import Tail
 from lightning_edit.editors.texts import Text, essence_texts, rewriting_texts
@@ -158,19 +158,10 @@ class LTI(WrappedEditor):
         Args:
             batch: Requests that name their subjects.
         """
-        with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-            if self.batched or len(batch) == 1:
-                return self.host.write(batch, self.search(batch))
-            weights: dict[str, LowRank] = {}
-            losses: list[float] = []
-            for part in batch.split():
-                delta = self.edit(part)
-                stack.enter_context(delta.applied(self.language_model))
-                losses += delta.info["loss"]
-                for name, update in delta.weights.items():
-                    if isinstance(update, LowRank):
-                        weights[name] = joined(weights.get(name), update)
-            return Delta(batch.ids, weights, info={"loss": losses})
+        if not self.batched and len(batch) > 1:
+            return one_after_another(self, batch)
+        with torch.inference_mode(False), torch.enable_grad():
+            return self.host.write(batch, self.search(batch))
 
     def edit_independent(self, batch: EditBatch) -> list[Delta]:
         """Find one update a request, each as if it were alone; the search runs once for all.

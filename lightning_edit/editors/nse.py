@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.delta import Delta, LowRank
-from lightning_edit.editors.locate import joined
+from lightning_edit.editors.joining import joined
 from lightning_edit.editors.search import Targets
 from lightning_edit.editors.spread import Spread, Written
 from lightning_edit.functional.neurons import most_active

@@ -118,3 +118,22 @@ def test_hosts_without_a_search_are_refused() -> None:
     with pytest.raises(ValueError, match="target search"):
         LTI(FTL())
     assert LTI(ROME()).batched is False
+
+
+def test_a_host_of_one_request_writes_them_one_after_another(tmp_path: Path) -> None:
+    example = golden("MEMIT/tiny-gpt2/ten-float32")
+    language_model = model(example.model_name)
+    moments = statistics(example.model_name, language_model, tmp_path)
+    host = ROME(layers=[1], statistics=moments, context_templates=["{}"], steps=3)
+    editor = LTI(host).bind(language_model, tokenizer(example.model_name))
+    part = encode_batch(editor.tokenizer, requests()[:2])
+    whole = editor.edit(part)
+    first, second = part.split()
+    one = editor.edit(first)
+    with one.applied(language_model):
+        other = editor.edit(second)
+    for name, update in whole.weights.items():
+        assert (
+            relative(update.dense(), one.weights[name].dense() + other.weights[name].dense()) < 1e-5
+        )
+    assert whole.info["loss"] == [*one.info["loss"], *other.info["loss"]]
