@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_edit.delta import Delta
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.joining import one_after_another
+from lightning_edit.editors.reading import read_last
 from lightning_edit.editors.search import Loss, Objective, Targets, search_targets
 from lightning_edit.editors.tail import Site
 from lightning_edit.editors.templates import sample_templates, with_bare
@@ -32,8 +33,7 @@ from lightning_edit.editors.texts import (
 )
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.solve import Preserved, Solution
-from lightning_edit.functional.tokens import length_sorted
-from lightning_edit.models.hooks import Side, capture
+from lightning_edit.models.hooks import Side
 from lightning_edit.models.view import ModelView
 from lightning_edit.statistics.cache import files_for, moments_in
 from lightning_edit.types import EditBatch
@@ -274,24 +274,8 @@ class LocateThenEdit(Editor, family=True):
         Returns:
             By module, one line a text, in float64.
         """
-        device = self.view.embeddings.get_parameter("weight").device
-        found: dict[str, dict[int, Tensor]] = {module: {} for module in wanted}
-        lengths = [len(text.ids) for text in texts]
-        for rows in length_sorted(lengths, self._rows_per_pass):
-            ids = torch.zeros(len(rows), lengths[rows[0]], dtype=torch.long)
-            for line, row in enumerate(rows):
-                ids[line, : lengths[row]] = torch.tensor(texts[row].ids)
-            last = torch.tensor([lengths[row] - 1 for row in rows])
-            mask = (torch.arange(ids.shape[1])[None] <= last[:, None]).long()
-            with self.stage("keys"), capture(self.language_model, wanted, stop=True) as seen:
-                self.language_model(
-                    input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-                )
-            for module, lines in found.items():
-                read = seen[module][torch.arange(len(rows)), last].double()
-                lines.update(zip(rows, read, strict=True))
-        order = range(len(texts))
-        return {name: torch.stack([lines[row] for row in order]) for name, lines in found.items()}
+        with self.stage("keys"):
+            return read_last(self.view, texts, wanted, self._rows_per_pass)
 
     def info(self, targets: Targets, solutions: Sequence[Solution]) -> dict[str, Any]:
         """Return the figures that go into a delta's record."""

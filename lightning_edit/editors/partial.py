@@ -23,7 +23,7 @@ def read_only_at(view: ModelView, places: Int[Tensor, " m"]) -> Iterator[None]:
         places: The tokens, counted over all rows.
     """
     # A place may be read twice (answer and watched word), but is to be computed once.
-    places = places.unique()
+    places = torch.unique(places)
     last = view.blocks[-1]
     attended: list[bool] = []
     with ExitStack() as stack:
@@ -78,7 +78,7 @@ class _Some:
         if shape is None:
             return None
         whole = output.new_zeros(shape.numel(), *output.shape[2:])
-        return whole.index_copy_(0, self.places, output[0]).unflatten(0, shape)
+        return torch.unflatten(whole.index_copy_(0, self.places, output[0]), 0, shape)
 
 
 def _like(value: Any, shape: torch.Size) -> bool:

@@ -319,7 +319,7 @@ def _look(
     """Return the loss of every request still searching, and the watched log-probabilities."""
     own = delta[searching]
     logits = tail.logits(own[reads.row_request], reads.rows, reads.positions)
-    answers, watched = logits.split((len(reads.targets), len(reads.watched)))
+    answers, watched = torch.split(logits, [len(reads.targets), len(reads.watched)])
     nll = row_nll(answers, reads.targets, reads.answer_rows, len(reads.answer_request))
     zeros = nll.new_zeros(len(searching))
     per_request = zeros.index_add(0, reads.answer_request, torch.ones_like(nll))

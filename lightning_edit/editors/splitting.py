@@ -89,7 +89,9 @@ def _wanted(view: ModelView, block: int, site: Site) -> dict[str, Side]:
     parts = view.block(block)
     names = (parts.name, _below(view, block, site), *changed_modules(view, block, site))
     # The down-projection comes last: where it is the whole MLP (OPT), both its sides are wanted.
-    return dict.fromkeys(names, "output") | {parts.mlp_down: "both"}
+    wanted: dict[str, Side] = dict.fromkeys(names, "output")
+    wanted.pop(parts.mlp_down, None)
+    return wanted | {parts.mlp_down: "both"}
 
 
 def _below(view: ModelView, block: int, site: Site) -> str:

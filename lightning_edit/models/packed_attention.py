@@ -83,7 +83,7 @@ class Part:
     def apart(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
         """Give every text a row of its own; what is padding repeats its last token."""
         whole = row if self.even else row.index_select(1, self.slots)
-        return whole.unflatten(1, self.mask.shape[:2]).contiguous()
+        return torch.unflatten(whole, 1, self.mask.shape[:2]).contiguous()
 
     def together(self, apart: Float[Tensor, "h k t c"]) -> Float[Tensor, "h m c"]:
         """Put the tokens of the texts into one row."""
@@ -95,7 +95,8 @@ class Part:
         if self.even:
             return self.apart(row)
         whole = row.new_zeros(len(row), len(self.slots), row.shape[2])
-        return whole.index_copy_(1, self.places, row).unflatten(1, self.mask.shape[:2])
+        whole.index_copy_(1, self.places, row)
+        return torch.unflatten(whole, 1, self.mask.shape[:2])
 
 
 def attend(
@@ -186,4 +187,4 @@ class _Attend(torch.autograd.Function):
 
 def _cut(row: Float[Tensor, "h m c"], parts: Sequence[Part]) -> tuple[Tensor, ...]:
     """Return the tokens of every part."""
-    return torch.split(row, [len(part.places) for part in parts], dim=1)  # type: ignore[no-untyped-call]  # torch's is untyped
+    return torch.split(row, [len(part.places) for part in parts], dim=1)

@@ -76,8 +76,8 @@ class Pool:
         places, shape = index.flatten(), index.shape
         return {
             number: (
-                keys.index_select(1, places).unflatten(1, shape),
-                values.index_select(1, places).unflatten(1, shape),
+                torch.unflatten(keys.index_select(1, places), 1, shape),
+                torch.unflatten(values.index_select(1, places), 1, shape),
             )
             for number, (keys, values) in self.blocks.items()
         }
@@ -166,7 +166,7 @@ class Packing:
 
 def _alike(lengths: Int[Tensor, " r"]) -> list[Int[Tensor, " k"]]:
     """Part texts by their length, so that few parts hold little padding."""
-    kinds, counts = (one.tolist() for one in lengths.unique(return_counts=True))
+    kinds, counts = (one.tolist() for one in torch.unique(lengths, return_counts=True))
     while len(kinds) > _PARTS:
         padding = [
             count * (above - length)
