@@ -1,12 +1,8 @@
-"""Read what modules get or give at the last token of texts.
-
-Axis names: ``r`` -- texts; ``w`` -- width of what is read.
-"""
+"""Read what modules get or give at the last token of texts."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.editors.texts import Text
@@ -17,13 +13,11 @@ from lightning_edit.models.packed_pass import Piece, Row, led
 from lightning_edit.models.packing import NotPackableError
 from lightning_edit.models.view import ModelView
 
-_Found = dict[str, Float[Tensor, "r w"]]
-
 
 @torch.no_grad()
 def read_last(
     view: ModelView, texts: Sequence[Text], wanted: Mapping[str, Side], rows_per_pass: int
-) -> _Found:
+) -> dict[str, Tensor]:
     """Read several modules in one pass over texts.
 
     Args:
@@ -33,7 +27,7 @@ def read_last(
         rows_per_pass: Most texts in one pass; bounds memory, changes no result.
 
     Returns:
-        By module, one line a text, in float64.
+        By module, one line a text, (r, w), in float64.
     """
     try:
         return _in_one_row(view, texts, wanted, rows_per_pass)
@@ -43,7 +37,7 @@ def read_last(
 
 def _in_one_row(
     view: ModelView, texts: Sequence[Text], wanted: Mapping[str, Side], rows_per_pass: int
-) -> _Found:
+) -> dict[str, Tensor]:
     """Read where all texts stand in one row; what many begin with is run once."""
     names = [f"{block.name}." for block in view.blocks]
     top = max(names.index(name) for name in names for one in wanted if f"{one}.".startswith(name))
@@ -63,7 +57,7 @@ def _in_one_row(
 
 def _padded(
     view: ModelView, texts: Sequence[Text], wanted: Mapping[str, Side], rows_per_pass: int
-) -> _Found:
+) -> dict[str, Tensor]:
     """Read where every text has a row of its own."""
     device = view.embeddings.get_parameter("weight").device
     parts, order = [], []
@@ -78,7 +72,7 @@ def _padded(
     return _in_order(parts, order)
 
 
-def _in_order(parts: Sequence[_Found], order: Sequence[int]) -> _Found:
+def _in_order(parts: Sequence[dict[str, Tensor]], order: Sequence[int]) -> dict[str, Tensor]:
     """Join passes over some texts each, and bring the lines into the order of the texts."""
     places = torch.tensor(order).argsort()
     names = parts[0]

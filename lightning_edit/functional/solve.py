@@ -101,7 +101,6 @@ class Preserved:
         basis = None if basis is None else basis.double()
         if basis is not None:
             total = basis.mT @ total @ basis
-        total = (total + total.mT) / 2
         total.diagonal().add_(ridge)
         return cls(_cholesky(total, named), basis, ridge, named)
 
@@ -224,11 +223,13 @@ def _scaled(moment: Tensor | None, weight: float) -> Tensor | None:
 
 
 def _cholesky(matrix: Tensor, where: str) -> Tensor:
-    if not bool(torch.isfinite(matrix).all()):
-        raise SolveError(f"{where}: the system is not finite; check its statistics, {_REMEDY}")
+    """Return the lower factor; of the matrix only the lower triangle is read."""
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info):
+    # A number that is not finite comes down to the diagonal of its row.
+    if int(info) or not bool(torch.isfinite(factor.diagonal()).all()):
+        if not bool(torch.isfinite(matrix).all()):
+            raise SolveError(f"{where}: the system is not finite; check its statistics, {_REMEDY}")
         raise SolveError(
             f"{where}: the {len(matrix)} × {len(matrix)} system is not positive definite "
             f"(row {int(info)}); {_REMEDY}"
