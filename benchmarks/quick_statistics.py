@@ -50,7 +50,7 @@ EDITORS: dict[str, tuple[str, dict[str, Any]]] = {
     "AlphaEdit": ("AlphaEdit", {}),
 }
 
-#: Tokens and shrinkage by name; "in order" is what editors of the embedded model get by themselves.
+#: Tokens and shrinkage by name; "in order" is the beginning of the text, sorted by relation.
 VARIANTS: dict[str, tuple[int | None, Target | None]] = {
     "full": (None, None),
     "50k, in order": (50_000, None),
