@@ -22,10 +22,16 @@ from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 MODES = ("tf",)
 
 
-def edit(run: Path, count: int = 12, fail_at: str | None = None, **options: object) -> str:
+def edit(
+    run: Path,
+    count: int = 12,
+    fail_at: str | None = None,
+    wait_at: str | None = None,
+    **options: object,
+) -> str:
     """Run a stream of toy edits and return the final hash of the weights."""
     model = toy_model()
-    editor = ToyEditor(fail_at).bind(model, toy_tokenizer())
+    editor = ToyEditor(fail_at, wait_at).bind(model, toy_tokenizer())
     trainer = EditTrainer(logger=False, accelerator="cpu", enable_progress_bar=False)
     options = {"protocol": "sequential", "checkpoint_every": 3, "modes": MODES} | options
     trainer.edit(editor, ToyData(count), run=str(run), **options)
@@ -126,14 +132,19 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     assert (scores(tmp_path), (tmp_path / "ledger" / "journal.jsonl").read_bytes()) == before
 
 
-def _child(run: Path, resume: bool) -> None:
+def _child(run: Path, resume: bool, wait_at: str | None) -> None:
     # One thread: the child of a fork has none of its parent's.
     torch.set_num_threads(1)
-    edit(run, count=220, checkpoint_every=7, ckpt_path="last" if resume else None)
+    path = "last" if resume else None
+    edit(run, count=220, wait_at=wait_at, checkpoint_every=7, ckpt_path=path)
 
 
-def _start(run: Path, resume: bool) -> multiprocessing.process.BaseProcess:
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(run, resume))
+def _start(
+    run: Path, resume: bool, wait_at: str | None = None
+) -> multiprocessing.process.BaseProcess:
+    process = multiprocessing.get_context("fork").Process(
+        target=_child, args=(run, resume, wait_at)
+    )
     process.start()
     return process
 
@@ -169,7 +180,7 @@ def test_kill_and_resume_of_220_edits(tmp_path: Path, seed: int) -> None:
 @pytest.mark.slow
 def test_interrupt_and_resume(tmp_path: Path) -> None:
     whole = edit(tmp_path / "whole", count=220, checkpoint_every=7)
-    process = _start(tmp_path / "cut", resume=False)
+    process = _start(tmp_path / "cut", resume=False, wait_at="fact-100")
     _wait_for_lines(tmp_path / "cut", 60, process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)

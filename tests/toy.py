@@ -1,5 +1,6 @@
 """A language model, data and an editor small enough to edit hundreds of times in a second."""
 
+import time
 import zlib
 
 import torch
@@ -72,9 +73,10 @@ class ToyEditor(Editor):
 
     needs_subject = True
 
-    def __init__(self, fail_at: str | None = None) -> None:
+    def __init__(self, fail_at: str | None = None, wait_at: str | None = None) -> None:
         super().__init__()
         self.fail_at = fail_at
+        self.wait_at = wait_at  # a signal comes while this request is edited, if not before
         self.register_buffer("history", torch.zeros(16, dtype=torch.float64))
 
     @property
@@ -84,6 +86,8 @@ class ToyEditor(Editor):
     def edit(self, batch: EditBatch) -> Delta:
         if self.fail_at in batch.ids:
             raise RuntimeError("planted failure")
+        if self.wait_at in batch.ids:
+            time.sleep(60)
         d_out, d_in = weight(self.language_model, self.parameter).shape
         left, right = [], []
         for request in batch.requests:
