@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_edit.editors.splitting import split
 from lightning_edit.editors.tail import Site, Tail
 from lightning_edit.editors.texts import Text
-from lightning_edit.functional.losses import drift, row_nll
+from lightning_edit.functional.losses import drift, mean_by, row_nll
 from lightning_edit.models.view import ModelView
 
 Loss = Callable[[Tail, Sequence[Text], Tensor], Tensor]
@@ -320,22 +320,21 @@ def _look(
     own = delta[searching]
     logits = tail.logits(own[reads.row_request], reads.rows, reads.positions)
     answers, watched = torch.split(logits, [len(reads.targets), len(reads.watched)])
-    nll = row_nll(answers, reads.targets, reads.answer_rows, len(reads.answer_request))
-    zeros = nll.new_zeros(len(searching))
-    per_request = zeros.index_add(0, reads.answer_request, torch.ones_like(nll))
-    loss = zeros.index_add(0, reads.answer_request, nll) / per_request * weights[searching]
     now = torch.log_softmax(watched, dim=-1)
-    divergence = zeros
-    if len(reads.watched):
-        kl = drift(now, now.detach() if before is None else before)
-        divergence = objective.kl_factor * zeros.index_add(0, reads.watched, kl)
+    divergence = zeros = logits.new_zeros(len(searching))
+    if other is not None:
+        loss = other(logits)
+    else:
+        nll = row_nll(answers, reads.targets, reads.answer_rows, len(reads.answer_request))
+        loss = mean_by(nll, reads.answer_request, len(searching)) * weights[searching]
+        if len(reads.watched):
+            kl = drift(now, now.detach() if before is None else before)
+            divergence = objective.kl_factor * zeros.index_add(0, reads.watched, kl)
     decay = objective.weight_decay * (_norms(own, tail.parts) / norm[searching] ** 2).sum(1)
     certain = zeros > 0
     if objective.certainty != Certainty():
         wrong = (answers.detach().argmax(-1) != reads.targets).to(zeros.dtype)
         certain = zeros.index_add(0, reads.answer_request[reads.answer_rows], wrong) == 0
-    if other is not None:
-        loss, divergence = other(logits), zeros
     return _Seen(loss + divergence + decay, divergence.detach(), certain, now.detach())
 
 
