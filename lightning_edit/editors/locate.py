@@ -60,7 +60,7 @@ class LocateThenEdit(Editor, family=True):
             the model itself when the editor is bound.
         seed: Seed of the sampled templates.
         rows_per_pass: Most texts in one forward pass; bounds memory, changes no result. ``None``:
-            128 on a CPU, whose cache larger passes leave, else 1024.
+            on a CPU 32 (wide or deep models) to 256 (small ones), else 1024.
 
     Note:
         As in the authors' code and unlike the papers, the decay is linear in ‖δ‖, and the
@@ -225,7 +225,11 @@ class LocateThenEdit(Editor, family=True):
     def _rows_per_pass(self) -> int:
         if self.rows_per_pass is not None:
             return self.rows_per_pass
-        return 128 if self.language_model.device.type == "cpu" else 1024
+        if self.language_model.device.type != "cpu":
+            return 1024
+        # Wide models fill a processor with few rows, and keep much of each for the gradient.
+        width = self.view.embeddings.get_parameter("weight").shape[1]
+        return min(256, max(32, 2**19 // (width * self.view.num_blocks)))
 
     # ------------------------------------------------------------------------------------- pieces
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_edit.editors.entering import Entering
 from lightning_edit.editors.tail import (
     Site,
     Tail,
@@ -69,7 +70,8 @@ def _in_one_row(view: ModelView, texts: Sequence[Text], block: int, site: Site) 
         seen = row.read(view, wanted, block)
     starts = row.packing.starts
     tail = _tail(view, block, site, seen, tuples[0], row.inputs, starts, packing=row.packing)
-    return replace(tail, packing=row.packing.above(tail.constant_blocks))
+    entering = Entering.of(view, tail.constant_blocks) if tail.site == "block" else Entering()
+    return replace(tail, packing=row.packing.above(tail.constant_blocks), entering=entering)
 
 
 def _padded(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tail:

@@ -15,13 +15,14 @@ words; ``w`` -- width of the site: d, or 2d where vectors for attention and MLP 
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_edit.editors.entering import Entering
 from lightning_edit.editors.partial import read_only_at
 from lightning_edit.models.hooks import (
     replace_output,
@@ -55,6 +56,8 @@ class Tail:
         past: The model's cache of the tokens before s; ``None`` where there are none or
             ``packing`` holds them.
         packing: Which tokens belong to which text, where they stand in one row.
+        entering: What the first running block's layers give for tokens that never change; of texts
+            in one row.
     """
 
     view: ModelView
@@ -69,6 +72,7 @@ class Tail:
     tuples: bool
     past: Any = None
     packing: Packing | None = None
+    entering: Entering = field(default_factory=Entering)
 
     @property
     def constant_blocks(self) -> int:
@@ -118,6 +122,7 @@ class Tail:
         if self.packing is None:
             return self.view.model(**self.inputs, **cache_arguments(self.past))
         ran = stack.enter_context(attending(self.view, self.packing))
+        stack.enter_context(self.entering.running(self.starts, ran))
         output = self.view.model(**self.inputs, use_cache=False)
         if ran != list(range(self.constant_blocks, self.view.num_blocks)):
             raise NotPackableError
@@ -133,13 +138,14 @@ class Tail:
 
     def select(self, rows: Int[Tensor, " r"]) -> "Tail":
         """Return the tail of some texts only."""
-        past, packing = None, None
+        past, packing, entering = None, None, self.entering
         if self.packing is not None:
             packing = self.packing.select(rows)
             tokens = packing.tokens(self.starts[rows])
             inputs = {name: value[:, tokens] for name, value in self.inputs.items()}
             hidden = None if self.hidden is None else self.hidden[:, tokens]
             starts = packing.starts
+            entering = self.entering.select(tokens)
         else:
             inputs = {name: value[rows] for name, value in self.inputs.items()}
             hidden = None if self.hidden is None else self.hidden[rows]
@@ -160,6 +166,7 @@ class Tail:
             keys=self.keys[rows],
             values=self.values[rows],
             packing=packing,
+            entering=entering,
         )
 
 

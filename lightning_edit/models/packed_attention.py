@@ -1,7 +1,8 @@
 """Attention over texts of unequal length that stand in one row, with its gradient.
 
 A text brings few queries and few keys, where a product of small matrices is faster than a fused
-kernel, and what stays the same needs no gradient: the keys and values of earlier tokens.
+kernel, and what stays the same needs no gradient: the keys and values of earlier tokens. They lie
+in front of the text's own, which every pass writes anew behind them.
 
 Axis names: ``k`` -- texts of a part; ``m`` -- tokens of a row; ``t`` -- most tokens of a text;
 ``p`` -- most tokens of a text in the cache; ``h`` -- heads of the queries; ``g`` -- how many of
@@ -27,8 +28,8 @@ class Part:
         numbers: The texts.
         lengths: Tokens of each in the row, where they follow each other.
         before: Which places of ``past`` are tokens of the text.
-        past: Keys and values of the tokens before, (j, k, p, c) and (j, k, p, e), by number of the
-            block.
+        past: Keys and values of the tokens before, with room for the text's own behind them,
+            (j, k, p + t, c) and (j, k, p + t, e), by number of the block.
         slots: Place in the part of every token of the texts, padded right by the text's last one.
         places: Place among the padded texts of every token of the part.
         mask: What is added to the attention scores.
@@ -51,7 +52,15 @@ class Part:
         past: Mapping[int, tuple[Tensor, Tensor]],
         dtype: torch.dtype,
     ) -> "Part":
-        """Lay texts out; arguments as of the class, ``dtype`` is that of the hidden states."""
+        """Lay texts out.
+
+        Args:
+            numbers: As of the class.
+            lengths: As of the class.
+            before: As of the class.
+            past: As of the class, with anything finite where the room is.
+            dtype: Type of the hidden states.
+        """
         longest = int(lengths.max())
         steps = torch.arange(longest, device=lengths.device)
         starts = lengths.cumsum(0) - lengths
@@ -65,10 +74,18 @@ class Part:
 
     def select(self, numbers: Int[Tensor, " n"], rows: Int[Tensor, " n"]) -> "Part":
         """Return some of the texts, some maybe several times, under new numbers."""
+        lengths = self.lengths[rows]
+        size = self.before.shape[1] + int(lengths.max())
         past = {
-            block: (keys[:, rows], values[:, rows]) for block, (keys, values) in self.past.items()
+            block: (keys[:, rows, :size], values[:, rows, :size])
+            for block, (keys, values) in self.past.items()
         }
-        return Part.of(numbers, self.lengths[rows], self.before[rows], past, self.mask.dtype)
+        return Part.of(numbers, lengths, self.before[rows], past, self.mask.dtype)
+
+    @property
+    def size(self) -> int:
+        """Tokens m of the texts."""
+        return len(self.places)
 
     @property
     def longest(self) -> int:
@@ -81,22 +98,36 @@ class Part:
         return len(self.slots) == len(self.places)
 
     def apart(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
-        """Give every text a row of its own; what is padding repeats its last token."""
+        """Give every text a line of its own; what is padding repeats its last token."""
         whole = row if self.even else row.index_select(1, self.slots)
         return torch.unflatten(whole, 1, self.mask.shape[:2]).contiguous()
 
-    def together(self, apart: Float[Tensor, "h k t c"]) -> Float[Tensor, "h m c"]:
-        """Put the tokens of the texts into one row."""
-        row = apart.flatten(1, 2)
-        return row if self.even else row.index_select(1, self.places)
-
     def padded(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
-        """Give every text a row of its own; padding is zero."""
+        """Give every text a line of its own; padding is zero."""
         if self.even:
             return self.apart(row)
         whole = row.new_zeros(len(row), len(self.slots), row.shape[2])
         whole.index_copy_(1, self.places, row)
         return torch.unflatten(whole, 1, self.mask.shape[:2])
+
+    def put(self, apart: Float[Tensor, "h k t c"], row: Float[Tensor, "h m c"]) -> None:
+        """Write the tokens of the texts into one row."""
+        found = apart.flatten(1, 2)
+        row.copy_(found if self.even else found.index_select(1, self.places))
+
+    def keys_and_values(
+        self, block: int, key: Float[Tensor, "j m c"], value: Float[Tensor, "j m e"]
+    ) -> tuple[Float[Tensor, "j k keys c"], Float[Tensor, "j k keys e"]]:
+        """Return those of the tokens before, and of the texts' own behind them.
+
+        They are good until the next call: the room behind ``past`` is written again.
+        """
+        own = self.apart(key), self.apart(value)
+        if block not in self.past:
+            return own
+        for kept, new in zip(self.past[block], own, strict=True):
+            kept[:, :, -self.longest :].copy_(new)
+        return self.past[block]
 
 
 def attend(
@@ -109,6 +140,9 @@ def attend(
 ) -> Float[Tensor, "1 m h e"]:
     """Return softmax(scaling · q kᵀ) v of every text, over its own tokens and those before.
 
+    Between a call and its gradient there must be no other call with the same block and parts;
+    autograd refuses the gradient where there was one.
+
     Args:
         parts: The texts of the row.
         block: Number of the block, for the tokens before.
@@ -119,7 +153,7 @@ def attend(
     """
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     output: Tensor = _Attend.apply(query[0], key[0], value[0], parts, block, factor)  # type: ignore[no-untyped-call]  # torch's is untyped
-    return output.transpose(0, 1)[None]
+    return output[None]
 
 
 class _Attend(torch.autograd.Function):
@@ -134,57 +168,67 @@ class _Attend(torch.autograd.Function):
         parts: Sequence[Part],
         block: int,
         scaling: float,
-    ) -> Float[Tensor, "h m e"]:
-        ctx.parts, ctx.scaling, ctx.block = parts, scaling, block
-        kept, rows = [], []
-        for part, *cut in zip(
-            parts, *(_cut(row, parts) for row in (query, key, value)), strict=True
-        ):
-            # The heads that share keys stand beside them: (j, g, k, t, c).
-            queries = (part.apart(cut[0]) * scaling).unflatten(0, (len(key), -1))
-            keys, values = (part.apart(row)[:, None] for row in cut[1:])
+    ) -> Float[Tensor, "m h e"]:
+        ctx.parts, ctx.scaling = parts, scaling
+        kept = []
+        found = query.new_empty(query.shape[1], len(query), value.shape[2])
+        rows = (query, key, value, found.transpose(0, 1))
+        cuts = zip(parts, *(_cut(row, parts) for row in rows), strict=True)
+        for part, own_query, own_key, own_value, row in cuts:
+            keys, values = part.keys_and_values(block, own_key, own_value)
+            queries = _shared(part.apart(own_query), len(key)) * scaling
             scores = queries @ keys.mT
-            old = part.past.get(block)
-            if old is not None:
-                scores = torch.cat([queries @ old[0][:, None].mT, scores], dim=-1)
-            scores += part.mask
+            torch.unflatten(scores, 2, (-1, part.longest)).add_(part.mask[:, None])
             wide = torch.promote_types(scores.dtype, torch.float32)
             weights = scores.softmax(-1, dtype=wide).to(scores.dtype)
-            output = weights[..., -part.longest :] @ values
-            if old is not None:
-                output += weights[..., : -part.longest] @ old[1][:, None]
-            rows.append(part.together(output.flatten(0, 1)))
+            part.put(_apart(weights @ values, part.longest), row)
             kept += [queries, keys, values, weights]
         ctx.save_for_backward(*kept)
-        return torch.cat(rows, dim=1)
+        return found
 
     @staticmethod
-    def backward(ctx: Any, gradient: Float[Tensor, "h m e"]) -> tuple[Tensor | None, ...]:
-        saved, found = ctx.saved_tensors, []
-        for number, (part, row) in enumerate(
-            zip(ctx.parts, _cut(gradient, ctx.parts), strict=True)
-        ):
-            queries, keys, values, weights = saved[4 * number : 4 * number + 4]
-            above = part.padded(row).unflatten(0, queries.shape[:2])
-            own = slice(-part.longest, None)
-            by_values = (weights[..., own].mT @ above).sum(1)
-            by_weights = above @ values.mT
-            old = part.past.get(ctx.block)
-            if old is not None:
-                by_weights = torch.cat([above @ old[1][:, None].mT, by_weights], dim=-1)
-            by_scores = torch.ops.aten._softmax_backward_data(
-                by_weights, weights, -1, by_weights.dtype
+    def backward(ctx: Any, gradient: Float[Tensor, "m h e"]) -> tuple[Tensor | None, ...]:
+        saved, parts = ctx.saved_tensors, ctx.parts
+        shared, width = len(saved[0]), saved[0].shape[3]
+        # Memory in the order of the tokens, as the model had them.
+        found = [
+            gradient.new_empty(len(gradient), count, size).transpose(0, 1)
+            for count, size in (
+                (gradient.shape[1], width),
+                (shared, width),
+                (shared, gradient.shape[2]),
             )
-            by_keys = (by_scores[..., own].mT @ queries).sum(1)
-            by_queries = by_scores[..., own] @ keys
-            if old is not None:
-                by_queries += by_scores[..., : -part.longest] @ old[0][:, None]
-            by_queries = by_queries.mul_(ctx.scaling).flatten(0, 1)
-            found.append([part.together(one) for one in (by_queries, by_keys, by_values)])
-        by_query, by_key, by_value = (torch.cat(rows, dim=1) for rows in zip(*found, strict=True))
-        return by_query, by_key, by_value, None, None, None
+        ]
+        rows = (gradient.transpose(0, 1), *found)
+        cuts = zip(parts, *(_cut(row, parts) for row in rows), strict=True)
+        for number, (part, row, query, key, value) in enumerate(cuts):
+            queries, keys, values, weights = saved[4 * number : 4 * number + 4]
+            above = _shared(part.padded(row), shared)
+            own = slice(-part.longest, None)
+            part.put(weights[..., own].mT @ above, value)
+            by_scores = torch.ops.aten._softmax_backward_data(
+                above @ values.mT, weights, -1, weights.dtype
+            )
+            part.put(by_scores[..., own].mT @ queries, key)
+            by_queries = (by_scores @ keys).mul_(ctx.scaling)
+            part.put(_apart(by_queries, part.longest), query)
+        return *found, None, None, None
+
+
+def _shared(apart: Float[Tensor, "h k t c"], heads: int) -> Float[Tensor, "j k gt c"]:
+    """Put the queries that share a head of the keys behind each other."""
+    if len(apart) == heads:
+        return apart
+    return torch.unflatten(apart, 0, (heads, -1)).transpose(1, 2).flatten(2, 3)
+
+
+def _apart(shared: Float[Tensor, "j k gt c"], longest: int) -> Float[Tensor, "h k t c"]:
+    """Undo :func:`_shared`."""
+    if shared.shape[2] == longest:
+        return shared
+    return torch.unflatten(shared, 2, (-1, longest)).transpose(1, 2).flatten(0, 1)
 
 
 def _cut(row: Float[Tensor, "h m c"], parts: Sequence[Part]) -> tuple[Tensor, ...]:
     """Return the tokens of every part."""
-    return torch.split(row, [len(part.places) for part in parts], dim=1)
+    return torch.split(row, [part.size for part in parts], dim=1)

@@ -31,6 +31,8 @@ _OWN = "sdpa"
 _MORE = ("position_bias", "cache", "softcap", "s_aux")
 #: Most parts that a row is cut into.
 _PARTS = 4
+#: So much padding costs less than a further part.
+_PADDING = 200
 
 
 class NotPackableError(Exception):
@@ -113,7 +115,9 @@ class Packing:
         for rows in _alike(lengths):
             listed = [earlier[row] for row in rows.tolist()]
             width = max(map(len, listed))
-            padded = [[0] * (width - len(one)) + list(one) for one in listed]
+            # Room for the texts' own tokens is filled with any of the pool's.
+            room = [0] * int(lengths[rows].max())
+            padded = [[0] * (width - len(one)) + list(one) + room for one in listed]
             index = torch.tensor(padded, dtype=torch.long, device=lengths.device)
             counts = torch.tensor([[len(one)] for one in listed], device=lengths.device)
             before = torch.arange(width, device=lengths.device) >= width - counts
@@ -167,12 +171,14 @@ class Packing:
 def _alike(lengths: Int[Tensor, " r"]) -> list[Int[Tensor, " k"]]:
     """Part texts by their length, so that few parts hold little padding."""
     kinds, counts = (one.tolist() for one in torch.unique(lengths, return_counts=True))
-    while len(kinds) > _PARTS:
+    while len(kinds) > 1:
         padding = [
             count * (above - length)
             for count, length, above in zip(counts, kinds, kinds[1:], strict=False)
         ]
         least = padding.index(min(padding))
+        if len(kinds) <= _PARTS and padding[least] > _PADDING:
+            break
         del kinds[least]
         counts[least : least + 2] = [sum(counts[least : least + 2])]
     numbers = torch.bucketize(lengths, torch.tensor(kinds, device=lengths.device))
@@ -181,7 +187,9 @@ def _alike(lengths: Int[Tensor, " r"]) -> list[Int[Tensor, " k"]]:
 
 @contextmanager
 def attending(
-    view: ModelView, packing: Packing, kept: dict[int, tuple[Tensor, Tensor]] | None = None
+    view: ModelView,
+    packing: Packing,
+    kept: dict[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Iterator[list[int]]:
     """Let the model's attention treat one row as the texts that it is made of.
 

@@ -4,8 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_edit.editors.search import Objective, search_targets
+from lightning_edit.editors.splitting import split
 from lightning_edit.editors.texts import Text, essence_texts, merge_watched, rewriting_texts
 from lightning_edit.encoding import encode_batch
 from lightning_edit.models.view import resolve
@@ -91,3 +93,27 @@ def test_a_watched_beginning_is_not_computed_twice() -> None:
 def test_impossible_objectives_are_refused() -> None:
     with pytest.raises(ValueError, match="steps >= 1"):
         Objective(0, 0.5, 0.0, 0.0, 1.0, 0.05)
+
+
+def test_in_front_of_the_first_attention_only_what_changes_runs() -> None:
+    view = resolve(TINY["llama"]().requires_grad_(False))
+    _, texts, _ = material(build_tokenizer(bos=True), "subject_last")
+    tail = split(view, texts, 0, "block")
+    nothing = torch.empty(0, dtype=torch.long)
+    added = torch.randn(2, len(texts), tail.initial.shape[1])
+    seen: list[int] = []
+    layer = view.model.get_submodule(view.block(1).attention_out.replace("o_proj", "k_proj"))
+    with torch.no_grad():
+        handle = layer.register_forward_hook(lambda *call: seen.append(call[2].shape[1]))
+        places = torch.arange(len(texts)), torch.zeros(len(texts), dtype=torch.long)
+        first = [tail.logits(one, *places) for one in added]
+        again = [tail.logits(one, *places) for one in added]
+        some = tail.select(torch.tensor([3, 1]))
+        few = some.logits(added[0, [3, 1]], torch.arange(2), places[1][:2])
+        tail.select(torch.tensor([0])).logits(added[0, :1], nothing, nothing)
+        handle.remove()
+    tokens = tail.inputs["input_ids"].shape[1]
+    assert tokens > len(texts)
+    assert seen == [tokens, *3 * [len(texts)], 2, 1]
+    torch.testing.assert_close(again, first)
+    torch.testing.assert_close(few, first[0][[3, 1]])

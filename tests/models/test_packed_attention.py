@@ -19,9 +19,15 @@ def some(heads: int, tokens: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("scaling", [None, 0.3])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["own-keys", "shared-keys"])
 @pytest.mark.parametrize("sizes", [EVEN, UNEVEN, [(0, 3), (0, 2)]], ids=["even", "uneven", "bare"])
+@pytest.mark.parametrize("padding", [0, 200], ids=["parts", "one-part"])
 def test_equals_attention_to_each_text(
-    sizes: list[tuple[int, int]], heads: tuple[int, int], scaling: float | None
+    sizes: list[tuple[int, int]],
+    heads: tuple[int, int],
+    scaling: float | None,
+    padding: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("lightning_edit.models.packing._PADDING", padding)
     before, lengths = (list(column) for column in zip(*sizes, strict=True))
     starts = [sum(before[:number]) for number in range(len(sizes))]
     pool = Pool({0: (some(heads[1], sum(before), 1), some(heads[1], sum(before), 2))}, sum(before))
@@ -51,14 +57,35 @@ def test_equals_attention_to_each_text(
             torch.testing.assert_close(one[:, :, own], other[:, :, own])
 
 
-def test_lengths_without_padding_get_parts_of_their_own() -> None:
-    packing = Packing.of(torch.tensor([2, 7, 2, 7]), [()] * 4, Pool({}, 0), torch.float32)
-    assert [part.numbers.tolist() for part in packing.parts] == [[0, 2], [1, 3]]
+def test_padding_that_costs_more_than_a_part_is_avoided() -> None:
+    lengths = torch.tensor([2, 7] * 60)
+    packing = Packing.of(lengths, [()] * 120, Pool({}, 0), torch.float32)
+    assert [part.numbers.tolist() for part in packing.parts] == [
+        list(range(0, 120, 2)),
+        list(range(1, 120, 2)),
+    ]
     assert all(part.even for part in packing.parts)
 
 
+def test_a_few_texts_share_one_part() -> None:
+    packing = Packing.of(torch.tensor([2, 7, 2, 7]), [()] * 4, Pool({}, 0), torch.float32)
+    (part,) = packing.parts
+    assert part.size == 18
+    assert not part.even
+
+
 def test_many_lengths_share_few_parts_with_little_padding() -> None:
-    lengths = torch.tensor([1, 2, 9, 10, 11, 30])
-    packing = Packing.of(lengths, [()] * 6, Pool({}, 0), torch.float32)
-    padding = sum(len(part.slots) - len(part.places) for part in packing.parts)
-    assert (len(packing.parts), padding) == (4, 2)
+    lengths = torch.tensor([1, 2, 30, 31, 60, 90, 120]).repeat_interleave(20)
+    packing = Packing.of(lengths, [()] * 140, Pool({}, 0), torch.float32)
+    padding = sum(len(part.slots) - part.size for part in packing.parts)
+    assert (len(packing.parts), padding) == (4, 20 * (1 + 1 + 30))
+
+
+def test_a_gradient_after_another_pass_is_refused() -> None:
+    pool = Pool({0: (some(2, 3, 1), some(2, 3, 2))}, 3)
+    packing = Packing.of(torch.tensor([2]), [range(3)], pool, torch.float64)
+    row = [some(2, 2, 3)[None].requires_grad_() for _ in range(3)]
+    first = attend(packing.parts, 0, *row, None)
+    attend(packing.parts, 0, *row, None)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        first.sum().backward()
