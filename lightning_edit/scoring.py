@@ -1,26 +1,23 @@
 """A language model in, the outcome of every probe out.
 
-Outcomes depend neither on the batch size nor on the tokenizer's padding side: rows are padded here,
-and each row's token limit is its own.
+Outcomes depend neither on the batch size nor on the tokenizer's padding side, and each row's token
+limit is its own.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_edit.baseline import Baseline
 from lightning_edit.continuing import LIMIT_STEP, Begun, Continuing, Ids, Prompt, follow
 from lightning_edit.exceptions import DataError
-from lightning_edit.functional.padding import pad, prediction_places
-from lightning_edit.functional.scores import token_scores
-from lightning_edit.functional.tokens import encode_pair, encode_prompt, length_sorted
-from lightning_edit.models.hooks import select_head_positions
+from lightning_edit.forcing import Forcing, Row
+from lightning_edit.functional.tokens import encode_pairs, encode_prompts
 from lightning_edit.records import AnswerScore, ProbeScore, ScoredProbe, compare, probes_of
 from lightning_edit.types import EditRequest, Mode
 
@@ -36,23 +33,10 @@ __all__ = [
     "probes_of",
 ]
 
-#: What the model reads before an answer, and the answer.
-Row = tuple[Ids, Ids]
-#: Row numbers and positions at which the model's choice is read.
-Places = tuple[Tensor, Tensor]
 #: Tokens a model may generate beyond the longest accepted answer, e.g. "the city of" before it.
 _SLACK = 8
 #: Rows from which what follows an answer is guessed.
 _SAMPLE = 16
-
-
-@dataclass(frozen=True)
-class _Forced:
-    """The model's choices along an answer, their losses, and the choices with the one behind it."""
-
-    best: Ids
-    nlls: tuple[float, ...]
-    chosen: Ids
 
 
 @contextmanager
@@ -120,24 +104,30 @@ class Scorer:
         Raises:
             DataError: If a text cannot be tokenised or does not fit into the model.
         """
-        pairs = {
-            (item.probe.prompt, text): self._pair(item, text)
-            for item in probes
-            for text in _texts(item)
-        }
-        prompts = [self._prompt(item, pairs) for item in probes]
+        own = self._prompt_ids(probes) if self._two_stacks or "gen" in self.modes else {}
+        pairs = self._pairs(probes, own)
+        prompts = [self._prompt(item, own, pairs) if own else None for item in probes]
         writer = Continuing(self.model, self.tokenizer, self.batch_size, self._room)
+        force = Forcing(self.model, self.batch_size)
         # A forced pass tells how a continuation begins, where both read the same prompt.
         tells = "gen" in self.modes and not self._two_stacks and writer.is_plain
-        first = {pairs[item.probe.prompt, item.probe.answers[0]] for item in probes}
+        # Where it does not say the first answer, it often says the one that should lose.
+        first = {
+            pairs[item.probe.prompt, text]
+            for item in probes
+            for text in (item.probe.answers[0], item.contrast)
+            if text is not None
+        }
         with evaluating(self.model):
-            ahead = dict.fromkeys(first, self._usual_end(first, writer)) if tells else {}
+            end = self._usual_end(first, force, writer.ends) if tells else ()
+            ahead = dict.fromkeys(first, end) if tells else {}
             rows = set(pairs.values()) if "tf" in self.modes else set(ahead)
-            forced = self._force(rows, ahead)
-            texts = {}
+            forced = force(rows, ahead)
+            texts: dict[Prompt, str] = {}
             if "gen" in self.modes:
-                told = {(row[0], row[1] + end): forced[row].chosen for row, end in ahead.items()}
-                texts = writer.texts(_known(writer, set(prompts), told))
+                told = {(row[0], row[1] + end): forced[row].chosen for row in ahead}
+                asked = {prompt for prompt in prompts if prompt is not None}
+                texts = writer.texts(_known(writer, asked, told))
         if "tf" not in self.modes:
             forced = {}
         scores = []
@@ -156,7 +146,7 @@ class Scorer:
                     expect=item.probe.expect,
                     forced=tuple(answers[text] for text in item.probe.answers if text in answers),
                     contrast=None if item.contrast is None else answers.get(item.contrast),
-                    generated=texts.get(prompt),
+                    generated=None if prompt is None else texts.get(prompt),
                     case=item.case,
                     group=item.probe.group,
                 )
@@ -181,23 +171,38 @@ class Scorer:
     def _two_stacks(self) -> bool:
         return bool(self.model.config.is_encoder_decoder)
 
-    def _prompt_ids(self, prompt: str) -> Ids:
-        ids = encode_prompt(self.tokenizer, prompt.rstrip())
+    def _prompt_ids(self, probes: Sequence[ScoredProbe]) -> dict[str, Ids]:
+        """Return the tokens of each prompt by itself."""
+        prompts = list(dict.fromkeys(item.probe.prompt for item in probes))
+        listed = encode_prompts(self.tokenizer, [prompt.rstrip() for prompt in prompts])
         # An encoder expects the closing token; a decoder would take it for the end of the text.
-        if not self._two_stacks and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-            ids = ids[:-1]
-        return tuple(ids)
+        end = None if self._two_stacks else self.tokenizer.eos_token_id
+        return {
+            prompt: tuple(ids[:-1] if len(ids) > 1 and ids[-1] == end else ids)
+            for prompt, ids in zip(prompts, listed, strict=True)
+        }
 
-    def _pair(self, item: ScoredProbe, text: str) -> Row:
-        """Return what the model reads before an answer, and the answer."""
-        try:
-            context, answer = encode_pair(self.tokenizer, item.probe.prompt, text)
-        except ValueError as error:
-            raise DataError(f"request {item.edit_id}: {error}") from error
-        if self._two_stacks:
-            return self._prompt_ids(item.probe.prompt), tuple(answer)
-        self._check_room(item, len(context), len(answer))
-        return tuple(context), tuple(answer)
+    def _pairs(
+        self, probes: Sequence[ScoredProbe], own: Mapping[str, Ids]
+    ) -> dict[tuple[str, str], Row]:
+        """Return what the model reads before each answer, and the answer."""
+        asked: dict[tuple[str, str], ScoredProbe] = {}
+        for item in probes:
+            for text in _texts(item):
+                asked.setdefault((item.probe.prompt, text), item)
+        found = encode_pairs(self.tokenizer, list(asked))
+        pairs = {}
+        for pair, item in asked.items():
+            try:
+                context, answer = next(found)
+            except ValueError as error:
+                raise DataError(f"request {item.edit_id}: {error}") from error
+            if self._two_stacks:
+                pairs[pair] = own[item.probe.prompt], tuple(answer)
+            else:
+                self._check_room(item, len(context), len(answer))
+                pairs[pair] = tuple(context), tuple(answer)
+        return pairs
 
     def _check_room(self, item: ScoredProbe, context: int, answer: int) -> None:
         if context == 0:
@@ -219,9 +224,11 @@ class Scorer:
             return None
         return getattr(self.model.config, "max_position_embeddings", None)
 
-    def _prompt(self, item: ScoredProbe, pairs: Mapping[tuple[str, str], Row]) -> tuple[Ids, int]:
+    def _prompt(
+        self, item: ScoredProbe, own: Mapping[str, Ids], pairs: Mapping[tuple[str, str], Row]
+    ) -> Prompt:
         """Return what a continuation starts from, and how many tokens it may have."""
-        prompt = self._prompt_ids(item.probe.prompt)
+        prompt = own[item.probe.prompt]
         longest = max(len(pairs[item.probe.prompt, text][1]) for text in item.probe.answers)
         limit = self.max_new_tokens or -(-(longest + _SLACK) // LIMIT_STEP) * LIMIT_STEP
         if self._room is not None:
@@ -230,76 +237,20 @@ class Scorer:
 
     # ---------------------------------------------------------------------------------- running
 
-    @property
-    def _device(self) -> torch.device:
-        # A model that is spread over devices takes its ids where the embedding lies.
-        weight: Tensor = self.model.get_input_embeddings().weight
-        return weight.device
-
-    def _usual_end(self, rows: Set[Row], writer: Continuing) -> Ids:
+    def _usual_end(self, rows: Set[Row], force: Forcing, ends: Sequence[int]) -> Ids:
         """Return what the model likes to write behind an answer, such as a full stop.
 
         It is only a guess that the forced pass then checks; it is made once, from a few rows.
         """
         if self._end is None and len(rows) >= _SAMPLE:
             some = dict.fromkeys(sorted(rows)[:: len(rows) // _SAMPLE], ())
-            seen = self._force(set(some), some)
+            seen = force(some, some)
             behind = Counter(
                 one.chosen[-1] for row, one in seen.items() if one.best == row[1]
             ).most_common(1)
             token = behind[0][0] if behind else None
-            self._end = () if token is None or token in writer.ends else (token,)
+            self._end = () if token is None or token in ends else (token,)
         return self._end or ()
-
-    def _force(self, rows: Set[Row], ahead: Mapping[Row, Ids]) -> dict[Row, _Forced]:
-        """Return the model's choices along each row's answer.
-
-        Of some rows also behind it and along what is guessed to follow: ``ahead`` has the guess.
-        """
-        # An encoder reads the whole prompt; a decoder's row holds what a shorter row would compute.
-        groups = {row: [row] for row in sorted(rows)} if self._two_stacks else _merged(rows, ahead)
-        hosts = list(groups)
-        lengths = [len(context) + len(answer) for context, answer in hosts]
-        outcome = {}
-        for numbers in length_sorted(lengths, self.batch_size):
-            batch = [hosts[number] for number in numbers]
-            read = [(line, row) for line, host in enumerate(batch) for row in groups[host]]
-            inputs, places = (
-                self._two_inputs(batch) if self._two_stacks else _one_input(batch, read, ahead)
-            )
-            inputs = {name: value.to(self._device) for name, value in inputs.items()}
-            index = (places[0].to(self._device), places[1].to(self._device))
-            with select_head_positions(self.model, index):
-                logits = self.model(**inputs, use_cache=False).logits.squeeze(1)
-            # Behind an answer no token is expected; the loss that 0 would have is not kept.
-            tokens = [(*row[1], *ahead[row], 0) if row in ahead else row[1] for _, row in read]
-            targets = torch.tensor([token for answer in tokens for token in answer])
-            nll, best = token_scores(logits, targets.to(logits.device))
-            all_nll, all_best = iter(nll.tolist()), iter(best.tolist())
-            for _, row in read:
-                size = _read(row, ahead)
-                chosen, nlls = tuple(islice(all_best, size)), tuple(islice(all_nll, size))
-                outcome[row] = _Forced(chosen[: len(row[1])], nlls[: len(row[1])], chosen)
-        return outcome
-
-    def _two_inputs(self, batch: Sequence[Row]) -> tuple[dict[str, Tensor], Places]:
-        """Prompts for the encoder; the decoder gets each answer, shifted behind its start token."""
-        settings = self.model.generation_config
-        start = [self.model.config.decoder_start_token_id]
-        if settings.forced_bos_token_id is not None:
-            start.append(settings.forced_bos_token_id)
-        decoder = [(*start, *answer[:-1]) for _, answer in batch]
-        ids, mask = pad([context for context, _ in batch])
-        decoder_ids, decoder_mask = pad(decoder)
-        lengths = [len(answer) for _, answer in batch]
-        places = prediction_places([len(start)] * len(batch), lengths)
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "decoder_input_ids": decoder_ids,
-            "decoder_attention_mask": decoder_mask,
-        }
-        return inputs, places
 
 
 def evaluate(
@@ -337,43 +288,3 @@ def _known(
         if len(tokens) > len(told.get(context, ())):
             told[context] = tokens
     return {(prompt, limit): writer.begun(told.get(prompt, ()), limit) for prompt, limit in prompts}
-
-
-def _input(row: Row, ahead: Mapping[Row, Ids]) -> Ids:
-    """Return the tokens a decoder reads; an answer's last one only to look behind it."""
-    return (*row[0], *row[1], *ahead[row]) if row in ahead else (*row[0], *row[1][:-1])
-
-
-def _read(row: Row, ahead: Mapping[Row, Ids]) -> int:
-    """Return at how many positions a row is read."""
-    return len(row[1]) + (1 + len(ahead[row]) if row in ahead else 0)
-
-
-def _merged(rows: Iterable[Row], ahead: Mapping[Row, Ids]) -> dict[Row, list[Row]]:
-    """Group rows whose tokens are the beginning of another's: attention looks back only.
-
-    Returns:
-        By the longest row of a group, all rows that are read in it.
-    """
-    groups: dict[Row, list[Row]] = {}
-    host: Row | None = None
-    # In the order of their tokens a row stands right before those that go on from it.
-    inputs = {row: _input(row, ahead) for row in rows}
-    for row in sorted(rows, key=lambda row: inputs[row], reverse=True):
-        if host is None or inputs[host][: len(inputs[row])] != inputs[row]:
-            host = row
-        groups.setdefault(host, []).append(row)
-    return groups
-
-
-def _one_input(
-    batch: Sequence[Row], read: Sequence[tuple[int, Row]], ahead: Mapping[Row, Ids]
-) -> tuple[dict[str, Tensor], Places]:
-    """Prompt and answer in one row; right padding is right for every family of models."""
-    ids, mask = pad([_input(row, ahead) for row in batch])
-    numbers, positions = prediction_places(
-        [len(context) for _, (context, _) in read],
-        [_read(row, ahead) for _, row in read],
-    )
-    lines = torch.tensor([line for line, _ in read])[numbers]
-    return {"input_ids": ids, "attention_mask": mask}, (lines, positions)

@@ -6,7 +6,8 @@ that
 the model never sees in running text.
 """
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -15,23 +16,37 @@ class Tokenizer(Protocol):
 
     is_fast: bool
 
-    def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+    def __call__(self, text: str | list[str], **options: object) -> dict[str, Any]:
         """Return ``input_ids`` and, when asked for, ``offset_mapping``."""
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+Encoded = tuple[list[int], list[tuple[int, int]]]
+"""A text's ids, and the characters that each covers."""
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
     if not tokenizer.is_fast:
         raise TypeError(
             f"{type(tokenizer).__name__} is a slow tokenizer without character offsets; "
             "load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
         )
-    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]  # type: ignore[arg-type, misc]  # offsets are pairs
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
+    return [
+        (list(ids), [tuple(pair) for pair in offsets])
+        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of prompts with the special tokens that the tokenizer adds (a BOS)."""
+    return list(tokenizer(list(prompts), verbose=False)["input_ids"]) if prompts else []
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Return a prompt's ids with the special tokens that the tokenizer adds (a BOS)."""
-    return list(tokenizer(prompt, verbose=False)["input_ids"])
+    return encode_prompts(tokenizer, [prompt])[0]
 
 
 def encode_pair(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], list[int]]:
@@ -51,9 +66,32 @@ def encode_pair(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[in
     Raises:
         ValueError: If the answer has no token of its own.
     """
-    prompt = prompt.rstrip()
-    text = f"{prompt} {answer.strip()}"
-    ids, offsets = _encode(tokenizer, text)
+    return next(encode_pairs(tokenizer, [(prompt, answer)]))
+
+
+def encode_pairs(
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Tokenise many prompts with their answers; see :func:`encode_pair`.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        pairs: Prompts and answers.
+
+    Yields:
+        The ids of each prompt and of its answer.
+
+    Raises:
+        ValueError: In the turn of an answer that has no token of its own.
+    """
+    texts = [f"{prompt.rstrip()} {answer.strip()}" for prompt, answer in pairs]
+    for (prompt, answer), (ids, offsets) in zip(pairs, _encode(tokenizer, texts), strict=True):
+        yield _parted(prompt.rstrip(), answer, ids, offsets)
+
+
+def _parted(
+    prompt: str, answer: str, ids: list[int], offsets: list[tuple[int, int]]
+) -> tuple[list[int], list[int]]:
     ends = [(index, end) for index, (start, end) in enumerate(offsets) if end > start]
     first = next((index for index, end in ends if end > len(prompt) + 1), None)
     if first is None:
@@ -80,7 +118,7 @@ def subject_last_index(tokenizer: Tokenizer, prompt: str, subject_end: int) -> i
     Raises:
         ValueError: If no token covers the subject's last character.
     """
-    _, offsets = _encode(tokenizer, prompt)
+    ((_, offsets),) = _encode(tokenizer, [prompt])
     last = subject_end - 1
     for index, (start, end) in enumerate(offsets):
         if start <= last < end:

@@ -12,7 +12,7 @@ pool; ``p`` -- most earlier tokens of a text; ``j`` -- heads of the keys; ``c``,
 head's key and value.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -207,28 +207,56 @@ def attending(
         for module in block.module.modules()
     }
     seen: list[int] = []
-    longest = max(part.mask.shape[-1] for part in packing.parts)
 
-    def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **rest: Any
-    ) -> tuple[Tensor, None]:
+    def own(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+    ) -> Tensor:
         number = number_of.get(id(module))
-        window = rest.get("sliding_window")
-        more = rest.get("dropout") or any(rest.get(name) is not None for name in _MORE)
-        if number is None or mask is not None or more or (window and window < longest):
+        if number is None:
             raise NotPackableError
         seen.append(number)
         if kept is not None:
             kept[number] = key[0], value[0]
-        return attend(packing.parts, number, query, key, value, rest.get("scaling")), None
+        return attend(packing.parts, number, query, key, value, scaling)
 
-    name = f"lightning_edit_packed_{id(packing)}"
-    configs = configs_of(view.model)
-    ALL_ATTENTION_FUNCTIONS[name] = attention
+    longest = max(part.mask.shape[-1] for part in packing.parts)
+    with replaced_attention(view.model, own, longest):
+        yield seen
+
+
+Attention = Callable[[nn.Module, Tensor, Tensor, Tensor, float | None], Tensor]
+"""From the module, queries (1, h, m, c), keys, values and scaling to the result, (1, m, h, e)."""
+
+
+@contextmanager
+def replaced_attention(model: nn.Module, attention: Attention, longest: int) -> Iterator[None]:
+    """Let a model attend in another way inside the ``with`` block.
+
+    Args:
+        model: A :func:`packable` model; it is called without a cache and without a mask.
+        attention: Stands in for softmax(scaling · q kᵀ + mask) v.
+        longest: Most tokens that one sees.
+
+    Raises:
+        NotPackableError: From a call of the model, if its attention is more than that.
+    """
+
+    def own(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **rest: Any
+    ) -> tuple[Tensor, None]:
+        window = rest.get("sliding_window")
+        more = rest.get("dropout") or any(rest.get(name) is not None for name in _MORE)
+        if mask is not None or more or (window and window < longest):
+            raise NotPackableError
+        return attention(module, query, key, value, rest.get("scaling")), None
+
+    name = f"lightning_edit_{id(own)}"
+    configs = configs_of(model)
+    ALL_ATTENTION_FUNCTIONS[name] = own
     try:
         for config in configs:
             config._attn_implementation = name
-        yield seen
+        yield
     finally:
         for config in configs:
             config._attn_implementation = _OWN
