@@ -82,8 +82,10 @@ def _collect(
     # Only now: the help, and a wrong option, must not wait for torch.
     from lightning_edit.models.loading import load_language_model
     from lightning_edit.models.view import resolve
-    from lightning_edit.statistics.collect import collect
+    from lightning_edit.statistics.collect import collect, usual_batch_tokens
 
+    # What passes are made of is part of what unfinished sums are known by.
+    arguments.batch_tokens = arguments.batch_tokens or usual_batch_tokens(device)
     model, tokenizer = load_language_model(
         arguments.lm, arguments.lm_dtype, arguments.lm_revision, arguments.lm_bos
     )

@@ -39,6 +39,15 @@ class Share:
         return number % self.processes == self.rank
 
 
+def usual_batch_tokens(device: torch.device | str) -> int:
+    """Return how many tokens go through a model together, unless somebody says how many.
+
+    Args:
+        device: Where the model is.
+    """
+    return 1024 if torch.device(device).type == "cpu" else 4096
+
+
 @torch.no_grad()
 def collect(
     model: nn.Module,
@@ -47,7 +56,7 @@ def collect(
     layers: Sequence[int],
     max_tokens: int | None = None,
     max_length: int = 1024,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     progress: Callable[[Position], None] | None = None,
     partial: PartialSums | None = None,
     share: Share | None = None,
@@ -65,7 +74,8 @@ def collect(
         layers: Block numbers.
         max_tokens: Stop after so many tokens.
         max_length: Documents are cut to so many tokens, and to what the model can take.
-        batch_tokens: Tokens in one forward pass, padding included.
+        batch_tokens: Tokens in one forward pass, padding included; ``None``: see
+            :func:`usual_batch_tokens`.
         progress: Called after every pass with the position in the text.
         partial: Where unfinished sums are kept and found again; ``None``: a kill loses them. It is
             for the same model, text and arguments. Passes are repeated in the same order, so a
@@ -86,6 +96,7 @@ def collect(
     view = resolve(model)
     names = [view.down_projection(layer) for layer in layers]
     device = view.embeddings.get_parameter("weight").device
+    batch_tokens = batch_tokens or usual_batch_tokens(device)
     model_hash, limit = weights_hash(model), _longest(model, max_length)
     widths = {name: weight(model, f"{name}.weight").shape[1] for name in names}
     metrics: dict[str, Metric] = {

@@ -118,7 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--batch_tokens", type=_positive, default=4096, help="tokens of one pass (%(default)s)"
+        "--batch_tokens",
+        type=_positive,
+        metavar="N",
+        help="tokens of one pass (1024 on a CPU, whose cache more would leave, else 4096)",
     )
     run.add_argument(
         "--save_every",
