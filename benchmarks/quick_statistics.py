@@ -7,7 +7,6 @@ benchmarks/results/quick_statistics.json.
 
 import argparse
 import json
-import random
 import tempfile
 import time
 from pathlib import Path
@@ -80,9 +79,8 @@ class Bench:
 
     def statistics(self, label: str) -> tuple[Moments, float]:
         """Collect from the text, shuffled or in order; return the processor seconds too."""
-        (tokens, target), texts = VARIANTS[label], atlas.corpus()
-        if "in order" not in label:
-            random.Random(0).shuffle(texts)
+        (tokens, target) = VARIANTS[label]
+        texts = atlas.corpus(shuffled="in order" not in label)
         layers = range(resolve(self.model).num_blocks)
         begin = time.process_time()
         found = collect(self.model, self.tokenizer, texts, layers, tokens, shrinkage=target)

@@ -1,7 +1,6 @@
 """What surrounds the edits: evaluation, statistics, and how cost grows with the batch."""
 
 import argparse
-import random
 from dataclasses import replace
 from typing import Any
 
@@ -74,9 +73,7 @@ def statistics_of_layers(options: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = load_language_model("atlas")
     view = resolve(model)
     layers = list(range(view.num_blocks))
-    texts = atlas.corpus()
-    random.Random(0).shuffle(texts)
-    texts = texts[: 200 if options.quick else 1000]
+    texts = atlas.corpus(shuffled=True)[: 200 if options.quick else 1000]
     names = [view.down_projection(layer) for layer in layers]
     clocks = {"ours": Stopwatch(), "reference": Stopwatch()}
     with clocks["ours"].stage("one_pass"):

@@ -7,7 +7,6 @@ with targets searched once. Written to benchmarks/results/statistics_order.json.
 
 import argparse
 import json
-import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -55,9 +54,7 @@ def rows(bench: Bench) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for label, (tokens, shuffled) in SAMPLES.items():
-            texts = atlas.corpus()
-            if shuffled:
-                texts = random.Random(0).sample(texts, len(texts))
+            texts = atlas.corpus(shuffled=shuffled)
             layers = range(resolve(bench.model).num_blocks)
             path = Path(folder) / f"{label}.safetensors"
             collect(bench.model, bench.tokenizer, texts, layers, tokens).save(path)

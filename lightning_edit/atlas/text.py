@@ -57,6 +57,12 @@ def sentences(atlas: Atlas) -> list[Sentence]:
     return found
 
 
-def corpus() -> list[str]:
-    """Return the training sentences of the atlas as plain text, e.g. for second moments of keys."""
-    return [sentence.text for sentence in sentences(load_atlas())]
+def corpus(shuffled: bool = False) -> list[str]:
+    """Return the training sentences of the atlas as plain text.
+
+    Args:
+        shuffled: In a random order, always the same. The sentences are sorted by what they are
+            about: who reads a part of them only, such as second moments of keys, wants this.
+    """
+    texts = [sentence.text for sentence in sentences(load_atlas())]
+    return random.Random(0).sample(texts, len(texts)) if shuffled else texts

@@ -103,3 +103,10 @@ def test_the_corpus_is_the_training_text_without_repetition() -> None:
 def test_loading_the_graph_loads_no_torch() -> None:
     code = "import sys, lightning_edit.atlas as a; a.load_atlas(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_text_may_be_had_in_a_random_order_that_stays() -> None:
+    text, mixed = corpus(), corpus(shuffled=True)
+    assert mixed != text
+    assert sorted(mixed) == sorted(text)
+    assert mixed == corpus(shuffled=True)
