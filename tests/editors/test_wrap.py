@@ -14,7 +14,7 @@ from lightning_edit.functional.shaping import keep_relatively_largest, restrain
 from lightning_edit.ledger import Ledger
 from lightning_edit.models.weights import weight, weights_hash
 from lightning_edit.types import EditBatch, EditRequest
-from tests.editors.golden import batch, golden, model, relative, statistics, tokenizer
+from tests.editors.golden import HUNDRED, batch, golden, model, relative, statistics, tokenizer
 from tests.models.tiny import TINY, build_tokenizer
 
 REQUESTS = [
@@ -241,4 +241,5 @@ def test_rect_agrees_with_published_code(mode: str, tmp_path: Path) -> None:
         same = (update.dense() != 0) == (theirs != 0)
         # Two entries whose rank is that of the threshold may trade places by float32's rounding.
         assert (~same).sum() <= 2
-        assert relative(update.dense() * same, theirs * same) < 1e-5
+        limit = HUNDRED if mode == "batch100-float32" else 1e-5
+        assert relative(update.dense() * same, theirs * same) < limit
