@@ -76,13 +76,13 @@ class Forcing:
         rows = sorted(rows)
         if self.model.config.is_encoder_decoder:
             return self._run(self._pairs(rows), ahead)
-        # Whoever has hooked into a model may count on a row for each text.
-        if not any(one._forward_hooks or one._forward_pre_hooks for one in self.model.modules()):
-            try:
-                return self._run(self._trees(rows, ahead), ahead)
-            except NotPackableError:
-                pass  # the model's attention cannot be told which tokens belong together
-        return self._run(self._padded(rows, ahead), ahead)
+        if any(one._forward_hooks or one._forward_pre_hooks for one in self.model.modules()):
+            # Whoever has hooked into a model may count on a row for each text.
+            return self._run(self._padded(rows, ahead), ahead)
+        try:
+            return self._run(self._trees(rows, ahead), ahead)
+        except NotPackableError:
+            return self._run(self._padded(rows, ahead), ahead)
 
     def _run(self, passes: Iterator[_Pass], ahead: Mapping[Row, Ids]) -> dict[Row, Forced]:
         outcome = {}
