@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.delta import Delta, Dense, WeightUpdate
+from lightning_edit.editors.restraint import unrestrained
 from lightning_edit.editors.search import Targets
 from lightning_edit.editors.spread import Spread
 from lightning_edit.editors.texts import Text
@@ -120,5 +121,5 @@ class D4S(Spread):
         name = self.view.parameter(layer)
         value = before + solution.left @ solution.right
         for delta in self.past.in_force:
-            value = value - delta.weights[name].dense().to(value.device)
+            value = value - unrestrained(delta, name).to(value.device)
         return Dense(value.float())

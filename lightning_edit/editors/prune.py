@@ -4,7 +4,6 @@ Axis names: ``d_out``/``d_in`` -- an edited matrix is (d_out, d_in).
 """
 
 import math
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -12,14 +11,14 @@ from torch import Tensor
 
 from lightning_edit.delta import Delta, Dense, LowRank, WeightUpdate
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.restraint import RESTRAINT, restraint_of, with_restraint
 from lightning_edit.editors.totals import Totals
 from lightning_edit.editors.wrap import UpdateShaper
 from lightning_edit.functional.shaping import Reduction, restrain
 from lightning_edit.models.weights import weight
 
-#: What names begin with in a delta's history (what was taken from the host's updates, with its
-#: sign) and in checkpoints (largest singular values of unedited matrices).
-_SHRUNK, _LARGEST = "restraint/", "largest/"
+#: What names of the largest singular values of unedited matrices begin with in checkpoints.
+_LARGEST = "largest/"
 
 
 class PRUNE(UpdateShaper):
@@ -112,7 +111,7 @@ class PRUNE(UpdateShaper):
         added = self.totals.get(name)
         added = torch.zeros_like(value) if added is None else added.to(value.device)
         largest = self._largest_unedited(name, added)
-        shrunk_by = self.totals.get(_SHRUNK + name)
+        shrunk_by = self.totals.get(RESTRAINT + name)
         if shrunk_by is not None:
             added = added - shrunk_by.to(value.device)
         change = self._restraint(added + value, largest)
@@ -132,12 +131,7 @@ class PRUNE(UpdateShaper):
         shaped = super()._shaped(delta)
         if self.iterative:
             return shaped
-        history = dict(delta.history)
-        for name, update in delta.weights.items():
-            if (written := shaped.weights[name]) is not update:
-                parts = _beyond(update, written).tensors().items()
-                history |= {f"{_SHRUNK}{name}/{part}": value for part, value in parts}
-        return replace(shaped, history=history)
+        return with_restraint(shaped, delta)
 
     def _restraint(self, total: Float[Tensor, "d_out d_in"], largest: float) -> LowRank:
         """Return what restrains a total when it is added to it."""
@@ -163,24 +157,11 @@ def _factored(value: Float[Tensor, "d_out d_in"], smallest: float) -> LowRank:
     return LowRank(U[:, :rank] * S[:rank], Vh[:rank])
 
 
-def _beyond(update: WeightUpdate, written: WeightUpdate) -> WeightUpdate:
-    """Return what an update was given beside its own."""
-    if isinstance(update, LowRank) and isinstance(written, LowRank):
-        # Copies: two tensors that share their memory cannot be saved as one file.
-        rank = update.rank
-        return LowRank(written.left[:, rank:].clone(), written.right[rank:].clone())
-    return Dense((written.dense() - update.dense()).float())
-
-
 def _added(delta: Delta) -> dict[str, Tensor]:
     """Return what a delta adds to each matrix, and how much of that is not the host's."""
     dense = {name: update.dense() for name, update in delta.weights.items()}
     found = {name: value for name, value in dense.items() if value.ndim == 2}
     for name in list(found):
-        stem = _SHRUNK + name
-        parts = {key: delta.history.get(f"{stem}/{key}") for key in ("left", "right", "value")}
-        if parts["value"] is not None:
-            found[stem] = parts["value"].double()
-        elif parts["left"] is not None and parts["right"] is not None:
-            found[stem] = parts["left"].double() @ parts["right"].double()
+        if (restraint := restraint_of(delta, name)) is not None:
+            found[RESTRAINT + name] = restraint
     return found

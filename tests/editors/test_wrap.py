@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightning_edit.delta import Delta, Dense, LowRank, WeightUpdate
-from lightning_edit.editors import FTL, MEMIT, PRUNE, RECT, ROME, Editor, OneLI
+from lightning_edit.editors import D4S, FTL, MEMIT, PRUNE, RECT, ROME, Editor, OneLI
+from lightning_edit.editors.restraint import restraint_of
 from lightning_edit.encoding import encode_batch
 from lightning_edit.functional.shaping import keep_relatively_largest, restrain
 from lightning_edit.ledger import Ledger
@@ -155,6 +156,29 @@ def test_after_an_undo_prune_restrains_what_is_in_force() -> None:
     ledger.undo(["b"])
     ledger.undo(["c"])
     assert torch.equal(accessor.read(), original)
+
+
+def test_after_an_undo_prune_restrains_a_joint_solution_once() -> None:
+    def prune() -> tuple[Editor, Ledger]:
+        editor = bind(PRUNE(D4S(20.0, statistics="identity", steps=4, layers=[1]), "linear"))
+        # So small a matrix that any edit is above its largest singular value.
+        accessor = weight(editor.language_model, name)
+        accessor.write(accessor.read() * 1e-3)
+        return editor, Ledger(editor.language_model, editor)
+
+    name = large_host(True).name
+    values = []
+    for undone in (["a"], []):
+        editor, ledger = prune()
+        *first, last = requests(editor)
+        for part in first[0 if undone else 1 :]:
+            ledger.commit(editor.edit(part), part.requests)
+        ledger.undo(undone)
+        delta = editor.edit(last)
+        assert restraint_of(delta, name) is not None
+        ledger.commit(delta, last.requests)
+        values.append(weight(editor.language_model, name).read())
+    assert relative(values[0], values[1]) < 1e-5
 
 
 @pytest.mark.parametrize("low_rank", [True, False])
