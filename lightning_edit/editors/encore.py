@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.search import Certainty
+from lightning_edit.editors.objective import Certainty
 from lightning_edit.editors.spread import Spread
 from lightning_edit.functional.solve import Preserved
 

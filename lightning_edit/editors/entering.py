@@ -52,7 +52,8 @@ class Entering:
         Args:
             tokens: Their places.
         """
-        return Entering(self.layers, {name: one[:, tokens] for name, one in self.kept.items()})
+        kept = {name: one.index_select(1, tokens) for name, one in self.kept.items()}
+        return Entering(self.layers, kept)
 
     @contextmanager
     def running(self, starts: Int[Tensor, " r"], ran: Sequence[int]) -> Iterator[None]:

@@ -20,8 +20,9 @@ from torch import Tensor
 from lightning_edit.delta import Delta
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.joining import one_after_another
+from lightning_edit.editors.objective import Objective
 from lightning_edit.editors.reading import read_last
-from lightning_edit.editors.search import Loss, Objective, Targets, search_targets
+from lightning_edit.editors.search import Loss, Targets, search_targets
 from lightning_edit.editors.tail import Site
 from lightning_edit.editors.templates import sample_templates, with_bare
 from lightning_edit.editors.texts import (
@@ -60,7 +61,7 @@ class LocateThenEdit(Editor, family=True):
             the model itself when the editor is bound.
         seed: Seed of the sampled templates.
         rows_per_pass: Most texts in one forward pass; bounds memory, changes no result. ``None``:
-            on a CPU 32 (wide or deep models) to 256 (small ones), else 1024.
+            on a CPU 32 (wide or deep models) to 448 (small ones), else 1024.
 
     Note:
         As in the authors' code and unlike the papers, the decay is linear in ‖δ‖, and the
@@ -229,7 +230,7 @@ class LocateThenEdit(Editor, family=True):
             return 1024
         # Wide models fill a processor with few rows, and keep much of each for the gradient.
         width = self.view.embeddings.get_parameter("weight").shape[1]
-        return min(256, max(32, 2**19 // (width * self.view.num_blocks)))
+        return min(448, max(32, 2**19 // (width * self.view.num_blocks)))
 
     # ------------------------------------------------------------------------------------- pieces
 

@@ -18,7 +18,8 @@ from lightning_edit.delta import Delta
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.joining import one_after_another
 from lightning_edit.editors.locate import LocateThenEdit
-from lightning_edit.editors.search import Certainty, Loss, Targets
+from lightning_edit.editors.objective import Certainty
+from lightning_edit.editors.search import Loss, Targets
 from lightning_edit.editors.tail import Tail
 from lightning_edit.editors.texts import Text, essence_texts, rewriting_texts
 from lightning_edit.editors.wrap import WrappedEditor

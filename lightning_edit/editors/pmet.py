@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.search import Certainty, Targets
+from lightning_edit.editors.objective import Certainty
+from lightning_edit.editors.search import Targets
 from lightning_edit.editors.spread import Spread
 from lightning_edit.editors.tail import Site
 from lightning_edit.functional.solve import Preserved

@@ -8,6 +8,7 @@ Axis names: ``n`` -- requests; ``r`` -- rows (texts); ``d`` -- hidden width; ``f
 ``w`` -- width of the site: d, or 2d where one vector is searched for attention and one for the MLP.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,78 +17,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_edit.editors.objective import Certainty, Objective
 from lightning_edit.editors.splitting import split
 from lightning_edit.editors.tail import Site, Tail
 from lightning_edit.editors.texts import Text
-from lightning_edit.functional.losses import drift, mean_by, row_nll
+from lightning_edit.functional.losses import drift, log_probs, mean_by
 from lightning_edit.models.view import ModelView
 
 Loss = Callable[[Tail, Sequence[Text], Tensor], Tensor]
 """What a pass minimises besides the decay, one value a request: from the tail that ran, its texts,
 and the logits at their answers' tokens and then at their watched places."""
-
-
-@dataclass(frozen=True)
-class Certainty:
-    """What happens once all answer tokens are the likeliest ones in all texts of a request.
-
-    Args:
-        patience: The request is done in the so-manieth pass in which that holds (ENCORE's
-            most-probable early stopping); ``None``: it is no reason to stop.
-        ease: Weight of the answer in the next pass (PMET); 1 changes nothing.
-        calm: The request is done if besides the divergence's term is at most this (PMET).
-    """
-
-    patience: int | None = None
-    ease: float = 1.0
-    calm: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience counts passes, expected 1 or more, got {self.patience}")
-
-    def done(self, passes: Tensor, certain: Tensor, divergence: Tensor) -> Tensor:
-        """Return which requests are done; ``passes``: in how many it has held for each."""
-        done = torch.zeros_like(certain)
-        if self.patience is not None:
-            done = done | (certain & (passes >= self.patience))
-        if self.calm is not None:
-            done = done | (certain & (divergence <= self.calm))
-        return done
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What the search minimises, and how.
-
-    Over the vector δ of a request: the mean over its texts of the mean negative log-likelihood of
-    the answer's tokens, plus ``kl_factor`` · KL(now ‖ before) at the watched position, plus
-    ``weight_decay`` · ‖δ‖ / ‖h₀‖², with h₀ the site's output on the bare prompt.
-
-    Args:
-        steps: Passes; the last one does not step.
-        lr: Learning rate of Adam.
-        kl_factor: Weight of the divergence.
-        weight_decay: Weight of the norm.
-        clamp: After every step ‖δ‖ is cut to ``clamp`` · ‖h₀‖.
-        threshold: A request whose loss is below this is done, before it would step.
-        certainty: What happens once the answer is the likeliest one.
-    """
-
-    steps: int
-    lr: float
-    kl_factor: float
-    weight_decay: float
-    clamp: float
-    threshold: float
-    certainty: Certainty = Certainty()
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.lr <= 0 or self.clamp <= 0:
-            raise ValueError(
-                "a target search needs steps >= 1, lr > 0 and clamp > 0, got "
-                f"steps={self.steps}, lr={self.lr}, clamp={self.clamp}"
-            )
 
 
 @dataclass(frozen=True)
@@ -216,7 +155,7 @@ def search_targets(
 
 
 def _groups(texts: Sequence[Text], rows_per_pass: int) -> Iterator[list[Text]]:
-    """Yield whole requests of like length, as many as fit into one pass."""
+    """Yield whole requests of like length, in as few passes as they fit into, of like size."""
     by_request: dict[int, list[Text]] = {}
     for text in texts:
         by_request.setdefault(text.request, []).append(text)
@@ -224,9 +163,10 @@ def _groups(texts: Sequence[Text], rows_per_pass: int) -> Iterator[list[Text]]:
     def tokens_after(listed: list[Text]) -> int:
         return max(len(text.ids) - text.subject for text in listed)
 
+    share = len(texts) / math.ceil(len(texts) / rows_per_pass)
     group: list[Text] = []
     for listed in sorted(by_request.values(), key=tokens_after, reverse=True):
-        if group and len(group) + len(listed) > rows_per_pass:
+        if group and (len(group) >= share or len(group) + len(listed) > rows_per_pass):
             yield group
             group = []
         group = group + listed
@@ -249,12 +189,11 @@ def _search(
     firsts = [reads.row_request.tolist().index(number) for number in range(count)]
     dtype = torch.promote_types(tail.initial.dtype, torch.float32)
     initial = tail.initial[firsts].to(dtype)
-    answered = [bool(text.answer) for text in texts]
-    own = [
-        torch.tensor([a and r == number for a, r in zip(answered, reads.row_request, strict=True)])
-        for number in range(count)
-    ]
-    keys, values = [tail.keys[mask] for mask in own], [tail.values[mask] for mask in own]
+    own: list[list[int]] = [[] for _ in range(count)]
+    for row, (text, number) in enumerate(zip(texts, reads.row_request.tolist(), strict=True)):
+        if text.answer:
+            own[number].append(row)
+    keys, values = [tail.keys[rows] for rows in own], [tail.values[rows] for rows in own]
     norm = _norms(initial, tail.parts)
     delta = torch.zeros_like(initial, requires_grad=True)
     # Adam works entry by entry, so together is the same as one by one.
@@ -319,13 +258,12 @@ def _look(
     """Return the loss of every request still searching, and the watched log-probabilities."""
     own = delta[searching]
     logits = tail.logits(own[reads.row_request], reads.rows, reads.positions)
-    answers, watched = torch.split(logits, [len(reads.targets), len(reads.watched)])
-    now = torch.log_softmax(watched, dim=-1)
+    chosen, now = log_probs(logits, reads.targets)
     divergence = zeros = logits.new_zeros(len(searching))
     if other is not None:
         loss = other(logits)
     else:
-        nll = row_nll(answers, reads.targets, reads.answer_rows, len(reads.answer_request))
+        nll = mean_by(-chosen, reads.answer_rows, len(reads.answer_request))
         loss = mean_by(nll, reads.answer_request, len(searching)) * weights[searching]
         if len(reads.watched):
             kl = drift(now, now.detach() if before is None else before)
@@ -333,7 +271,8 @@ def _look(
     decay = objective.weight_decay * (_norms(own, tail.parts) / norm[searching] ** 2).sum(1)
     certain = zeros > 0
     if objective.certainty != Certainty():
-        wrong = (answers.detach().argmax(-1) != reads.targets).to(zeros.dtype)
+        likeliest = logits.detach()[: len(reads.targets)].argmax(-1)
+        wrong = (likeliest != reads.targets).to(zeros.dtype)
         certain = zeros.index_add(0, reads.answer_request[reads.answer_rows], wrong) == 0
     return _Seen(loss + divergence + decay, divergence.detach(), certain, now.detach())
 

@@ -54,15 +54,17 @@ def _in_one_row(view: ModelView, texts: Sequence[Text], block: int, site: Site) 
     """Split where all texts stand in one row."""
     top = view.num_blocks - 1
     pool, leads = led(view, [text.ids[: text.lead] for text in texts], top)
-    # Token s goes along, so that no piece is empty.
     between = [
-        Piece(text.ids[text.lead : text.subject + 1], lead)
+        Piece(text.ids[text.lead : text.subject], lead)
         for text, lead in zip(texts, leads, strict=True)
     ]
-    pool, places = extended(view, between, pool, top)
+    # Texts of one request may differ behind the subject only.
+    kinds = [piece for piece in dict.fromkeys(between) if piece.ids]
+    pool, places = extended(view, kinds, pool, top)
+    found = dict(zip(kinds, places, strict=True))
     after = [
-        Piece(text.ids[text.subject :], (*lead, *own[:-1]))
-        for text, lead, own in zip(texts, leads, places, strict=True)
+        Piece(text.ids[text.subject :], (*piece.earlier, *found.get(piece, ())))
+        for text, piece in zip(texts, between, strict=True)
     ]
     row = Row.of(view, after, pool)
     wanted = _wanted(view, block, site)

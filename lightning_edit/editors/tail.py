@@ -142,8 +142,8 @@ class Tail:
         if self.packing is not None:
             packing = self.packing.select(rows)
             tokens = packing.tokens(self.starts[rows])
-            inputs = {name: value[:, tokens] for name, value in self.inputs.items()}
-            hidden = None if self.hidden is None else self.hidden[:, tokens]
+            inputs = {name: value.index_select(1, tokens) for name, value in self.inputs.items()}
+            hidden = None if self.hidden is None else self.hidden.index_select(1, tokens)
             starts = packing.starts
             entering = self.entering.select(tokens)
         else:

@@ -9,7 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, Literal
 
-from lightning_edit.functional.tokens import encode_pair, encode_prompt, subject_last_index
+from lightning_edit.functional.tokens import (
+    encode_pairs,
+    encode_prompts,
+    subject_last_indices,
+)
 from lightning_edit.types import EditBatch, EditRequest
 
 KlPosition = Literal["subject_last", "prompt_end"]
@@ -59,15 +63,18 @@ def rewriting_texts(tokenizer: Any, batch: EditBatch, templates: Sequence[str]) 
     Returns:
         ``len(templates)`` texts a request, in the order of the batch.
     """
-    leads = [encode_prompt(tokenizer, one[: one.index("{}")].rstrip()) for one in templates]
+    leads = encode_prompts(tokenizer, [one[: one.index("{}")].rstrip() for one in templates])
+    placed = [_place(request, one) for request in batch.requests for one in templates]
+    targets = [request.target for request in batch.requests for _ in templates]
+    prompts = [prompt for prompt, _ in placed]
+    subjects = subject_last_indices(tokenizer, placed)
+    pairs = encode_pairs(tokenizer, list(zip(prompts, targets, strict=True)))
     texts = []
-    for number, request in enumerate(batch.requests):
-        for template, begin in zip(templates, leads, strict=True):
-            prompt, end = _place(request, template)
-            prompt_ids, answer = encode_pair(tokenizer, prompt, request.target)
-            subject = subject_last_index(tokenizer, prompt, end)
-            ids, lead = tuple(prompt_ids + answer[:-1]), _alike(prompt_ids[:subject], begin)
-            texts.append(Text(number, ids, subject, tuple(answer), lead=lead))
+    for number, ((ids, answer), subject) in enumerate(zip(pairs, subjects, strict=True)):
+        request, template = divmod(number, len(templates))
+        lead = _alike(ids[:subject], leads[template])
+        whole = tuple(ids + answer[:-1])
+        texts.append(Text(request, whole, subject, tuple(answer), lead=lead))
     return texts
 
 
@@ -86,11 +93,12 @@ def essence_texts(tokenizer: Any, batch: EditBatch, position: KlPosition) -> lis
         position: ``subject_last``: what the authors' code reads; the words after the subject have
             no effect then and are left out. ``prompt_end``: what the paper describes.
     """
+    prompts = [f"{request.subject} is a" for request in batch.requests]
+    ends = [len(str(request.subject)) for request in batch.requests]
+    subjects = subject_last_indices(tokenizer, list(zip(prompts, ends, strict=True)))
     texts = []
-    for number, request in enumerate(batch.requests):
-        prompt = f"{request.subject} is a"
-        ids = encode_prompt(tokenizer, prompt)
-        subject = subject_last_index(tokenizer, prompt, len(str(request.subject)))
+    encoded = encode_prompts(tokenizer, prompts)
+    for number, (ids, subject) in enumerate(zip(encoded, subjects, strict=True)):
         kept = ids[: subject + 1] if position == "subject_last" else ids
         texts.append(Text(number, tuple(kept), subject, watch=len(kept) - 1))
     return texts

@@ -1,37 +1,67 @@
 """Objectives of target search and of gradient editors.
 
 Axis names: ``m`` -- places where a token is predicted; ``v`` -- vocabulary; ``r`` -- rows;
-``n`` -- requests.
+``n`` -- requests; ``k`` -- places with a target; ``w`` -- places without.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
-def row_nll(
-    logits: Float[Tensor, "m v"], targets: Int[Tensor, " m"], rows: Int[Tensor, " m"], count: int
-) -> Float[Tensor, " r"]:
-    """Return each row's negative log-likelihood, mean over its target tokens.
+def log_probs(
+    logits: Float[Tensor, "m v"], targets: Int[Tensor, " k"]
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "w v"]]:
+    """Return a target's log-probability at the first places, and every word's at the others.
+
+    What the search reads of a pass, with one gradient for both: a line of words is gone through
+    once there and written once.
 
     Args:
-        logits: One line a predicted token.
-        targets: The token wanted there.
-        rows: The row each place belongs to; every row has at least one.
-        count: Number of rows.
+        logits: One line a place.
+        targets: The token wanted at each of the first places.
 
     Returns:
-        One value a row, in nats.
+        One value a target, and one line for each of the w other places.
 
     Example:
-        >>> uniform = torch.zeros(3, 4)
-        >>> row_nll(uniform, torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), 2)
-        tensor([1.3863, 1.3863])
+        >>> chosen, others = log_probs(torch.zeros(3, 4), torch.tensor([0, 1]))
+        >>> chosen, others.shape
+        (tensor([-1.3863, -1.3863]), torch.Size([1, 4]))
     """
-    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    return mean_by(losses, rows, count)
+    chosen: Tensor
+    others: Tensor
+    chosen, others = _LogProbs.apply(logits, targets)  # type: ignore[no-untyped-call]  # torch's is untyped
+    return chosen, others
+
+
+class _LogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Float[Tensor, "m v"], targets: Int[Tensor, " k"]
+    ) -> tuple[Tensor, Tensor]:
+        every = torch.log_softmax(logits, dim=-1)
+        ctx.save_for_backward(every, targets)
+        first, others = every[: len(targets)], every[len(targets) :]
+        # The others outlive the pass, and are not to keep the first ones alive.
+        return first.gather(1, targets[:, None]).squeeze(1), others.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, by_chosen: Float[Tensor, " k"], by_others: Float[Tensor, "w v"]
+    ) -> tuple[Tensor, None]:
+        every, targets = ctx.saved_tensors
+        by_logits = every.exp()
+        sums = torch.cat([by_chosen, by_others.sum(dim=1)])
+        by_logits.mul_(-sums[:, None])
+        by_logits[: len(targets)].scatter_add_(1, targets[:, None], by_chosen[:, None])
+        by_logits[len(targets) :].add_(by_others)
+        return by_logits, None
 
 
 def mean_by(

@@ -2,8 +2,7 @@
 
 An answer follows its prompt after one space, and both are tokenised *together*: sentence-piece
 tokenizers put the space into the first token of a word, and tokenising the pieces apart gives ids
-that
-the model never sees in running text.
+that the model never sees in running text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -59,9 +58,8 @@ def encode_pair(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[in
 
     Returns:
         The prompt's ids (with a BOS where the tokenizer adds one) and the answer's ids. A token
-        that
-        covers text of both counts to the answer. A token appended by the tokenizer (an EOS) is
-        dropped.
+        that covers text of both counts to the answer. A token appended by the tokenizer (an EOS)
+        is dropped.
 
     Raises:
         ValueError: If the answer has no token of its own.
@@ -118,8 +116,30 @@ def subject_last_index(tokenizer: Tokenizer, prompt: str, subject_end: int) -> i
     Raises:
         ValueError: If no token covers the subject's last character.
     """
-    ((_, offsets),) = _encode(tokenizer, [prompt])
-    last = subject_end - 1
+    return subject_last_indices(tokenizer, [(prompt, subject_end)])[0]
+
+
+def subject_last_indices(tokenizer: Tokenizer, places: Sequence[tuple[str, int]]) -> list[int]:
+    """Return the token of the subject's last character in many texts.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        places: Texts, and the character offset just after the subject in each.
+
+    Returns:
+        As of :func:`subject_last_index`.
+
+    Raises:
+        ValueError: If no token covers a subject's last character.
+    """
+    encoded = _encode(tokenizer, [prompt for prompt, _ in places])
+    return [
+        _covering(prompt, offsets, end - 1)
+        for (prompt, end), (_, offsets) in zip(places, encoded, strict=True)
+    ]
+
+
+def _covering(prompt: str, offsets: Sequence[tuple[int, int]], last: int) -> int:
     for index, (start, end) in enumerate(offsets):
         if start <= last < end:
             return index

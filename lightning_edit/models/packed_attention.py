@@ -77,7 +77,10 @@ class Part:
         lengths = self.lengths[rows]
         size = self.before.shape[1] + int(lengths.max())
         past = {
-            block: (keys[:, rows, :size], values[:, rows, :size])
+            block: (
+                keys.index_select(1, rows)[:, :, :size],
+                values.index_select(1, rows)[:, :, :size],
+            )
             for block, (keys, values) in self.past.items()
         }
         return Part.of(numbers, lengths, self.before[rows], past, self.mask.dtype)
@@ -99,13 +102,15 @@ class Part:
 
     def apart(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
         """Give every text a line of its own; what is padding repeats its last token."""
-        whole = row if self.even else row.index_select(1, self.slots)
-        return torch.unflatten(whole, 1, self.mask.shape[:2]).contiguous()
+        # In memory a token's heads follow each other, as the model made them.
+        tokens = row.transpose(0, 1)
+        whole = tokens if self.even else tokens.index_select(0, self.slots)
+        return torch.unflatten(whole, 0, self.mask.shape[:2]).permute(2, 0, 1, 3)
 
     def padded(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
         """Give every text a line of its own; padding is zero."""
         if self.even:
-            return self.apart(row)
+            return self.apart(row).contiguous()
         whole = row.new_zeros(len(row), len(self.slots), row.shape[2])
         whole.index_copy_(1, self.places, row)
         return torch.unflatten(whole, 1, self.mask.shape[:2])
@@ -124,7 +129,7 @@ class Part:
         """
         own = self.apart(key), self.apart(value)
         if block not in self.past:
-            return own
+            return own[0].contiguous(), own[1].contiguous()
         for kept, new in zip(self.past[block], own, strict=True):
             kept[:, :, -self.longest :].copy_(new)
         return self.past[block]
@@ -176,7 +181,8 @@ class _Attend(torch.autograd.Function):
         cuts = zip(parts, *(_cut(row, parts) for row in rows), strict=True)
         for part, own_query, own_key, own_value, row in cuts:
             keys, values = part.keys_and_values(block, own_key, own_value)
-            queries = _shared(part.apart(own_query), len(key)) * scaling
+            apart = part.apart(own_query)
+            queries = _shared(torch.mul(apart, scaling, out=apart.new_empty(apart.shape)), len(key))
             scores = queries @ keys.mT
             torch.unflatten(scores, 2, (-1, part.longest)).add_(part.mask[:, None])
             wide = torch.promote_types(scores.dtype, torch.float32)

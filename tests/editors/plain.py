@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_edit.editors.search import Objective
+from lightning_edit.editors.objective import Objective
 from lightning_edit.editors.texts import Text
 from lightning_edit.models.view import ModelView
 

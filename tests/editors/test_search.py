@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_edit.editors.search import Objective, search_targets
+from lightning_edit.editors.objective import Objective
+from lightning_edit.editors.search import search_targets
 from lightning_edit.editors.splitting import split
 from lightning_edit.editors.texts import Text, essence_texts, merge_watched, rewriting_texts
 from lightning_edit.encoding import encode_batch
