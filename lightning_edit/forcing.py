@@ -12,8 +12,8 @@ from lightning_edit.continuing import Ids
 from lightning_edit.functional.padding import pad, prediction_places
 from lightning_edit.functional.scores import token_scores
 from lightning_edit.functional.tokens import length_sorted
+from lightning_edit.models.attention import NotPackableError
 from lightning_edit.models.hooks import select_head_positions
-from lightning_edit.models.packing import NotPackableError
 from lightning_edit.models.token_tree import TokenTree, attending_tree, batches
 
 Row = tuple[Ids, Ids]

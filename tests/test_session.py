@@ -135,6 +135,8 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
 def _child(run: Path, resume: bool, wait_at: str | None) -> None:
     # One thread: the child of a fork has none of its parent's.
     torch.set_num_threads(1)
+    # A shell lets what it starts in the background ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     path = "last" if resume else None
     edit(run, count=220, wait_at=wait_at, checkpoint_every=7, ckpt_path=path)
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from lightning_edit.editors.texts import Text
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
+from lightning_edit.models.attention import NotPackableError
 from lightning_edit.models.hooks import Side, capture
 from lightning_edit.models.packed_pass import Piece, Row, led
-from lightning_edit.models.packing import NotPackableError
 from lightning_edit.models.view import ModelView
 
 

@@ -25,9 +25,9 @@ from lightning_edit.editors.tail import (
     changed_modules,
 )
 from lightning_edit.editors.texts import Text
+from lightning_edit.models.attention import NotPackableError
 from lightning_edit.models.hooks import Side, capture, returns_tuples, select_head_positions
 from lightning_edit.models.packed_pass import Piece, Row, extended, led
-from lightning_edit.models.packing import NotPackableError
 from lightning_edit.models.view import ModelView
 
 

@@ -24,12 +24,13 @@ from torch import Tensor
 
 from lightning_edit.editors.entering import Entering
 from lightning_edit.editors.partial import read_only_at
+from lightning_edit.models.attention import NotPackableError
 from lightning_edit.models.hooks import (
     replace_output,
     returning,
     select_head_positions,
 )
-from lightning_edit.models.packing import NotPackableError, Packing, attending
+from lightning_edit.models.packing import Packing, attending
 from lightning_edit.models.view import ModelView
 
 Site = Literal["mlp", "block", "attention+mlp"]

@@ -1,7 +1,7 @@
 """Passes over pieces of texts side by side in one row, each going on from what came before it.
 
 What many texts begin with goes through the model once. Everything here raises
-:class:`~lightning_edit.models.packing.NotPackableError` where the model's attention cannot be
+:class:`~lightning_edit.models.attention.NotPackableError` where the model's attention cannot be
 replaced; callers then pad.
 """
 
@@ -11,14 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_edit.models.attention import NotPackableError, packable
 from lightning_edit.models.hooks import Side, capture
-from lightning_edit.models.packing import (
-    NotPackableError,
-    Packing,
-    Pool,
-    attending,
-    packable,
-)
+from lightning_edit.models.packing import Packing, Pool, attending
 from lightning_edit.models.view import ModelView
 
 

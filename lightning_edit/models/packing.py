@@ -1,8 +1,8 @@
 """Texts of unequal length side by side in one row, without padding.
 
 Everything in a transformer but attention works token by token, so the tokens of all texts can
-stand in one row; only attention has to know which belong together. transformers lets a model's
-attention be replaced by name, and that is all that happens here:
+stand in one row; only attention has to know which belong together. A model's attention is
+replaced (:mod:`~lightning_edit.models.attention`), and that is all:
 :mod:`~lightning_edit.models.packed_attention` gives queries, keys and values the shape of texts
 again, puts the keys and values of earlier tokens in front, and returns the result into the row.
 Texts of like length go through attention together, so that little of its work is padding.
@@ -12,44 +12,22 @@ pool; ``p`` -- most earlier tokens of a text; ``j`` -- heads of the keys; ``c``,
 head's key and value.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lightning_edit.models.attention import NotPackableError, replaced_attention
 from lightning_edit.models.packed_attention import Part, attend
 from lightning_edit.models.view import ModelView
 
-#: The attention function that is softmax(scaling · q kᵀ + mask) v and no more.
-_OWN = "sdpa"
-#: Arguments that make attention more than that.
-_MORE = ("position_bias", "cache", "softcap", "s_aux")
 #: Most parts that a row is cut into.
 _PARTS = 4
 #: So much padding costs less than a further part.
 _PADDING = 200
-
-
-class NotPackableError(Exception):
-    """The model's attention cannot be told which tokens belong together; callers then pad."""
-
-
-def configs_of(model: nn.Module) -> list[Any]:
-    """Return the distinct configs by which a model's modules choose their attention."""
-    found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    return [config for config in found.values() if hasattr(config, "_attn_implementation")]
-
-
-def packable(model: nn.Module) -> bool:
-    """Say whether all of a model's attention can be replaced by name, and is nothing special."""
-    if not getattr(model, "_supports_attention_backend", False):
-        return False
-    return all(config._attn_implementation == _OWN for config in configs_of(model))
 
 
 @dataclass(frozen=True)
@@ -222,42 +200,3 @@ def attending(
     longest = max(part.mask.shape[-1] for part in packing.parts)
     with replaced_attention(view.model, own, longest):
         yield seen
-
-
-Attention = Callable[[nn.Module, Tensor, Tensor, Tensor, float | None], Tensor]
-"""From the module, queries (1, h, m, c), keys, values and scaling to the result, (1, m, h, e)."""
-
-
-@contextmanager
-def replaced_attention(model: nn.Module, attention: Attention, longest: int) -> Iterator[None]:
-    """Let a model attend in another way inside the ``with`` block.
-
-    Args:
-        model: A :func:`packable` model; it is called without a cache and without a mask.
-        attention: Stands in for softmax(scaling · q kᵀ + mask) v.
-        longest: Most tokens that one sees.
-
-    Raises:
-        NotPackableError: From a call of the model, if its attention is more than that.
-    """
-
-    def own(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **rest: Any
-    ) -> tuple[Tensor, None]:
-        window = rest.get("sliding_window")
-        more = rest.get("dropout") or any(rest.get(name) is not None for name in _MORE)
-        if mask is not None or more or (window and window < longest):
-            raise NotPackableError
-        return attention(module, query, key, value, rest.get("scaling")), None
-
-    name = f"lightning_edit_{id(own)}"
-    configs = configs_of(model)
-    ALL_ATTENTION_FUNCTIONS[name] = own
-    try:
-        for config in configs:
-            config._attn_implementation = name
-        yield
-    finally:
-        for config in configs:
-            config._attn_implementation = _OWN
-        del ALL_ATTENTION_FUNCTIONS[name]  # type: ignore[no-untyped-call]  # transformers'

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from lightning_edit.models.packing import NotPackableError, packable, replaced_attention
+from lightning_edit.models.attention import NotPackableError, packable, replaced_attention
 
 Ids = tuple[int, ...]
 

@@ -8,8 +8,8 @@ import torch
 from lightning_edit.editors.reading import read_last
 from lightning_edit.editors.texts import Text, rewriting_texts
 from lightning_edit.encoding import encode_batch
+from lightning_edit.models.attention import packable
 from lightning_edit.models.hooks import Side, capture
-from lightning_edit.models.packing import packable
 from lightning_edit.models.view import ModelView, resolve
 from tests.editors.test_search import FAMILIES, REQUESTS, TEMPLATES
 from tests.models.tiny import TINY, build_tokenizer

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_edit.forcing import Forcing
-from lightning_edit.models.packing import NotPackableError
+from lightning_edit.models.attention import NotPackableError
 from lightning_edit.models.token_tree import TokenTree, attending_tree, batches
 from tests.models.tiny import build_tiny
 
