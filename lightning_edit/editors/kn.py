@@ -99,6 +99,8 @@ class KN(Editor):
         rows_per_pass: int = 256,
     ) -> None:
         super().__init__()
+        if rows_per_pass < 1:
+            raise ValueError(f"rows_per_pass counts texts, expected 1 or more, got {rows_per_pass}")
         self.as_port = variant == "easyedit"
         self.points = path_points(steps, "ends" if self.as_port else "left")
         self.layers = layers

@@ -100,6 +100,8 @@ class LocateThenEdit(Editor, family=True):
         rows_per_pass: int | None = None,
     ) -> None:
         super().__init__()
+        if rows_per_pass is not None and rows_per_pass < 1:
+            raise ValueError(f"rows_per_pass counts texts, expected 1 or more, got {rows_per_pass}")
         self.layers = layers
         self.statistics = statistics
         self.objective = Objective(steps, lr, kl_factor, weight_decay, clamp, threshold)
@@ -125,6 +127,10 @@ class LocateThenEdit(Editor, family=True):
         """Take from the unedited model what edits must not depend on: templates and statistics."""
         model, tokenizer = self.language_model, self.tokenizer
         layers = self.edited_layers
+        if not layers:
+            raise ConfigError(
+                f"{type(self).__name__} got no layers; give some, or leave `layers` out"
+            )
         if self.one_layer and len(layers) != 1:
             raise ConfigError(
                 f"{type(self).__name__} edits one layer, got layers {layers}; give one of them, or "

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_edit.editors import KN, MEMIT
 from lightning_edit.editors.objective import Objective
-from lightning_edit.editors.search import search_targets
+from lightning_edit.editors.search import _groups, search_targets
 from lightning_edit.editors.splitting import split
 from lightning_edit.editors.texts import Text, essence_texts, merge_watched, rewriting_texts
 from lightning_edit.encoding import encode_batch
+from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.view import resolve
 from lightning_edit.types import EditBatch, EditRequest
 from tests.editors.plain import plain_target
@@ -94,6 +96,29 @@ def test_a_watched_beginning_is_not_computed_twice() -> None:
 def test_impossible_objectives_are_refused() -> None:
     with pytest.raises(ValueError, match="steps >= 1"):
         Objective(0, 0.5, 0.0, 0.0, 1.0, 0.05)
+
+
+@pytest.mark.parametrize("editor", [KN, MEMIT])
+def test_passes_without_texts_are_refused(editor: Any) -> None:
+    with pytest.raises(ValueError, match="expected 1 or more, got 0"):
+        editor(rows_per_pass=0)
+
+
+def test_an_editor_needs_layers() -> None:
+    model = TINY["gpt2"]().requires_grad_(False)
+    with pytest.raises(ConfigError, match="MEMIT got no layers; give some"):
+        MEMIT(layers=[], statistics="identity").bind(model, build_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(100, [10]), (9, [4, 6]), (4, [4, 4, 2]), (1, 5 * [2])]
+)
+def test_requests_are_parted_evenly_and_stay_whole(rows: int, sizes: list[int]) -> None:
+    texts = [Text(number // 2, tuple(range(3 + number // 2)), 0) for number in range(10)]
+    groups = list(_groups(texts, rows))
+    assert sorted(map(len, groups)) == sorted(sizes)
+    assert all(len(group) % 2 == 0 for group in groups)
+    assert sorted(text.request for group in groups for text in group) == [n // 2 for n in range(10)]
 
 
 def test_in_front_of_the_first_attention_only_what_changes_runs() -> None:
