@@ -186,11 +186,12 @@ def _search(
     tail = split(view, texts, block, site)
     reads = _Reads.of(texts, tail.initial.device)
     count = int(reads.row_request.max()) + 1
-    firsts = [reads.row_request.tolist().index(number) for number in range(count)]
+    listed = reads.row_request.tolist()
+    firsts = [listed.index(number) for number in range(count)]
     dtype = torch.promote_types(tail.initial.dtype, torch.float32)
     initial = tail.initial[firsts].to(dtype)
     own: list[list[int]] = [[] for _ in range(count)]
-    for row, (text, number) in enumerate(zip(texts, reads.row_request.tolist(), strict=True)):
+    for row, (text, number) in enumerate(zip(texts, listed, strict=True)):
         if text.answer:
             own[number].append(row)
     keys, values = [tail.keys[rows] for rows in own], [tail.values[rows] for rows in own]
@@ -258,11 +259,12 @@ def _look(
     """Return the loss of every request still searching, and the watched log-probabilities."""
     own = delta[searching]
     logits = tail.logits(own[reads.row_request], reads.rows, reads.positions)
-    chosen, now = log_probs(logits, reads.targets)
     divergence = zeros = logits.new_zeros(len(searching))
     if other is not None:
-        loss = other(logits)
+        # It keeps by itself what it compares with, so no word is watched here.
+        loss, now = other(logits), logits.new_zeros(len(reads.watched), 0)
     else:
+        chosen, now = log_probs(logits, reads.targets)
         nll = mean_by(-chosen, reads.answer_rows, len(reads.answer_request))
         loss = mean_by(nll, reads.answer_request, len(searching)) * weights[searching]
         if len(reads.watched):

@@ -182,6 +182,7 @@ class _Attend(torch.autograd.Function):
         for part, own_query, own_key, own_value, row in cuts:
             keys, values = part.keys_and_values(block, own_key, own_value)
             apart = part.apart(own_query)
+            # Written in the order of the products below, in one go with the factor.
             queries = _shared(torch.mul(apart, scaling, out=apart.new_empty(apart.shape)), len(key))
             scores = queries @ keys.mT
             torch.unflatten(scores, 2, (-1, part.longest)).add_(part.mask[:, None])
