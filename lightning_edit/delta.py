@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import LedgerError
 from lightning_edit.journal import write_atomic
 from lightning_edit.models.weights import weight
+from lightning_edit.tensor_files import to_safetensors
 
 _FORMAT = "lightning-edit-delta/1"
 
@@ -35,6 +35,10 @@ class LowRank:
     left: Float[Tensor, "d_out r"]
     right: Float[Tensor, "r d_in"]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "left", _compact(self.left))
+        object.__setattr__(self, "right", _compact(self.right))
+
     @property
     def rank(self) -> int:
         """Number of columns of ``left``: an upper bound of the update's rank."""
@@ -45,9 +49,17 @@ class LowRank:
         """Numbers stored."""
         return self.left.numel() + self.right.numel()
 
-    def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "d_out d_in"]:
-        """Multiply the factors out in ``dtype``."""
-        return self.left.to(dtype) @ self.right.to(dtype)
+    def dense(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | None = None
+    ) -> Float[Tensor, "d_out d_in"]:
+        """Multiply the factors out in ``dtype``.
+
+        Args:
+            dtype: Type of the product.
+            device: Where they are multiplied, since a product has other last bits elsewhere;
+                ``None``: where the factors are.
+        """
+        return self.left.to(device, dtype) @ self.right.to(device, dtype)
 
     def norm(self) -> float:
         """Frobenius norm, from the two r × r Gram matrices: the product is never formed."""
@@ -70,6 +82,9 @@ class Dense:
 
     value: Float[Tensor, "..."]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", _compact(self.value))
+
     @property
     def rank(self) -> int:
         """Upper bound of the rank; 1 for a bias."""
@@ -80,9 +95,16 @@ class Dense:
         """Numbers stored."""
         return self.value.numel()
 
-    def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "..."]:
-        """Return the update in ``dtype``."""
-        return self.value.to(dtype)
+    def dense(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | None = None
+    ) -> Float[Tensor, "..."]:
+        """Return the update in ``dtype``.
+
+        Args:
+            dtype: Type of the result.
+            device: Where it goes; ``None``: where the update is.
+        """
+        return self.value.to(device, dtype)
 
     def norm(self) -> float:
         """Frobenius norm."""
@@ -109,6 +131,11 @@ class Delta:
         info: Figures about how the edit was found (loss, steps, residual), for the run's record.
         history: Tensors that the editor keeps of this edit while it is in force (keys of a
             least-squares history). They change nothing in the model, so exports leave them out.
+
+    Note:
+        Tensors are copied where they are views or not in row order, and a file keeps the order of
+        their names, so that a delta is in memory as the same delta read from disk: sums and
+        products of the two have the same bits.
     """
 
     request_ids: tuple[str, ...]
@@ -117,6 +144,11 @@ class Delta:
     prompts: Mapping[str, str] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("state", "history"):
+            tensors: dict[str, Tensor] = getattr(self, name)
+            object.__setattr__(self, name, {key: _compact(v) for key, v in tensors.items()})
 
     @property
     def is_empty(self) -> bool:
@@ -159,7 +191,7 @@ class Delta:
         try:
             for name, update in self.weights.items():
                 handle = handles[name]
-                handle.write(handle.read(torch.float64) + update.dense().to(handle.device))
+                handle.write(handle.read(torch.float64) + update.dense(device=handle.device))
             yield
         finally:
             with torch.no_grad():
@@ -201,21 +233,20 @@ class Delta:
             OSError: If the disk refuses; a file that stood there is untouched.
         """
         tensors = {
-            f"weights/{name}/{part}": value.detach().cpu().contiguous()
+            f"weights/{name}/{part}": value
             for name, update in self.weights.items()
             for part, value in update.tensors().items()
         }
         for kind, named in (("state", self.state), ("history", self.history)):
-            for name, value in named.items():
-                tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
+            tensors |= {f"{kind}/{name}": value for name, value in named.items()}
         header = {
             "format": _FORMAT,
             "request_ids": json.dumps(self.request_ids),
             "prompts": json.dumps(dict(self.prompts)),
             "info": json.dumps(dict(self.info)),
+            "order": json.dumps([list(self.weights), list(self.state), list(self.history)]),
         }
-        # safetensors' own writer hides the system's error and does not wait for the disk.
-        write_atomic(path, save(tensors, metadata=header))
+        write_atomic(path, to_safetensors(tensors, header))
 
     @classmethod
     def load(cls, path: Path, device: str | torch.device = "cpu") -> "Delta":
@@ -235,7 +266,8 @@ class Delta:
             with safe_open(str(path), framework="pt", device=str(device)) as file:
                 header = file.metadata() or {}
                 names = file.keys()
-                tensors = {name: file.get_tensor(name) for name in names}
+                # A copy: tensors of a file begin wherever they stand in it.
+                tensors = {name: file.get_tensor(name).clone() for name in names}
         except (OSError, SafetensorError) as error:
             raise LedgerError(
                 f"{path} cannot be read as a delta ({error}); give a file that lightning-edit wrote"
@@ -244,7 +276,11 @@ class Delta:
             found = header.get("format", "none")
             raise LedgerError(f"{path}: expected format {_FORMAT}, got {found}; not a delta file")
         weights: dict[str, WeightUpdate] = {}
-        for name in sorted({key.split("/")[1] for key in tensors if key.startswith("weights/")}):
+        written = sorted({key.split("/")[1] for key in tensors if key.startswith("weights/")})
+        order = [written, *(sorted(_under(kind, tensors)) for kind in ("state/", "history/"))]
+        if "order" in header:  # not in a file of an older version
+            order = json.loads(header["order"])
+        for name in order[0]:
             stem = f"weights/{name}"
             if f"{stem}/value" in tensors:
                 weights[name] = Dense(tensors[f"{stem}/value"])
@@ -253,11 +289,23 @@ class Delta:
         return cls(
             tuple(json.loads(header["request_ids"])),
             weights,
-            _under("state/", tensors),
+            {name: tensors[f"state/{name}"] for name in order[1]},
             json.loads(header["prompts"]),
             json.loads(header["info"]),
-            _under("history/", tensors),
+            {name: tensors[f"history/{name}"] for name in order[2]},
         )
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Return a tensor with memory of its own in row order; itself where it has that already.
+
+    Vectorised kernels may round differently where memory begins elsewhere or lies otherwise.
+    """
+    own = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    # `is_contiguous` does not look at axes of length one, but products choose kernels by them.
+    if own and tensor.stride() == torch.empty(tensor.shape, device="meta").stride():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

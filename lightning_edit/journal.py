@@ -59,7 +59,7 @@ def write_error(error: OSError, path: Path, state: str) -> LedgerWriteError:
     )
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | bytearray) -> None:
     """Write a file so that it is either whole or not there.
 
     Args:

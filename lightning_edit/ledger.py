@@ -81,12 +81,12 @@ class Ledger:
 
     @property
     def touched(self) -> dict[str, Touched]:
-        """Weights that the deltas in force change, by parameter name."""
-        return dict(self._touched)
+        """Weights that the deltas in force change, by parameter name, in alphabetical order."""
+        return dict(sorted(self._touched.items()))
 
     def update_norms(self) -> dict[str, float]:
         """Frobenius norm of what all edits together add to each weight."""
-        return {name: float(touched.total.norm()) for name, touched in self._touched.items()}
+        return {name: float(touched.total.norm()) for name, touched in self.touched.items()}
 
     # ---------------------------------------------------------------------------------- writing
 
@@ -234,7 +234,7 @@ class Ledger:
                 handle = weight(self.model, name)
                 zero = torch.zeros(handle.shape, dtype=torch.float64, device=handle.device)
                 touched = Touched(handle, handle.read(handle.dtype), zero)
-            total = touched.total + update.dense().to(touched.total.device)
+            total = touched.total + update.dense(device=touched.total.device)
             value = (touched.pristine.double() + total).to(touched.handle.dtype)
             if not torch.isfinite(value).all():
                 raise NotFiniteError(
@@ -259,7 +259,7 @@ class Ledger:
             updates = [delta.weights[name] for delta in self.deltas if name in delta.weights]
             touched.total = torch.zeros_like(touched.total)
             for update in updates:
-                touched.total += update.dense().to(touched.total.device)
+                touched.total += update.dense(device=touched.total.device)
             # The pristine value itself is written when no edit is left: the original bits.
             value = touched.pristine.double() + touched.total if updates else touched.pristine
             touched.handle.write(value)

@@ -154,3 +154,49 @@ def test_applied_restores_when_an_update_does_not_fit() -> None:
     with pytest.raises(ValueError, match="not finite"), delta.applied(model):
         pytest.fail("the block must not run")
     assert weights_hash(model) == before
+
+
+def test_a_delta_has_the_same_bytes_every_time(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    updates = {
+        f"block.{number}.down": LowRank(
+            torch.randn(6, 2, generator=draw), torch.randn(2, 8, generator=draw)
+        )
+        for number in (2, 10, 1)
+    }
+    history = {"keys/1": torch.randn(3, 8, generator=draw), "état\n": torch.ones(1)}
+    info = {"loss": [0.1], "text": "Köln ⊂ 東京"}
+    contents = set()
+    for number in range(20):
+        path = tmp_path / f"{number}.safetensors"
+        Delta(("a", "b"), updates, prompts={"a": "x"}, info=info, history=history).save(path)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    loaded = Delta.load(tmp_path / "0.safetensors")
+    assert list(loaded.weights) == ["block.2.down", "block.10.down", "block.1.down"]
+    assert list(loaded.history) == ["keys/1", "état\n"]
+    assert loaded.info == info
+    assert torch.equal(loaded.history["état\n"], torch.ones(1))
+    loaded.save(tmp_path / "again.safetensors")
+    assert {(tmp_path / "again.safetensors").read_bytes()} == contents
+
+
+def test_a_delta_lies_in_memory_as_the_one_read_from_disk(tmp_path: Path) -> None:
+    base = torch.randn(40, 33, generator=torch.Generator().manual_seed(0))
+    update = {
+        "z": LowRank(base[:7, :5].T.contiguous().T, base.mT[:5, 3:9].mT[:5]),
+        "column": LowRank(base[:, :1].mT.contiguous().mT, base[3:4, 1:]),
+        "bias": Dense(base[0, 5:]),
+    }
+    made = Delta(("a",), update, history={"keys": base[1:, 2:].mT})
+    made.save(tmp_path / "delta.safetensors")
+    read = Delta.load(tmp_path / "delta.safetensors")
+    assert list(made.weights) == list(read.weights)
+    for name, own in made.weights.items():
+        pairs = zip(own.tensors().values(), read.weights[name].tensors().values(), strict=True)
+        for one, other in [*pairs, (made.history["keys"], read.history["keys"])]:
+            assert torch.equal(one, other)
+            assert one.stride() == other.stride()
+            assert one.storage_offset() == other.storage_offset() == 0
+            assert one.data_ptr() % 64 == other.data_ptr() % 64
+            assert one.untyped_storage().nbytes() == other.untyped_storage().nbytes()

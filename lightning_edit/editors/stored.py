@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import CheckpointError
+from lightning_edit.journal import write_atomic
+from lightning_edit.tensor_files import to_safetensors
 
 _FORMAT = "lightning-edit-editor/1"
 
@@ -56,8 +57,7 @@ class StoredEditor:
         Args:
             path: The file; :meth:`read` knows it by its ending ``.safetensors``.
         """
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state.items()}
-        save_file(tensors, str(path), metadata={self.KEY: json.dumps(self.header())})
+        write_atomic(path, to_safetensors(self.state, {self.KEY: json.dumps(self.header())}))
 
     @classmethod
     def read(cls, path: Path) -> "StoredEditor":

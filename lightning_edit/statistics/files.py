@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_edit.exceptions import StatisticsWriteError
+from lightning_edit.tensor_files import order_header
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
@@ -33,6 +34,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
             temporary,
             metadata=dict(header),
         )
+        order_header(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
