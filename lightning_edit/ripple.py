@@ -12,6 +12,8 @@ from typing import Literal, get_args
 
 FactSet = Literal["near", "hop_1", "hop_2", "random"]
 SETS: tuple[FactSet, ...] = get_args(FactSet)
+#: Similarities of which the rounding of a pass is smaller than this, and most differences larger.
+_EQUAL = 1e-5
 #: Beyond so many steps in the graph a fact counts as unrelated to an edit.
 RELATED = 2
 
@@ -92,11 +94,13 @@ def choose(
         draw: Draws the control sets.
 
     Returns:
-        Sets in the order of :data:`SETS`; ``near`` begins with the closest fact.
+        Sets in the order of :data:`SETS`; ``near`` begins with the closest fact. Similarities no
+        more than 1e-5 apart count as a tie, where the fact with the lower number comes first: facts
+        with one prompt have one similarity, of which passes of other sizes differ by rounding.
     """
     facts = [number for number, use in enumerate(usable) if use]
     far = [n for n in facts if (d := distances[n]) is None or d > RELATED]
-    near = sorted(far, key=lambda n: (-similarities[n], n))[:size]
+    near = _closest_first(far, similarities)[:size]
     rest = sorted(set(far) - set(near))
     pools: dict[FactSet, list[int]] = {
         "near": near,
@@ -109,3 +113,13 @@ def choose(
         for name, pool in pools.items()
         for number in (pool if len(pool) <= size else sorted(draw.sample(pool, size)))
     ]
+
+
+def _closest_first(facts: Sequence[int], similarities: Sequence[float]) -> list[int]:
+    """Sort facts by similarity; those that are as good as equal by number."""
+    ranked = sorted(facts, key=lambda n: -similarities[n])
+    tie, ties = 0, {}
+    for before, number in zip([ranked[0], *ranked] if ranked else [], ranked, strict=False):
+        tie += similarities[before] - similarities[number] > _EQUAL
+        ties[number] = tie
+    return sorted(ranked, key=lambda n: (ties[n], n))

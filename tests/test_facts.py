@@ -14,7 +14,7 @@ from lightning_edit.atlas.requests import make_requests
 from lightning_edit.exceptions import ArchitectureError, DataError
 from lightning_edit.fact_reader import REPRESENTATIONS, FactReader
 from lightning_edit.facts import Fact, FactGraph, facts_of, read_facts
-from lightning_edit.functional.ripple import bin_numbers, cosine, percentile, token_ranks
+from lightning_edit.functional.ripple import cosine, percentile, token_ranks
 from lightning_edit.ripple import choose
 from lightning_edit.types import EditRequest, Probe
 from tests.models.tiny import build_tiny, build_tokenizer
@@ -188,6 +188,14 @@ def test_formulas() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0], [1.0, float("nan"), 0.0]])
     assert token_ranks(logits, torch.tensor([0, 1, 1])).tolist() == [3, 1, 3]
     values = torch.arange(100) / 100 + 0.005
-    counts = torch.bincount(bin_numbers(values, 0.0, 0.01, 100), minlength=100)
-    assert percentile(counts, 0.95, 0.0, 0.01) == pytest.approx(0.945)
-    assert bin_numbers(torch.tensor([-9.0, 9.0]), 0.0, 0.1, 10).tolist() == [0, 9]
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    assert float(percentile(values[order], 0.95)) == pytest.approx(0.945)
+    assert float(percentile(torch.arange(20.0), 0.95)) == 18
+    assert float(percentile(torch.tensor([7.0]), 0.95)) == 7
+
+
+@pytest.mark.parametrize("around", [0.0, 0.01, -0.005, 1.0])
+def test_a_percentile_moves_as_far_as_its_values(around: float) -> None:
+    rounding = 1e-9
+    below, above = (percentile(torch.full((9,), around + e).double(), 0.95) for e in (-1e-9, 1e-9))
+    assert float(above - below) <= 2 * rounding * 1.01

@@ -1,8 +1,10 @@
 """Formulas of ripple effects: closeness in hidden space, ranks, and percentiles of changes.
 
 Axis names: ``e`` -- edits; ``f`` -- facts; ``n`` -- answer tokens; ``v`` -- vocabulary; ``d`` --
-width; ``b`` -- bins.
+width.
 """
+
+import math
 
 import torch
 from jaxtyping import Float, Int
@@ -40,31 +42,15 @@ def token_ranks(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Int
     return torch.where(own.squeeze(-1).isnan(), logits.shape[-1], above)
 
 
-def bin_numbers(values: Float[Tensor, " f"], low: float, width: float, bins: int) -> Tensor:
-    """Return the bin of each value; what lies outside falls into the first or the last.
+def percentile(values: Float[Tensor, " f"], share: float) -> Float[Tensor, ""]:
+    """Return the smallest of some values that a share of them does not exceed (nearest rank).
+
+    It moves as far as a value moves: inputs that differ by rounding give results that do.
 
     Args:
-        values: Numbers.
-        low: Lower end of the first bin.
-        width: Width of a bin.
-        bins: How many there are.
-    """
-    return ((values - low) / width).floor().long().clamp(0, bins - 1)
-
-
-def percentile(counts: Int[Tensor, " b"], share: float, low: float, width: float) -> float:
-    """Return the value that a share of all values does not exceed, from a histogram.
-
-    The middle of the first bin at which the counts reach the share (nearest rank), so it is at
-    most half a bin away from the percentile of the values themselves.
-
-    Args:
-        counts: Values in each bin; at least one in all.
+        values: At least one number, in any order.
         share: Such as 0.95.
-        low: Lower end of the first bin.
-        width: Width of a bin.
     """
-    needed = share * counts.sum().item()
-    # Counts are whole; the small number keeps 0.95 * 20 = 19.000000000000004 from asking for 20.
-    reached = int((counts.cumsum(0) < needed - 1e-9).sum())
-    return low + (reached + 0.5) * width
+    # The small number keeps 0.95 * 20 = 19.000000000000004 from asking for the 20th.
+    rank = max(1, math.ceil(share * len(values) - 1e-9))
+    return values.sort().values[rank - 1]

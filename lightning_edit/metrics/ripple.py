@@ -1,7 +1,6 @@
 """What edits did to facts around them. GIE is reconstructed, see ``lightning_edit.ripple``.
 
-Axis names: ``g`` -- groups (sets, then distances, then similarities); ``b`` -- bins of changes;
-``m`` -- sums.
+Axis names: ``g`` -- groups (sets, then distances, then similarities); ``m`` -- sums.
 """
 
 import math
@@ -11,15 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from lightning_edit.functional.measures import mean
-from lightning_edit.functional.ripple import bin_numbers, percentile
+from lightning_edit.functional.ripple import percentile
 from lightning_edit.ripple import SETS, Ripple
 
-#: Changes are counted in bins of this many nats, from ``-_SPAN`` to ``_SPAN``.
-_WIDTH = 0.01
-_SPAN = 10.0
-_BINS = round(2 * _SPAN / _WIDTH)
 _DISTANCES = (*map(str, range(1, 7)), "7_up", "none")
 #: Lower ends of the ranges of similarity.
 _SIMILARITIES = tuple(round(-1 + 0.2 * number, 1) for number in range(10))
@@ -40,8 +36,8 @@ class RippleScores(Metric):
     as well; and ``ripple/gie@tf``: the mean over edits of the mean change of ``near`` minus that of
     ``random``.
 
-    States are sums. The percentile comes from a histogram with bins of 0.01 nats between -10 and
-    10, so it is right to 0.005 nats, and what lies beyond counts as 10.
+    States are sums, and the changes of each set, which the percentile needs one by one: read off
+    bins it would jump by a bin where a change moves by rounding across an edge.
 
     Args:
         threshold: Rise in nats above which a fact counts as harmed; log 2 halves its probability.
@@ -51,7 +47,6 @@ class RippleScores(Metric):
     full_state_update = False
     is_differentiable = False
     sums: Tensor
-    histogram: Tensor
     gie: Tensor
 
     def __init__(self, threshold: float = math.log(2), **kwargs: Any) -> None:
@@ -59,8 +54,8 @@ class RippleScores(Metric):
         self.threshold = threshold
         sums = torch.zeros(len(_GROUPS), len(_SUMS), dtype=torch.float64)
         self.add_state("sums", sums, dist_reduce_fx="sum")
-        histogram = torch.zeros(len(SETS), _BINS, dtype=torch.long)
-        self.add_state("histogram", histogram, dist_reduce_fx="sum")
+        for name in SETS:
+            self.add_state(_state_of(name), [], dist_reduce_fx="cat")
         # Sum over edits, and how many have facts in both sets.
         self.add_state("gie", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -70,16 +65,18 @@ class RippleScores(Metric):
         Args:
             ripples: All facts around whole edits; none is right for a process without edits.
         """
+        for name in SETS:
+            changes_of = [ripple.change for ripple in ripples if ripple.place.set == name]
+            # Also where there are none: processes cannot gather a list without any tensor.
+            getattr(self, _state_of(name)).append(
+                torch.tensor(changes_of, dtype=torch.float64, device=self.sums.device)
+            )
         if not ripples:
             return
         values = torch.tensor([self._values(ripple) for ripple in ripples], dtype=torch.float64)
         groups = torch.tensor([_groups_of(ripple) for ripple in ripples])
         for column in groups.T:
             self.sums.index_add_(0, column.to(self.sums.device), values.to(self.sums.device))
-        bins = bin_numbers(values[:, 0], -_SPAN, _WIDTH, _BINS)
-        sets = torch.tensor([SETS.index(ripple.place.set) for ripple in ripples])
-        counts = torch.bincount(sets * _BINS + bins, minlength=len(SETS) * _BINS)
-        self.histogram += counts.view(len(SETS), _BINS).to(self.histogram)
         changes: dict[str, dict[str, list[float]]] = {}
         for ripple in ripples:
             of_edit = changes.setdefault(ripple.edit_id, {})
@@ -113,19 +110,25 @@ class RippleScores(Metric):
             for name, total in values.items():
                 result[f"{group}/{renamed.get(name, name)}@tf"] = total / count
             if row < len(SETS):
-                found = percentile(self.histogram[row], 0.95, -_SPAN, _WIDTH)
-                result[f"{group}/p95@tf"] = torch.tensor(found, dtype=torch.float64)
+                changes = dim_zero_cat(getattr(self, _state_of(SETS[row])))
+                result[f"{group}/p95@tf"] = percentile(changes, 0.95)
             result[f"{group}/facts"] = count
         if self.gie[1] > 0:
             result["ripple/gie@tf"] = self.gie[0] / self.gie[1]
         return result
 
 
+def _state_of(name: str) -> str:
+    """Return the name of the state with the changes of a set."""
+    return f"changes_{name}"
+
+
 def _groups_of(ripple: Ripple) -> list[int]:
     """Return the numbers of the groups a fact counts in: set, distance, similarity."""
     distance = ripple.place.distance
     step = "none" if distance is None else str(distance) if distance < 7 else "7_up"
-    place = min(max(int((ripple.place.similarity + 1) * 5), 0), 9)
+    # Rounded, so that a similarity of 0 with a last digit too few stays in the range from 0.
+    place = min(max(int(round((ripple.place.similarity + 1) * 5, 6)), 0), 9)
     return [
         SETS.index(ripple.place.set),
         len(SETS) + _DISTANCES.index(step),

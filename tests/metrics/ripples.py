@@ -58,7 +58,5 @@ def reference(edits: list[list[Ripple]]) -> dict[str, float]:
         result[f"{group}/facts"] = len(listed)
         if group.split(".")[1] in SETS:
             needed = -(-95 * len(changes) // 100)
-            inside = sorted(min(max(change, -10), 9.9999) for change in changes)
-            # The middle of the bin of a hundredth in which the nearest rank lies.
-            result[f"{group}/p95@tf"] = (inside[needed - 1] // 0.01) * 0.01 + 0.005
+            result[f"{group}/p95@tf"] = sorted(changes)[needed - 1]
     return result
