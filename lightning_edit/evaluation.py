@@ -1,12 +1,15 @@
 """Probes of a stream of edits, scored against the pristine model."""
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lightning_edit.baseline import Baseline, read_rows
 from lightning_edit.exceptions import DataError
+from lightning_edit.models.pass_layout import PassLayout
 from lightning_edit.records import ProbeScore, ScoredProbe, probes_of
 from lightning_edit.run_folder import RunFolder
 from lightning_edit.scoring import Scorer
@@ -37,16 +40,48 @@ class Evaluation:
         self.progress = progress
         self.baseline = Baseline()
 
+    def choose_layout(self, requests: Sequence[EditRequest], folder: RunFolder) -> None:
+        """Choose the layout of all passes of a run, or take the one that the run began with.
+
+        Args:
+            requests: Every request of the stream.
+            folder: Where ``passes.json`` is kept.
+
+        Raises:
+            DataError: If the file on disk cannot be read.
+        """
+        if folder.passes.exists():
+            try:
+                state = json.loads(folder.passes.read_bytes())
+                if not isinstance(state, dict):
+                    raise ValueError(f"expected an object, got {type(state).__name__}")
+                self.scorer.layout = PassLayout.from_dict(state)
+            except ValueError as error:
+                raise DataError(
+                    f"{folder.passes} does not say how this run's passes are laid out ({error}); "
+                    "restore the run folder as a whole, or start a new run"
+                ) from error
+            return
+        # Not when the scorer was made: callbacks may hook into the model as the run begins.
+        layout = self.scorer.layout = PassLayout.choose(self.scorer.model)
+        # A run of an older version has a baseline that was scored without a record of the guess.
+        if not folder.baseline.exists():
+            probes = [probe for part in _chunks(requests) for probe in part]
+            after = self.scorer.guess_after_answer(probes)
+            layout = self.scorer.layout = replace(layout, after_answer=after)
+        folder.write_json(folder.passes, layout.to_dict())
+
     def take_baseline(self, requests: Sequence[EditRequest], folder: RunFolder) -> None:
         """Score the pristine model once, or read what an interrupted run scored.
 
         Args:
             requests: Every request of the stream.
-            folder: Where ``baseline.jsonl`` is kept.
+            folder: Where ``passes.json`` and ``baseline.jsonl`` are kept.
 
         Raises:
-            DataError: If the file on disk is of another stream.
+            DataError: If a file on disk cannot be read, or is of another stream.
         """
+        self.choose_layout(requests, folder)
         if folder.baseline.exists():
             self.baseline = Baseline.from_rows(read_rows(folder.baseline))
             asked = [(p.edit_id, p.probe.prompt) for part in _chunks(requests) for p in part]

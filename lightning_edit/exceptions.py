@@ -29,6 +29,10 @@ class NotBoundError(LightningEditError, RuntimeError):
     """An editor was used before it got a language model."""
 
 
+class PassLayoutError(LightningEditError, RuntimeError):
+    """A model cannot run any more as it did when the run began: hooks or attention were changed."""
+
+
 class LedgerError(LightningEditError, RuntimeError):
     """The journal of edits and what was asked of it do not agree."""
 

@@ -21,6 +21,8 @@ from lightning_edit.exceptions import ArchitectureError, DataError
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.scores import token_scores
 from lightning_edit.functional.tokens import length_sorted
+from lightning_edit.models.hooks import Side, capture
+from lightning_edit.models.view import resolve
 from lightning_edit.scoring import evaluating
 from lightning_edit.statistics.texts import FileTexts
 
@@ -105,17 +107,29 @@ class TextReader:
 
         Args:
             texts: Texts.
-            layers: Numbers of blocks, from 0, whose outputs are read; transformers applies the
-                final norm to the last one's. ``None``: the middle block and the last.
+            layers: Numbers of blocks, from 0, whose outputs are read; of the last block what the
+                output head reads, the final norm included, as in transformers' ``hidden_states``.
+                ``None``: the middle block and the last.
+
+        Raises:
+            ArchitectureError: If the model has no block of a number.
+
+        Note:
+            The hooks are gone afterwards. Those of ``output_hidden_states`` would stay on the
+            model, see nothing that was hooked in later, and keep it from being pickled.
         """
+        view = resolve(self.model)
+        chosen = layers if layers is not None else default_layers(view.num_blocks)
+        head, top = view.name_of(view.head), view.num_blocks - 1
+        places = [head if layer == top else view.block(layer).name for layer in chosen]
+        wanted: dict[str, Side] = {n: "input" if n == head else "output" for n in places}
         found: dict[int, Tensor] = {}
-        for numbers, _, mask, output in self._forward(texts, output_hidden_states=True):
-            states = output.hidden_states
-            chosen = layers if layers is not None else default_layers(len(states) - 1)
-            last = mask.sum(1) - 1
-            rows = torch.arange(len(numbers), device=last.device)
-            read = torch.stack([_at(states[layer + 1], rows, last) for layer in chosen], dim=1)
-            found.update(zip(numbers, read, strict=True))
+        with capture(self.model, wanted) as seen:
+            for numbers, _, mask, _ in self._forward(texts):
+                last = mask.sum(1) - 1
+                rows = torch.arange(len(numbers), device=last.device)
+                read = torch.stack([_at(seen[name], rows, last) for name in places], dim=1)
+                found.update(zip(numbers, read, strict=True))
         return torch.stack([found[number] for number in range(len(texts))])
 
     def continuations(
@@ -174,15 +188,13 @@ class TextReader:
             ids = ids[:-1]
         return tuple(ids[: self.max_tokens])
 
-    def _forward(
-        self, texts: Sequence[str], **options: Any
-    ) -> Iterator[tuple[list[int], Tensor, Tensor, Any]]:
+    def _forward(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Tensor, Tensor, Any]]:
         rows = [self._ids(text) for text in texts]
         for numbers in length_sorted([len(row) for row in rows], self.batch_size):
             ids, mask = pad([rows[number] for number in numbers])
             ids, mask = ids.to(self._device), mask.to(self._device)
             with evaluating(self.model):
-                output = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+                output = self.model(input_ids=ids, attention_mask=mask, use_cache=False)
             yield numbers, ids.to(output.logits.device), mask.to(output.logits.device), output
 
 

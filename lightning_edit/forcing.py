@@ -14,6 +14,7 @@ from lightning_edit.functional.scores import token_scores
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.models.attention import NotPackableError
 from lightning_edit.models.hooks import select_head_positions
+from lightning_edit.models.pass_layout import PassLayout
 from lightning_edit.models.token_tree import TokenTree, attending_tree, batches
 
 Row = tuple[Ids, Ids]
@@ -54,17 +55,17 @@ class _Pass:
 class Forcing:
     """Runs given answers through one language model.
 
-    What rows begin with is computed once, where the model's attention can be told so and nothing
-    is hooked into the model; else rows of like length are padded.
-
     Args:
         model: A Hugging Face language model in evaluation mode, decoder-only or encoder-decoder.
         batch_size: Rows that go through the model together.
+        layout: Whether what rows begin with is computed once, in a prefix tree, or rows of like
+            length are padded; ``None``: chosen here, from the model as it is now.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int) -> None:
+    def __init__(self, model: nn.Module, batch_size: int, layout: PassLayout | None = None) -> None:
         self.model: Any = model
         self.batch_size = batch_size
+        self.layout = PassLayout.choose(model) if layout is None else layout
 
     def __call__(self, rows: Iterable[Row], ahead: Mapping[Row, Ids]) -> dict[Row, Forced]:
         """Return the model's choices along each row's answer.
@@ -72,16 +73,21 @@ class Forcing:
         Args:
             rows: Prompts and answers, each once.
             ahead: Of rows that are read behind their answer too: what is guessed to follow.
+
+        Raises:
+            PassLayoutError: If the model can no longer run in the layout that was chosen for it.
         """
         rows = sorted(rows)
         if self.model.config.is_encoder_decoder:
             return self._run(self._pairs(rows), ahead)
-        if any(one._forward_hooks or one._forward_pre_hooks for one in self.model.modules()):
-            # Whoever has hooked into a model may count on a row for each text.
+        if self.layout.kind == "padded":
             return self._run(self._padded(rows, ahead), ahead)
+        self.layout.require(self.model)
         try:
             return self._run(self._trees(rows, ahead), ahead)
         except NotPackableError:
+            # Found out by running: a window shorter than these texts, a bias, a soft cap. The same
+            # rows find it again in any process.
             return self._run(self._padded(rows, ahead), ahead)
 
     def _run(self, passes: Iterator[_Pass], ahead: Mapping[Row, Ids]) -> dict[Row, Forced]:

@@ -1,8 +1,9 @@
 """The folder of a run: where everything is, and how each file survives a kill.
 
 ``config.yaml`` (what was asked), ``results.json`` (scores), ``cases.jsonl`` (one line a probe and
-evaluation point), ``baseline.jsonl`` (the same probes on the pristine model), ``measures.jsonl``
-(what callbacks measured), ``ledger/`` (the edits), ``checkpoints/`` (position and history).
+evaluation point), ``baseline.jsonl`` (the same probes on the pristine model), ``passes.json`` (how
+texts are laid out in forward passes), ``measures.jsonl`` (what callbacks measured), ``ledger/``
+(the edits), ``checkpoints/`` (position and history).
 """
 
 import json
@@ -61,6 +62,11 @@ class RunFolder:
     def baseline(self) -> Path:
         """The probes on the pristine model."""
         return self.path / "baseline.jsonl"
+
+    @property
+    def passes(self) -> Path:
+        """How texts are laid out in forward passes, chosen once before the baseline."""
+        return self.path / "passes.json"
 
     @property
     def has_run(self) -> bool:

@@ -18,6 +18,7 @@ from lightning_edit.continuing import LIMIT_STEP, Begun, Continuing, Ids, Prompt
 from lightning_edit.exceptions import DataError
 from lightning_edit.forcing import Forcing, Row
 from lightning_edit.functional.tokens import encode_pairs, encode_prompts
+from lightning_edit.models.pass_layout import PassLayout
 from lightning_edit.records import AnswerScore, ProbeScore, ScoredProbe, compare, probes_of
 from lightning_edit.types import EditRequest, Mode
 
@@ -68,6 +69,8 @@ class Scorer:
         modes: ``tf``: given answers, teacher forced. ``gen``: greedy generation.
         max_new_tokens: Most tokens to generate. ``None``: for each probe its longest accepted
             answer plus 8, rounded up to a multiple of 8.
+        layout: How texts are laid out in forward passes; ``None``: chosen here, from the model as
+            it is now. A run that is resumed gives the one it began with.
 
     Raises:
         ValueError: On an unknown mode or a batch size below 1.
@@ -80,6 +83,7 @@ class Scorer:
         batch_size: int = 64,
         modes: Sequence[Mode] = ("tf", "gen"),
         max_new_tokens: int | None = None,
+        layout: PassLayout | None = None,
     ) -> None:
         if not modes or not set(modes) <= set(get_args(Mode)):
             raise ValueError(f"`modes` must be some of tf and gen; got {tuple(modes)}")
@@ -90,7 +94,7 @@ class Scorer:
         self.batch_size = batch_size
         self.modes = tuple(modes)
         self.max_new_tokens = max_new_tokens
-        self._end: Ids | None = None
+        self.layout = PassLayout.choose(model) if layout is None else layout
 
     def score(self, probes: Sequence[ScoredProbe]) -> list[ProbeScore]:
         """Put every probe to the model; rows that repeat are computed once.
@@ -108,19 +112,10 @@ class Scorer:
         pairs = self._pairs(probes, own)
         prompts = [self._prompt(item, own, pairs) if own else None for item in probes]
         writer = Continuing(self.model, self.tokenizer, self.batch_size, self._room)
-        force = Forcing(self.model, self.batch_size)
-        # A forced pass tells how a continuation begins, where both read the same prompt.
-        tells = "gen" in self.modes and not self._two_stacks and writer.is_plain
-        # Where it does not say the first answer, it often says the one that should lose.
-        first = {
-            pairs[item.probe.prompt, text]
-            for item in probes
-            for text in (item.probe.answers[0], item.contrast)
-            if text is not None
-        }
+        force = Forcing(self.model, self.batch_size, self.layout)
+        end = self.layout.after_answer
         with evaluating(self.model):
-            end = self._usual_end(first, force, writer.ends) if tells else ()
-            ahead = dict.fromkeys(first, end) if tells else {}
+            ahead = dict.fromkeys(_first(probes, pairs), end) if self._tells(writer) else {}
             rows = set(pairs.values()) if "tf" in self.modes else set(ahead)
             forced = force(rows, ahead)
             texts: dict[Prompt, str] = {}
@@ -237,20 +232,40 @@ class Scorer:
 
     # ---------------------------------------------------------------------------------- running
 
-    def _usual_end(self, rows: Set[Row], force: Forcing, ends: Sequence[int]) -> Ids:
-        """Return what the model likes to write behind an answer, such as a full stop.
+    def _tells(self, writer: Continuing) -> bool:
+        """Say whether a forced pass tells how a continuation begins: both read the same prompt."""
+        return "gen" in self.modes and not self._two_stacks and writer.is_plain
 
-        It is only a guess that the forced pass then checks; it is made once, from a few rows.
+    def guess_after_answer(self, probes: Sequence[ScoredProbe]) -> Ids:
+        """Guess what the model writes behind an answer, such as a full stop, from a few probes.
+
+        The guess saves generating where it is right, and every forced pass checks it; but passes
+        that read another token have other last digits. So a run makes it once, on the pristine
+        model, and keeps it in its :class:`~lightning_edit.models.pass_layout.PassLayout`.
+
+        Args:
+            probes: All questions of a run.
+
+        Returns:
+            The token that most often follows, or nothing: where that is the end of the text, where
+            fewer than 16 answers are known, and where nothing is generated.
+
+        Raises:
+            DataError: As :meth:`score`.
         """
-        if self._end is None and len(rows) >= _SAMPLE:
-            some = dict.fromkeys(sorted(rows)[:: len(rows) // _SAMPLE], ())
-            seen = force(some, some)
-            behind = Counter(
-                one.chosen[-1] for row, one in seen.items() if one.best == row[1]
-            ).most_common(1)
-            token = behind[0][0] if behind else None
-            self._end = () if token is None or token in ends else (token,)
-        return self._end or ()
+        writer = Continuing(self.model, self.tokenizer, self.batch_size, self._room)
+        if not self._tells(writer):
+            return ()
+        rows = _first(probes, self._pairs(probes, {}))
+        if len(rows) < _SAMPLE:
+            return ()
+        some = dict.fromkeys(sorted(rows)[:: len(rows) // _SAMPLE], ())
+        with evaluating(self.model):
+            seen = Forcing(self.model, self.batch_size, self.layout)(some, some)
+        behind = Counter(one.chosen[-1] for row, one in seen.items() if one.best == row[1])
+        # Of equally many the lowest number, whatever order they were counted in.
+        token = min(behind, key=lambda token: (-behind[token], token), default=None)
+        return () if token is None or token in writer.ends else (token,)
 
 
 def evaluate(
@@ -276,6 +291,19 @@ def evaluate(
 def _texts(item: ScoredProbe) -> list[str]:
     """Return every answer whose probability is wanted."""
     return [*item.probe.answers, *([] if item.contrast is None else [item.contrast])]
+
+
+def _first(probes: Iterable[ScoredProbe], pairs: Mapping[tuple[str, str], Row]) -> set[Row]:
+    """Return the rows that are read behind their answer too.
+
+    Where a model does not say the first answer, it often says the one that should lose.
+    """
+    return {
+        pairs[item.probe.prompt, text]
+        for item in probes
+        for text in (item.probe.answers[0], item.contrast)
+        if text is not None
+    }
 
 
 def _known(

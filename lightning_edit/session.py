@@ -263,7 +263,14 @@ class EditSession(DrivesMeasuring):
         editor = self.editor
         alone = self.protocol == "single"
         return Moment(
-            after, editor.language_model, editor.tokenizer, requests, scores, self.ledger, alone
+            after,
+            editor.language_model,
+            editor.tokenizer,
+            requests,
+            scores,
+            self.ledger,
+            alone,
+            layout=self.evaluation.scorer.layout,
         )
 
     # ------------------------------------------------------------------------------ checkpoints

@@ -1,6 +1,7 @@
 """What training or editing does to facts: a callback for anyone's Trainer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from lightning_edit.baseline import Baseline
@@ -135,9 +136,19 @@ class EditEvaluation(Measuring):
     def _score(self, moment: Moment) -> list[ProbeScore]:
         """Score this process's share: whole cases, since each is averaged in one place."""
         scorer = Scorer(
-            moment.model, moment.tokenizer, self.batch_size, self.modes, self.max_new_tokens
+            moment.model,
+            moment.tokenizer,
+            self.batch_size,
+            self.modes,
+            self.max_new_tokens,
+            self.layout or moment.layout,
         )
-        found = moment.on_share(self._units(), scorer.score_each)
+        units = self._units()
+        if self.baseline is None and self.layout is not None:
+            # Every process guesses from all questions, so all of them guess the same.
+            after = scorer.guess_after_answer([probe for unit in units for probe in unit])
+            self.layout = scorer.layout = replace(self.layout, after_answer=after)
+        found = moment.on_share(units, scorer.score_each)
         return [score for _, scores in found for score in scores]
 
     def _units(self) -> list[list[ScoredProbe]]:

@@ -248,7 +248,7 @@ class CollapseGuard(Measuring):
         return None
 
     def _right(self, moment: Moment, requests: Sequence[EditRequest]) -> float:
-        scorer = Scorer(moment.model, moment.tokenizer, modes=("tf",))
+        scorer = Scorer(moment.model, moment.tokenizer, modes=("tf",), layout=moment.layout)
         scores = scorer.score([probes_of(request)[0] for request in requests])
         return mean([score.em or 0.0 for score in scores])
 

@@ -19,6 +19,7 @@ from lightning_edit.baseline import write_rows
 from lightning_edit.callbacks.find import find_language_model, find_tokenizer
 from lightning_edit.callbacks.moment import Commit, DrivesMeasuring, Measurement, Moment, gather
 from lightning_edit.exceptions import NotFiniteError
+from lightning_edit.models.pass_layout import PassLayout
 from lightning_edit.run_folder import RunFolder
 
 __all__ = ["Commit", "DrivesMeasuring", "Measurement", "Measuring", "Moment", "gather"]
@@ -73,6 +74,7 @@ class Measuring(Callback, ABC):
         self.prefix = prefix
         self.before: dict[str, float] | None = None
         self.values: dict[str, float] = {}
+        self.layout: PassLayout | None = None
         self._step = 0
         self._found: tuple[Any, Any] | None = None
 
@@ -114,7 +116,7 @@ class Measuring(Callback, ABC):
 
     def forget_run(self) -> None:
         """Start anew: the same callback may watch several runs of our loop."""
-        self.before, self.values, self._step = None, {}, 0
+        self.before, self.values, self._step, self.layout = None, {}, 0, None
 
     # -------------------------------------------------------------------------------- measuring
 
@@ -179,8 +181,13 @@ class Measuring(Callback, ABC):
         return self._generate_state_key(prefix=self.prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was measured first, so that a resumed run compares with it."""
-        return {"before": self.before, "values": self.values, "step": self._step}
+        """Return what was measured first and in which passes, so that a resumed run compares."""
+        return {
+            "before": self.before,
+            "values": self.values,
+            "step": self._step,
+            "layout": None if self.layout is None else self.layout.to_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what :meth:`state_dict` returned.
@@ -191,6 +198,8 @@ class Measuring(Callback, ABC):
         self.before = state_dict["before"]
         self.values = state_dict["values"]
         self._step = state_dict["step"]
+        layout = state_dict.get("layout")  # not there in a checkpoint of an older version
+        self.layout = None if layout is None else PassLayout.from_dict(layout)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Start anew for a stream of edits; a checkpoint's state comes after this.
@@ -217,6 +226,8 @@ class Measuring(Callback, ABC):
             return
         model = find_language_model(pl_module, self.model_attribute)
         self._found = model, find_tokenizer(self.tokenizer, trainer, pl_module)
+        if self.layout is None:
+            self.layout = PassLayout.choose(model)
         if self.before is not None:
             return
         if trainer.ckpt_path is not None:
@@ -277,6 +288,7 @@ class Measuring(Callback, ABC):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             device=trainer.strategy.root_device,
+            layout=self.layout,
         )
         found = self.observe(moment)
         self.send(trainer, moment.step)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from lightning_edit.callbacks.find import is_sharded
 from lightning_edit.delta import Delta
+from lightning_edit.models.pass_layout import PassLayout
 from lightning_edit.records import ProbeScore
 from lightning_edit.types import EditRequest
 
@@ -40,6 +41,7 @@ class Moment:
         rank: Number of this process.
         world_size: How many processes there are.
         device: Where metrics have their states, so that processes can add them.
+        layout: How texts are laid out in the run's forward passes; ``None``: each scorer chooses.
     """
 
     step: int
@@ -52,6 +54,7 @@ class Moment:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    layout: PassLayout | None = None
 
     def on_share(
         self, items: Sequence[_Item], work: Callable[[Sequence[_Item]], Sequence[_Result]]

@@ -145,7 +145,13 @@ class OverfittingCallback(Measuring):
         """
         requests = self.requests if moment.ledger is None else moment.requests
         units = [list(questions_of(request)) for request in requests[: self.limit]]
-        scorer = Scorer(moment.model, moment.tokenizer, self.scored_together, self.modes)
+        scorer = Scorer(
+            moment.model,
+            moment.tokenizer,
+            self.scored_together,
+            self.modes,
+            layout=moment.layout,
+        )
 
         def ask(share: Sequence[list[Question]]) -> list[list[ProbeScore]]:
             return scorer.score_each([[q.scored_probe() for q in unit] for unit in share])

@@ -147,8 +147,8 @@ def test_rows_that_repeat_are_computed_once() -> None:
         nonlocal rows
         rows += kwargs["input_ids"].shape[0]
 
-    scorer = Scorer(model, build_tokenizer(), modes=("tf",))
     with_hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    scorer = Scorer(model, build_tokenizer(), modes=("tf",))
     scores = evaluate(scorer, [*REQUESTS, *REQUESTS])
     with_hook.remove()
     texts = {
