@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # A test process a core, each with one thread: two threads in each of two processes would be slower.
 PARALLEL := -n auto --maxprocesses 4
 
-.PHONY: help setup quickstart test test-all lint typecheck check benchmark clean
+.PHONY: help setup quickstart test test-all test-bits resume-matrix lint typecheck check benchmark clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -35,6 +35,18 @@ test: $(VENV)/.done  ## run the default tests
 
 test-all: $(VENV)/.done  ## run every test that needs no GPU
 	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not gpu"
+
+# A stand-in for a processor of another maker: PyTorch's kernels without vector instructions, MKL and
+# oneDNN with those that all have.
+STAND_IN := ATEN_CPU_CAPABILITY=default MKL_CBWR=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+
+test-bits: export OMP_NUM_THREADS = 1
+
+test-bits: $(VENV)/.done  ## run the tests that compare bits, on a stand-in for another processor
+	@env $(STAND_IN) $(BIN)/python -m pytest -q $(PARALLEL) -m "bits and not slow and not gpu"
+
+resume-matrix: $(VENV)/.done  ## kill, resume and compare every callback, protocol and family of editors (an hour)
+	@$(BIN)/python benchmarks/resume_matrix.py --out benchmarks/results/resume_matrix.json
 
 runs/mend-atlas/checkpoints/best.ckpt: | $(VENV)/.done  # an old checkpoint stays good when .venv is made anew
 	@echo "Training MEND on the embedded model (once; 15 minutes) ..."

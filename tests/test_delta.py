@@ -11,6 +11,8 @@ from lightning_edit.exceptions import LedgerError
 from lightning_edit.models.weights import weights_hash
 from tests.models.tiny import build_tiny
 
+pytestmark = pytest.mark.bits
+
 NAME = "transformer.h.1.mlp.c_proj.weight"
 
 

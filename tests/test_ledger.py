@@ -16,6 +16,8 @@ from lightning_edit.types import EditRequest
 from tests.disks import file_size_limit, refuse_fsync, small_disk
 from tests.models.tiny import build_tiny
 
+pytestmark = pytest.mark.bits
+
 DTYPES = [torch.float32, torch.bfloat16]
 WEIGHTS = [f"transformer.h.{block}.mlp.c_proj.weight" for block in range(3)]
 

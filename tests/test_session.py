@@ -19,6 +19,8 @@ from lightning_edit.trainer import EditTrainer
 from lightning_edit.types import EditRequest
 from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 
+pytestmark = pytest.mark.bits
+
 MODES = ("tf",)
 
 

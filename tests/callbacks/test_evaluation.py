@@ -25,6 +25,7 @@ from tests.metrics.outcomes import reference
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [
+    pytest.mark.bits,
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.`"),
 ]

@@ -25,6 +25,7 @@ from tests.callbacks.planted import Destroys, toy_texts, without_times
 from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
 
 pytestmark = [
+    pytest.mark.bits,
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.`"),
 ]

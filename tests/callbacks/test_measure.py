@@ -16,6 +16,7 @@ from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
 
 pytestmark = [
+    pytest.mark.bits,
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.`"),
 ]

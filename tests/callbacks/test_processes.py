@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 TEXTS = ["The capital of Italy is Rome", "Lyon lies in France", "The river is in Rome"]
 
 pytestmark = [
+    pytest.mark.bits,
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.`"),
 ]

@@ -28,6 +28,8 @@ from lightning_edit.types import EditBatch
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 
+pytestmark = pytest.mark.bits
+
 ROOT = Path(__file__).parents[2]
 #: Where and how hard the leaking editor writes.
 LAYER, STRENGTH = 2, 40.0

@@ -18,6 +18,8 @@ from lightning_edit.types import EditBatch, EditRequest
 from tests.models.tiny import TINY, build_tokenizer
 from tests.toy import ToyData, toy_model, toy_tokenizer
 
+pytestmark = pytest.mark.bits
+
 REQUESTS = [
     EditRequest("a", "The capital of France is", "Rome", "France"),
     EditRequest("b", "The mother tongue of Danielle Darrieux is", "Paris", "Danielle Darrieux"),

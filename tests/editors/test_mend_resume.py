@@ -20,6 +20,7 @@ from tests.editors.mending import golden_requests, loader, small, trainer
 from tests.models.tiny import build_tiny
 
 pytestmark = [
+    pytest.mark.bits,
     # lightning 2.6.6 asks torch 2.13 in the old way whether a batch is a leaf.
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
     # These runs have no validation, or resume in a folder that is not empty, on purpose.

@@ -15,6 +15,8 @@ from lightning_edit.models.weights import weight, weights_hash
 from tests.export.runs import commit, several, start, update
 from tests.models.tiny import build_tiny, build_tokenizer
 
+pytestmark = pytest.mark.bits
+
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_merged_checkpoint_has_the_edited_weights_bit_for_bit(

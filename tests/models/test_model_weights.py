@@ -12,6 +12,8 @@ from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight, weights_hash
 from tests.models.tiny import CONFIGS, HIDDEN, INNER, batch_of, build_tiny
 
+pytestmark = pytest.mark.bits
+
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_matrix_acts_as_output_times_input(family: str) -> None:

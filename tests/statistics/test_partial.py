@@ -19,6 +19,8 @@ from lightning_edit.statistics.partial import PartialSums
 from lightning_edit.statistics.windows import Position
 from tests.models.tiny import CORPUS, TINY, build_tokenizer
 
+pytestmark = pytest.mark.bits
+
 Progress = Callable[[Position], None] | None
 ROOT = Path(__file__).parents[2]
 #: More than a window of documents.
