@@ -46,7 +46,7 @@ test-bits: $(VENV)/.done  ## run the tests that compare bits, on a stand-in for 
 	@env $(STAND_IN) $(BIN)/python -m pytest -q $(PARALLEL) -m "bits and not slow and not gpu"
 
 resume-matrix: $(VENV)/.done  ## kill, resume and compare every callback, protocol and family of editors (an hour)
-	@$(BIN)/python benchmarks/resume_matrix.py --out benchmarks/results/resume_matrix.json
+	@$(BIN)/python benchmarks/robustness/resume_matrix.py --out benchmarks/results/resume_matrix.json
 
 runs/mend-atlas/checkpoints/best.ckpt: | $(VENV)/.done  # an old checkpoint stays good when .venv is made anew
 	@echo "Training MEND on the embedded model (once; 15 minutes) ..."
@@ -60,7 +60,7 @@ endif
 
 runs/second-model/statistics.done: | $(VENV)/.done
 	@echo "Collecting key statistics of the second model (once; two minutes) ..."
-	@$(BIN)/python benchmarks/second_model_text.py runs/second-model/text.txt
+	@$(BIN)/python benchmarks/quality/second_model_text.py runs/second-model/text.txt
 	@$(BIN)/lightning-edit stats --lm $(SECOND) --lm_bos true --text runs/second-model/text.txt
 	@touch $@
 

@@ -9,30 +9,33 @@ from lightning_edit.exceptions import LightningEditError
 
 #: Verbs that need no Trainer: the module whose ``main(argv)`` runs them, and what they do.
 LIGHT: dict[str, tuple[str, str]] = {
-    "data": ("lightning_edit.datamodules.check", "check FILE…: parse data files, count probes"),
-    "doctor": ("lightning_edit.models.doctor", "MODEL: what was found in a model, and its memory"),
+    "data": ("lightning_edit.cli.data", "check FILE…: parse data files, count probes"),
+    "doctor": ("lightning_edit.cli.doctor", "MODEL: what was found in a model, and its memory"),
     "stats": (
-        "lightning_edit.statistics.cli",
+        "lightning_edit.cli.stats",
         "collect the key statistics that ROME and MEMIT need",
     ),
-    "trace": ("lightning_edit.tracing.cli", "which states of a model carry facts: causal tracing"),
+    "trace": ("lightning_edit.cli.trace", "which states of a model carry facts: causal tracing"),
     "report": (
-        "lightning_edit.report.cli",
+        "lightning_edit.cli.report",
         "RUN…: tables of finished runs, and one HTML page of them",
     ),
     "benchmark": (
-        "lightning_edit.benchmark.cli",
+        "lightning_edit.cli.benchmark",
         "GRID.yaml: methods × models × data × protocols, as tables",
     ),
-    "mine": ("lightning_edit.mine", "RUN: which single edits made the model collapse, as data"),
-    "undo": ("lightning_edit.undo", "RUN --ids …: take edits back, or list those in force"),
-    "export": ("lightning_edit.export.cli", "RUN --format peft|merged|delta: ship the edits"),
+    "mine": (
+        "lightning_edit.cli.hard_edits",
+        "RUN: which single edits made the model collapse, as data",
+    ),
+    "undo": ("lightning_edit.cli.undo", "RUN --ids …: take edits back, or list those in force"),
+    "export": ("lightning_edit.cli.export", "RUN --format peft|merged|delta: ship the edits"),
 }
 #: Studies of editors: they take an editor and data as ``edit`` does, so their help loads Lightning.
 STUDIES: dict[str, tuple[str, str]] = {
-    "sweep": ("lightning_edit.sweep.cli", "try an editor at every layer of a model"),
+    "sweep": ("lightning_edit.cli.sweep", "try an editor at every layer of a model"),
     "tradeoff": (
-        "lightning_edit.sweep.tradeoff_cli",
+        "lightning_edit.cli.tradeoff",
         "an edit's success against its harm, part of the way (1-LI)",
     ),
 }
@@ -108,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb in LIGHT or verb in STUDIES:
             return int(importlib.import_module((LIGHT | STUDIES)[verb][0]).main(rest))
         if verb in HEAVY:
-            return int(importlib.import_module("lightning_edit.cli").main(arguments))
+            return int(importlib.import_module("lightning_edit.cli.lightning").main(arguments))
     except LightningEditError as error:
         sys.stderr.write(f"lightning-edit {verb}: {error}\n")
         return 2

@@ -13,9 +13,9 @@ import lightning.pytorch as pl
 import pytest
 import yaml
 
-from lightning_edit.cli import RunParser, add_language_model, check_names
+from lightning_edit.cli.lightning import RunParser, add_language_model, check_names
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.wrap import WrappedEditor
+from lightning_edit.editors.wrappers.base import WrappedEditor
 from tests.models.tiny import build_tiny
 
 ROOT = Path(__file__).parent.parent

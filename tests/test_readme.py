@@ -23,7 +23,7 @@ def run_shell(block: str) -> None:
         assert words[0] == "lightning-edit", line
         arguments = words[1:]
         if arguments[0] == "fit":
-            # The whole recipe takes minutes; `benchmarks/mend_atlas.py` runs it.
+            # The whole recipe takes minutes; `benchmarks/quality/mend_atlas.py` runs it.
             arguments += ["--trainer.fast_dev_run", "2"]
         assert main(arguments) == 0, line
 

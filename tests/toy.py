@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lightning_edit.datamodules.base import EditDataModule
-from lightning_edit.delta import Delta, LowRank
 from lightning_edit.editors.base import Editor
+from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, EditRequest, Probe
 

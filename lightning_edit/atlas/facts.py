@@ -2,7 +2,7 @@
 
 from lightning_edit.atlas.graph import Atlas
 from lightning_edit.atlas.requests import make_requests, split_facts
-from lightning_edit.facts import Fact
+from lightning_edit.evaluation.knowledge_graph import Fact
 from lightning_edit.types import EditRequest
 
 

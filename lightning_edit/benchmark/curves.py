@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from lightning_edit.benchmark.columns import Column
 from lightning_edit.benchmark.grid import Grid, Published
 from lightning_edit.benchmark.outcomes import CellOutcome, values_of
-from lightning_edit.benchmark.spread import Resampling
 from lightning_edit.benchmark.table import (
     SHOWN,
     Line,
@@ -19,6 +18,7 @@ from lightning_edit.benchmark.table import (
     requests_at,
     value_of,
 )
+from lightning_edit.functional.bootstrap import Resampling
 
 
 def curves(grid: Grid, outcomes: Sequence[CellOutcome], column: Column) -> Iterator[Table]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lightning_edit.benchmark.grid import Cell
 from lightning_edit.exceptions import DataError
-from lightning_edit.run_folder import RunFolder
+from lightning_edit.storage.run_folder import RunFolder
 
 Status = Literal["done", "failed", "started", "open", "absent"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_edit.benchmark.folders import CellFolder, Status
 from lightning_edit.benchmark.grid import Cell
-from lightning_edit.benchmark.spread import Floats
+from lightning_edit.functional.bootstrap import Floats
 
 #: Measures of one request, by name.
 _Values = Mapping[str, float]

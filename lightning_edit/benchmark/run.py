@@ -11,16 +11,16 @@ from typing import Any
 import lightning.pytorch as pl
 from filelock import FileLock, Timeout
 
-from lightning_edit.baseline import iterate_rows
 from lightning_edit.benchmark.build import build
 from lightning_edit.benchmark.folders import CellFolder
 from lightning_edit.benchmark.grid import Cell, Grid
-from lightning_edit.journal import write_atomic
+from lightning_edit.edits.journal import write_atomic
+from lightning_edit.evaluation.baseline import iterate_rows
+from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.metrics.aspects import request_means
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.weights import weights_hash
-from lightning_edit.records import ProbeScore
-from lightning_edit.trainer import EditTrainer
+from lightning_edit.session.trainer import EditTrainer
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from lightning_edit.benchmark.columns import Column
 from lightning_edit.benchmark.grid import Published
 from lightning_edit.benchmark.outcomes import CellOutcome
-from lightning_edit.benchmark.spread import Floats, Mean, Resampling
+from lightning_edit.functional.bootstrap import Floats, Mean, Resampling
 
 #: What a row shows in place of numbers.
 SHOWN = {"open": "not run", "started": "not run"}

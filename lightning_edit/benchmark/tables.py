@@ -9,7 +9,6 @@ from lightning_edit.benchmark.columns import USUAL, Column
 from lightning_edit.benchmark.curves import curves
 from lightning_edit.benchmark.grid import ColumnGroup, Grid, Published
 from lightning_edit.benchmark.outcomes import CellOutcome, values_of
-from lightning_edit.benchmark.spread import Floats, Mean, Resampling
 from lightning_edit.benchmark.table import (
     SHOWN,
     Line,
@@ -23,6 +22,7 @@ from lightning_edit.benchmark.table import (
     requests_at,
     value_of,
 )
+from lightning_edit.functional.bootstrap import Floats, Mean, Resampling
 
 BEFORE = "before editing"
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from lightning_edit.callbacks.base import Measurement, Moment
 from lightning_edit.callbacks.evaluation import EditEvaluation
-from lightning_edit.callbacks.measure import Measurement, Moment
 from lightning_edit.datamodules.other_task import other_task_probes
+from lightning_edit.evaluation.outcomes import ScoredProbe
 from lightning_edit.metrics import summarise
-from lightning_edit.records import ScoredProbe
 
 _COUNTS = ("n", "probes", "tests")
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from lightning_edit.callbacks.measure import Commit, Measurement, Measuring, Moment
+from lightning_edit.callbacks.base import Commit, Measurement, Measuring, Moment
+from lightning_edit.evaluation.corpus import TextReader, fixed_texts
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.fixed_texts import TextReader, fixed_texts
 from lightning_edit.metrics import NgramEntropy, Perplexity
 from lightning_edit.metrics.aspects import plain
 
@@ -38,7 +38,7 @@ class CollapseCallback(Measuring):
         seed: Seed of the sampling.
         max_tokens: Texts are cut to so many tokens.
         batch_size: Texts that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.measure.Measuring`.
+        options: As for :class:`~lightning_edit.callbacks.base.Measuring`.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ def read_perplexity(
 
     Args:
         moment: The model.
-        source: As for :func:`~lightning_edit.fixed_texts.fixed_texts`.
+        source: As for :func:`~lightning_edit.evaluation.corpus.fixed_texts`.
         limit: How many texts.
         batch_size: Texts that go through the model together.
         max_tokens: Texts are cut to so many tokens.

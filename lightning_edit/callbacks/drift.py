@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_edit.callbacks.measure import Commit, Measurement, Measuring, Moment, gather
+from lightning_edit.callbacks.base import Commit, Measurement, Measuring, Moment, gather
 from lightning_edit.callbacks.retention import History
-from lightning_edit.fixed_texts import TextReader, fixed_texts
+from lightning_edit.evaluation.corpus import TextReader, fixed_texts
 from lightning_edit.metrics import HiddenDistance, Trend, WeightGrowth, summarise
 from lightning_edit.metrics.aspects import plain
 
 if TYPE_CHECKING:
-    from lightning_edit.ledger import Ledger
+    from lightning_edit.edits.ledger import Ledger
 
 
 class DriftCallback(Measuring):
@@ -44,7 +44,7 @@ class DriftCallback(Measuring):
             every matrix that is trained.
         max_tokens: Texts are cut to so many tokens.
         batch_size: Texts that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.measure.Measuring`.
+        options: As for :class:`~lightning_edit.callbacks.base.Measuring`.
     """
 
     def __init__(

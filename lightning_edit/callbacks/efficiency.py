@@ -5,14 +5,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from lightning_edit.callbacks.measure import Commit, Measurement, Measuring, Moment
-from lightning_edit.delta import Delta, LowRank
+from lightning_edit.callbacks.base import Commit, Measurement, Measuring, Moment
+from lightning_edit.edits.delta import Delta, LowRank
+from lightning_edit.edits.ledger import Ledger
 from lightning_edit.functional.spectrum import (
     energy_of_rank,
     squared_singular_values,
     squared_singular_values_of_product,
 )
-from lightning_edit.ledger import Ledger
 from lightning_edit.metrics import EditCost
 from lightning_edit.metrics.aspects import plain
 
@@ -35,7 +35,7 @@ class EfficiencyCallback(Measuring):
     Args:
         export_ranks: Ranks whose energy is measured, by eigenvalues of a matrix with as many rows
             as a weight: seconds a layer for the largest models.
-        options: As for :class:`~lightning_edit.callbacks.measure.Measuring`.
+        options: As for :class:`~lightning_edit.callbacks.base.Measuring`.
     """
 
     cumulative: ClassVar[bool] = True

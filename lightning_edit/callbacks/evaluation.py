@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from lightning_edit.baseline import Baseline
-from lightning_edit.callbacks.measure import Measurement, Measuring, Moment, gather
+from lightning_edit.callbacks.base import Measurement, Measuring, Moment, gather
 from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.edits.edited_model import as_requests
+from lightning_edit.evaluation.baseline import Baseline
+from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
+from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.handle import as_requests
 from lightning_edit.metrics import AspectScores, CriterionScores, summarise
 from lightning_edit.metrics.aspects import computed
-from lightning_edit.records import ProbeScore, ScoredProbe, probes_of
-from lightning_edit.scoring import Scorer
 from lightning_edit.types import EditRequest, Mode, Probe, cases_of
 
 #: Aspects that training is not meant to change, and the measures whose change is reported.
@@ -44,7 +44,8 @@ class EditEvaluation(Measuring):
         on_validation: Evaluate at the end of every validation.
         modes: ``tf`` teacher forced, ``gen`` generated.
         batch_size: Rows scored together; no score depends on it.
-        max_new_tokens: Most tokens to generate, see :class:`~lightning_edit.scoring.Scorer`.
+        max_new_tokens: Most tokens to generate, see
+            :class:`~lightning_edit.evaluation.scorer.Scorer`.
         directory: Folder for one ``step-<n>.jsonl`` an evaluation, one line a probe.
         prefix: Put before every name, e.g. ``"facts/"``; tells several of these callbacks apart.
 

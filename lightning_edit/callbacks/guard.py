@@ -6,12 +6,12 @@ from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 
+from lightning_edit.callbacks.base import Commit, Measurement, Measuring, Moment
 from lightning_edit.callbacks.collapse import read_perplexity
-from lightning_edit.callbacks.measure import Commit, Measurement, Measuring, Moment
+from lightning_edit.evaluation.outcomes import probes_of
+from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, NotFiniteError
 from lightning_edit.functional.measures import mean
-from lightning_edit.records import probes_of
-from lightning_edit.scoring import Scorer
 from lightning_edit.types import EditRequest
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class CollapseGuard(Measuring):
         limit: How many of them.
         max_tokens: Texts are cut to so many tokens.
         batch_size: Texts that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.measure.Measuring`.
+        options: As for :class:`~lightning_edit.callbacks.base.Measuring`.
 
     Raises:
         ConfigError: If there is no bound, or a number is out of its range.

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_edit.callbacks.measure import Measurement, Measuring, Moment
+from lightning_edit.callbacks.base import Measurement, Measuring, Moment
+from lightning_edit.edits.edited_model import as_requests
+from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe
+from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.functional.leak import mentions, probability
 from lightning_edit.functional.text import normalise
-from lightning_edit.handle import as_requests
 from lightning_edit.metrics import Leak, Overfitting
 from lightning_edit.metrics.aspects import plain
-from lightning_edit.records import ProbeScore, ScoredProbe
-from lightning_edit.scoring import Scorer
 from lightning_edit.types import EditRequest, Mode, Probe
 
 #: Questions that need several facts, one of them the edited one.
@@ -116,7 +116,7 @@ class OverfittingCallback(Measuring):
         limit: Most requests that are asked, the first ones; ``None``: all.
         modes: ``tf`` teacher forced, ``gen`` generated.
         scored_together: Rows that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.measure.Measuring`.
+        options: As for :class:`~lightning_edit.callbacks.base.Measuring`.
 
     Note:
         The card of EVOKE (arXiv 2410.07819) that this follows reconstructs EOS and AMS; ``leak`` is

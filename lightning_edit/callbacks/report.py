@@ -2,16 +2,15 @@
 
 import json
 import logging
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 
-from lightning_edit.callbacks.measure import DrivesMeasuring, Measurement, Measuring, Moment
+from lightning_edit.callbacks.base import DrivesMeasuring, Measurement, Measuring, Moment
+from lightning_edit.edits.journal import write_atomic
 from lightning_edit.exceptions import ConfigError, LightningEditError
-from lightning_edit.journal import write_atomic
-from lightning_edit.run_folder import RunFolder
+from lightning_edit.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,9 @@ class ReportCallback(Measuring):
         out = folder.path / self.file
         try:
             # The page needs the optional extra `report`, which a run without it does not.
-            import_module("lightning_edit.report.page").write_page([folder.path], out)
+            from lightning_edit.report.page import write_page
+
+            write_page([folder.path], out)
         except LightningEditError as error:
             log.warning("no page was written: %s", error)
         else:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from lightning_edit.callbacks.measure import Moment
+from lightning_edit.callbacks.base import Moment
+from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
+from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.metrics import Retention
 from lightning_edit.metrics.aspects import plain
-from lightning_edit.records import ProbeScore, ScoredProbe, probes_of
-from lightning_edit.scoring import Scorer
 from lightning_edit.types import EditRequest
 
 #: Aspects that tell whether an edit still holds, and the measure of each mode.

@@ -15,18 +15,24 @@ from torch import Tensor
 
 from lightning_edit.atlas.facts import atlas_facts
 from lightning_edit.atlas.graph import load_atlas
-from lightning_edit.baseline import read_rows
-from lightning_edit.callbacks.measure import Measurement, Measuring, Moment, gather
+from lightning_edit.callbacks.base import Measurement, Measuring, Moment, gather
 from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.edits.edited_model import as_requests
+from lightning_edit.evaluation.baseline import read_rows
+from lightning_edit.evaluation.fact_reader import FactReader, Representation
+from lightning_edit.evaluation.knowledge_graph import (
+    Fact,
+    FactGraph,
+    facts_of,
+    read_facts,
+    triple_of,
+)
+from lightning_edit.evaluation.neighbourhoods import FactOutcome, Placed, Ripple, choose
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.fact_reader import FactReader, Representation
-from lightning_edit.facts import Fact, FactGraph, facts_of, read_facts, triple_of
 from lightning_edit.functional.ripple import cosine
-from lightning_edit.handle import as_requests
 from lightning_edit.metrics.aspects import plain
 from lightning_edit.metrics.ripple import RippleScores
-from lightning_edit.ripple import FactOutcome, Placed, Ripple, choose
-from lightning_edit.run_folder import RunFolder
+from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import EditRequest
 
 log = logging.getLogger(__name__)
@@ -50,7 +56,7 @@ class RippleCallback(Measuring):
         facts: The graph: ``requests`` (what the probes of the edits state), ``atlas`` (geography),
             a JSON Lines file of triples with prompts, or facts.
         representation: What stands for a fact in hidden space, see
-            :class:`~lightning_edit.fact_reader.FactReader`.
+            :class:`~lightning_edit.evaluation.fact_reader.FactReader`.
         layer: Block that it is taken from; ``None``: the middle one.
         size: Most facts of a set.
         threshold: Rise of the log perplexity, in nats, above which a fact counts as harmed.
@@ -59,7 +65,7 @@ class RippleCallback(Measuring):
         data: A data module of edits, or a JSONL file of such, outside our loop.
         batch_size: Facts that go through the model together.
         seed: Draws the control sets.
-        **kwargs: As for :class:`~lightning_edit.callbacks.measure.Measuring`.
+        **kwargs: As for :class:`~lightning_edit.callbacks.base.Measuring`.
 
     Note:
         GIE (arXiv 2403.07825) is reconstructed from its abstract and summaries. One of them takes

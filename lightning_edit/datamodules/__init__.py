@@ -1,7 +1,7 @@
 """Data sets of edits, as LightningDataModules.
 
 Names are loaded when they are used: reading a file (:mod:`lightning_edit.datamodules.formats`) or
-checking one (:mod:`lightning_edit.datamodules.check`) then costs neither torch nor Lightning.
+checking one (:mod:`lightning_edit.cli.data`) then costs neither torch nor Lightning.
 """
 
 from importlib import import_module

@@ -10,14 +10,14 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from lightning_edit.delta import Delta
+from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.exceptions import (
     ArchitectureError,
     NotBoundError,
     NothingToTrainError,
     SubjectNotFoundError,
 )
-from lightning_edit.handle import EditedModel
 from lightning_edit.models.view import ModelView, resolve
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -27,8 +27,8 @@ class Editor(pl.LightningModule, ABC):
 
     An editor is bound to one language model and turns batches of requests into deltas. It never
     changes
-    the model: a :class:`~lightning_edit.ledger.Ledger` applies a delta, takes it back, and tells
-    the
+    the model: a :class:`~lightning_edit.edits.ledger.Ledger` applies a delta, takes it back, and
+    tells the
     editor so through :meth:`remember` and :meth:`forget`.
 
     The language model is deliberately no submodule: checkpoints, optimisers and model summaries see

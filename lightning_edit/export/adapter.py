@@ -9,7 +9,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lightning_edit.delta import Delta
+from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ExportError
 from lightning_edit.models.loading import auto_class, load_config, locate
 from lightning_edit.models.weights import weight

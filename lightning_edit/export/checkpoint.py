@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from lightning_edit.edits.ledger import Ledger
 from lightning_edit.exceptions import ExportError
 from lightning_edit.export.selection import Selection
-from lightning_edit.ledger import Ledger
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.weights import weights_hash
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_edit.delta import Delta, Dense, LowRank, WeightUpdate
+from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
+from lightning_edit.edits.journal import Entry, Journal
+from lightning_edit.edits.ledger import load_entry
 from lightning_edit.exceptions import ExportError
-from lightning_edit.journal import Entry, Journal
-from lightning_edit.ledger import load_entry
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def export(
     Args:
         run: The run folder.
         format: ``peft``: LoRA adapter; ``merged``: full checkpoint; ``delta``: one safetensors
-            file that :meth:`~lightning_edit.delta.Delta.load` reads.
+            file that :meth:`~lightning_edit.edits.delta.Delta.load` reads.
         out: Folder to write; ``RUN/export/FORMAT`` when left out.
         ids: Requests to export, also undone ones; ``None``: all edits in force.
         max_rank: Largest LoRA rank; beyond it the update is cut by singular values.
@@ -133,7 +133,7 @@ def _merged(folder: Path, selection: Selection, base: str) -> _Part:
 def _delta(folder: Path, selection: Selection) -> _Part:
     combine(selection).save(folder / DELTA)
     return _Part(
-        ["from pathlib import Path", "from lightning_edit.delta import Delta", ""],
+        ["from pathlib import Path", "from lightning_edit.edits.delta import Delta", ""],
         f'delta = Delta.load(Path(PATH) / "{DELTA}")',
         {"library_name": "lightning-edit"},
         ["`with delta.applied(model):` adds the edits and takes them back."],

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.functional.measures import mean
 from lightning_edit.metrics.criteria import CriterionScores
-from lightning_edit.records import ProbeScore
 from lightning_edit.types import ASPECT_OF_KIND
 
 MEASURES: tuple[str, ...] = (
@@ -105,7 +105,7 @@ class AspectScores(Metric):
     hold any share of the requests, even none; a process without requests calls ``update([])``.
 
     Example:
-        >>> from lightning_edit.records import AnswerScore
+        >>> from lightning_edit.evaluation.outcomes import AnswerScore
         >>> answer = AnswerScore("Lyon", target_ids=(5,), argmax_ids=(5,), nlls=(0.1,))
         >>> metric = AspectScores()
         >>> metric.update([ProbeScore("e", "rewrite", "It is", ("Lyon",), "target", (answer,))])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.functional.measures import mean
-from lightning_edit.records import ProbeScore
 from lightning_edit.types import ASPECT_OF_CRITERION, Group, Mode
 
 VALUES: tuple[str, ...] = ("passed", "known", "passed_known", "passed_edited")

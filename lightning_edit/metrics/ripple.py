@@ -1,4 +1,6 @@
-"""What edits did to facts around them. GIE is reconstructed, see ``lightning_edit.ripple``.
+"""What edits did to facts around them.
+
+GIE is reconstructed, see :mod:`lightning_edit.evaluation.neighbourhoods`.
 
 Axis names: ``g`` -- groups (sets, then distances, then similarities); ``m`` -- sums.
 """
@@ -12,9 +14,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_edit.evaluation.neighbourhoods import SETS, Ripple
 from lightning_edit.functional.measures import mean
 from lightning_edit.functional.ripple import percentile
-from lightning_edit.ripple import SETS, Ripple
 
 _DISTANCES = (*map(str, range(1, 7)), "7_up", "none")
 #: Lower ends of the ranges of similarity.

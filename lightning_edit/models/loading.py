@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import lightning_edit
 from lightning_edit.exceptions import ModelLoadError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ def locate(name_or_path: str) -> str:
         ModelLoadError: If it is a path and no model lies there.
     """
     if name_or_path == ATLAS:
-        path = Path(lightning_edit.__file__).parent / "atlas" / "model"
+        path = Path(__file__).parents[1] / "atlas" / "model"
     else:
         path = Path(name_or_path).expanduser()
         looks_like_path = path.is_absolute() or name_or_path.startswith((".", "~"))

@@ -7,6 +7,8 @@ are loaded when first used, so tables and pages work without Matplotlib.
 import importlib
 from typing import Any
 
+from lightning_edit.storage.results import read_results as read_results
+
 _HOME: dict[str, str] = {
     "plot_aspects": "figures",
     "plot_curves": "figures",
@@ -14,11 +16,10 @@ _HOME: dict[str, str] = {
     "plot_efficiency": "figures",
     "plot_ripple": "figures",
     "plot_tradeoff": "figures",
-    "read_results": "results",
     "write_page": "page",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605  # a sorted list of the keys above, so the two cannot differ
+__all__ = sorted([*_HOME, "read_results"])  # noqa: PLE0605  # a sorted list of the keys above, so the two cannot differ
 
 
 def __getattr__(name: str) -> Any:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from lightning_edit.edits.journal import write_atomic
 from lightning_edit.exceptions import ReportError
-from lightning_edit.journal import write_atomic
 from lightning_edit.report.cases import read_edits
 from lightning_edit.report.payload import RunCases, cut, pack
 from lightning_edit.report.runs import Run, as_runs, comparable

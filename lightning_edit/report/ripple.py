@@ -9,7 +9,7 @@ from typing import Any
 
 import networkx as nx
 
-from lightning_edit.baseline import iterate_rows
+from lightning_edit.evaluation.baseline import iterate_rows
 from lightning_edit.exceptions import DataError
 
 FILE = "ripple.jsonl"

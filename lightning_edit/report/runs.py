@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lightning_edit.report.results import read_results
+from lightning_edit.storage.results import read_results
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.shrinkage import Target, shrink
 from lightning_edit.functional.statistics import FourthMoments, SecondMoment
-from lightning_edit.models.hooks import Side, capture
+from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight, weights_hash
 from lightning_edit.statistics.moments import Moments

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_edit.exceptions import DataError, StatisticsNotFoundError
 from lightning_edit.functional.nullspace import Spectrum
-from lightning_edit.statistics.files import write_tensors
+from lightning_edit.storage.tensors import write_tensors
 
 _FORMAT = "lightning-edit-statistics/1"
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_edit.exceptions import DataError
-from lightning_edit.statistics.files import write_tensors
 from lightning_edit.statistics.windows import Position, Window, changed
+from lightning_edit.storage.tensors import write_tensors
 
 _FORMAT = "lightning-edit-partial-statistics/1"
 

@@ -12,9 +12,9 @@ import pytest
 from lightning_edit.benchmark.formats import escape_latex, write
 from lightning_edit.benchmark.grid import Cell, Grid, Published
 from lightning_edit.benchmark.outcomes import CellOutcome
-from lightning_edit.benchmark.spread import Resampling
 from lightning_edit.benchmark.table import Table
 from lightning_edit.benchmark.tables import tables_of
+from lightning_edit.functional.bootstrap import Resampling
 
 EM = "reliability/em@tf"
 

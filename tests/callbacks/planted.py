@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from lightning_edit.delta import Delta, Dense, LowRank
 from lightning_edit.editors.base import Editor
-from lightning_edit.encoding import encode_batch
+from lightning_edit.edits.delta import Delta, Dense, LowRank
+from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, EditRequest
 

@@ -16,10 +16,10 @@ from lightning_edit.callbacks import (
     DriftCallback,
     OverfittingCallback,
 )
+from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import ConfigError, NotFiniteError
-from lightning_edit.journal import Journal
 from lightning_edit.report.table import render
-from lightning_edit.trainer import EditTrainer
+from lightning_edit.session.trainer import EditTrainer
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.callbacks.planted import Destroys, toy_texts, without_times
 from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_edit.callbacks.measure import Moment
+from lightning_edit.callbacks.base import Moment
 from lightning_edit.callbacks.overfitting import OverfittingCallback, questions_of
 from lightning_edit.types import EditRequest, Probe
 from tests.toy import toy_model, toy_requests, toy_tokenizer

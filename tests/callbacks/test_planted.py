@@ -15,7 +15,7 @@ from lightning_edit.callbacks import (
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.editors import FT, ROME, Editor
 from lightning_edit.models.loading import load_language_model
-from lightning_edit.trainer import EditTrainer
+from lightning_edit.session.trainer import EditTrainer
 from tests.callbacks.planted import Destroys, DoesNothing, Forgets, Leaks, NeverStops
 
 pytestmark = [

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_edit.baseline import read_rows
 from lightning_edit.callbacks import (
     CollapseCallback,
     DriftCallback,
@@ -18,6 +17,7 @@ from lightning_edit.callbacks import (
     Measuring,
     OverfittingCallback,
 )
+from lightning_edit.evaluation.baseline import read_rows
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.callbacks.test_evaluation import REQUESTS
 

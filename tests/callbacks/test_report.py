@@ -7,8 +7,8 @@ import pytest
 
 from lightning_edit.callbacks import CollapseCallback, Measuring, ReportCallback
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.run_folder import RunFolder
-from lightning_edit.trainer import EditTrainer
+from lightning_edit.session.trainer import EditTrainer
+from lightning_edit.storage.run_folder import RunFolder
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.callbacks.planted import toy_texts
 from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer

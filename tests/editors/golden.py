@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_edit.encoding import encode_batch
+from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.models.view import resolve
 from lightning_edit.statistics.moments import Moments
 from lightning_edit.types import EditBatch, EditRequest

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import lightning_edit.editors
-from lightning_edit.delta import Delta
 from lightning_edit.editors import Editor
-from lightning_edit.editors.wrap import WrappedEditor
-from lightning_edit.encoding import encode_batch
+from lightning_edit.editors.wrappers.base import WrappedEditor
+from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import NotBoundError, SubjectNotFoundError
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import EditBatch, EditRequest

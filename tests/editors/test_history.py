@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_edit.delta import Delta, Dense, LowRank
 from lightning_edit.editors import D4S, ENCORE, MEMIT, NSE, AlphaEdit
-from lightning_edit.editors.history import KeyHistory
-from lightning_edit.encoding import encode_batch
+from lightning_edit.editors.locate.key_history import KeyHistory
+from lightning_edit.edits.delta import Delta, Dense, LowRank
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.ledger import Ledger
 from lightning_edit.functional.solve import Preserved
-from lightning_edit.ledger import Ledger
 from lightning_edit.models.weights import weights_hash
-from lightning_edit.trainer import EditTrainer
+from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.types import EditBatch, EditRequest
 from tests.models.tiny import TINY, build_tokenizer
 from tests.toy import ToyData, toy_model, toy_tokenizer

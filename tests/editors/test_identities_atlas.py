@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lightning_edit.datamodules import AtlasDataModule
-from lightning_edit.delta import Delta
 from lightning_edit.editors import D4S, EMMET, ENCORE, MEMIT, NSE, PMET, AlphaEdit
-from lightning_edit.encoding import encode_batch
-from lightning_edit.ledger import Ledger
+from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.ledger import Ledger
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import EditBatch

@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from lightning_edit.delta import Delta, Dense, LowRank, WeightUpdate
-from lightning_edit.ledger import Ledger
+from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
+from lightning_edit.edits.ledger import Ledger
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight

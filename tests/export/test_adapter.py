@@ -8,12 +8,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from lightning_edit.delta import Delta, Dense, LowRank
+from lightning_edit.cli.export import main
+from lightning_edit.edits.delta import Delta, Dense, LowRank
+from lightning_edit.edits.ledger import Ledger
 from lightning_edit.exceptions import ExportError
 from lightning_edit.export.adapter import check_expressible
-from lightning_edit.export.cli import main
 from lightning_edit.export.write import export
-from lightning_edit.ledger import Ledger
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.view import resolve
 from lightning_edit.types import EditRequest

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from lightning_edit.delta import Delta, Dense, LowRank
+from lightning_edit.cli.export import main
+from lightning_edit.edits.delta import Delta, Dense, LowRank
 from lightning_edit.exceptions import ExportError
-from lightning_edit.export.cli import main
 from lightning_edit.export.write import export
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight, weights_hash

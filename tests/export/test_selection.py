@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_edit.delta import Delta
+from lightning_edit.cli.export import main
+from lightning_edit.cli.undo import main as undo
+from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ExportError, LedgerError
-from lightning_edit.export.cli import main
 from lightning_edit.export.write import export
-from lightning_edit.undo import main as undo
 from tests.export.runs import commit, load_adapter, request, several, start, update
 
 # peft 0.21 asks transformers 5.23 for an attribute under its old name.

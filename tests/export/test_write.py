@@ -7,12 +7,12 @@ from typing import Literal
 
 import pytest
 
+from lightning_edit.cli.export import main
+from lightning_edit.cli.undo import main as undo
 from lightning_edit.exceptions import ExportError
 from lightning_edit.export.card import cell
-from lightning_edit.export.cli import main
 from lightning_edit.export.write import export
 from lightning_edit.models.weights import weights_hash
-from lightning_edit.undo import main as undo
 from tests.disks import file_size_limit
 from tests.export.runs import several, start
 
@@ -63,7 +63,7 @@ def test_the_card_shows_the_requests_and_no_markup_of_theirs(tmp_path: Path) -> 
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from lightning_edit.export.cli import build_parser; build_parser();"
+        "import sys; from lightning_edit.cli.export import build_parser; build_parser();"
         "print([m for m in ('torch', 'peft', 'transformers', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

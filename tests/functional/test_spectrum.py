@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_edit.delta import Delta, LowRank
+from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.spectrum import (
     energy_of_rank,
     squared_singular_values,

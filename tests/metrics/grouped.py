@@ -3,7 +3,7 @@
 import random
 from collections import defaultdict
 
-from lightning_edit.records import AnswerScore, ProbeScore, compare
+from lightning_edit.evaluation.outcomes import AnswerScore, ProbeScore, compare
 from lightning_edit.types import Group
 
 

@@ -4,7 +4,7 @@ import math
 import random
 from collections import defaultdict
 
-from lightning_edit.records import AnswerScore, ProbeScore, compare
+from lightning_edit.evaluation.outcomes import AnswerScore, ProbeScore, compare
 
 KINDS = {
     "rewrite": ("reliability", "target"),

@@ -3,7 +3,7 @@
 import random
 from collections import defaultdict
 
-from lightning_edit.ripple import SETS, FactOutcome, Placed, Ripple
+from lightning_edit.evaluation.neighbourhoods import SETS, FactOutcome, Placed, Ripple
 
 
 def random_ripples(draw: random.Random, edits: int = 7) -> list[list[Ripple]]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.metrics import summarise
-from lightning_edit.records import ProbeScore
 from lightning_edit.types import Group
 from tests.metrics.grouped import outcome, random_case
 

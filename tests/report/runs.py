@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_edit.records import AnswerScore, ProbeScore, compare
-from lightning_edit.report.points import points_of
-from lightning_edit.report.results import build
+from lightning_edit.evaluation.outcomes import AnswerScore, ProbeScore, compare
+from lightning_edit.session.points import points_of
+from lightning_edit.storage.results import build
 
 KINDS = (
     ("rewrite", "target", "rewrite"),

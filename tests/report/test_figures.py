@@ -164,7 +164,7 @@ def test_a_change_since_the_first_edit_is_no_share() -> None:
 
 def test_importing_the_report_loads_no_plotting_library() -> None:
     code = (
-        "import sys, lightning_edit.report, lightning_edit.report.page, lightning_edit.report.cli;"
+        "import sys, lightning_edit.report, lightning_edit.report.page, lightning_edit.cli.report;"
         "sys.exit(bool({'torch', 'bokeh', 'matplotlib', 'networkx'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from lightning_edit.cli.report import main
 from lightning_edit.exceptions import DataError, ReportError
 from lightning_edit.report import page as page_module
 from lightning_edit.report.cases import read_edits
-from lightning_edit.report.cli import main
 from lightning_edit.report.page import MAX_BYTES, write_page
 from lightning_edit.report.payload import unpack
 from lightning_edit.report.runs import as_runs

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from lightning_edit.exceptions import DataError
-from lightning_edit.report.points import point, points_of
-from lightning_edit.report.results import build, read_results, validate
 from lightning_edit.report.table import render
+from lightning_edit.session.points import point, points_of
+from lightning_edit.storage.results import build, read_results, validate
 from tests.metrics.outcomes import random_outcomes
 
 
@@ -160,7 +160,7 @@ def test_a_run_without_points_still_shows() -> None:
 
 def test_tables_need_no_torch() -> None:
     code = (
-        "import sys, lightning_edit.report.results, lightning_edit.report.table;"
+        "import sys, lightning_edit.storage.results, lightning_edit.report.table;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

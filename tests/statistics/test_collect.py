@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lightning_edit.models.hooks import capture
+from lightning_edit.inference.hooks import capture
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.statistics.collect import collect

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_edit.cli.stats import main
 from lightning_edit.exceptions import DataError, StatisticsWriteError
-from lightning_edit.statistics.cli import main
 from lightning_edit.statistics.collect import collect
 from lightning_edit.statistics.moments import Moments
 from lightning_edit.statistics.partial import PartialSums

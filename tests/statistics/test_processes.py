@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_edit.cli.stats import main
 from lightning_edit.functional.statistics import SecondMoment
-from lightning_edit.statistics.cli import main
 from lightning_edit.statistics.moments import Moments
 from tests.models.tiny import CORPUS, TINY, build_tokenizer
 

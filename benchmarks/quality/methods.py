@@ -1,0 +1,57 @@
+"""Keep the tables of `make benchmark`, and what they were measured on, under benchmarks/results.
+
+Run:  python benchmarks/quality/methods.py [--out runs/benchmark/methods]
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+from lightning_edit.benchmark.formats import as_csv, write
+from lightning_edit.benchmark.machine import machine
+from lightning_edit.benchmark.outcomes import CellOutcome, read_outcomes
+from lightning_edit.benchmark.parse import read_grid
+from lightning_edit.benchmark.tables import tables_of
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def told(outcomes: list[CellOutcome]) -> str:
+    """Return how many cells are behind the tables."""
+    counts = Counter(outcome.status for outcome in outcomes)
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+
+
+def main() -> None:
+    """Write methods_tables: .md, .csv with every number, .json with the machine and the cells."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--grid", type=Path, default=Path("configs/benchmark/methods.yaml"))
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark/methods"))
+    parser.add_argument("--note", default="", help="what else was going on, such as the load")
+    options = parser.parse_args()
+    grid = read_grid(options.grid)
+    outcomes = read_outcomes(grid.cells, options.out)
+    tables = tables_of(grid, outcomes)
+    made = machine()
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    head = (
+        f"Made by `lightning-edit benchmark {options.grid}` on {made['processor']} "
+        f"({made['torch_threads']} thread a process). {versions}. {options.note}\n\n"
+        f"Cells: {told(outcomes)}.\n\n"
+    )
+    body = write(tables, "markdown", 120, 1, grid)
+    (RESULTS / "methods_tables.md").write_text(head + body)
+    (RESULTS / "methods_tables.csv").write_text(as_csv(tables))
+    record = {
+        "machine": made,
+        "grid": str(options.grid),
+        "note": options.note,
+        "cells": {outcome.cell.name: outcome.status for outcome in outcomes},
+    }
+    (RESULTS / "methods_tables.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(told(outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Studies of models and editors: causal tracing, layer sweeps, trade-offs."""

@@ -1,0 +1,154 @@
+"""Which blocks to try, and how well each choice did."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_edit.analysis.sweep.measure import ASPECTS, Outcome, table_of
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.functional.resample import harmonic_mean, resampled_scores
+
+#: Draws of the bootstrap; its own error is then a thirtieth of the spread.
+RESAMPLES = 1000
+
+
+def candidates(
+    num_blocks: int, width: int, given: Sequence[int | list[int]] | None
+) -> list[list[int]]:
+    """Return the layers to try.
+
+    Args:
+        num_blocks: Blocks of the model.
+        width: Consecutive blocks that are edited together.
+        given: What the user asked for: a number is the first block of a window, a list is taken as
+            it is. ``None``: every window.
+
+    Raises:
+        ConfigError: If a candidate names a block that the model does not have, or none.
+    """
+    if not 1 <= width <= num_blocks:
+        raise ConfigError(
+            f"--width is the number of blocks edited together, 1 to {num_blocks} in this model; "
+            f"got {width}"
+        )
+    starts: Iterable[int | list[int]] = range(num_blocks - width + 1) if given is None else given
+    found = [
+        list(range(one, one + width)) if isinstance(one, int) else sorted(set(one))
+        for one in starts
+    ]
+    for layers in found:
+        if not layers or layers[0] < 0 or layers[-1] >= num_blocks:
+            raise ConfigError(
+                f"--candidates asks for layers {layers}, but the model has layers 0 to "
+                f"{num_blocks - 1}" + (f" and windows of {width} are tried" if width > 1 else "")
+            )
+    return [list(layers) for layers in dict.fromkeys(map(tuple, found))]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One choice of layers.
+
+    Args:
+        layers: The blocks.
+        outcomes: What each case's edit did; empty where the edits failed.
+        seconds: Time of finding one edit.
+        failed: Why no edit was possible.
+    """
+
+    layers: list[int]
+    outcomes: list[Outcome]
+    seconds: float = 0.0
+    failed: str | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """Return plain containers."""
+        return {
+            "layers": self.layers,
+            "seconds_per_edit": round(self.seconds, 4),
+            "failed": self.failed,
+            "cases": [outcome.to_row() for outcome in self.outcomes],
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Tried":
+        """Read what :meth:`to_row` wrote."""
+        outcomes = [Outcome.from_row(case) for case in row["cases"]]
+        return cls(list(row["layers"]), outcomes, row["seconds_per_edit"], row["failed"])
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A choice of layers and its numbers.
+
+    Args:
+        tried: What was measured.
+        means: Mean over cases by aspect; an aspect that no case asks about is absent.
+        score: Harmonic mean of the means.
+        spread: Standard error of ``score`` over the choice of facts.
+        ties: Whether another choice of facts could well make it the best one: the difference to
+            the best is within two standard errors of that difference.
+    """
+
+    tried: Tried
+    means: Mapping[str, float]
+    score: float
+    spread: float
+    ties: bool
+
+    def to_row(self) -> dict[str, Any]:
+        """Return plain containers."""
+        return {
+            "layers": self.tried.layers,
+            **{aspect: round(value, 4) for aspect, value in self.means.items()},
+            "score": round(self.score, 4),
+            "spread": round(self.spread, 4),
+            "ties_with_best": self.ties,
+        }
+
+
+def rate(tried: Sequence[Tried], seed: int = 0) -> list[Rated]:
+    """Return the choices that could be measured, the best first.
+
+    Args:
+        tried: Measured on the same cases.
+        seed: Seed of the resampling that gives the spreads.
+    """
+    measured = [one for one in tried if one.outcomes]
+    if not measured:
+        return []
+    values = _aligned(measured)
+    means = values.nanmean(1)
+    scores = harmonic_mean(means)
+    resampled = resampled_scores(values, RESAMPLES, seed)
+    best = int(scores.argmax())
+    behind = scores[best] - scores
+    errors = (resampled[best] - resampled).std(1)
+    rated = [
+        Rated(
+            one,
+            {
+                aspect: float(mean)
+                for aspect, mean in zip(ASPECTS, means[number], strict=True)
+                if not mean.isnan()
+            },
+            float(scores[number]),
+            float(resampled[number].std()),
+            number == best or bool(behind[number] <= 2 * errors[number]),
+        )
+        for number, one in enumerate(measured)
+    ]
+    return sorted(rated, key=lambda one: -one.score)
+
+
+def _aligned(tried: Sequence[Tried]) -> Tensor:
+    """Return (choices, cases, aspects), the cases in one order."""
+    order = sorted(outcome.case for outcome in tried[0].outcomes)
+    tables = []
+    for one in tried:
+        by_case = {outcome.case: outcome for outcome in one.outcomes}
+        tables.append(table_of([by_case[case] for case in order]))
+    return torch.stack(tables)

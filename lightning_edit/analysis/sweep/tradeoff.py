@@ -1,0 +1,139 @@
+"""Each host edit found once, and scored at every interpolation weight."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_edit.analysis.sweep.measure import ASPECTS, Case, Outcome, table_of
+from lightning_edit.editors.wrappers.one_li import scaled
+from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.ledger import Ledger
+from lightning_edit.evaluation.evaluator import Evaluation
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.functional.resample import harmonic_mean
+from lightning_edit.storage.study_rows import KeptRows
+from lightning_edit.types import Mode
+
+
+def check_weights(weights: Sequence[float]) -> list[float]:
+    """Return interpolation weights in rising order, each once.
+
+    Args:
+        weights: α of each point; 0 is the original model, 1 the edited one.
+
+    Raises:
+        ConfigError: If there is none, or one lies outside 0 to 1.
+    """
+    if not weights or not all(0 <= weight <= 1 for weight in weights):
+        raise ConfigError(f"--weights are numbers from 0 (original) to 1 (edited), got {weights}")
+    return sorted(set(weights))
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one weight gave.
+
+    Args:
+        weight: α.
+        means: Mean over cases by aspect.
+        score: Harmonic mean of the means.
+    """
+
+    weight: float
+    means: Mapping[str, float]
+    score: float
+
+    @classmethod
+    def of(cls, weight: float, outcomes: Sequence[Outcome]) -> "Point":
+        """Average the outcomes of all cases at one weight.
+
+        Args:
+            weight: α.
+            outcomes: One a case.
+        """
+        means = table_of(outcomes).nanmean(0)
+        found = zip(ASPECTS, means, strict=True)
+        by_aspect = {aspect: float(value) for aspect, value in found if not value.isnan()}
+        return cls(weight, by_aspect, float(harmonic_mean(means)))
+
+    def to_row(self) -> dict[str, Any]:
+        """Return plain containers."""
+        means = {aspect: round(value, 4) for aspect, value in self.means.items()}
+        return {"alpha": self.weight, **means, "score": round(self.score, 4)}
+
+
+class Outcomes(KeptRows):
+    """The file ``tradeoff.jsonl``: what is studied, then one line a case and weight.
+
+    A case's lines are written together, so a kill costs the case it fell into.
+
+    Args:
+        path: The file.
+        study: What must be the same for a study to be gone on with.
+
+    Raises:
+        ConfigError: If the file is of another study.
+    """
+
+    def __init__(self, path: Path, study: Mapping[str, Any]) -> None:
+        super().__init__(path, study)
+        self.found: dict[float, list[Outcome]] = {}
+        for row in self.rows:
+            self.found.setdefault(row["alpha"], []).append(Outcome.from_row(row))
+
+    @property
+    def cases(self) -> set[str]:
+        """Cases that are done."""
+        return {outcome.case for listed in self.found.values() for outcome in listed}
+
+    def add(self, by_weight: Mapping[float, Sequence[Outcome]]) -> None:
+        """Keep cases at every weight.
+
+        Args:
+            by_weight: Outcomes of the cases.
+        """
+        self.append(
+            {"alpha": weight, **outcome.to_row()}
+            for weight, outcomes in by_weight.items()
+            for outcome in outcomes
+        )
+        for weight, outcomes in by_weight.items():
+            self.found.setdefault(weight, []).extend(outcomes)
+
+
+def at_weights(
+    model: Any,
+    delta: Delta,
+    cases: Sequence[Case],
+    weights: Sequence[float],
+    evaluation: Evaluation,
+    mode: Mode,
+) -> Iterator[tuple[float, list[Outcome]]]:
+    """Score an edit at every weight; the model is as before after each.
+
+    Args:
+        model: The language model.
+        delta: The host's edit.
+        cases: The cases that it serves.
+        weights: α of each point.
+        evaluation: Scores the probes.
+        mode: Teacher forced or generated.
+
+    Yields:
+        Each weight, and the outcome of every case.
+    """
+    requests = [request for case in cases for request in case]
+    for weight in weights:
+        # A ledger without an editor: the host keeps no history of what is only looked at.
+        ledger = Ledger(model)
+        if weight > 0:
+            updates = {name: scaled(one, weight) for name, one in delta.weights.items()}
+            ledger.commit(replace(delta, weights=updates), requests)
+        scores = evaluation.scores(requests)
+        ledger.undo(ledger.request_ids)
+        by_edit = {request.id: number for number, case in enumerate(cases) for request in case}
+        split: list[list[Any]] = [[] for _ in cases]
+        for score in scores:
+            split[by_edit[score.edit_id]].append(score)
+        yield weight, [Outcome.of(one, mode) for one in split]

@@ -1,0 +1,1 @@
+"""The command line: one module a verb, and the parsers they share."""

@@ -1,0 +1,167 @@
+"""``lightning-edit benchmark``: run a grid, cell by cell, and show its tables."""
+
+import argparse
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lightning_edit.benchmark.folders import CellFolder
+from lightning_edit.benchmark.grid import Cell, Grid, shard
+from lightning_edit.benchmark.parse import read_grid
+from lightning_edit.edits.journal import write_atomic
+from lightning_edit.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from lightning_edit.benchmark.run import Outcome
+
+_FORMATS = ("text", "markdown", "latex", "csv", "json")
+_SUFFIX = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}
+#: Width of the text table that is kept in a file.
+_PAGE = 120
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "lightning-edit benchmark",
+        description="Run every cell of a grid that is not done yet, and show its tables.",
+        epilog="Call it again to go on where it was interrupted; several calls may run at once.",
+    )
+    parser.add_argument("grid", type=Path, help="its YAML file, see configs/benchmark")
+    parser.add_argument("--out", type=Path, help="folder; default: runs/benchmark/NAME")
+    parser.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="run only every N-th cell, from the I-th on"
+    )
+    parser.add_argument("--retry", action="store_true", help="run cells that failed once more")
+    parser.add_argument("--list", action="store_true", help="list the cells and how they stand")
+    parser.add_argument(
+        "--table", choices=_FORMATS, help="run nothing; print the tables of what is done"
+    )
+    return parser.parse_args(argv)
+
+
+def _shard(text: str, cells: Sequence[Cell]) -> list[Cell]:
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit()):
+        raise ConfigError(f"--shard {text!r}: expected I/N, such as 1/4")
+    return shard(cells, int(number), int(of))
+
+
+def _missing(grid: Grid) -> dict[str, str]:
+    """Return the optional models that are not on this machine, and where they were looked for."""
+    return {
+        name: str(model["lm"])
+        for name, model in grid.models.items()
+        if model.get("optional") and not Path(model["lm"]).expanduser().exists()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb.
+
+    Args:
+        argv: Arguments after ``benchmark``; ``None``: those of the process.
+
+    Returns:
+        Exit status: 0 every cell asked for is done, 1 interrupted or some failed.
+    """
+    options = _parse(argv)
+    grid = read_grid(options.grid)
+    out = options.out or Path("runs") / "benchmark" / grid.path.stem
+    missing = _missing(grid)
+    here = [cell for cell in grid.cells if cell.model not in missing]
+    if options.table is not None:
+        width = shutil.get_terminal_size((_PAGE, 24)).columns
+        sys.stdout.write(_tables(grid, here, out, options.table, width))
+        return 0
+    console = Console(highlight=False, soft_wrap=True)
+    for name, place in missing.items():
+        console.print(f"{place} is absent: the cells of model {name} are left out.")
+    cells = _shard(options.shard, here)
+    if options.list:
+        for cell in cells:
+            console.print(f"{CellFolder(out, cell).status:<9}{cell.title}", markup=False)
+        return 0
+    return _run(grid, cells, here, out, options.retry, console)
+
+
+def _run(
+    grid: Grid,
+    cells: Sequence[Cell],
+    here: Sequence[Cell],
+    out: Path,
+    retry: bool,
+    console: Console,
+) -> int:
+    wanted = ("open", "started", "failed") if retry else ("open", "started")
+    counts = Counter(CellFolder(out, cell).status for cell in cells)
+    told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    console.print(f"{grid.title}: {len(cells)} cells in {out} ({told or 'nothing to run'})")
+    todo = [cell for cell in cells if CellFolder(out, cell).status in wanted]
+    if not cells:
+        return 0
+    try:
+        if todo:
+            _work(grid, todo, out, console)
+    except (KeyboardInterrupt, SystemExit):
+        sys.stderr.write("Interrupted. What was done is kept; the same command goes on with it.\n")
+        return 1
+    for form, suffix in _SUFFIX.items():
+        path = out / f"tables.{suffix}"
+        write_atomic(path, _tables(grid, here, out, form, _PAGE).encode())
+    console.print()
+    sys.stdout.write(_tables(grid, here, out, "text", console.width))
+    console.print(f"Tables: {out}/tables.txt, .md, .tex, .csv, .json; runs: {out}/cells")
+    failed = [cell for cell in cells if CellFolder(out, cell).status == "failed"]
+    if failed:
+        console.print(
+            f"{len(failed)} of {len(cells)} cells failed; the reasons stand under the tables, the "
+            "tracebacks in error.json of their folders. --retry runs them once more.",
+        )
+    return 1 if failed else 0
+
+
+def _work(grid: Grid, todo: Sequence[Cell], out: Path, console: Console) -> None:
+    # Lightning takes seconds to import; listing cells and showing tables need none of it.
+    from lightning_edit.benchmark.quiet import quiet
+    from lightning_edit.benchmark.run import run_cells
+
+    quiet()
+    begin, done = time.monotonic(), 0
+    with console.status("") as status:
+
+        def left() -> str:
+            if not done:
+                return f"{len(todo)} cells to do"
+            seconds = (time.monotonic() - begin) / done * (len(todo) - done)
+            return (
+                f"{done} of {len(todo)} cells done, about {timedelta(seconds=round(seconds))} left"
+            )
+
+        def started(cell: Cell) -> None:
+            status.update(f"{cell.title} ({left()})")
+
+        def ended(outcome: "Outcome") -> None:
+            nonlocal done
+            done += 1
+            console.print(
+                f"{outcome.cell.title}: {outcome.told} ({outcome.seconds:.0f} s; {left()})",
+                markup=False,
+            )
+
+        run_cells(grid, todo, out, ended, started)
+
+
+def _tables(grid: Grid, cells: Sequence[Cell], out: Path, form: str, width: int) -> str:
+    from lightning_edit.benchmark.formats import write
+    from lightning_edit.benchmark.outcomes import read_outcomes
+    from lightning_edit.benchmark.tables import tables_of
+
+    tables = tables_of(grid, read_outcomes(cells, out))
+    return write(tables, form, width, len({cell.seed for cell in cells}), grid)

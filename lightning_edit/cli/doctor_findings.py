@@ -1,0 +1,154 @@
+"""Tables of what was found in a model; :mod:`lightning_edit.cli.doctor` prints them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lightning_edit.models.view import BlockView, ModelView
+from lightning_edit.models.weights import weight
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def readable(count: int) -> str:
+    """Write a number of bytes with a unit.
+
+    Example:
+        >>> readable(1536)
+        '1.5 KiB'
+    """
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def _bytes(view: ModelView) -> int:
+    return sum(p.numel() * p.element_size() for p in view.model.parameters())
+
+
+def _table(title: str, *columns: str) -> Table:
+    heading = Text(title, style="bold")
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def summary(name: str, view: ModelView) -> Table:
+    """Tabulate what kind of model this is.
+
+    Args:
+        name: What the user calls it.
+        view: Its structure.
+    """
+    count = sum(parameter.numel() for parameter in view.model.parameters())
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in view.model.parameters()})
+    tied = weight(view.model, f"{view.name_of(view.head)}.weight").tied_to
+    blocks = f"{view.num_blocks}"
+    if view.is_encoder_decoder:
+        blocks += f" in the decoder, {len(view.encoder_blocks)} in the encoder"
+    table = _table(name, "", "")
+    table.show_header = False
+    for label, value in (
+        ("class", type(view.model).__name__),
+        ("kind", "encoder-decoder" if view.is_encoder_decoder else "decoder-only"),
+        ("parameters", f"{count:,} as {', '.join(dtypes)}: {readable(_bytes(view))}"),
+        ("blocks", blocks),
+        ("widths", f"{view.hidden_size} hidden, {view.intermediate_size} inside the MLP"),
+        ("head", f"tied to {', '.join(tied)}" if tied else "has weights of its own"),
+    ):
+        table.add_row(label, value)
+    return table
+
+
+def parts(view: ModelView) -> Table:
+    """Tabulate where the parts that editors touch were found, with shapes as (d_out × d_in).
+
+    Args:
+        view: The model's structure.
+    """
+    table = _table("Parts found (* = number of the block)", "part", "where", "shape", "layer")
+    for stack, blocks in (("", view.blocks), ("encoder ", view.encoder_blocks)):
+        for label, path in _block_parts(blocks[0]) if blocks else ():
+            star = path.replace(blocks[0].name, blocks[0].name.removesuffix("0") + "*", 1)
+            table.add_row(stack + label, star, *_linear(view, path))
+    for label, module in (
+        ("final norm", view.final_norm),
+        ("head", view.head),
+        ("embeddings", view.embeddings),
+    ):
+        if module is None:
+            table.add_row(label, "none", "", "")
+        else:
+            path = view.name_of(module)
+            table.add_row(label, path, *_linear(view, path))
+    return table
+
+
+def _block_parts(block: BlockView) -> Iterator[tuple[str, str]]:
+    yield "MLP down", block.mlp_down
+    for up in block.mlp_up:
+        yield "MLP in", up
+    yield "MLP output", block.mlp
+    yield "attention out", block.attention_out
+    if block.cross_attention_out is not None:
+        yield "cross-attention out", block.cross_attention_out
+
+
+def _linear(view: ModelView, path: str) -> tuple[str, str]:
+    """Shape as (d_out × d_in) and the kind of layer."""
+    module = view.model.get_submodule(path)
+    if "weight" not in dict(module.named_parameters(recurse=False)):
+        return "", type(module).__name__
+    found = weight(view.model, f"{path}.weight")
+    kind = type(module).__name__ + (", transposed" if found.transposed else "")
+    return " × ".join(map(str, found.shape)), kind
+
+
+def final_editors() -> list[type[Any]]:
+    """Every editor of the library that is no family, by name."""
+    import lightning_edit.editors  # noqa: F401  # importing it defines the classes
+    from lightning_edit.editors.base import Editor
+
+    def below(cls: type[Any]) -> Iterator[type[Any]]:
+        for child in cls.__subclasses__():
+            yield child
+            yield from below(child)
+
+    ours = {
+        cls
+        for cls in below(Editor)
+        if not cls._family and cls.__module__.startswith("lightning_edit.")
+    }
+    return sorted(ours, key=lambda cls: cls.__name__)
+
+
+def methods_table(view: ModelView, editors: Sequence[type[Any]]) -> Table:
+    """Tabulate each method's default layers, what must run first, and its memory.
+
+    Args:
+        view: The model's structure.
+        editors: Final editor classes; their class methods and flags are read.
+    """
+    table = _table("Methods", "method", "default layers", "run first", "weights", "editing", "sum")
+    kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
+    for cls in editors:
+        if kind not in cls.architectures:
+            table.add_row(cls.__name__, f"does not edit {kind} models", *[""] * 4)
+            continue
+        layers = cls.default_layers(view.num_blocks)
+        weights, extra = _bytes(view), cls.memory_bytes(view, layers)
+        needs = (("fit", cls.needs_fit), ("stats", cls.needs_statistics))
+        table.add_row(
+            cls.__name__,
+            ", ".join(map(str, layers)) or "–",
+            ", ".join(verb for verb, needed in needs if needed) or "–",
+            readable(weights),
+            readable(extra) if extra else "–",
+            readable(weights + extra),
+        )
+    return table

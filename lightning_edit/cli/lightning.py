@@ -1,0 +1,266 @@
+"""LightningCLI with editors: ``edit`` beside ``fit``, ``validate``, ``test`` and ``predict``."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import lightning.pytorch as pl
+import lightning.pytorch.callbacks as lightning_callbacks
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import lightning_edit.callbacks as callbacks
+import lightning_edit.datamodules as data_modules
+import lightning_edit.editors as editors
+from lightning_edit.cli.report import show
+from lightning_edit.editors.base import Editor
+from lightning_edit.exceptions import ConfigError, LightningEditError
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.session.trainer import EditTrainer, default_folder
+
+
+def reason_of(message: str) -> str:
+    """Return what is wrong out of the parser's account of everything that it tried.
+
+    Args:
+        message: The parser's text.
+    """
+    first, *lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]
+    # An option that may be left out is tried as a union; what it was tried against is no news.
+    key = first if first.startswith("Parser key") else ""
+    text = f"{key} {'; '.join(errors)}" if errors else " ".join([first, *lines])
+    return text.replace(". `--help` lists every option", "").strip().rstrip(".")
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` once; resuming a run leaves the file as it was written first."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save the configuration unless this run continues another.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module that runs.
+            stage: The stage.
+        """
+        if self.config.get("ckpt_path") is None:
+            super().setup(trainer, pl_module, stage)
+
+
+class RunParser(LightningArgumentParser):
+    """A parser whose errors name the option and the reason, without two screens of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong with an option.
+
+        Args:
+            message: What the parser found.
+            ex: Its cause.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{reason_of(message)}. `--help` lists every option") from ex
+
+
+def add_language_model(parser: LightningArgumentParser) -> None:
+    """Add the options that say which language model is meant.
+
+    Args:
+        parser: Parser of one verb.
+    """
+    group = parser.add_argument_group("Language model")
+    group.add_argument("--lm", type=str, default="atlas", help="atlas, a folder, or a hub name")
+    group.add_argument("--lm_dtype", type=str, default="float32", help="type of its weights")
+    group.add_argument(
+        "--lm_bos",
+        type=bool,
+        default=False,
+        help="put BOS before every text",
+    )
+    group.add_argument("--lm_revision", type=str | None, default=None, help="revision on the hub")
+
+
+class EditCLI(LightningCLI):
+    """Lightning's command line over this library's editors and data modules.
+
+    Every class of ``lightning_edit.editors`` and ``lightning_edit.datamodules`` is known by its
+    bare
+    name; any other LightningModule by its dotted path.
+    """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the verbs, and the arguments of their methods that are filled by other options."""
+        verbs = LightningCLI.subcommands()
+        verbs["edit"] = {"model", "datamodule", "seed"}
+        return verbs
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the language model.
+
+        Args:
+            parser: Parser of one verb.
+        """
+        add_language_model(parser)
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run folder before the Trainer and the saved configuration need it."""
+        config = self.config[self.subcommand]
+        folder = str(default_folder(config.model.class_path.rpartition(".")[2]))
+        if self.subcommand == "edit":
+            config.run = config.run or folder
+            config.trainer.default_root_dir = config.run
+            if config.trainer.logger is None:
+                # Scores go to results.json; a logger is there for those who name one.
+                config.trainer.logger = False
+        elif config.trainer.logger is False and config.trainer.default_root_dir is None:
+            # Without a logger Lightning would write config.yaml into the working directory.
+            config.trainer.default_root_dir = folder
+
+    def instantiate_classes(self) -> None:
+        """Make the model, the data and the Trainer.
+
+        Raises:
+            ConfigError: If one of them refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except LightningEditError:
+            raise
+        except ValueError as error:
+            raise ConfigError(reason_of(str(error))) from error
+
+    def after_instantiate_classes(self) -> None:
+        """Give the editor its language model."""
+        if isinstance(self.model, Editor):
+            if self.subcommand == "fit":
+                self.model.require_training()
+            config = self.config[self.subcommand]
+            model, tokenizer = load_language_model(
+                config.lm, config.lm_dtype, config.lm_revision, config.lm_bos
+            )
+            self.model.bind(model, tokenizer)
+
+    def edit(self, **arguments: Any) -> None:
+        """Run the verb ``edit`` with the seed of ``--seed_everything``, and keep its results.
+
+        Args:
+            **arguments: Those of :meth:`~lightning_edit.session.trainer.EditTrainer.edit`.
+        """
+        seed = int(self._get(self.config, "seed_everything", default=0) or 0)
+        folder = arguments["run"]
+        try:
+            results = cast("EditTrainer", self.trainer).edit(**arguments, seed=seed)
+        except SystemExit:
+            # Lightning ends the process on Ctrl-C, after it has shut the run down in order.
+            sys.stderr.write(
+                "Interrupted. Every committed edit is on disk; go on with\n"
+                f"  lightning-edit resume {folder}\n"
+            )
+            raise
+        show(results, Path(folder))
+
+
+def _values(argv: Sequence[str], option: str) -> Iterator[str]:
+    for position, argument in enumerate(argv):
+        if argument == option and position + 1 < len(argv):
+            yield argv[position + 1]
+        elif argument.startswith(f"{option}="):
+            yield argument.partition("=")[2]
+
+
+def check_names(argv: Sequence[str]) -> None:
+    """Load every class that has a bare name, and explain a mistyped one.
+
+    Without it the parser would answer a mistyped name with an import error.
+
+    Args:
+        argv: Arguments of a verb.
+
+    Raises:
+        ConfigError: If ``--model``, ``--data`` or ``--trainer.callbacks+`` names no class.
+    """
+    for name in data_modules.__all__:
+        getattr(data_modules, name)  # loaded lazily; the parser knows only what is loaded
+    for option, own, others in (
+        ("--model", editors.__all__, ()),
+        ("--data", data_modules.__all__, ()),
+        ("--trainer.callbacks+", callbacks.__all__, lightning_callbacks.__all__),
+    ):
+        for value in _values(argv, option):
+            if value[:1] in "[{" or "." in value or "/" in value or value in {*own, *others}:
+                continue
+            close = get_close_matches(value, [*own, *others], n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            known = ", ".join(name for name in own if "Editor" not in name)
+            raise ConfigError(
+                f"{option} {value!r} is not known; {hint}Known: {known}. "
+                "A class of your own is given by its dotted path."
+            )
+
+
+def quiet(verb: str) -> None:
+    """Keep Lightning's advertisements, and what only training needs, off the terminal.
+
+    Args:
+        verb: The verb that runs.
+    """
+    # Arguments may come from `resume`, so they are not always the process's own.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    # Without TensorBoard Lightning logs to CSV files, which needs no warning.
+    warnings.filterwarnings("ignore", message=r"Starting from v1\.9\.0")
+    # Lightning 2.6 still calls a test that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    lightning_log = logging.getLogger("lightning.pytorch")
+    lightning_log.addFilter(lambda record: "Tip:" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    if verb == "edit":
+        lightning_log.setLevel(logging.WARNING)
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+
+
+def _resume_arguments(rest: Sequence[str]) -> list[str]:
+    if len(rest) < 1 or rest[0].startswith("-"):
+        raise ConfigError("resume needs the folder of a run: lightning-edit resume RUN")
+    config = Path(rest[0]) / "config.yaml"
+    if not config.exists():
+        raise ConfigError(f"{config} does not exist; give the folder of a run made by `edit`")
+    return ["edit", "--config", str(config), "--run", rest[0], "--ckpt_path", "last", *rest[1:]]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb of Lightning's command line.
+
+    Args:
+        argv: The verb and its options.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        LightningEditError: What the user can mend; the caller prints it.
+    """
+    arguments = _resume_arguments(argv[1:]) if argv[0] == "resume" else list(argv)
+    check_names(arguments)
+    quiet(arguments[0])
+    EditCLI(
+        model_class=pl.LightningModule,
+        datamodule_class=pl.LightningDataModule,
+        trainer_class=EditTrainer,
+        parser_class=RunParser,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveRunConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        args=arguments,
+    )
+    return 0

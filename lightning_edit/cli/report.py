@@ -1,0 +1,95 @@
+"""``lightning-edit report``: tables and the page of finished runs. Nothing here imports torch."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lightning_edit.report.table import render
+from lightning_edit.storage.results import read_results
+
+_NAME = "report.html"
+
+
+def show(results: Mapping[str, Any], folder: Path) -> None:
+    """Print a run's table, and where its results are.
+
+    Args:
+        results: A record as in ``results.json``.
+        folder: The run's folder.
+    """
+    console = Console(highlight=False)
+    console.print(render(results))
+    timing = results["timing"]
+    seconds = timing["edit_seconds"] / timing["edits"]
+    per_edit = f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+    console.print(
+        f"\n{timing['edits']} edits, {per_edit} each; "
+        f"scored in {timing['evaluate_seconds']:.1f} s. Results: {folder}/results.json, "
+        "every probe with its text: cases.jsonl",
+        soft_wrap=True,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "lightning-edit report",
+        description="Show the tables of finished runs, and write one HTML page of them: "
+        "what was edited, whether it held, what else moved. The page needs no network.",
+    )
+    parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    page = parser.add_mutually_exclusive_group()
+    page.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help=f"where the page goes; default: {_NAME} in the run's folder, "
+        "in the current folder for several runs",
+    )
+    page.add_argument("--no-html", action="store_true", help="tables only")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb.
+
+    Args:
+        argv: Arguments after ``report``; ``None``: those of the process.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        DataError: If a folder holds no finished run.
+        ReportError: If the page was asked for by name and cannot be made.
+    """
+    options = _parser().parse_args(argv)
+    for folder in options.run:
+        show(read_results(folder), folder)
+    if not options.no_html:
+        _page(options.run, options.html, options.open)
+    return 0
+
+
+def _page(runs: Sequence[Path], html: Path | None, open_it: bool) -> None:
+    from lightning_edit.report.page import INSTALL, missing, write_page  # not for `--help`
+
+    if html is None and (absent := missing()):
+        # The tables are there; only a page that was asked for by name is an error.
+        sys.stderr.write(f"No page: {' and '.join(absent)} not installed. For it: {INSTALL}\n")
+        return
+    first = runs[0] if runs[0].is_dir() else runs[0].parent
+    page = write_page(runs, html or (first / _NAME if len(runs) == 1 else Path(_NAME)))
+    Console(highlight=False).print(
+        f"Page: {page}, {page.stat().st_size / 1e6:.1f} MB; opens in any browser, offline",
+        soft_wrap=True,
+        markup=False,
+    )
+    if open_it:
+        import webbrowser  # only here
+
+        webbrowser.open(page.resolve().as_uri())

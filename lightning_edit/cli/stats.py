@@ -1,0 +1,246 @@
+"""The verb ``stats``: collect the key statistics that closed-form editors need."""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_edit.cli.stats_options import parsed
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.statistics.texts import Texts, texts_of
+
+if TYPE_CHECKING:  # the help must not wait for torch
+    from lightning_edit.statistics.collect import Share
+    from lightning_edit.statistics.moments import Moments
+    from lightning_edit.statistics.partial import PartialSums
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb.
+
+    Under ``torchrun`` the processes share the passes, and the first one keeps the result.
+
+    Args:
+        argv: Arguments after ``stats``; ``None``: those of the process.
+
+    Returns:
+        Exit status: 0, or 1 when interrupted.
+
+    Raises:
+        LightningEditError: What the user can mend; the caller prints it.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = parsed(given)
+    if arguments.text is None:
+        _decompose_cached(arguments)
+        return 0
+    texts = texts_of(
+        arguments.text, arguments.text_config, arguments.text_split, arguments.text_field
+    )
+    with _processes(arguments.device) as (share, device):
+        try:
+            moments, partial = _collect(arguments, texts, share, device)
+        except KeyboardInterrupt:
+            rest = shlex.join(option for option in given if option != "--restart")
+            sys.stderr.write(
+                "Interrupted. What is summed so far is kept; go on where it ended with\n"
+                f"  lightning-edit stats {rest}\n"
+            )
+            return 1
+        if share.rank == 0:
+            _report(moments, _kept(moments, arguments.out))
+        partial.discard()
+        if arguments.projector is not None and share.rank == 0:
+            # Kept before: decomposing wide layers takes minutes.
+            moments = moments.decomposed()
+            _kept(moments, arguments.out)
+            _report_null_spaces(moments, arguments.projector)
+    return 0
+
+
+def _kept(moments: "Moments", out: Path | None) -> list[Path]:
+    """Write moments into the cache and to where the user wants them; return the files."""
+    from lightning_edit.statistics.cache import store
+
+    paths = store(moments)
+    if out is not None:
+        moments.save(out)
+        paths.append(out)
+    return paths
+
+
+def _collect(
+    arguments: argparse.Namespace, texts: Texts, share: "Share", device: str
+) -> tuple["Moments", "PartialSums"]:
+    # Only now: the help, and a wrong option, must not wait for torch.
+    from lightning_edit.models.loading import load_language_model
+    from lightning_edit.models.view import resolve
+    from lightning_edit.statistics.collect import collect, usual_batch_tokens
+
+    # What passes are made of is part of what unfinished sums are known by.
+    arguments.batch_tokens = arguments.batch_tokens or usual_batch_tokens(device)
+    model, tokenizer = load_language_model(
+        arguments.lm, arguments.lm_dtype, arguments.lm_revision, arguments.lm_bos
+    )
+    layers = _listed(arguments, resolve(model).num_blocks)
+    partial = _partial(arguments, texts, share, model, layers)
+    if arguments.restart:
+        partial.discard()
+    total = None if arguments.max_tokens else texts.count()
+    bar = _bar(total or arguments.max_tokens, by_text=not arguments.max_tokens, share=share)
+    with _ending_in_order(partial), bar as step:
+        moments = collect(
+            model.to(device),  # type: ignore[arg-type]  # transformers' stub of `to` wants no str
+            tokenizer,
+            texts,
+            layers,
+            arguments.max_tokens,
+            arguments.max_length,
+            arguments.batch_tokens,
+            progress=step,
+            partial=partial,
+            share=share,
+            shrinkage=None if arguments.shrinkage == "none" else arguments.shrinkage,
+        )
+    return moments, partial
+
+
+def _listed(arguments: argparse.Namespace, blocks: int) -> list[int]:
+    return list(range(blocks)) if arguments.layers is None else list(arguments.layers)
+
+
+def _decompose_cached(arguments: argparse.Namespace) -> None:
+    """Store spectra beside the moments that editors of the model would find."""
+    from lightning_edit.models.loading import load_language_model
+    from lightning_edit.models.view import resolve
+    from lightning_edit.statistics.cache import files_for
+    from lightning_edit.statistics.moments import Moments
+
+    model, tokenizer = load_language_model(
+        arguments.lm, arguments.lm_dtype, arguments.lm_revision, arguments.lm_bos
+    )
+    view = resolve(model)
+    layers = _listed(arguments, view.num_blocks)
+    for layer, path in files_for(model, tokenizer, layers, "auto").items():
+        name = view.down_projection(layer)
+        moments = Moments.load(path, with_spectra=True)
+        if name not in moments.spectra:
+            moments = moments.decomposed()
+            moments.save(path)
+        _report_null_spaces(moments.only(name), arguments.projector)
+
+
+def _partial(
+    arguments: argparse.Namespace, texts: Texts, share: "Share", model: Any, layers: list[int]
+) -> "PartialSums":
+    """Name the file of unfinished sums after everything that changes them."""
+    from lightning_edit.models.weights import weights_hash
+    from lightning_edit.statistics.cache import cache_folder
+    from lightning_edit.statistics.partial import PartialSums
+
+    told = [texts.identity, layers, share.rank, share.processes, weights_hash(model)]
+    names = ("lm_bos", "max_tokens", "max_length", "batch_tokens", "shrinkage")
+    told += [getattr(arguments, name) for name in names]
+    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    path = cache_folder() / "unfinished" / f"{name}.safetensors"
+    return PartialSums(path, arguments.save_every)
+
+
+@contextmanager
+def _ending_in_order(partial: "PartialSums") -> Iterator[None]:
+    """Let Ctrl-C, and the notice of a batch system, end after a save; a second one ends at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.default_int_handler)
+        partial.stop_soon()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _processes(device: str | None) -> Iterator[tuple["Share", str]]:
+    """Join the other processes, if ``torchrun`` has started several; name this one's device."""
+    import torch
+    from torch import distributed
+
+    from lightning_edit.statistics.collect import Share
+
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.device(chosen)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {chosen!r} is not known; use cpu, cuda or cuda:0") from error
+    if count == 1:
+        yield Share(), chosen
+        return
+    distributed.init_process_group("nccl" if chosen.startswith("cuda") else "gloo")
+    try:
+        yield Share(distributed.get_rank(), count), chosen
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def _bar(total: int | None, by_text: bool, share: "Share") -> Iterator[Any]:
+    """Show how far the pass is, with the time that is left; on the first process only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("collecting"),
+        BarColumn(),
+        TextColumn("{task.fields[tokens]:,} tokens"),
+        TimeRemainingColumn(),
+    )
+    console = Console(highlight=False, stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=share.rank > 0) as bar:
+        task = bar.add_task("", total=total, tokens=0)
+
+        def step(position: Any) -> None:
+            done = position.texts if by_text else position.tokens
+            bar.update(task, completed=done, tokens=position.tokens)
+
+        yield step
+
+
+def _report(moments: "Moments", paths: Sequence[Path]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(f"{moments.tokens:,} tokens of {len(moments.matrices)} layers")
+    if moments.target:
+        shares = ", ".join(f"{share:.2f}" for share in moments.intensities.values())
+        console.print(f"  shrunk towards the {moments.target} by {shares}")
+    for path in paths:
+        console.print(f"  {path}", soft_wrap=True)
+
+
+def _report_null_spaces(moments: "Moments", threshold: tuple[Any, float]) -> None:
+    """Tell how many directions are free; a layer without any is told, and is no failure."""
+    from rich.console import Console
+
+    from lightning_edit.exceptions import SolveError
+
+    console, (kind, bound) = Console(highlight=False), threshold
+    for name, spectrum in moments.spectra.items():
+        try:
+            free = spectrum.null_space(bound, kind, name).shape[1]
+        except SolveError:
+            free = 0
+        console.print(
+            f"  {name}: {free:,} of {len(spectrum.values):,} directions are free ({kind}:{bound:g})"
+        )

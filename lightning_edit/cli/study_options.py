@@ -1,0 +1,267 @@
+"""What the verbs of this package are told: an editor, data and a model, as ``edit`` takes them."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from lightning_edit.analysis.sweep.measure import Case, digest
+from lightning_edit.cli.lightning import (
+    RunParser,
+    add_language_model,
+    check_names,
+    quiet,
+    reason_of,
+)
+from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.editors.base import Editor
+from lightning_edit.editors.wrappers.base import WrappedEditor
+from lightning_edit.edits.journal import write_atomic, write_error
+from lightning_edit.evaluation.evaluator import Evaluation
+from lightning_edit.evaluation.scorer import Scorer
+from lightning_edit.exceptions import ConfigError, LightningEditError
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.weights import weights_hash
+from lightning_edit.session.trainer import default_folder
+from lightning_edit.storage.run_folder import RunFolder
+from lightning_edit.types import Mode, cases_of
+
+
+def study_parser(verb: str, description: str, facts: int) -> RunParser:
+    """Return a parser with the options that every verb of this package has.
+
+    Args:
+        verb: Its name.
+        description: What it does.
+        facts: Default number of cases.
+    """
+    parser = RunParser(prog=f"lightning-edit {verb}", description=description)
+    parser.add_argument("-c", "--config", action="config", help="file with such options")
+    group = parser.add_argument_group("Study")
+    group.add_argument("--facts", type=int, default=facts, help="cases to edit, the first ones")
+    group.add_argument(
+        "--split",
+        type=str,
+        default="val",
+        help="split they come from, if the data has it, else test",
+    )
+    group.add_argument("--mode", type=Mode, default="tf", help="teacher forced or generated")
+    group.add_argument("--batch_size", type=int, default=16, help="cases searched for together")
+    group.add_argument("--eval_batch_size", type=int, default=64, help="rows scored together")
+    group.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    group.add_argument(
+        "--device", type=str | None, default=None, help="such as cuda:0; default: a GPU if any"
+    )
+    group.add_argument(
+        "--run", type=str | None, default=None, help="folder; one with a part of it is gone on with"
+    )
+    group.add_argument(
+        "--figures", type=list[str], default=["png"], help="formats of the plot: png, pdf, svg"
+    )
+    parser.add_lightning_class_args(Editor, "model", subclass_mode=True)
+    parser.add_lightning_class_args(EditDataModule, "data", subclass_mode=True)
+    add_language_model(parser)
+    return parser
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that one of the verbs works with.
+
+    Args:
+        parser: The verb's parser.
+        argv: Its arguments.
+        config: What was parsed.
+        editor: The editor as it was asked for, not bound.
+        model: The language model.
+        tokenizer: Its tokenizer.
+        cases: The cases.
+        split: Where they come from.
+        folder: Where the study is kept.
+    """
+
+    parser: RunParser
+    argv: tuple[str, ...]
+    config: Namespace
+    editor: Editor
+    model: Any
+    tokenizer: Any
+    cases: list[Case]
+    split: str
+    folder: RunFolder
+
+    @classmethod
+    def of(cls, parser: RunParser, argv: Sequence[str], verb: str) -> "Study":
+        """Read the arguments, and load what they name.
+
+        Args:
+            parser: The verb's parser.
+            argv: Its arguments.
+            verb: Its name.
+
+        Raises:
+            LightningEditError: What the user can mend.
+        """
+        check_names(argv)
+        quiet("edit")
+        config = parser.parse_args(list(argv))
+        for name in ("facts", "batch_size", "eval_batch_size"):
+            if config[name] < 1:
+                raise ConfigError(f"--{name} must be 1 or more, got {config[name]}")
+        made = instantiated(parser, config)
+        if made.model.needs_fit:
+            raise ConfigError(
+                f"{type(made.model).__name__} is trained for the layers that it edits, so `{verb}` "
+                "has nothing to compare; train one with `lightning-edit fit` for each choice"
+            )
+        cases, split = _cases(made.data, config.split, config.facts)
+        model, tokenizer = load_language_model(
+            config.lm, config.lm_dtype, config.lm_revision, config.lm_bos
+        )
+        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        placed: Any = model  # transformers' stub of `to` wants no str
+        placed.to(device)
+        folder = config.run or default_folder(f"{verb}-{type(made.model).__name__}")
+        return cls(
+            parser, tuple(argv), config, made.model, placed, tokenizer, cases, split,
+            RunFolder(folder),
+        )  # fmt: skip
+
+    @property
+    def mode(self) -> Mode:
+        """Whether answers are teacher forced or generated."""
+        mode: Mode = self.config.mode
+        return mode
+
+    def editor_with(self, *options: str) -> Editor:
+        """Make the editor again with further options.
+
+        Args:
+            options: Such as ``--model.layers``, ``[3]``.
+
+        Raises:
+            ConfigError: If the editor refuses them.
+        """
+        config = self.parser.parse_args([*self.argv, *options])
+        editor: Editor = instantiated(self.parser, config).model
+        return editor
+
+    def evaluation(self) -> Evaluation:
+        """Score the pristine model, or read what an interrupted study has scored."""
+        scorer = Scorer(self.model, self.tokenizer, self.config.eval_batch_size, (self.mode,))
+        evaluation = Evaluation(scorer)
+        evaluation.take_baseline([one for case in self.cases for one in case], self.folder)
+        return evaluation
+
+    def facts(self) -> dict[str, Any]:
+        """Return what must be the same for a study to be gone on with, and goes into its record."""
+        requests = [one.to_dict() for case in self.cases for one in case]
+        name = type(self.editor).__name__
+        return {
+            "editor": {"class": name, "arguments": _plain(self.config.model)},
+            "language_model": {
+                "name": self.config.lm,
+                "dtype": self.config.lm_dtype,
+                "bos": self.config.lm_bos,
+                "sha256": weights_hash(self.model),
+            },
+            "data": {
+                "class": self.config.data.class_path.rpartition(".")[2],
+                "split": self.split,
+                "cases": len(self.cases),
+                "sha256": digest(requests),
+            },
+            "mode": self.mode,
+            "seed": self.config.seed,
+        }
+
+    def resume_line(self, verb: str) -> str:
+        """Return the command that goes on with this study.
+
+        Args:
+            verb: Its name.
+        """
+        given = list(self.argv)
+        if self.config.run is None:
+            given += ["--run", str(self.folder.path)]
+        return f"lightning-edit {verb} {shlex.join(given)}"
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write a file of the study whole or not at all.
+
+        Args:
+            path: A file in the folder.
+            data: Its content.
+
+        Raises:
+            LedgerWriteError: If the disk refuses.
+        """
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, data)
+        except OSError as error:
+            raise write_error(error, path, "The model is unchanged.") from error
+
+
+def instantiated(parser: RunParser, config: Namespace) -> Any:
+    """Make the objects that were asked for.
+
+    Args:
+        parser: The parser that read ``config``.
+        config: The arguments.
+
+    Raises:
+        ConfigError: If a class refuses its arguments.
+    """
+    try:
+        return parser.instantiate_classes(config)
+    except LightningEditError:
+        raise
+    except ValueError as error:
+        raise ConfigError(reason_of(str(error))) from error
+
+
+def host_of(editor: Editor) -> tuple[Editor, list[str]]:
+    """Return the innermost editor of a wrapped one, and the options that make it explicit.
+
+    Args:
+        editor: Any editor.
+
+    Returns:
+        The editor whose layers are edited, and one ``--model.editor…`` option a wrapper.
+    """
+    options, prefix = [], "--model"
+    while isinstance(editor, WrappedEditor):
+        editor = editor.editor
+        prefix += ".editor"
+        options += [prefix, type(editor).__name__]
+    return editor, options
+
+
+def name_of(editor: Editor) -> str:
+    """Name an editor with its hosts, such as ``RECT(MEMIT)``.
+
+    Args:
+        editor: Any editor.
+    """
+    name = type(editor).__name__
+    return f"{name}({name_of(editor.editor)})" if isinstance(editor, WrappedEditor) else name
+
+
+def _cases(data: EditDataModule, split: str, facts: int) -> tuple[list[Case], str]:
+    data.prepare_data()
+    requests = data.requests(split)
+    if not requests:
+        split = data.split
+        requests = data.edit_requests()
+    return cases_of(requests)[:facts], split
+
+
+def _plain(config: Namespace) -> Mapping[str, Any]:
+    """Return a class and its arguments as plain containers."""
+    plain: Mapping[str, Any] = config.as_dict()
+    return plain

@@ -1,0 +1,238 @@
+"""The verb ``trace``: which states of a model carry what it knows."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_edit.analysis.tracing.facts import Fact, of_request, read_facts
+from lightning_edit.analysis.tracing.show import finish
+from lightning_edit.exceptions import ConfigError, DataError
+
+if TYPE_CHECKING:  # the help must not wait for torch
+    from lightning_edit.analysis.tracing.restore import Prepared, Tracer
+
+#: 10 of GPT-2 XL's 48 blocks (the paper, section 2.2).
+_WINDOW = 10 / 48
+
+
+def _positive(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {value!r}")
+    return int(value)
+
+
+def _flag(value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
+    return value.lower() == "true"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "lightning-edit trace",
+        description="Causal tracing (ROME, section 2): noise goes on a subject's embeddings, one "
+        "clean state after the other is restored, and heat maps show how much of the answer comes "
+        "back. An interrupted run goes on when it is given its folder with --run. What to do with "
+        "the result: docs/layers.md.",
+    )
+    model = parser.add_argument_group("language model")
+    model.add_argument("--lm", default="atlas", help="atlas, a folder, or a hub name")
+    model.add_argument("--lm_dtype", default="float32", help="type of its weights (%(default)s)")
+    model.add_argument(
+        "--lm_bos", type=_flag, nargs="?", const=True, default=False,
+        help="true: put BOS before every text",
+    )  # fmt: skip
+    model.add_argument("--lm_revision", help="revision on the hub")
+    model.add_argument("--device", help="such as cuda:0; default: a GPU where there is one")
+    facts = parser.add_argument_group("facts")
+    facts.add_argument(
+        "--facts", type=Path, metavar="FILE",
+        help="known facts (subject, prompt or template, attribute), or edits in any form that "
+        "`lightning-edit data check` reads; default: facts of the embedded atlas",
+    )  # fmt: skip
+    facts.add_argument(
+        "--limit", type=_positive, default=100,
+        help="trace so many facts that the model knows (%(default)s; the paper: 1000)",
+    )  # fmt: skip
+    trace = parser.add_argument_group("tracing")
+    trace.add_argument(
+        "--noise", type=float, default=3.0,
+        help="noise in standard deviations of the subjects' embeddings (%(default)g)",
+    )  # fmt: skip
+    trace.add_argument(
+        "--samples", type=_positive, default=10, help="noise samples a fact (%(default)s)"
+    )
+    trace.add_argument(
+        "--window", type=_positive,
+        help="blocks whose MLPs or attentions are restored together; default: a fifth of the "
+        "model, the paper's 10 of 48",
+    )  # fmt: skip
+    trace.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--batch_rows", type=_positive, default=256, help="rows of one pass (%(default)s)"
+    )
+    run.add_argument("--run", type=Path, help="folder; one with a part of it is gone on with")
+    run.add_argument(
+        "--figures", default="png", help="formats of the heat maps: png,pdf,svg (%(default)s)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb.
+
+    Args:
+        argv: Arguments after ``trace``; ``None``: those of the process.
+
+    Returns:
+        Exit status: 0, or 1 when interrupted.
+
+    Raises:
+        LightningEditError: What the user can mend; the caller prints it.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(given)
+    if options.noise <= 0:
+        raise ConfigError(f"--noise must be above 0, got {options.noise:g}")
+    from lightning_edit.report.sweep_plots import check_formats
+
+    check_formats(options.figures.split(","))
+    facts = _facts(options.facts)
+    folder = options.run or Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-trace"
+    try:
+        record, rows = _trace(options, facts, folder)
+    except KeyboardInterrupt:
+        again = given if options.run else [*given, "--run", str(folder)]
+        line = shlex.join(["lightning-edit", "trace", *again])
+        sys.stderr.write(f"Interrupted. Traced facts are kept; go on with\n  {line}\n")
+        return 1
+    finish(record, rows, folder, options.figures.split(","))
+    return 0
+
+
+def _facts(path: Path | None) -> list[Fact]:
+    if path is not None:
+        return read_facts(path)
+    from lightning_edit.atlas.graph import load_atlas
+    from lightning_edit.atlas.requests import make_requests
+
+    requests = make_requests(load_atlas(), 0, "test")
+    return [fact for request in requests if (fact := of_request(request)) is not None]
+
+
+def _trace(
+    options: argparse.Namespace, facts: list[Fact], folder: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Trace facts until enough are known to the model; returns the record and the traced ones."""
+    import torch
+
+    from lightning_edit.analysis.tracing.restore import Tracer, embedding_std
+    from lightning_edit.analysis.tracing.rows import TraceRows
+    from lightning_edit.models.loading import load_language_model
+    from lightning_edit.models.view import resolve
+    from lightning_edit.models.weights import weights_hash
+
+    model, tokenizer = load_language_model(
+        options.lm, options.lm_dtype, options.lm_revision, options.lm_bos
+    )
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    view = resolve(model.to(device))  # type: ignore[arg-type]  # transformers' stub of `to` wants no str
+    prepared = [_prepared(tokenizer, fact) for fact in facts]
+    usable = [one for one in prepared if not isinstance(one, str)]
+    if not usable:
+        raise ConfigError(f"no fact can be traced; of the first one: {prepared[0]}")
+    scale = options.noise * embedding_std(view, usable)
+    width = options.window or max(1, round(_WINDOW * view.num_blocks))
+    tracer = Tracer(
+        view, scale, options.samples, width, rows_per_pass=options.batch_rows, seed=options.seed
+    )
+    record = {
+        "language_model": {
+            "name": options.lm,
+            "dtype": options.lm_dtype,
+            "bos": options.lm_bos,
+            "sha256": weights_hash(model),
+            "blocks": view.num_blocks,
+        },
+        "facts": {
+            "source": str(options.facts or "atlas"),
+            "sha256": _digest([asdict(fact) for fact in facts]),
+        },
+        "noise": {"multiple": options.noise, "standard_deviation": round(scale, 6)},
+        "samples": options.samples,
+        "window": width,
+        "seed": options.seed,
+    }
+    kept = TraceRows(folder, record)
+    with _bar(min(options.limit, len(facts))) as step:
+        for number, (fact, tokens) in enumerate(zip(facts, prepared, strict=True)):
+            if kept.known >= options.limit:
+                break
+            if number >= len(kept.rows):
+                kept.append([_row(tracer, tokenizer, fact, tokens)])
+            step(kept.known_before(number + 1))
+    return record | kept.counts(options.limit), kept.traced(options.limit)
+
+
+def _prepared(tokenizer: Any, fact: Fact) -> "Prepared | str":
+    """Tokenise a fact; one odd fact among hundreds is left out, with the reason, not fatal."""
+    from lightning_edit.analysis.tracing.restore import Prepared
+
+    try:
+        return Prepared.of(tokenizer, fact)
+    except DataError as error:
+        return str(error)
+
+
+def _row(tracer: "Tracer", tokenizer: Any, fact: Fact, tokens: "Prepared | str") -> dict[str, Any]:
+    """Trace one fact; one that the model does not know is noted with what it says instead."""
+    row = {"prompt": fact.prompt, "subject": fact.subject, "answer": fact.answer}
+    if isinstance(tokens, str):
+        return row | {"impossible": tokens}
+    said = tracer.predicted(tokens)
+    if said != tokens.answer:
+        return row | {"says": tokenizer.decode([said])}
+    found = tracer.trace(tokens)
+    effects = {
+        kind: [[round(value, 6) for value in line] for line in table.tolist()]
+        for kind, table in found.indirect.items()
+    }
+    return row | {
+        "tokens": [tokenizer.decode([token]) for token in tokens.ids[tokens.subject.start :]],
+        "subject_tokens": len(tokens.subject),
+        "clean": round(found.clean, 6),
+        "corrupted": round(found.corrupted, 6),
+        "effects": effects,
+    }
+
+
+def _digest(value: Any) -> str:
+    from hashlib import sha256
+
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _bar(total: int) -> Any:
+    """Show how many facts are traced, with the time that is left."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("Tracing"), BarColumn(), MofNCompleteColumn(), TextColumn("facts"))
+
+    @contextmanager
+    def shown() -> Iterator[Any]:
+        with Progress(*columns, Remaining(), console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda done: bar.update(task, completed=done)
+
+    return shown()

@@ -1,0 +1,1 @@
+"""Work divided among processes: shares, gathering, sharded weights."""

@@ -1,0 +1,157 @@
+"""What a trained editor learns from: edits, rephrases of them, and answers that must stay."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from random import Random
+from typing import Any
+
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.exceptions import DataError
+from lightning_edit.functional.tokens import encode_pair, encode_prompt
+from lightning_edit.inference.answers import Row
+from lightning_edit.types import EditBatch, EditRequest, Probe
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What one training step looks at.
+
+    Args:
+        inner: The edits, from which the update is computed.
+        outer: Prompts that the edited model must answer with the new answers, each with the number
+            of its edit in ``inner``.
+        locality: Prompts whose answers must not move, likewise.
+    """
+
+    inner: EditBatch
+    outer: tuple[tuple[int, Row], ...]
+    locality: tuple[tuple[int, Row], ...]
+
+
+def _reworded(request: EditRequest, rng: Random) -> EditRequest:
+    wordings = [request.prompt, *request.rephrases]
+    prompt = wordings.pop(rng.randrange(len(wordings)))
+    return EditRequest(request.id, prompt, request.target, rephrases=tuple(wordings))
+
+
+@dataclass(frozen=True)
+class ExampleSource:
+    """Draws examples for edits.
+
+    Args:
+        tokenizer: Tokenizer of the language model.
+        own_probes: Locality prompts taken from each request's own probes.
+        other_facts: Locality prompts taken from other requests, for each edit.
+        any_wording: Let any wording of a request be the edit, and another its rephrase.
+    """
+
+    tokenizer: Any
+    own_probes: int
+    other_facts: int
+    any_wording: bool = False
+
+    def draw(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> Examples:
+        """Choose a rephrase and locality prompts for each edit of a training step.
+
+        Args:
+            requests: The edits; one without rephrases is judged on its own prompt.
+            rng: Source of all choices.
+            loader: Loader whose data set other facts are taken from.
+
+        Raises:
+            DataError: If a request cannot be tokenised, or the loader's data set has no length.
+        """
+        edits, outer = [], []
+        for edit, request in enumerate(requests):
+            view = _reworded(request, rng) if self.any_wording else request
+            wording = rng.choice(view.rephrases or (view.prompt,))
+            outer.append((edit, self.row(wording, request.target)))
+            edits.append(view)
+        locality: list[tuple[int, Row]] = []
+        for edit, request in enumerate(requests):
+            chosen = self.own(request, rng)
+            locality += [(edit, self.row(probe.prompt, probe.answers[0])) for probe in chosen]
+        locality += self.others(requests, rng, loader)
+        inner = encode_batch(self.tokenizer, edits)
+        return Examples(inner, tuple(outer), tuple(locality))
+
+    def own(self, request: EditRequest, rng: Random) -> list[Probe]:
+        """Choose among a request's probes that must stay, of every kind in turn."""
+        kinds: dict[str, list[Probe]] = {}
+        for probe in request.probes:
+            if probe.expect == "unchanged":
+                kinds.setdefault(probe.kind, []).append(probe)
+        shuffled = [rng.sample(probes, len(probes)) for probes in kinds.values()]
+        in_turn = chain.from_iterable(zip_longest(*rng.sample(shuffled, len(shuffled))))
+        return [probe for probe in in_turn if probe is not None][: self.own_probes]
+
+    def every(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> Examples:
+        """Take all rephrases and all locality probes of each edit, as validation does.
+
+        Args:
+            requests: The edits.
+            rng: Source of the choice of other facts, which are used where there are no probes.
+            loader: Loader whose data set other facts are taken from.
+
+        Raises:
+            DataError: If a request cannot be tokenised, or the loader's data set has no length.
+        """
+        outer = [
+            (edit, self.row(text, request.target))
+            for edit, request in enumerate(requests)
+            for text in request.rephrases
+        ]
+        locality = [
+            (edit, self.row(probe.prompt, probe.answers[0]))
+            for edit, request in enumerate(requests)
+            for probe in request.probes
+            if probe.expect == "unchanged"
+        ]
+        inner = encode_batch(self.tokenizer, requests)
+        return Examples(inner, tuple(outer), tuple(locality or self.others(requests, rng, loader)))
+
+    def row(self, prompt: str, answer: str | None) -> Row:
+        """Tokenise a prompt with its answer; without one, only the place after the prompt is read.
+
+        Raises:
+            DataError: If the answer has no token.
+        """
+        if answer is None:
+            return encode_prompt(self.tokenizer, prompt.rstrip()), ()
+        try:
+            return encode_pair(self.tokenizer, prompt, answer)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+
+    def others(
+        self, requests: Sequence[EditRequest], rng: Random, loader: Any
+    ) -> list[tuple[int, Row]]:
+        """Return prompts of other requests with the answers from before an edit.
+
+        Args:
+            requests: The edits; their own prompts are left out.
+            rng: Source of the choice.
+            loader: Loader whose data set they are taken from.
+
+        Raises:
+            DataError: If the data set has no length.
+        """
+        count = self.other_facts * len(requests)
+        if not count:
+            return []
+        data: Any = getattr(loader, "dataset", None)
+        if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+            raise DataError(
+                f"other_facts={self.other_facts} takes locality prompts from the loader's data set "
+                f"by number, but got {type(data).__name__}, which has no numbers; use a map-style "
+                "data set, or set other_facts to 0"
+            )
+        own = {text for request in requests for text in (request.prompt, *request.rephrases)}
+        # A few more are drawn than wanted, for those that are edited in this very step.
+        drawn = rng.sample(range(len(data)), min(count + len(requests), len(data)))
+        others = [data[index] for index in drawn if data[index].prompt not in own]
+        return [
+            (number % len(requests), self.row(other.prompt, other.old_target))
+            for number, other in enumerate(others[:count])
+        ]

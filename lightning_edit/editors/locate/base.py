@@ -1,0 +1,304 @@
+"""Locate then edit: find what the model should read at a subject, and write it into an MLP.
+
+A member of the family says where the target vector is added (:attr:`LocateThenEdit.site`) and how
+targets become an update (:meth:`LocateThenEdit.write`); target search, context templates and
+statistics are here.
+
+Axis names: ``n`` -- edits; ``r`` -- rows, an edit under one context template; ``d`` -- hidden
+width; ``f`` -- width of a key, the down-projection's input.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_edit.editors.base import Editor
+from lightning_edit.editors.locate.context_templates import sample_templates, with_bare
+from lightning_edit.editors.locate.prompts import (
+    KlPosition,
+    Text,
+    essence_texts,
+    merge_watched,
+    rewriting_texts,
+)
+from lightning_edit.editors.locate.search_objective import Objective
+from lightning_edit.editors.locate.target_search import Loss, Targets, search_targets
+from lightning_edit.editors.one_by_one import one_after_another
+from lightning_edit.edits.delta import Delta
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.functional.solve import Preserved, Solution
+from lightning_edit.inference.hidden_states import read_last
+from lightning_edit.inference.hooks import Side
+from lightning_edit.inference.suffix.forward import Site
+from lightning_edit.models.view import ModelView
+from lightning_edit.statistics.cache import files_for, moments_in
+from lightning_edit.types import EditBatch
+
+
+class LocateThenEdit(Editor, family=True):
+    """Family of editors that search a target vector at the subject's last token and solve for it.
+
+    Args:
+        layers: Blocks to edit, lowest first; ``None``: by depth, see ``default_layers``.
+        statistics: Second moments of the edited layers' keys: ``auto``: from the cache (the
+            embedded default model collects its own); ``identity``: none, every direction counts
+            the same; else a file made by ``lightning-edit stats --out``.
+        steps: Passes of the target search; the last one does not step. 20 for GPT-2 XL and GPT-J
+            (ROME's configs), 25 for Llama (EasyEdit).
+        lr: Adam's learning rate in the search (0.5 in the authors' configs).
+        kl_factor: Weight of the divergence on "{subject} is a" (0.0625 in the authors' configs).
+        weight_decay: Weight of ‖δ‖ / ‖h₀‖² (0.5 for GPT-2, 1e-3 for Llama in EasyEdit).
+        clamp: Largest ‖δ‖ / ‖h₀‖ (ROME 4, MEMIT 0.75).
+        threshold: A search ends when its loss is below (0.05 in the authors' code).
+        kl_position: Where the divergence is read: ``subject_last`` as in the authors' code, or
+            ``prompt_end`` as in the paper.
+        context_templates: Texts with one ``{}`` in which each prompt is put; ``None``: written by
+            the model itself when the editor is bound.
+        seed: Seed of the sampled templates.
+        rows_per_pass: Most texts in one forward pass; bounds memory, changes no result. ``None``:
+            on a CPU 32 (wide or deep models) to 448 (small ones), else 1024.
+
+    Note:
+        As in the authors' code and unlike the papers, the decay is linear in ‖δ‖, and the
+        divergence is read at the subject, where the words after it have no effect.
+    """
+
+    needs_statistics: ClassVar[bool] = True
+    needs_subject: ClassVar[bool] = True
+    decoder_only_because: ClassVar[str] = (
+        "it writes into an MLP at the subject's last token, in the stack that predicts the answer, "
+        "while here the subject goes through the encoder, every token of which sees the whole "
+        "prompt, and the answer comes from the decoder, which has no token of the subject"
+    )
+    site: ClassVar[Site] = "mlp"
+    """Where the target vector is added: the MLP's output or the block's."""
+    one_layer: ClassVar[bool] = False
+    """Whether it writes into one layer only."""
+    template_openings: ClassVar[tuple[str, ...]] = ()
+    """First words of the sampled templates; an empty one lets the model begin."""
+    template_lengths: ClassVar[tuple[int, ...]] = ()
+    """Tokens of each sampled template."""
+
+    def __init__(
+        self,
+        layers: list[int] | None = None,
+        statistics: str = "auto",
+        steps: int = 20,
+        lr: float = 0.5,
+        kl_factor: float = 0.0625,
+        weight_decay: float = 0.5,
+        clamp: float = 4.0,
+        threshold: float = 0.05,
+        kl_position: KlPosition = "subject_last",
+        context_templates: list[str] | None = None,
+        seed: int = 0,
+        rows_per_pass: int | None = None,
+    ) -> None:
+        super().__init__()
+        if rows_per_pass is not None and rows_per_pass < 1:
+            raise ValueError(f"rows_per_pass counts texts, expected 1 or more, got {rows_per_pass}")
+        self.layers = layers
+        self.statistics = statistics
+        self.objective = Objective(steps, lr, kl_factor, weight_decay, clamp, threshold)
+        self.kl_position = kl_position
+        self.context_templates = None if context_templates is None else with_bare(context_templates)
+        self.seed = seed
+        self.rows_per_pass = rows_per_pass
+        self.templates: list[str] = []
+        self._files: dict[int, Path] = {}
+        self._moments: dict[int, Tensor | None] = {}
+        self._preserved: dict[int, Preserved] = {}
+
+    # ------------------------------------------------------------------------------------ binding
+
+    @property
+    def edited_layers(self) -> list[int]:
+        """The blocks that are edited in the bound model."""
+        if self.layers is None:
+            return self.default_layers(self.view.num_blocks)
+        return sorted(self.layers)
+
+    def on_bind(self) -> None:
+        """Take from the unedited model what edits must not depend on: templates and statistics."""
+        model, tokenizer = self.language_model, self.tokenizer
+        layers = self.edited_layers
+        if not layers:
+            raise ConfigError(
+                f"{type(self).__name__} got no layers; give some, or leave `layers` out"
+            )
+        if self.one_layer and len(layers) != 1:
+            raise ConfigError(
+                f"{type(self).__name__} edits one layer, got layers {layers}; give one of them, or "
+                "use an editor for several, such as MEMIT"
+            )
+        for layer in layers:
+            self.view.block(layer)
+        self._preserved = {}
+        self._files = files_for(model, tokenizer, layers, self.statistics)
+        self._moments = moments_in(self._files, self.view, layers)
+        if self.context_templates is not None:
+            self.templates = list(self.context_templates)
+        else:
+            self.templates = sample_templates(
+                model, tokenizer, self.template_openings, self.template_lengths, self.seed
+            )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Keep the templates in checkpoints: after a resume the model may be edited already."""
+        return {"templates": self.templates}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the templates of a checkpoint."""
+        self.templates = list(state["templates"])
+
+    # ------------------------------------------------------------------------------------ editing
+
+    @abstractmethod
+    def write(self, batch: EditBatch, targets: Targets) -> Delta:
+        """Turn targets that were found on the current model into an update.
+
+        The model is bit for bit the same when this returns.
+
+        Args:
+            batch: The requests.
+            targets: Their target vectors, in the same order.
+        """
+
+    def edit(self, batch: EditBatch) -> Delta:
+        """Find the update that writes the batch.
+
+        Args:
+            batch: Requests that name their subjects.
+
+        Returns:
+            Low-rank updates of the edited layers' down-projections.
+
+        Raises:
+            SubjectNotFoundError: If a request names no subject.
+            SolveError: If the least-squares system has no solution.
+        """
+        if not self.batched and len(batch) > 1:
+            return one_after_another(self, batch)
+        # Validation loops run in inference mode, where no graph could be built.
+        with torch.inference_mode(False), torch.enable_grad():
+            with self.stage("search"):
+                targets = self.search(batch)
+            return self.write(batch, targets)
+
+    def edit_independent(self, batch: EditBatch) -> list[Delta]:
+        """Find one update a request, each as if it were alone; the search runs once for all.
+
+        Args:
+            batch: Requests that name their subjects.
+
+        Returns:
+            One delta a request, in order.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            with self.stage("search"):
+                targets = self.search(batch)
+            parts = enumerate(batch.split())
+            return [self.write(part, targets.only(number)) for number, part in parts]
+
+    def search(self, batch: EditBatch) -> Targets:
+        """Find every request's target vector on the current model.
+
+        Args:
+            batch: Requests that name their subjects.
+        """
+        self.subject_positions(batch)
+        texts = merge_watched(
+            rewriting_texts(self.tokenizer, batch, self.templates),
+            essence_texts(self.tokenizer, batch, self.kl_position),
+        )
+        return self.search_texts(texts, self.objective)
+
+    def search_texts(
+        self,
+        texts: Sequence[Text],
+        objective: Objective,
+        loss_for: Callable[[Sequence[Text]], Loss] | None = None,
+    ) -> Targets:
+        """Find target vectors where this method adds them; see :func:`search_targets`."""
+        layer, rows = self.edited_layers[-1], self._rows_per_pass
+        return search_targets(self.view, texts, layer, self.site, objective, rows, loss_for)
+
+    @property
+    def _rows_per_pass(self) -> int:
+        if self.rows_per_pass is not None:
+            return self.rows_per_pass
+        if self.language_model.device.type != "cpu":
+            return 1024
+        # Wide models fill a processor with few rows, and keep much of each for the gradient.
+        width = self.view.embeddings.get_parameter("weight").shape[1]
+        return min(448, max(32, 2**19 // (width * self.view.num_blocks)))
+
+    # ------------------------------------------------------------------------------------- pieces
+
+    def preserved(self, layer: int) -> Preserved:
+        """Return what a layer's edits are to leave alone, factored once a binding."""
+        if layer not in self._preserved:
+            self._preserved[layer] = self.preserve(layer, self._moments[layer])
+        return self._preserved[layer]
+
+    def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
+        """Factor the second moments of a layer; ``None`` stands for the identity."""
+        where = self.view.parameter(layer)
+        if moment is None:
+            return Preserved.of(ridge=1.0, where=where)
+        return Preserved.of(moment.to(self.language_model.device), where=where)
+
+    def key_texts(self, batch: EditBatch) -> list[Text]:
+        """Return every request behind every template, up to the subject's last token."""
+        texts = rewriting_texts(self.tokenizer, batch, self.templates)
+        return [text.until_subject() for text in texts]
+
+    @torch.no_grad()
+    def at_subjects(self, texts: Sequence[Text], module: str, side: Side) -> Float[Tensor, "r w"]:
+        """Read what a module gets or gives at the last token of every text.
+
+        Args:
+            texts: Texts that end with the subject.
+            module: Dotted name of the module.
+            side: ``input`` or ``output``.
+
+        Returns:
+            One line a text, in float64.
+        """
+        return self.all_at_subjects(texts, {module: side})[module]
+
+    @torch.no_grad()
+    def all_at_subjects(
+        self, texts: Sequence[Text], wanted: Mapping[str, Side]
+    ) -> dict[str, Tensor]:
+        """Read several modules in one pass, as :meth:`at_subjects` reads one.
+
+        Args:
+            texts: Texts that end with the subject.
+            wanted: ``input`` or ``output``, by dotted name of the module.
+
+        Returns:
+            By module, one line a text, in float64.
+        """
+        with self.stage("keys"):
+            return read_last(self.view, texts, wanted, self._rows_per_pass)
+
+    def info(self, targets: Targets, solutions: Sequence[Solution]) -> dict[str, Any]:
+        """Return the figures that go into a delta's record."""
+        return {
+            "loss": targets.losses,
+            "steps": targets.steps,
+            "unwritten": [solution.unwritten for solution in solutions],
+            "condition": [solution.condition for solution in solutions],
+            "templates": self.templates,
+        }
+
+    @classmethod
+    def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
+        """Estimate memory beside the model: a float32 moment and a float64 factor a layer."""
+        return len(layers) * view.intermediate_size**2 * (4 + 8)

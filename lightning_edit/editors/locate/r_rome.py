@@ -1,0 +1,61 @@
+"""R-ROME and p-ROME: Gupta et al., Rebuilding ROME, EMNLP 2024, arXiv 2403.07175."""
+
+from typing import Any, ClassVar, Literal
+
+from lightning_edit.editors.locate.base import LocateThenEdit
+from lightning_edit.editors.locate.rome import ROME
+from lightning_edit.editors.locate.target_search import Targets
+from lightning_edit.edits.delta import Delta, LowRank
+from lightning_edit.functional.solve import least_squares
+from lightning_edit.inference.suffix.forward import Site
+from lightning_edit.types import EditBatch
+
+
+class RROME(LocateThenEdit):
+    r"""ROME with one key in both places of its formula, so that no single edit explodes.
+
+    :math:`\Delta = (v_* - v)(C^{-1}k)^\top / (k^\top C^{-1}k)`.
+
+    Args:
+        key: ``averaged``: k and v are means over the context templates (R-ROME). ``prompt``: those
+            of the bare prompt (p-ROME).
+        search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
+
+    Note:
+        v* is the bare prompt's value plus δ, as in the authors' code, so with ``averaged`` the
+        residual includes the difference between the bare and the mean value.
+    """
+
+    batched: ClassVar[bool] = False
+    one_layer: ClassVar[bool] = True
+    site: ClassVar[Site] = "mlp"
+    template_openings: ClassVar[tuple[str, ...]] = ROME.template_openings
+    template_lengths: ClassVar[tuple[int, ...]] = ROME.template_lengths
+
+    def __init__(self, key: Literal["averaged", "prompt"] = "averaged", **search: Any) -> None:
+        super().__init__(**search)
+        self.key = key
+
+    @classmethod
+    def default_layers(cls, num_blocks: int) -> list[int]:
+        """Return ROME's block."""
+        return ROME.default_layers(num_blocks)
+
+    def write(self, batch: EditBatch, targets: Targets) -> Delta:
+        """Return the rank-one update of one request.
+
+        Args:
+            batch: One request.
+            targets: Its target vector.
+        """
+        (layer,) = self.edited_layers
+        rows = slice(None) if self.key == "averaged" else slice(1)
+        key = targets.keys[0][rows].double().mean(0)
+        value = targets.values[0][rows].double().mean(0)
+        residual = targets.wanted[0].double() - value
+        with self.stage("solve"):
+            preserved = self.preserved(layer)
+            solution = least_squares(key[:, None], residual[:, None], preserved, "equality")
+        update = LowRank(solution.left.float(), solution.right.float())
+        name = self.view.parameter(layer)
+        return Delta(batch.ids, {name: update}, info=self.info(targets, [solution]))

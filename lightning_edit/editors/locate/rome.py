@@ -1,0 +1,57 @@
+"""ROME: Meng et al., Locating and Editing Factual Associations in GPT, NeurIPS 2022, 2202.05262."""
+
+from typing import ClassVar
+
+from lightning_edit.editors.locate.base import LocateThenEdit
+from lightning_edit.editors.locate.target_search import Targets
+from lightning_edit.edits.delta import Delta, LowRank
+from lightning_edit.functional.solve import least_squares
+from lightning_edit.inference.suffix.forward import Site
+from lightning_edit.types import EditBatch
+
+
+class ROME(LocateThenEdit):
+    r"""Write one association a time into one MLP, exactly, moving other keys least (section 3.1).
+
+    :math:`\Delta = (v_* - v)\,u^\top / (k^\top u)` with :math:`u = C^{-1}\bar k`. Arguments and
+    their sources: :class:`~lightning_edit.editors.locate.base.LocateThenEdit`. A batch is written
+    one request after another.
+
+    Note:
+        As in the authors' code, the direction u comes from the mean key over all context templates
+        and the scale from the key of the bare prompt. Where the two differ much (a subject that
+        begins the prompt) the update can explode;
+        :class:`~lightning_edit.editors.locate.r_rome.RROME` uses one key in both places.
+    """
+
+    batched: ClassVar[bool] = False
+    one_layer: ClassVar[bool] = True
+    site: ClassVar[Site] = "mlp"
+    # Ten texts of 5 and ten of 10 tokens: `context_template_length_params` of the authors' configs.
+    template_openings: ClassVar[tuple[str, ...]] = ("",) * 20
+    template_lengths: ClassVar[tuple[int, ...]] = (5,) * 10 + (10,) * 10
+
+    @classmethod
+    def default_layers(cls, num_blocks: int) -> list[int]:
+        """Return the block a fifth up (published: GPT-J 5 of 28, Llama 5 of 32; atlas: 0 of 5)."""
+        return [int(0.19 * (num_blocks - 1))]
+
+    def write(self, batch: EditBatch, targets: Targets) -> Delta:
+        """Return the rank-one update of one request.
+
+        Args:
+            batch: One request.
+            targets: Its target vector.
+        """
+        (layer,) = self.edited_layers
+        keys, values = targets.keys[0].double(), targets.values[0].double()
+        residual = targets.wanted[0].double() - values[0]
+        with self.stage("solve"):
+            solution = least_squares(
+                keys.mean(0)[:, None], residual[:, None], self.preserved(layer), "equality"
+            )
+        # The row is scaled to 1 at the mean key; the authors scale it to 1 at the bare prompt's.
+        right = solution.right / (solution.right @ keys[0])
+        update = LowRank(solution.left.float(), right.float())
+        name = self.view.parameter(layer)
+        return Delta(batch.ids, {name: update}, info=self.info(targets, [solution]))

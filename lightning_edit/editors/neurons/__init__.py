@@ -1,0 +1,1 @@
+"""Editors of single knowledge neurons."""

@@ -1,0 +1,1 @@
+"""Editors around another editor: they shape, scale or regularise its update."""

@@ -1,0 +1,1 @@
+"""An edit as a value (delta), and the ledger that applies and undoes it exactly."""

@@ -1,0 +1,333 @@
+"""An edit as a value: what it adds to which weight, to apply, save, export and take back.
+
+Axis names: ``d_out``/``d_in`` -- a weight acts as ``y = W k``; ``r`` -- rank of an update.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lightning_edit.edits.journal import write_atomic
+from lightning_edit.exceptions import LedgerError
+from lightning_edit.models.weights import weight
+from lightning_edit.storage.safetensors_files import to_safetensors
+
+_FORMAT = "lightning-edit-delta/1"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An update of a matrix kept as two factors, ``left @ right``.
+
+    Args:
+        left: Factor of shape (d_out, r).
+        right: Factor of shape (r, d_in).
+    """
+
+    left: Float[Tensor, "d_out r"]
+    right: Float[Tensor, "r d_in"]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "left", _compact(self.left))
+        object.__setattr__(self, "right", _compact(self.right))
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of ``left``: an upper bound of the update's rank."""
+        return self.left.shape[1]
+
+    @property
+    def numel(self) -> int:
+        """Numbers stored."""
+        return self.left.numel() + self.right.numel()
+
+    def dense(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | None = None
+    ) -> Float[Tensor, "d_out d_in"]:
+        """Multiply the factors out in ``dtype``.
+
+        Args:
+            dtype: Type of the product.
+            device: Where they are multiplied, since a product has other last bits elsewhere;
+                ``None``: where the factors are.
+        """
+        return self.left.to(device, dtype) @ self.right.to(device, dtype)
+
+    def norm(self) -> float:
+        """Frobenius norm, from the two r × r Gram matrices: the product is never formed."""
+        left, right = self.left.double(), self.right.double()
+        squared = ((left.mT @ left) * (right @ right.mT)).sum()
+        return float(squared.clamp_min(0).sqrt())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors, for saving."""
+        return {"left": self.left, "right": self.right}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """An update stored entry by entry: a matrix (d_out, d_in) or a bias.
+
+    Args:
+        value: What is added.
+    """
+
+    value: Float[Tensor, "..."]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", _compact(self.value))
+
+    @property
+    def rank(self) -> int:
+        """Upper bound of the rank; 1 for a bias."""
+        return min(self.value.shape) if self.value.ndim == 2 else 1
+
+    @property
+    def numel(self) -> int:
+        """Numbers stored."""
+        return self.value.numel()
+
+    def dense(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | None = None
+    ) -> Float[Tensor, "..."]:
+        """Return the update in ``dtype``.
+
+        Args:
+            dtype: Type of the result.
+            device: Where it goes; ``None``: where the update is.
+        """
+        return self.value.to(device, dtype)
+
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return float(self.value.double().norm())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors, for saving."""
+        return {"value": self.value}
+
+
+WeightUpdate = LowRank | Dense
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one commit changes.
+
+    Args:
+        request_ids: The requests it serves.
+        weights: Updates by parameter name, matrices in (d_out, d_in) whatever the module stores.
+        state: Tensors of an editor that acts at run time (codebook entries, extra neurons,
+            histories).
+        prompts: Text put in front of a prompt, by request, for in-context editors.
+        info: Figures about how the edit was found (loss, steps, residual), for the run's record.
+        history: Tensors that the editor keeps of this edit while it is in force (keys of a
+            least-squares history). They change nothing in the model, so exports leave them out.
+
+    Note:
+        Tensors are copied where they are views or not in row order, and a file keeps the order of
+        their names, so that a delta is in memory as the same delta read from disk: sums and
+        products of the two have the same bits.
+    """
+
+    request_ids: tuple[str, ...]
+    weights: Mapping[str, WeightUpdate] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    history: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("state", "history"):
+            tensors: dict[str, Tensor] = getattr(self, name)
+            object.__setattr__(self, name, {key: _compact(v) for key, v in tensors.items()})
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing at all."""
+        return not (self.weights or self.state or self.prompts)
+
+    def norm(self) -> dict[str, float]:
+        """Frobenius norm of every weight's update."""
+        return {name: update.norm() for name, update in self.weights.items()}
+
+    def rank(self) -> dict[str, int]:
+        """Upper bound of every update's rank."""
+        return {name: update.rank for name, update in self.weights.items()}
+
+    def numel(self) -> int:
+        """Numbers that the delta stores, without the editor's history."""
+        parts = [update.numel for update in self.weights.values()]
+        return sum(parts) + sum(tensor.numel() for tensor in self.state.values())
+
+    def not_finite(self) -> list[str]:
+        """Names of weights, state or history with an infinite or undefined entry."""
+        bad = [
+            name
+            for name, update in self.weights.items()
+            if not all(bool(torch.isfinite(part).all()) for part in update.tensors().values())
+        ]
+        others = {**self.state, **self.history}
+        floating = {k: v for k, v in others.items() if v.is_floating_point()}
+        return bad + [name for name, value in floating.items() if not torch.isfinite(value).all()]
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Add the weight updates inside a ``with`` block; the exact old bits return afterwards.
+
+        Args:
+            model: The language model.
+        """
+        handles = {name: weight(model, name) for name in self.weights}
+        before = {name: handle.raw().detach().clone() for name, handle in handles.items()}
+        try:
+            for name, update in self.weights.items():
+                handle = handles[name]
+                handle.write(handle.read(torch.float64) + update.dense(device=handle.device))
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in before.items():
+                    handles[name].raw().copy_(value)
+
+    def to_lora(self, max_rank: int | None = None) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """Factor every matrix update as LoRA's ``B @ A``.
+
+        Low-rank updates are taken as they are when they fit; others are cut by a singular value
+        decomposition in float64.
+
+        Args:
+            max_rank: Largest rank allowed; ``None``: as many as the update has.
+
+        Returns:
+            By parameter name: B of shape (d_out, r), A of shape (r, d_in), and the share of the
+            squared
+            norm that was kept (1.0: exact).
+
+        Raises:
+            LedgerError: If the delta changes a bias or run-time state, which LoRA cannot express.
+        """
+        biases = [name for name, update in self.weights.items() if update.dense().ndim != 2]
+        if self.state or self.prompts or biases:
+            raise LedgerError(
+                "LoRA holds updates of matrices only, but this edit also changes "
+                f"{biases or 'state used at run time'}; export it with --format delta or merged"
+            )
+        return {name: _lora(update, max_rank) for name, update in self.weights.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the delta as safetensors with its description in the header, whole or not at all.
+
+        Args:
+            path: File to write.
+
+        Raises:
+            OSError: If the disk refuses; a file that stood there is untouched.
+        """
+        tensors = {
+            f"weights/{name}/{part}": value
+            for name, update in self.weights.items()
+            for part, value in update.tensors().items()
+        }
+        for kind, named in (("state", self.state), ("history", self.history)):
+            tensors |= {f"{kind}/{name}": value for name, value in named.items()}
+        header = {
+            "format": _FORMAT,
+            "request_ids": json.dumps(self.request_ids),
+            "prompts": json.dumps(dict(self.prompts)),
+            "info": json.dumps(dict(self.info)),
+            "order": json.dumps([list(self.weights), list(self.state), list(self.history)]),
+        }
+        write_atomic(path, to_safetensors(tensors, header))
+
+    @classmethod
+    def load(cls, path: Path, device: str | torch.device = "cpu") -> "Delta":
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            device: Where the tensors go.
+
+        Returns:
+            The delta.
+
+        Raises:
+            LedgerError: If the file is not a delta.
+        """
+        try:
+            with safe_open(str(path), framework="pt", device=str(device)) as file:
+                header = file.metadata() or {}
+                names = file.keys()
+                # A copy: tensors of a file begin wherever they stand in it.
+                tensors = {name: file.get_tensor(name).clone() for name in names}
+        except (OSError, SafetensorError) as error:
+            raise LedgerError(
+                f"{path} cannot be read as a delta ({error}); give a file that lightning-edit wrote"
+            ) from error
+        if header.get("format") != _FORMAT:
+            found = header.get("format", "none")
+            raise LedgerError(f"{path}: expected format {_FORMAT}, got {found}; not a delta file")
+        weights: dict[str, WeightUpdate] = {}
+        written = sorted({key.split("/")[1] for key in tensors if key.startswith("weights/")})
+        order = [written, *(sorted(_under(kind, tensors)) for kind in ("state/", "history/"))]
+        if "order" in header:  # not in a file of an older version
+            order = json.loads(header["order"])
+        for name in order[0]:
+            stem = f"weights/{name}"
+            if f"{stem}/value" in tensors:
+                weights[name] = Dense(tensors[f"{stem}/value"])
+            else:
+                weights[name] = LowRank(tensors[f"{stem}/left"], tensors[f"{stem}/right"])
+        return cls(
+            tuple(json.loads(header["request_ids"])),
+            weights,
+            {name: tensors[f"state/{name}"] for name in order[1]},
+            json.loads(header["prompts"]),
+            json.loads(header["info"]),
+            {name: tensors[f"history/{name}"] for name in order[2]},
+        )
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Return a tensor with memory of its own in row order; itself where it has that already.
+
+    Vectorised kernels may round differently where memory begins elsewhere or lies otherwise.
+    """
+    own = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    # `is_contiguous` does not look at axes of length one, but products choose kernels by them.
+    if own and tensor.stride() == torch.empty(tensor.shape, device="meta").stride():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
+
+
+def _lora(update: WeightUpdate, max_rank: int | None) -> tuple[Tensor, Tensor, float]:
+    if isinstance(update, LowRank) and (max_rank is None or update.rank <= max_rank):
+        return update.left, update.right, 1.0
+    if isinstance(update, LowRank):
+        q_left, r_left = torch.linalg.qr(update.left.double())
+        q_right, r_right = torch.linalg.qr(update.right.double().mT)
+        U, S, Vh = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
+        U, Vh = q_left @ U, Vh @ q_right.mT
+    else:
+        U, S, Vh = torch.linalg.svd(update.dense(), full_matrices=False)
+    total = float((S**2).sum())
+    # Below this the singular values are rounding of the float32 entries, not part of the edit.
+    numerical = int((S[0] * 1e-7 < S).sum()) if total > 0 else 1
+    rank = max(1, numerical if max_rank is None else min(max_rank, numerical))
+    kept = float((S[:rank] ** 2).sum()) / total if total > 0 else 1.0
+    return (U[:, :rank] * S[:rank]).float(), Vh[:rank].float(), kept

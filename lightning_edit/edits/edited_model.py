@@ -1,0 +1,105 @@
+"""An edited model in the hand: generate from it, edit on, take it back."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.ledger import Ledger
+from lightning_edit.types import EditRequest
+
+if TYPE_CHECKING:
+    from lightning_edit.editors.base import Editor
+
+
+def as_requests(
+    requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
+    first: int = 0,
+) -> list[EditRequest]:
+    """Make requests of what a user hands over.
+
+    Args:
+        requests: One or several; dictionaries need ``prompt`` and ``target``, other keys are the
+            fields
+            of :class:`~lightning_edit.types.EditRequest`.
+        first: Number of the first request, for those without an ``id``.
+
+    Returns:
+        The requests.
+    """
+    listed = [requests] if isinstance(requests, EditRequest | Mapping) else list(requests)
+    return [
+        item
+        if isinstance(item, EditRequest)
+        else EditRequest.from_dict({"id": f"edit-{first + number}", **item})
+        for number, item in enumerate(listed)
+    ]
+
+
+class EditedModel:
+    """A language model and the edits that were written into it.
+
+    Args:
+        editor: An editor bound to the model.
+    """
+
+    def __init__(self, editor: "Editor") -> None:
+        self.editor = editor
+        self.model = editor.language_model
+        self.tokenizer = editor.tokenizer
+        self.ledger = Ledger(self.model, editor)
+
+    def edit(
+        self,
+        requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
+        seed: int = 0,
+    ) -> "EditedModel":
+        """Write further requests on top of the edits so far.
+
+        Args:
+            requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
+            seed: Seed of everything random in the edit.
+
+        Returns:
+            This handle.
+        """
+        listed = as_requests(requests, first=len(self.ledger.request_ids))
+        groups = [listed] if self.editor.batched else [[request] for request in listed]
+        for group in groups:
+            batch = encode_batch(self.tokenizer, group, seed)
+            self.ledger.commit(self.editor.edit(batch), batch.requests)
+        return self
+
+    @torch.no_grad()
+    def generate(self, prompt: str, max_new_tokens: int = 16) -> str:
+        """Continue a prompt greedily until the model stops.
+
+        Args:
+            prompt: Text to continue.
+            max_new_tokens: Most tokens to add.
+
+        Returns:
+            The continuation, without the prompt.
+        """
+        inputs = self.tokenizer(prompt, return_tensors="pt").to(self.model.device)
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        start = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        return str(self.tokenizer.decode(output[0, start:], skip_special_tokens=True)).strip()
+
+    def undo(self, ids: Sequence[str] | None = None) -> "EditedModel":
+        """Take edits back; after all of them the model is bit-identical to the original.
+
+        Args:
+            ids: Requests to undo; ``None``: all.
+
+        Returns:
+            This handle.
+        """
+        self.ledger.undo(self.ledger.request_ids if ids is None else ids)
+        return self

@@ -1,0 +1,1 @@
+"""Scores of a model: outcomes of probes, the pristine baseline, facts around an edit."""

@@ -1,0 +1,127 @@
+"""Probes of a stream of edits, scored against the pristine model."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lightning_edit.evaluation.baseline import Baseline, read_rows
+from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
+from lightning_edit.evaluation.scorer import Scorer
+from lightning_edit.exceptions import DataError
+from lightning_edit.inference.pass_layout import PassLayout
+from lightning_edit.storage.run_folder import RunFolder
+from lightning_edit.types import EditRequest
+
+log = logging.getLogger(__name__)
+
+#: Requests scored between two steps of the progress bar.
+_CHUNK = 32
+
+
+def _chunks(requests: Sequence[EditRequest]) -> Iterator[list[ScoredProbe]]:
+    for start in range(0, len(requests), _CHUNK):
+        part = requests[start : start + _CHUNK]
+        yield [probe for request in part for probe in probes_of(request)]
+
+
+class Evaluation:
+    """Scores requests before and after editing.
+
+    Args:
+        scorer: Puts probes to the language model.
+        progress: Whether the baseline pass shows a progress bar.
+    """
+
+    def __init__(self, scorer: Scorer, progress: bool = True) -> None:
+        self.scorer = scorer
+        self.progress = progress
+        self.baseline = Baseline()
+
+    def choose_layout(self, requests: Sequence[EditRequest], folder: RunFolder) -> None:
+        """Choose the layout of all passes of a run, or take the one that the run began with.
+
+        Args:
+            requests: Every request of the stream.
+            folder: Where ``passes.json`` is kept.
+
+        Raises:
+            DataError: If the file on disk cannot be read.
+        """
+        if folder.passes.exists():
+            try:
+                state = json.loads(folder.passes.read_bytes())
+                if not isinstance(state, dict):
+                    raise ValueError(f"expected an object, got {type(state).__name__}")
+                self.scorer.layout = PassLayout.from_dict(state)
+            except ValueError as error:
+                raise DataError(
+                    f"{folder.passes} does not say how this run's passes are laid out ({error}); "
+                    "restore the run folder as a whole, or start a new run"
+                ) from error
+            return
+        # Not when the scorer was made: callbacks may hook into the model as the run begins.
+        layout = self.scorer.layout = PassLayout.choose(self.scorer.model)
+        # A run of an older version has a baseline that was scored without a record of the guess.
+        if not folder.baseline.exists():
+            probes = [probe for part in _chunks(requests) for probe in part]
+            after = self.scorer.guess_after_answer(probes)
+            layout = self.scorer.layout = replace(layout, after_answer=after)
+        folder.write_json(folder.passes, layout.to_dict())
+
+    def take_baseline(self, requests: Sequence[EditRequest], folder: RunFolder) -> None:
+        """Score the pristine model once, or read what an interrupted run scored.
+
+        Args:
+            requests: Every request of the stream.
+            folder: Where ``passes.json`` and ``baseline.jsonl`` are kept.
+
+        Raises:
+            DataError: If a file on disk cannot be read, or is of another stream.
+        """
+        self.choose_layout(requests, folder)
+        if folder.baseline.exists():
+            self.baseline = Baseline.from_rows(read_rows(folder.baseline))
+            asked = [(p.edit_id, p.probe.prompt) for part in _chunks(requests) for p in part]
+            if [(score.edit_id, score.prompt) for score in self.baseline.scores] != asked:
+                raise DataError(
+                    f"{folder.baseline} holds other probes than this run asks; "
+                    "use the run folder of the same requests, or a new one"
+                )
+            scored = {"tf": all(score.forced for score in self.baseline.scores)}
+            scored["gen"] = all(score.generated is not None for score in self.baseline.scores)
+            if {mode for mode, done in scored.items() if done} != set(self.scorer.modes):
+                raise DataError(
+                    f"{folder.baseline} was scored in other modes than {self.scorer.modes}; "
+                    "resume with the modes that the run was started with"
+                )
+            return
+        self.baseline = Baseline(self._score(requests, "Baseline: the pristine model"))
+        folder.write_lines(folder.baseline, self.baseline.to_rows())
+
+    def scores(self, requests: Sequence[EditRequest]) -> list[ProbeScore]:
+        """Score requests on the model as it is now, compared with the pristine one.
+
+        Args:
+            requests: Whose probes to ask.
+
+        Returns:
+            One outcome a probe.
+        """
+        scores = [score for part in _chunks(requests) for score in self.scorer.score(part)]
+        return self.baseline.compare(scores)
+
+    def _score(self, requests: Sequence[EditRequest], title: str) -> Iterable[ProbeScore]:
+        total = sum(1 for request in requests for _ in request.all_probes())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        scores: list[ProbeScore] = []
+        with Progress(
+            *columns, TextColumn("probes"), TimeRemainingColumn(), disable=not self.progress
+        ) as bar:
+            task = bar.add_task(title, total=total)
+            for part in _chunks(requests):
+                scores += self.scorer.score(part)
+                bar.advance(task, len(part))
+        return scores

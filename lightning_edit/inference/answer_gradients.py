@@ -1,0 +1,115 @@
+"""Gradients behind given answers, at the answer tokens alone.
+
+Axis names: ``b`` -- rows (a prompt with its answer); ``t`` -- positions; ``a`` -- answer tokens of
+all rows, row after row; ``d``, ``d_in``, ``d_out`` -- width of the hidden state, of a layer's input
+and of its output.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_edit.inference.answers import AnswerRows, Row
+from lightning_edit.inference.hooks import (
+    capture,
+    first_tensor,
+    replace_input,
+    replace_output,
+    select_head_positions,
+)
+from lightning_edit.models.view import ModelView
+
+
+@dataclass(frozen=True)
+class AnswerFactors:
+    """A loss and the factors of its gradient.
+
+    Args:
+        loss: Mean negative log-likelihood of each row, in nats.
+        factors: By module name, inputs and output gradients at the places that predict the answer
+            tokens.
+    """
+
+    loss: Float[Tensor, " b"]
+    factors: dict[str, tuple[Float[Tensor, "a d_in"], Float[Tensor, "a d_out"]]]
+
+
+def answer_factors(view: ModelView, rows: Sequence[Row], modules: Sequence[str]) -> AnswerFactors:
+    r"""Return each row's loss and, per layer, the factors of its gradient at the answer tokens.
+
+    The gradient is that of every row's own mean, as if it were alone. The last block's MLP and the
+    head run at the places that predict the answers only: nobody reads them anywhere else. The
+    numbers are those of :func:`~lightning_edit.inference.answers.token_factors` up to rounding.
+
+    Args:
+        view: A decoder-only language model; its weights may be frozen.
+        rows: Token ids of prompts and answers, none of them empty.
+        modules: Dotted names of linear layers.
+    """
+    zeros: dict[str, Tensor] = {}
+
+    def add_zero(name: str, hidden: Tensor) -> Tensor:
+        zeros[name] = torch.zeros_like(hidden, requires_grad=True)
+        return hidden + zeros[name]
+
+    model = view.model
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        batch = AnswerRows.pad(rows, view.embeddings.get_parameter("weight").device)
+        at = batch.rows, batch.positions
+        stack.enter_context(_last_mlp_at(view, batch))
+        seen = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
+        for name in modules:
+            hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
+            stack.enter_context(hook)
+        stack.enter_context(select_head_positions(model, at))
+        output = model(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
+        logits = output.logits[:, 0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+        losses = batch.per_row(nll)
+        gradients = torch.autograd.grad(losses.sum(), [zeros[name] for name in modules])
+    factors = {
+        name: (_at_answers(seen[name].detach(), batch), _at_answers(gradient, batch))
+        for name, gradient in zip(modules, gradients, strict=True)
+    }
+    return AnswerFactors(losses.detach(), factors)
+
+
+@contextmanager
+def _last_mlp_at(view: ModelView, batch: AnswerRows) -> Iterator[None]:
+    """Let the last block's MLP see the places of the answers, each as a row of one position."""
+    block = view.blocks[-1]
+    if block.mlp == block.mlp_down:
+        # No module holds the whole MLP (OPT), so it runs everywhere.
+        yield
+        return
+    mlp = view.model.get_submodule(block.mlp)
+
+    def gathered(hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "a 1 d"]:
+        return hidden[batch.rows, batch.positions].unsqueeze(1)
+
+    def spread(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        found = first_tensor(output)
+        zeros = found.new_zeros(*batch.ids.shape, found.shape[-1])
+        whole = zeros.index_put((batch.rows, batch.positions), found[:, 0])
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    handle = mlp.register_forward_hook(spread)
+    try:
+        with replace_input(mlp, gathered):
+            yield
+    finally:
+        handle.remove()
+
+
+def _at_answers(values: Tensor, batch: AnswerRows) -> Float[Tensor, "a w"]:
+    """Return values at the answers; inside the last MLP they are there alone."""
+    if values.shape[:2] == batch.ids.shape:
+        return values[batch.rows, batch.positions]
+    return values.squeeze(1)

@@ -1,0 +1,241 @@
+"""Run given answers through a decoder-only model: their logits, and the gradients behind them.
+
+Axis names: ``b`` -- rows (a prompt with its answer); ``t`` -- positions; ``a`` -- answer tokens of
+all rows, row after row; ``v`` -- vocabulary; ``d_in``/``d_out`` -- width of a layer's input and
+output.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_edit.inference.hooks import capture, replace_output, select_head_positions
+
+Row = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a prompt and of its answer."""
+
+
+@dataclass(frozen=True)
+class AnswerRows:
+    """Prompts with their answers, padded on the right, and where each answer token is predicted.
+
+    Args:
+        ids: Input tokens; an answer's last token predicts nothing and is left out.
+        mask: True where a row has a token.
+        rows: The row of each answer token.
+        positions: The position that predicts it.
+        targets: The answer token.
+    """
+
+    ids: Int[Tensor, "b t"]
+    mask: Bool[Tensor, "b t"]
+    rows: Int[Tensor, " a"]
+    positions: Int[Tensor, " a"]
+    targets: Int[Tensor, " a"]
+
+    @classmethod
+    def pad(cls, rows: Sequence[Row], device: torch.device | str = "cpu") -> "AnswerRows":
+        """Lay rows side by side.
+
+        Args:
+            rows: Token ids of prompts and answers. An empty answer stands for the one place after
+                the prompt, with -100 as its target.
+            device: Where the tensors go.
+
+        Raises:
+            ValueError: If there is no row, or a prompt has no token.
+        """
+        if not rows or any(not prompt for prompt, _ in rows):
+            raise ValueError(
+                "every row needs a prompt of at least one token to predict its answer from; "
+                "put text before the answer"
+            )
+        inputs = [[*prompt, *answer[:-1]] for prompt, answer in rows]
+        width = max(map(len, inputs))
+        ids = torch.tensor([line + [0] * (width - len(line)) for line in inputs], device=device)
+        lengths = torch.tensor([len(line) for line in inputs], device=device)
+        places = [
+            (row, len(prompt) - 1 + offset, token)
+            for row, (prompt, answer) in enumerate(rows)
+            for offset, token in enumerate(answer or (-100,))
+        ]
+        row, position, token = torch.tensor(places, device=device).unbind(1)
+        mask = torch.arange(width, device=device) < lengths[:, None]
+        return cls(ids, mask, row, position, token)
+
+    def buckets(self) -> list[tuple["AnswerRows", Int[Tensor, " b2"], Int[Tensor, " a2"]]]:
+        """Part short rows from long ones where that saves a quarter of the positions or more.
+
+        Returns:
+            One or two parts, each with the numbers of its rows and of its answer tokens.
+        """
+        lengths, order = self.mask.sum(1).sort()
+        count, width = self.ids.shape
+        # The cost of cutting after each row: short rows at their own width, long ones at the full.
+        cuts = torch.arange(1, count + 1, device=lengths.device)
+        cost = cuts * lengths + (count - cuts) * width
+        best = int(cost.argmin())
+        if float(cost[best]) > 0.75 * count * width:
+            return [(self, order.sort().values, torch.arange(len(self.rows), device=order.device))]
+        parts = []
+        for part in (order[: best + 1], order[best + 1 :]):
+            place = torch.full((count,), -1, device=part.device)
+            place[part] = torch.arange(len(part), device=part.device)
+            answers = (place[self.rows] >= 0).nonzero().squeeze(1)
+            longest = int(self.mask[part].sum(1).max())
+            rows = AnswerRows(
+                self.ids[part, :longest],
+                self.mask[part, :longest],
+                place[self.rows[answers]],
+                self.positions[answers],
+                self.targets[answers],
+            )
+            parts.append((rows, part, answers))
+        return parts
+
+    def per_row(self, values: Float[Tensor, " a"]) -> Float[Tensor, " b"]:
+        """Average a value of every answer token over each row."""
+        sums = values.new_zeros(self.ids.shape[0]).index_add(0, self.rows, values)
+        return sums / values.new_zeros(sums.shape[0]).index_add(
+            0, self.rows, torch.ones_like(values)
+        )
+
+
+def answer_logits(
+    model: nn.Module, batch: AnswerRows, parameters: Mapping[str, Tensor] | None = None
+) -> Float[Tensor, "a v"]:
+    """Return the logits that predict the answer tokens.
+
+    Args:
+        model: A decoder-only Hugging Face model.
+        batch: Rows on the model's device.
+        parameters: Values used in place of the model's own, by name. With them, gradients flow to
+            them alone: the model's own parameters count as constants.
+    """
+    values = _values(model, parameters) if parameters else {}
+    parts = batch.buckets()
+    return _in_order(
+        [_logits(model, rows, values) for rows, _, _ in parts], [answers for *_, answers in parts]
+    )
+
+
+def _values(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in model.named_parameters()} | dict(parameters)
+
+
+def _in_order(parts: Sequence[Tensor], numbers: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(parts))[torch.cat(tuple(numbers)).argsort()]
+
+
+def _logits(model: nn.Module, batch: AnswerRows, values: dict[str, Tensor]) -> Tensor:
+    with select_head_positions(model, (batch.rows, batch.positions)):
+        output = functional_call(
+            model,
+            values,
+            kwargs={
+                "input_ids": batch.ids,
+                "attention_mask": batch.mask.long(),
+                "use_cache": False,
+            },
+        )
+    logits: Tensor = output.logits[:, 0]
+    return logits
+
+
+def answer_logits_each(
+    model: nn.Module,
+    batch: AnswerRows,
+    changes: Mapping[str, tuple[Float[Tensor, "e d_out r"], Float[Tensor, "e r d_in"]]],
+    edits: Int[Tensor, " b"],
+) -> Float[Tensor, "a v"]:
+    """Return the logits that predict the answer tokens, every row under an edit of its own.
+
+    Args:
+        model: A decoder-only Hugging Face model.
+        batch: Rows on the model's device.
+        changes: Two factors of ``e`` alternative updates, by dotted name of the linear layer;
+            gradients flow to them alone.
+        edits: Which of the updates holds for a row.
+    """
+    values = _values(model, {})
+    logits, numbers = [], []
+    for rows, part, answers in batch.buckets():
+        with ExitStack() as stack:
+            for name, (left, right) in changes.items():
+                hook = partial(_add_change, left[edits[part]], right[edits[part]], rows.ids.shape)
+                stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+            logits.append(_logits(model, rows, values))
+            numbers.append(answers)
+    return _in_order(logits, numbers)
+
+
+def _add_change(
+    left: Tensor,
+    right: Tensor,
+    shape: torch.Size,
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    output: Tensor,
+) -> Tensor:
+    # OPT's MLP sees rows and positions on one axis.
+    inputs = args[0].view(*shape, -1).to(right.dtype)
+    change = inputs @ right.mT @ left.mT
+    edited: Tensor = output + change.view(output.shape).to(output.dtype)
+    return edited
+
+
+def token_factors(
+    model: nn.Module,
+    rows: Sequence[Row],
+    modules: Sequence[str],
+    device: torch.device | str = "cpu",
+    each: bool = False,
+) -> tuple[float, dict[str, tuple[Float[Tensor, "b t d_in"], Float[Tensor, "b t d_out"]]]]:
+    r"""Return the answers' loss and, per layer, the factors of its gradient at every token.
+
+    The gradient of the mean negative log-likelihood by a layer's weight is
+    :math:`\sum_i \delta_i u_i^\top` with :math:`u_i` the layer's input and :math:`\delta_i` the
+    gradient at its output. Works inside ``torch.no_grad`` and ``torch.inference_mode`` and with
+    frozen weights: a zero that needs a gradient is added to every output, so no weight has to.
+
+    Args:
+        model: A decoder-only Hugging Face model.
+        rows: Token ids of prompts and answers, none of them empty.
+        modules: Dotted names of linear layers.
+        device: Where the model takes its input.
+        each: Take the gradient of every row's own mean, as if it were alone, and not of the mean
+            over the answer tokens of all rows.
+
+    Returns:
+        The mean loss in nats, and by module name inputs and output gradients of every position
+        (padding included), detached.
+    """
+    zeros: dict[str, Tensor] = {}
+
+    def add_zero(name: str, hidden: Tensor) -> Tensor:
+        zeros[name] = torch.zeros_like(hidden, requires_grad=True)
+        return hidden + zeros[name]
+
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        seen = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
+        for name in modules:
+            hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
+            stack.enter_context(hook)
+        batch = AnswerRows.pad(rows, device)
+        logits = _logits(model, batch, {})
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+        loss = batch.per_row(nll).sum() if each else nll.mean()
+        gradients = torch.autograd.grad(loss, [zeros[name] for name in modules])
+    factors = {
+        name: (seen[name].detach(), gradient)
+        for name, gradient in zip(modules, gradients, strict=True)
+    }
+    return nll.mean().item(), factors

@@ -1,0 +1,1 @@
+"""Padding-free (packed) attention: texts of a batch in one row, without padding."""

@@ -1,0 +1,1 @@
+"""Forward passes of the layers behind the edited one, at the positions that change."""

@@ -1,0 +1,1 @@
+"""The edit loop: stream, session, trainer, and the record of a run."""

@@ -1,0 +1,319 @@
+"""The custom loop: a stream of edits as a LightningModule in manual optimisation."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_edit.callbacks.base import Commit, DrivesMeasuring, Moment
+from lightning_edit.editors.base import Editor
+from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.ledger import Ledger
+from lightning_edit.evaluation.evaluator import Evaluation
+from lightning_edit.evaluation.outcomes import ProbeScore
+from lightning_edit.exceptions import LedgerError, NotFiniteError
+from lightning_edit.session.measurement_log import Measures
+from lightning_edit.session.stream import EditStream, EvalPoint, evaluation_points
+from lightning_edit.storage.run_folder import RowFile, RunFolder
+from lightning_edit.types import EditRequest, Protocol, cases_of
+
+log = logging.getLogger(__name__)
+_STATE = "lightning_edit_session"
+
+
+class CommitOptimizer(Optimizer):
+    """An optimizer whose ``step`` runs the queued commits.
+
+    Lightning counts optimizer steps; with commits as steps, ``global_step`` counts edit batches,
+    and
+    checkpoints, loggers, progress bars and ``ckpt_path`` work as everybody expects.
+
+    Args:
+        parameters: At least one parameter; it is never changed.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        super().__init__(list(parameters), {})
+        self.queue: list[Callable[[], None]] = []
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no loss to return
+        """Run what was queued, in order.
+
+        Args:
+            closure: Not used; there is no loss to evaluate again.
+        """
+        queue, self.queue = self.queue, []
+        for commit in queue:
+            commit()
+
+
+class EditSession(DrivesMeasuring):
+    """Writes a stream of requests with one editor and measures what each step did.
+
+    Args:
+        editor: A bound editor.
+        requests: The stream.
+        protocol: See :class:`~lightning_edit.session.stream.EditStream`.
+        batch_size: Cases a step.
+        eval_at: Numbers of edits after which all edits so far are evaluated; ``single`` always
+            evaluates
+            each request right after its own edit.
+        folder: Where the run is kept.
+        evaluation: Scores the probes.
+        seed: Seed of everything random in an edit; the same for every request, so that
+            results do not depend on how a stream is cut into batches.
+        resume: Whether an unfinished run in ``folder`` is continued.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        requests: Sequence[EditRequest],
+        protocol: Protocol,
+        batch_size: int,
+        eval_at: Sequence[EvalPoint] | None,
+        folder: RunFolder,
+        evaluation: Evaluation,
+        seed: int = 0,
+        resume: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.editor = editor
+        self.protocol: Protocol = protocol
+        self.batch_size = batch_size
+        self.stream = EditStream(requests, protocol, batch_size)
+        self.points = evaluation_points(eval_at, self.stream.batches)
+        self.folder = folder
+        self.evaluation = evaluation
+        self.seed = seed
+        self.resume = resume
+        self.seconds = {"edit": 0.0, "edit_cpu": 0.0, "evaluate": 0.0}
+        self.rows = RowFile(folder.cases)
+        self.measures = Measures(folder)
+        self.ledger = Ledger(editor.language_model, editor, folder.ledger)
+        # Lightning wants an optimizer, and an optimizer wants a parameter.
+        self.position = nn.Parameter(torch.zeros(()))
+        self._restored: dict[str, Any] | None = None
+        self._started = False
+        self._done = 0
+        self._finding = 0.0
+
+    # -------------------------------------------------------------------------------- Lightning
+
+    def configure_optimizers(self) -> Optimizer:
+        """Commit through an optimizer, so that Lightning counts edit batches."""
+        return CommitOptimizer([self.position])
+
+    def on_fit_start(self) -> None:
+        """Score the pristine model before anything is written."""
+        self.editor.place_language_model()
+        self.ledger.open(
+            editor=type(self.editor).__name__,
+            language_model={
+                "name": str(self.editor.language_model.name_or_path),
+                "dtype": str(self.editor.language_model.dtype).removeprefix("torch."),
+            },
+            protocol=self.protocol,
+        )
+        self.evaluation.take_baseline(self.stream.requests, self.folder)
+        pristine = self.evaluation.baseline.scores
+        self.measures.pristine(self.trainer, self._moment(0, self.stream.requests, pristine))
+
+    def on_train_start(self) -> None:
+        """Bring the model to where the checkpoint stood."""
+        self.start()
+
+    def start(self) -> None:
+        """Replay the journal up to the checkpoint, once; what came after it is done again.
+
+        Raises:
+            LedgerError: If the folder holds another run, or its parts do not belong together.
+        """
+        if self._started:
+            return
+        journal = self.ledger.journal
+        if self._restored is not None:
+            self.rows.cut(self._restored["rows"])
+            self.measures.start(self._restored["measures"])
+            self.ledger.replay(self._restored["lines"], remember=False)
+            if journal is not None and journal.head != self._restored["head"]:
+                raise LedgerError(
+                    f"{self.folder.ledger} and the checkpoint belong to different runs; "
+                    "resume with the checkpoint in the run's own folder"
+                )
+            self.seconds = dict(self._restored["seconds"])
+        elif journal is not None and len(journal) > 1:
+            if not self.resume:
+                raise LedgerError(
+                    f"{self.folder.path} holds a run already; continue it with --ckpt_path last, "
+                    "or choose another folder with --run"
+                )
+            self.rows.cut(0)
+            self.measures.start()
+            journal.truncate(1)
+        else:
+            self.rows.cut(0)
+            self.measures.start()
+        self._started = True
+
+    def training_step(self, batch: list[EditRequest], batch_idx: int) -> None:
+        """Find, commit and evaluate one batch of edits.
+
+        Args:
+            batch: The requests.
+            batch_idx: Its place in the stream.
+        """
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, CommitOptimizer)  # set in configure_optimizers
+        queue = optimizer.queue
+        self._done = sum(len(part) for part in self.stream.batches[:batch_idx])
+        queue += self._each_alone(batch) if self.protocol == "single" else self._together(batch)
+        lightning_optimizer = self.optimizers()
+        lightning_optimizer.step()  # type: ignore[union-attr]  # one optimizer, see above
+        if self.protocol != "single" and self._done in self.points:
+            self._evaluate(self._done, self.stream.requests[: self._done])
+        elif self.protocol != "single" and self.trainer.should_stop:
+            # A callback ends the stream here, so this is its last point.
+            self._evaluate(self._done, self.stream.requests[: self._done])
+        self.stream.committed = batch_idx + 1
+
+    def _together(self, requests: list[EditRequest]) -> list[Callable[[], None]]:
+        """Return the work that writes requests which stay."""
+        if self.editor.batched:
+            return [partial(self._edit_and_commit, requests)]
+        return [partial(self._edit_and_commit, [request]) for request in requests]
+
+    def _each_alone(self, batch: list[EditRequest]) -> list[Callable[[], None]]:
+        """Return the work that writes, evaluates and takes back each case of a batch."""
+        cases = cases_of(batch)
+        lone = [case[0] for case in cases if len(case) == 1]
+        deltas: list[Delta] = []
+        if lone:
+            encoded = encode_batch(self.editor.tokenizer, lone, self.seed)
+            deltas = self._timed(lambda: self.editor.edit_independent(encoded))
+        found = dict(zip((request.id for request in lone), deltas, strict=True))
+        work: list[Callable[[], None]] = []
+        for case in cases:
+            if len(case) == 1:
+                work.append(partial(self._commit, found[case[0].id], case))
+            else:  # the edits of a case are solved knowing each other
+                work += self._together(case)
+            work.append(partial(self._evaluate, 1, case))
+            work.append(partial(self._restore, case))
+        return work
+
+    def _edit_and_commit(self, requests: list[EditRequest]) -> None:
+        batch = encode_batch(self.editor.tokenizer, requests, self.seed)
+        self._commit(self._timed(lambda: self.editor.edit(batch)), requests)
+
+    def _commit(self, delta: Delta, requests: Sequence[EditRequest]) -> None:
+        seconds = self.editor.take_stages()
+        seconds["other"] = max(0.0, self._finding - sum(seconds.values()))
+        self._finding = 0.0
+        self._done += len(requests)
+        begin, refusal = time.perf_counter(), None
+        try:
+            self.ledger.commit(delta, requests)
+        except NotFiniteError as error:
+            refusal = error
+        seconds["commit"] = time.perf_counter() - begin
+        for stage, spent in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        with self._clock("measure"):
+            commit = Commit(self._moment(self._done, requests), delta, seconds, self)
+            self.measures.tell(self.trainer, commit, refusal)
+
+    def _restore(self, case: Sequence[EditRequest]) -> None:
+        """Take edits back that no callback has taken back."""
+        self.ledger.undo([request.id for request in case if request.id in self.ledger.request_ids])
+
+    def _timed(self, work: Callable[[], Any]) -> Any:
+        before, processor = self.seconds["edit"], time.process_time()
+        with self._clock("edit"):
+            result = work()
+        # Beside the wall time, which counts whatever else the machine does.
+        self.seconds["edit_cpu"] += time.process_time() - processor
+        self._finding += self.seconds["edit"] - before
+        return result
+
+    @contextmanager
+    def _clock(self, stage: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+    def _evaluate(self, after: int, requests: Sequence[EditRequest]) -> None:
+        with self._clock("evaluate"):
+            scores = self.evaluation.scores(requests)
+            self.rows.append({"after": after, **score.to_row()} for score in scores)
+        with self._clock("measure"):
+            self.measures.take(self, self._moment(after, requests, scores), self._done)
+
+    def _moment(
+        self, after: int, requests: Sequence[EditRequest], scores: Sequence[ProbeScore] = ()
+    ) -> Moment:
+        editor = self.editor
+        alone = self.protocol == "single"
+        return Moment(
+            after,
+            editor.language_model,
+            editor.tokenizer,
+            requests,
+            scores,
+            self.ledger,
+            alone,
+            layout=self.evaluation.scorer.layout,
+        )
+
+    # ------------------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store position and history; the deltas are in the journal, written once each.
+
+        Args:
+            checkpoint: Lightning's dictionary.
+        """
+        journal = self.ledger.journal
+        assert journal is not None  # a session always has a folder
+        checkpoint[_STATE] = {
+            "lines": len(journal),
+            "head": journal.head,
+            "rows": self.rows.size,
+            "measures": self.measures.rows.size,
+            "seconds": dict(self.seconds),
+            "protocol": self.protocol,
+            "stream": self.stream.digest,
+        }
+        self.editor.on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take position and history from a checkpoint.
+
+        Args:
+            checkpoint: Lightning's dictionary.
+
+        Raises:
+            LedgerError: If it is no checkpoint of this stream of edits.
+        """
+        state = checkpoint.get(_STATE)
+        if state is None:
+            raise LedgerError(
+                "this checkpoint is not from `lightning-edit edit`; a trained editor is loaded "
+                "with --model.checkpoint, and --ckpt_path continues an interrupted run"
+            )
+        if state["stream"] != self.stream.digest or state["protocol"] != self.protocol:
+            raise LedgerError(
+                f"the checkpoint was taken with protocol {state['protocol']} on other requests or "
+                f"another batch size than this run (protocol {self.protocol}); "
+                "resume with the config.yaml of the run"
+            )
+        self._restored = state
+        self.editor.on_load_checkpoint(checkpoint)

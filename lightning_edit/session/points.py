@@ -1,0 +1,84 @@
+"""Rows of ``cases.jsonl`` into the evaluation points of ``results.json``."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning_edit.evaluation.outcomes import ProbeScore
+from lightning_edit.functional.measures import mean
+from lightning_edit.metrics import summarise
+
+_COUNTS = ("n", "probes", "tests")
+
+
+def point(after: int, scores: Iterable[ProbeScore]) -> dict[str, Any]:
+    """Make one evaluation point.
+
+    Args:
+        after: Edits in force.
+        scores: Outcomes of whole requests, compared with the pristine model or not.
+
+    Returns:
+        ``after``; ``metrics``; ``before``, the same metrics of the same probes on the pristine
+        model; ``counts``, requests and probes behind each group.
+    """
+    listed = list(scores)
+    values = summarise(listed)
+    before = summarise([score.pristine for score in listed if score.pristine is not None])
+    return {
+        "after": after,
+        "metrics": {name: value for name, value in values.items() if not _is_count(name)},
+        "before": {name: value for name, value in before.items() if not _is_count(name)},
+        "counts": {name: int(value) for name, value in values.items() if _is_count(name)},
+    }
+
+
+def points_of(
+    cases: Iterable[Mapping[str, Any]],
+    baseline: Iterable[Mapping[str, Any]] = (),
+    measures: Iterable[Mapping[str, Any]] = (),
+) -> list[dict[str, Any]]:
+    """Make every evaluation point of a run.
+
+    Args:
+        cases: Rows of ``cases.jsonl``, each with ``after``.
+        baseline: Rows of ``baseline.jsonl``; they become the point after 0 edits.
+        measures: Rows of ``measures.jsonl``; their values are added to the metrics of their point.
+            Several of one point (``single`` measures after every request) count as their mean, or
+            the last one where values are of all edits so far.
+
+    Returns:
+        Points in the order of edits.
+    """
+    by_point: dict[int, list[ProbeScore]] = {}
+    for row in cases:
+        by_point.setdefault(row["after"], []).append(ProbeScore.from_row(row))
+    pristine = [ProbeScore.from_row(row) for row in baseline]
+    if pristine:
+        by_point.setdefault(0, []).extend(pristine)
+    points = [point(after, by_point[after]) for after in sorted(by_point)]
+    measured = _means(measures)
+    for entry in points:
+        entry["metrics"] |= measured.get(entry["after"], {})
+        known = measured.get(0, {}) if entry["after"] else {}
+        entry["before"] |= {
+            name: value for name, value in known.items() if name in entry["metrics"]
+        }
+    return points
+
+
+def _means(measures: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """Return the mean, or the last, of each measured value, by point."""
+    collected: dict[int, dict[str, list[float]]] = {}
+    for row in measures:
+        of_point = collected.setdefault(row["after"], {})
+        for name, value in row.get("values", {}).items():
+            earlier = [] if row.get("cumulative") else of_point.get(name, [])
+            of_point[name] = [*earlier, value]
+    return {
+        after: {name: mean(values) for name, values in named.items()}
+        for after, named in collected.items()
+    }
+
+
+def _is_count(name: str) -> bool:
+    return name.rpartition("/")[2] in _COUNTS

@@ -1,0 +1,49 @@
+"""A finished session into the record of its run."""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_edit.session.describe import describe
+from lightning_edit.session.points import points_of
+from lightning_edit.storage.results import build
+
+if TYPE_CHECKING:
+    from lightning_edit.datamodules.base import EditDataModule
+    from lightning_edit.session.edit_session import EditSession
+
+
+def results_of(session: "EditSession", data: "EditDataModule", seconds: float) -> dict[str, Any]:
+    """Put the record of a finished run together.
+
+    Args:
+        session: The session, after its last edit.
+        data: Where its requests came from.
+        seconds: Wall time of this process's part of the run.
+
+    Returns:
+        The content of ``results.json``.
+    """
+    model = session.editor.language_model
+    journal = session.ledger.journal
+    assert journal is not None  # a session always has a folder
+    assert journal.opening is not None  # written before the first edit
+    events = [row for row in session.measures.rows if "event" in row]
+    stopped = any(row["event"]["action"] == "stop" for row in events)
+    return build(
+        editor=describe(session.editor),
+        language_model={
+            "name": str(model.name_or_path),
+            "hash": journal.opening["model"],
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+        data=describe(data) | {"hash": data.data_hash()},
+        protocol=session.protocol,
+        batch_size=session.batch_size,
+        seed=session.seed,
+        points=points_of(
+            session.rows, session.evaluation.baseline.to_rows(), session.measures.rows
+        ),
+        events=events,
+        status="interrupted" if stopped else "complete",
+        timing={f"{stage}_seconds": round(value, 3) for stage, value in session.seconds.items()}
+        | {"total_seconds": round(seconds, 3), "edits": len(session.stream.requests)},
+    )

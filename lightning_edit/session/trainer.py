@@ -1,0 +1,209 @@
+"""A Lightning Trainer that also runs streams of edits."""
+
+import logging
+import time
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+
+from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.editors.base import Editor
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.journal import write_error
+from lightning_edit.evaluation.evaluator import Evaluation
+from lightning_edit.evaluation.scorer import Scorer
+from lightning_edit.exceptions import ConfigError, LedgerError
+from lightning_edit.session.edit_session import EditSession
+from lightning_edit.session.measurement_log import Measures
+from lightning_edit.session.record import results_of
+from lightning_edit.session.stream import EvalPoint
+from lightning_edit.storage.run_folder import RunFolder
+from lightning_edit.types import Mode, Protocol
+
+log = logging.getLogger(__name__)
+
+
+class EditCheckpoint(ModelCheckpoint):
+    """Keeps the newest state of a run as ``last.ckpt``.
+
+    Args:
+        dirpath: Folder of the checkpoint.
+        every_n_batches: Edit batches between two checkpoints; what a kill loses is done again.
+    """
+
+    def __init__(self, dirpath: str | Path, every_n_batches: int = 10) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            save_top_k=0,
+            save_last=True,
+            every_n_train_steps=every_n_batches,
+            enable_version_counter=False,
+        )
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Save the state after a commit, which is what a run resumes from."""
+        with warnings.catch_warnings():
+            # Lightning warns that under manual optimisation it saves the state after the step.
+            warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optim")
+            super().on_train_batch_end(*args, **kwargs)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        # Lightning writes to the system's temporary folder and moves; across disks a move is a copy
+        # that a kill can cut in the middle, so the last step is a rename in the same folder.
+        part = Path(f"{filepath}.part")
+        try:
+            super()._save_checkpoint(trainer, str(part))
+            part.replace(filepath)
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            cause = error if isinstance(error, OSError) else OSError(0, str(error).splitlines()[0])
+            state = "Every committed edit is in the ledger."
+            raise write_error(cause, Path(filepath), state) from error
+
+
+class EditProgressBar(RichProgressBar):
+    """Lightning's bar, counting edit batches, without what only training needs."""
+
+    def __init__(self) -> None:
+        super().__init__(theme=RichProgressBarTheme())
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Editing"
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Show no version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return dict(metrics)
+
+
+def default_folder(editor: str) -> Path:
+    """Name a new run folder after the time and the editor."""
+    return Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{editor}"
+
+
+class EditTrainer(pl.Trainer):
+    """Lightning's Trainer with one more entry point, :meth:`edit`."""
+
+    def edit(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule | None = None,
+        protocol: Protocol = "sequential",
+        batch_size: int = 1,
+        eval_at: list[EvalPoint] | None = None,
+        run: str | None = None,
+        modes: tuple[Mode, ...] = ("tf", "gen"),
+        eval_batch_size: int = 64,
+        checkpoint_every: int = 10,
+        seed: int = 0,
+        ckpt_path: str | None = None,
+    ) -> dict[str, Any]:
+        """Write a stream of edits into the editor's language model and measure what moved.
+
+        Args:
+            model: An editor bound to a language model.
+            datamodule: The stream of edits and its probes.
+            protocol: single: each request, or case of several, alone on the pristine model, which
+                is restored after it. batch: all at once. sequential: batch after batch on one
+                model.
+            batch_size: Requests written together, those of one case counting as one. For single:
+                searched for together, with the same result as alone.
+            eval_at: Numbers of edits after which all edits so far are scored, such as [1, 10, end].
+                Default: the end. The pristine model is always scored first.
+            run: Folder of the run. Default: runs/<time>-<editor>.
+            modes: tf: given the answer's tokens one by one. gen: the model's own greedy text.
+            eval_batch_size: Rows scored together; no score depends on it.
+            checkpoint_every: Edit batches between checkpoints.
+            seed: Seed of everything random in the edits.
+            ckpt_path: last: go on with the run in the folder. A path: with that checkpoint.
+
+        Returns:
+            The results, as in results.json.
+
+        Raises:
+            TypeError: If the model is no editor or the data no stream of edits.
+            LedgerError: If the folder holds another run.
+        """
+        if not isinstance(model, Editor) or not isinstance(datamodule, EditDataModule):
+            raise TypeError(
+                "edit needs an editor and a data module of edits, got "
+                f"{type(model).__name__} and {type(datamodule).__name__}"
+            )
+        if self.world_size > 1:
+            raise ConfigError(
+                f"edit runs in one process, but the Trainer was given {self.world_size}; use "
+                "--trainer.devices 1, and start one run per device to edit independent streams"
+            )
+        begin = time.perf_counter()
+        datamodule.prepare_data()
+        datamodule.setup("edit")
+        # Whatever is wrong with a request is said before any work is done.
+        batch = encode_batch(model.tokenizer, datamodule.edit_requests(), seed)
+        if model.needs_subject:
+            model.subject_positions(batch)
+        folder = RunFolder(run or default_folder(type(model).__name__))
+        evaluation = Evaluation(
+            Scorer(model.language_model, model.tokenizer, eval_batch_size, modes),
+            progress=self.progress_bar_callback is not None,
+        )
+        session = EditSession(
+            model,
+            datamodule.edit_requests(),
+            protocol,
+            batch_size,
+            eval_at,
+            folder,
+            evaluation,
+            seed,
+            resume=ckpt_path is not None,
+        )
+        self._prepare_for(session, checkpoint_every)
+        self.fit(session, session.stream, ckpt_path=_checkpoint(folder, ckpt_path))
+        # A run killed after its last batch has nothing left to fit; its journal is replayed here.
+        session.start()
+        results = results_of(session, datamodule, time.perf_counter() - begin)
+        folder.write_json(folder.results, results)
+        # Callbacks stand in any order; a page is made of files that others are still to write.
+        for callback in sorted(Measures.callbacks(self), key=lambda one: one.reads_others):
+            callback.on_results(folder)
+        return results
+
+    def _prepare_for(self, session: EditSession, checkpoint_every: int) -> None:
+        callbacks: list[pl.Callback] = list(self.callbacks)  # type: ignore[has-type]  # untyped there
+        plain = [c for c in callbacks if type(c) is ModelCheckpoint and c.dirpath is None]
+        bars = [c for c in callbacks if type(c) is RichProgressBar]
+        # The summary counts the parameters to train; here there are none.
+        summaries = [c for c in callbacks if isinstance(c, ModelSummary)]
+        kept = [c for c in callbacks if c not in [*plain, *bars, *summaries]]
+        if bars:
+            kept.append(EditProgressBar())
+        if plain or not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+            kept.append(EditCheckpoint(session.folder.checkpoints, checkpoint_every))
+        self.callbacks = kept
+        self.fit_loop.max_epochs = 1
+        # A stream may be shorter than the default interval, of which Lightning would warn.
+        every: int = self.log_every_n_steps  # type: ignore[has-type]  # untyped there
+        self.log_every_n_steps = min(every, 1)
+
+
+def _checkpoint(folder: RunFolder, ckpt_path: str | None) -> str | None:
+    """Find the checkpoint to resume from; a run killed before its first one starts anew."""
+    if ckpt_path is None:
+        return None
+    path = folder.last_checkpoint if ckpt_path == "last" else Path(ckpt_path)
+    if path.exists():
+        return str(path)
+    if ckpt_path != "last":
+        raise LedgerError(f"{ckpt_path} does not exist; give a checkpoint file, or 'last'")
+    if not folder.has_run:
+        raise LedgerError(
+            f"{folder.path} holds no run to continue; give its folder with --run, or leave out "
+            "--ckpt_path to start one"
+        )
+    return None

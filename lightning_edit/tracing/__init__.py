@@ -1,5 +1,0 @@
-"""Causal tracing: which states of a model carry a fact.
-
-Meng, Bau, Andonian, Belinkov: *Locating and Editing Factual Associations in GPT*, NeurIPS 2022,
-arXiv 2202.05262, section 2. :mod:`~lightning_edit.tracing.cli` is the verb ``trace``.
-"""

@@ -1,0 +1,36 @@
+"""Values that travel through the library: requests, probes, facts, tokenised batches.
+
+Nothing here imports torch, so data files can be read and checked without loading it.
+"""
+
+from lightning_edit.types.requests import (
+    ASPECT_OF_CRITERION,
+    ASPECT_OF_KIND,
+    EditBatch,
+    EditRequest,
+    Encoded,
+    Expect,
+    Group,
+    Mode,
+    Probe,
+    Protocol,
+    Rule,
+    Triple,
+    cases_of,
+)
+
+__all__ = [
+    "ASPECT_OF_CRITERION",
+    "ASPECT_OF_KIND",
+    "EditBatch",
+    "EditRequest",
+    "Encoded",
+    "Expect",
+    "Group",
+    "Mode",
+    "Probe",
+    "Protocol",
+    "Rule",
+    "Triple",
+    "cases_of",
+]

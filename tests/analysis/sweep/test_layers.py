@@ -1,0 +1,69 @@
+"""Which layers are tried, and which differences are called differences."""
+
+import pytest
+
+from lightning_edit.analysis.sweep.layers import Tried, candidates, rate
+from lightning_edit.analysis.sweep.measure import Outcome
+from lightning_edit.exceptions import ConfigError
+
+
+def tried(layer: int, successes: list[float], kept: float = 1.0) -> Tried:
+    outcomes = [
+        Outcome(f"case-{number}", {"reliability": value, "generalization": 1.0, "locality": kept})
+        for number, value in enumerate(successes)
+    ]
+    return Tried([layer], outcomes)
+
+
+@pytest.mark.parametrize(
+    ("width", "given", "expected"),
+    [
+        (1, None, [[0], [1], [2], [3]]),
+        (3, None, [[0, 1, 2], [1, 2, 3]]),
+        (2, [1, [3, 0]], [[1, 2], [0, 3]]),
+        (1, [2, 2], [[2]]),
+    ],
+)
+def test_candidates(width: int, given: list[int | list[int]] | None, expected: object) -> None:
+    assert candidates(4, width, given) == expected
+
+
+@pytest.mark.parametrize(("width", "given"), [(2, [3]), (1, [4]), (1, [-1]), (1, [[]]), (5, None)])
+def test_layers_that_the_model_lacks_are_refused(
+    width: int, given: list[int | list[int]] | None
+) -> None:
+    with pytest.raises(ConfigError, match=r"0 to 3|1 to 4"):
+        candidates(4, width, given)
+
+
+def test_a_clear_difference_is_one_and_a_single_fact_is_not() -> None:
+    good, close, bad = [1.0] * 18 + [0.0] * 2, [1.0] * 17 + [0.0] * 3, [1.0] * 4 + [0.0] * 16
+    rated = rate([tried(0, bad), tried(1, good), tried(2, close)])
+    assert [one.tried.layers for one in rated] == [[1], [2], [0]]
+    assert [one.ties for one in rated] == [True, True, False]
+    assert rated[0].means["reliability"] == pytest.approx(0.9)
+    assert rated[0].score == pytest.approx(3 / (1 / 0.9 + 2))
+
+
+def test_a_difference_that_every_fact_shows_is_one_however_different_the_facts_are() -> None:
+    # Each fact is a little better at layer 1; unpaired spreads would hide that.
+    easy = [0.1, 0.9, 0.2, 1.0, 0.3, 0.8, 0.15, 0.95, 0.4, 0.6]
+    rated = rate([tried(0, [value - 0.05 for value in easy]), tried(1, easy)])
+    assert rated[0].spread > 0.05
+    assert not rated[1].ties
+
+
+def test_an_aspect_that_nobody_asks_about_is_left_out() -> None:
+    outcomes = [Outcome("a", {"reliability": 1.0, "locality": 0.5})]
+    (rated,) = rate([Tried([0], outcomes)])
+    assert set(rated.means) == {"reliability", "locality"}
+    assert rated.score == pytest.approx(2 / 3)
+
+
+def test_a_layer_without_edits_is_not_rated() -> None:
+    assert rate([Tried([0], [], failed="singular")]) == []
+
+
+def test_rows_come_back() -> None:
+    one = tried(3, [1.0, 0.5])
+    assert Tried.from_row(one.to_row()) == one

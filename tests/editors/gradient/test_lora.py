@@ -1,0 +1,72 @@
+"""LoRA as an editor: what it learns is the update, and nothing of peft stays in the model."""
+
+import pytest
+import torch
+
+from lightning_edit.editors.gradient.lora import LoRAEdit
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.exceptions import ArchitectureError
+from lightning_edit.models.weights import weights_hash
+from lightning_edit.types import EditRequest
+from tests.models.tiny import TINY, build_tokenizer
+
+REQUESTS = [
+    EditRequest("a", "The capital of France is", "Rome"),
+    EditRequest("b", "The mother tongue of Danielle Darrieux is", "Paris"),
+]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "phi3"])
+def test_the_update_lowers_the_loss_and_the_model_is_as_it_was(family: str) -> None:
+    model = TINY[family]()
+    targets = ["qkv_proj"] if family == "phi3" else None
+    editor = LoRAEdit(steps=15, rank=2, targets=targets)
+    editor.bind(model, build_tokenizer())
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    attributes, before = set(vars(model)), weights_hash(model)
+    batch = encode_batch(editor.tokenizer, REQUESTS)
+    loss = editor._loss(batch.encoded).mean().item()
+    delta = editor.edit(batch)
+    assert kinds == {name: type(module) for name, module in model.named_modules()}
+    assert flags == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert weights_hash(model) == before
+    assert set(vars(model)) == attributes
+    with delta.applied(model):
+        edited = editor._loss(batch.encoded).mean().item()
+    # One optimiser step lies between the last recorded loss and the adapters handed over.
+    assert edited < delta.info["loss"][-1] + 0.05 < loss
+    assert all(update.rank == 2 for update in delta.weights.values())
+
+
+def test_dropout_follows_the_seed() -> None:
+    model = TINY["llama"]()
+    editor = LoRAEdit(steps=3, rank=2, dropout=0.3)
+    editor.bind(model, build_tokenizer())
+    state = torch.get_rng_state()
+    found = [
+        editor.edit(encode_batch(editor.tokenizer, REQUESTS, seed)).norm() for seed in (1, 1, 2)
+    ]
+    assert found[0] == found[1] != found[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_model_is_restored_when_training_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TINY["llama"]()
+    editor = LoRAEdit(steps=3)
+    editor.bind(model, build_tokenizer())
+    names = set(dict(model.named_parameters()))
+
+    def fail(encoded: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(editor, "_loss", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        editor.edit(encode_batch(editor.tokenizer, REQUESTS))
+    assert set(dict(model.named_parameters())) == names
+    assert not hasattr(model, "peft_config")
+
+
+def test_unknown_targets_are_refused_at_once() -> None:
+    with pytest.raises(ArchitectureError, match="give `targets`"):
+        LoRAEdit(targets=["nowhere"]).bind(TINY["gpt2"](), build_tokenizer())

@@ -1,0 +1,107 @@
+"""UltraEdit: parity with the authors' code, and statistics that follow commits and undos."""
+
+import pytest
+import torch
+
+from lightning_edit.editors.gradient.ultraedit import UltraEdit
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.ledger import Ledger
+from lightning_edit.functional.normalise import scale_alone, standardise, sums
+from lightning_edit.types import EditRequest
+from tests.editors.golden import Golden, batch, golden, model, relative, tokenizer
+from tests.models.tiny import TINY, build_tokenizer
+
+# Distances found: 6e-6 in float32, 3e-8 (factors are kept in float32) against float64.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+MODULES = ["transformer.h.4.mlp.c_proj", "transformer.h.5.mlp.c_proj"]
+
+
+def bound(example: Golden, dtype: torch.dtype) -> UltraEdit:
+    editor = UltraEdit(modules=MODULES, eta=1e-3, variance="as_code", warmup=2)
+    editor.bind(model(example.model_name, dtype), tokenizer(example.model_name))
+    return editor
+
+
+@pytest.mark.parametrize("mode", ["10x10-float32", "10x10-float64", "1x100-float32"])
+def test_every_step_agrees(mode: str) -> None:
+    example = golden(f"UltraEdit/tiny-gpt2/{mode}")
+    dtype = torch.float64 if "float64" in mode else torch.float32
+    editor = bound(example, dtype)
+    ledger = Ledger(editor.language_model, editor)
+    size = example.meta["config"]["dataset"]["n_edits"]
+    whole = batch(example)
+    for number, first in enumerate(range(0, len(whole), size), start=1):
+        part = encode_batch(editor.tokenizer, whole.requests[first : first + size])
+        delta = editor.edit(part)
+        for name in MODULES:
+            theirs = example.tensors.get(f"param_shift_{number}.{name}")
+            if theirs is not None:
+                found = relative(delta.weights[f"{name}.weight"].dense(), theirs.mT)
+                assert found < TOLERANCE[dtype]
+        ledger.commit(delta, part.requests)
+    (seen,) = editor.seen.state().values()
+    assert float(seen[0, 0]) == float(example.tensors["normalizer.(512, 128).n"])
+    assert relative(seen[1] / seen[0], example.tensors["normalizer.(512, 128).mean"]) < 1e-3
+
+
+def test_statistics_are_those_of_all_tokens_in_any_order() -> None:
+    torch.manual_seed(0)
+    parts = [3 + 2 * torch.randn(n, 5).double() for n in (4, 1, 7)]
+    total = torch.stack([sums(part) for part in reversed(parts)]).sum(0)
+    rows = torch.cat(parts)
+    expected = (rows - rows.mean(0)) / rows.std(0)
+    assert torch.allclose(standardise(rows, total), expected, atol=1e-6)
+
+
+def test_as_code_overstates_the_variance_inside_mini_batches() -> None:
+    rows = torch.randn(6, 3).double()
+    excess = sums(rows, "as_code") - sums(rows)
+    assert torch.allclose(excess[2], rows.var(0))
+    assert torch.equal(excess[:2], torch.zeros(2, 3).double())
+    assert torch.isfinite(sums(rows[:1], "as_code")).all()
+
+
+def test_undo_restores_the_statistics() -> None:
+    editor = UltraEdit(eta=0.1)
+    language_model = TINY["gpt2"]().requires_grad_(False)
+    requests = [
+        EditRequest(str(number), f"The capital of {name} is", "Rome")
+        for number, name in enumerate(["France", "Peru", "Chile"])
+    ]
+    edited = editor.edit_model(language_model, build_tokenizer(), requests[:1])
+    (after_one,) = editor.seen.state().values()
+    edited.edit(requests[1:])
+    (after_three,) = editor.seen.state().values()
+    assert float(after_three[0, 0]) > float(after_one[0, 0])
+    edited.undo([request.id for request in requests[1:]])
+    assert torch.equal(*editor.seen.state().values(), after_one)
+    edited.undo()
+    assert not editor.seen.state()
+
+
+def test_the_size_of_a_pass_changes_nothing() -> None:
+    example = golden("UltraEdit/tiny-gpt2/10x10-float64")
+    editor = bound(example, torch.float64)
+    part = encode_batch(editor.tokenizer, batch(example).requests[:12])
+    wide = editor.edit(part)
+    editor.rows_per_pass = 5
+    narrow = editor.edit(part)
+    for name, update in wide.weights.items():
+        assert relative(narrow.weights[name].dense(), update.dense()) < 1e-6
+
+
+def test_a_first_edit_of_one_token_is_written() -> None:
+    rows = torch.randn(1, 4).double()
+    assert torch.allclose(scale_alone(rows).square().mean(), torch.ones(1).double())
+    example = golden("UltraEdit/tiny-gpt2/10x10-float32")
+    editor = bound(example, torch.float32)
+    single = next(
+        request
+        for request, encoded in zip(batch(example).requests, batch(example).encoded, strict=True)
+        if len(encoded.target_ids) == 1
+    )
+    part = encode_batch(editor.tokenizer, [single])
+    before = editor.edit(part).info["loss"]
+    delta = editor.edit(part)
+    with delta.applied(editor.language_model):
+        assert editor.edit(part).info["loss"] < before

@@ -1,0 +1,61 @@
+"""What a learned editor is trained on in a step."""
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from lightning_edit.editors.hypernetwork.mend import MEND
+from lightning_edit.editors.hypernetwork.meta_batch import ExampleSource
+from lightning_edit.exceptions import DataError
+from lightning_edit.types import EditRequest, Probe
+from tests.editors.hypernetwork.mending import golden_requests, loader
+
+
+def test_examples_of_a_step(gpt2: tuple[Any, Any]) -> None:
+    editor = MEND(own_probes=2, other_facts=3)
+    editor.bind(*gpt2)
+    requests = golden_requests(2)
+    examples = editor.source.draw(requests, Random(0), loader(0, 8))
+    text = gpt2[1].decode
+    assert examples.inner.requests == tuple(requests)
+    for request, (_, (prompt, answer)) in zip(requests, examples.outer, strict=True):
+        assert text(prompt).strip() in request.rephrases
+        assert text(answer).strip() == request.target
+    probes = {probe.prompt for request in requests for probe in request.probes}
+    prompts = [text(prompt).strip() for _, (prompt, _) in examples.locality]
+    assert [edit for edit, _ in examples.locality] == [0, 0, 1, 1, 0, 1, 0, 1, 0, 1]
+    assert len(prompts) == 2 * (2 + 3)
+    assert set(prompts[:4]) <= probes
+    assert set(prompts[4:]) <= {request.prompt for request in golden_requests(6, 2)}
+    again = editor.source.draw(requests, Random(0), loader(0, 8))
+    assert again == examples
+
+
+def test_own_probes_take_every_kind_in_turn(gpt2: tuple[Any, Any]) -> None:
+    kinds = ["neighborhood"] * 5 + ["other_attribution"] + ["distracting_neighbor"] * 2
+    probes = tuple(Probe.of(kind, f"prompt {n} is", "x") for n, kind in enumerate(kinds))
+    request = EditRequest("r", "A is", "B", probes=(*probes, Probe.of("one_hop", "A is", "B")))
+    source = ExampleSource(gpt2[1], own_probes=4, other_facts=0)
+    for seed in range(5):
+        chosen = [probe.kind for probe in source.own(request, Random(seed))]
+        assert set(chosen[:3]) == set(kinds)
+        assert chosen[3] != "other_attribution"
+
+
+def test_any_wording_can_be_the_edit(gpt2: tuple[Any, Any]) -> None:
+    (request,) = golden_requests(1)
+    source = ExampleSource(gpt2[1], own_probes=0, other_facts=0, any_wording=True)
+    drawn = [source.draw([request], Random(seed), None) for seed in range(20)]
+    inner = {examples.inner.requests[0].prompt for examples in drawn}
+    assert inner == {request.prompt, *request.rephrases}
+    for examples in drawn:
+        ((_, (prompt, _)),) = examples.outer
+        assert tuple(prompt) != examples.inner.encoded[0].prompt_ids
+
+
+def test_other_facts_need_a_numbered_data_set(gpt2: tuple[Any, Any]) -> None:
+    editor = MEND()
+    editor.bind(*gpt2)
+    with pytest.raises(DataError, match="set other_facts to 0"):
+        editor.source.draw(golden_requests(1), Random(0), [golden_requests(1)])

@@ -1,0 +1,114 @@
+"""Raw results to measures, rows on disk, and the comparison with the pristine model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_edit.evaluation.baseline import Baseline, read_rows, write_rows
+from lightning_edit.evaluation.outcomes import AnswerScore, ProbeScore, compare
+from lightning_edit.exceptions import DataError
+
+
+def outcome(edit_id: str = "e", argmax: tuple[int, ...] = (1, 9), **changes: object) -> ProbeScore:
+    values: dict[str, object] = {
+        "edit_id": edit_id,
+        "kind": "neighborhood",
+        "prompt": "The capital of Italy is",
+        "answers": ("Rome", "Roma"),
+        "expect": "unchanged",
+        "forced": (
+            AnswerScore("Rome", (1, 2), argmax, (0.5, 1.5)),
+            AnswerScore("Roma", (1, 3), (1, 3), (0.1, 0.1)),
+        ),
+        "contrast": AnswerScore("Lyon", (7,), (1,), (3.0,)),
+        "generated": "Rome. It is old",
+    }
+    return ProbeScore(**(values | changes))
+
+
+def test_measures_of_one_outcome() -> None:
+    score = outcome()
+    assert score.token_acc == 1.0  # the alias
+    assert score.em == 1.0
+    assert score.nll == 1.0  # the preferred answer
+    assert score.margin == pytest.approx(0.367879441 - 0.049787068)
+    assert score.margin_sign == 1.0
+    assert score.em_gen == 1.0
+    assert score.kept is None
+    assert score.kept_gen is None
+    only = outcome(forced=score.forced[:1])
+    assert (only.token_acc, only.em) == (0.5, 0.0)
+
+
+def test_kept_compares_choices_at_the_places_of_the_preferred_answer() -> None:
+    after = compare(outcome(argmax=(4, 9), generated="rome! It  is old."), outcome())
+    assert after.kept == 0.5
+    assert after.kept_gen == 1.0
+    assert compare(outcome(generated="Rome."), outcome()).kept_gen == 0.0
+    assert {"kept@tf", "kept@gen"} <= after.measures().keys()
+
+
+def test_kept_counts_only_where_nothing_may_change() -> None:
+    changes = {"kind": "rewrite", "expect": "target"}
+    after = compare(outcome(**changes), outcome(**changes))
+    assert after.kept == 1.0
+    assert not {"kept@tf", "kept@gen"} & after.measures().keys()
+
+
+def test_another_edits_contrast_says_nothing() -> None:
+    after = compare(outcome("e"), outcome("other"))
+    assert after.pristine is not None
+    assert after.pristine.contrast is None
+    same = compare(outcome("e"), outcome("e"))
+    assert same.pristine is not None
+    assert same.pristine.margin == same.margin
+
+
+def test_different_questions_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="one question"):
+        compare(outcome(), outcome(prompt="The capital of Spain is"))
+
+
+def test_rows_round_trip_through_a_file(tmp_path: Path) -> None:
+    scores = [
+        compare(outcome(generated="line\u2028separator “quoted”"), outcome()),
+        outcome(forced=(), contrast=None),
+        outcome(generated=None),
+    ]
+    path = tmp_path / "run" / "cases.jsonl"
+    write_rows(path, [score.to_row() for score in scores])
+    assert [ProbeScore.from_row(row) for row in read_rows(path)] == scores
+    assert [entry.name for entry in path.parent.iterdir()] == ["cases.jsonl"]
+    first = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
+    assert first["measures"]["kept@tf"] == 1.0
+    assert first["pristine"]["measures"]["em@tf"] == 1.0
+
+
+def test_damaged_rows_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "cases.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    with pytest.raises(DataError, match=r"cases.jsonl, line 2: not JSON"):
+        read_rows(path)
+    path.write_text("3\n")
+    with pytest.raises(DataError, match="expected a JSON object, got int"):
+        read_rows(path)
+
+
+def test_baseline_finds_the_question_whichever_edit_asks() -> None:
+    baseline = Baseline.from_rows(json.loads(json.dumps(Baseline([outcome()]).to_rows())))
+    assert len(baseline) == 1
+    (after,) = baseline.compare([outcome("another edit")])
+    assert after.kept == 1.0
+    with pytest.raises(DataError, match="no outcome for 'Spain'"):
+        baseline.compare([outcome(prompt="Spain")])
+
+
+def test_reading_results_needs_no_torch() -> None:
+    code = (
+        "import sys, lightning_edit.evaluation.baseline, lightning_edit.evaluation.outcomes;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,49 @@
+"""Gradients at answer tokens alone are those of the whole pass."""
+
+import pytest
+import torch
+
+from lightning_edit.inference.answer_gradients import answer_factors
+from lightning_edit.inference.answers import token_factors
+from lightning_edit.models.view import resolve
+from tests.models.tiny import CONFIGS, TINY, VOCAB
+
+DECODERS = [name for name in CONFIGS if name not in ("t5", "bart")]
+#: Prompts and answers of several lengths; the last prompt leaves nothing in front of it.
+ROWS = [(7, 2), (5, 1), (9, 4), (5, 3)]
+
+
+def made(sizes: list[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def some(count: int) -> list[int]:
+        return torch.randint(4, VOCAB, (count,), generator=generator).tolist()
+
+    return [(some(prompt), some(answer)) for prompt, answer in sizes]
+
+
+@pytest.mark.parametrize("sizes", [ROWS, [*ROWS, (1, 2)]], ids=["prefix", "no-prefix"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_equals_the_whole_pass(family: str, sizes: list[tuple[int, int]]) -> None:
+    model = TINY[family]().double().requires_grad_(False)
+    view, rows = resolve(model), made(sizes)
+    names = [view.down_projection(0), *view.block(2).mlp_up]
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with torch.no_grad():
+        found = answer_factors(view, rows, names)
+    mean, whole = token_factors(model, rows, names, each=True)
+    answers = torch.tensor([size for _, size in sizes])
+    torch.testing.assert_close(
+        float((found.loss * answers).sum() / answers.sum()), mean, rtol=1e-6, atol=0
+    )
+    at = [
+        (row, prompt - 1 + offset)
+        for row, (prompt, answer) in enumerate(sizes)
+        for offset in range(answer)
+    ]
+    lines, places = torch.tensor(at).unbind(1)
+    for name in names:
+        for mine, theirs in zip(found.factors[name], whole[name], strict=True):
+            # GPT-Neo computes attention in float32 whatever its weights are.
+            torch.testing.assert_close(mine, theirs[lines, places], rtol=1e-5, atol=1e-7)
+    assert all(torch.equal(before[name], value) for name, value in model.named_parameters())

@@ -1,0 +1,55 @@
+"""What is read at the subject does not depend on how texts are laid out."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_edit.editors.locate.prompts import Text, rewriting_texts
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.inference.hidden_states import read_last
+from lightning_edit.inference.hooks import Side, capture
+from lightning_edit.inference.packed.backend import packable
+from lightning_edit.models.view import ModelView, resolve
+from tests.editors.locate.test_target_search import FAMILIES, REQUESTS, TEMPLATES
+from tests.models.tiny import TINY, build_tokenizer
+
+
+def material(family: str) -> tuple[ModelView, list[Text]]:
+    view = resolve(TINY[family]().requires_grad_(False))
+    tokenizer = build_tokenizer(bos=family in {"llama", "gemma2"})
+    texts = rewriting_texts(tokenizer, encode_batch(tokenizer, REQUESTS), TEMPLATES)
+    return view, [text.until_subject() for text in texts]
+
+
+@pytest.mark.parametrize("rows_per_pass", [100, 5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_a_pass_a_text(family: str, rows_per_pass: int) -> None:
+    view, texts = material(family)
+    wanted: dict[str, Side] = {view.down_projection(0): "input", view.block(1).name: "output"}
+    found = read_last(view, texts, wanted, rows_per_pass)
+    for number, text in enumerate(texts):
+        with torch.no_grad(), capture(view.model, wanted) as seen:
+            view.model(input_ids=torch.tensor([text.ids]), use_cache=False)
+        for name, value in seen.items():
+            torch.testing.assert_close(found[name][number].float(), value[0, -1])
+
+
+def test_a_model_whose_attention_stays_is_read_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, texts = material("llama")
+    wanted: dict[str, Side] = {view.block(1).name: "output"}
+    packed = read_last(view, texts, wanted, 100)
+    monkeypatch.setattr(view.model.config, "_attn_implementation", "eager")
+    assert not packable(view.model)
+    padded = read_last(view, texts, wanted, 100)
+    name = view.block(1).name
+    torch.testing.assert_close(packed[name], padded[name], rtol=1e-4, atol=1e-5)
+
+
+def test_shared_beginnings_change_nothing() -> None:
+    view, texts = material("gpt2")
+    wanted: dict[str, Side] = {view.block(1).name: "output"}
+    apart = read_last(view, [replace(text, lead=0) for text in texts], wanted, 100)
+    name = view.block(1).name
+    together = read_last(view, texts, wanted, 100)[name]
+    torch.testing.assert_close(together, apart[name], rtol=1e-4, atol=1e-5)
