@@ -39,11 +39,11 @@ from lightning_edit.callbacks import Measuring
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.editors import D4S, FTM, KN, MEND, PRUNE, ROME, AlphaEdit, UltraEdit
 from lightning_edit.editors.base import Editor
-from lightning_edit.edits.journal import write_atomic
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.session.edit_session import EditSession
 from lightning_edit.session.trainer import EditTrainer
+from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.storage.run_folder import RunFolder
 
 EDITS = 4

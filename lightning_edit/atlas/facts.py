@@ -2,8 +2,8 @@
 
 from lightning_edit.atlas.graph import Atlas
 from lightning_edit.atlas.requests import make_requests, split_facts
-from lightning_edit.evaluation.knowledge_graph import Fact
 from lightning_edit.types import EditRequest
+from lightning_edit.types.facts import Fact
 
 
 def atlas_facts(atlas: Atlas) -> list[Fact]:

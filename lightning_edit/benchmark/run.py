@@ -14,13 +14,13 @@ from filelock import FileLock, Timeout
 from lightning_edit.benchmark.build import build
 from lightning_edit.benchmark.folders import CellFolder
 from lightning_edit.benchmark.grid import Cell, Grid
-from lightning_edit.edits.journal import write_atomic
-from lightning_edit.evaluation.baseline import iterate_rows
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.metrics.aspects import request_means
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import EditTrainer
+from lightning_edit.storage.atomic import write_atomic
+from lightning_edit.storage.jsonl import iterate_rows
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lightning_edit.callbacks.context import Commit, DrivesMeasuring, Measurement, Moment, gather
+from lightning_edit.callbacks.context import Commit, DrivesMeasuring, Measurement, Moment
 from lightning_edit.callbacks.discovery import find_language_model, find_tokenizer
-from lightning_edit.evaluation.baseline import write_rows
+from lightning_edit.distributed.sharding import gather
 from lightning_edit.exceptions import NotFiniteError
 from lightning_edit.inference.pass_layout import PassLayout
+from lightning_edit.storage.jsonl import write_rows
 from lightning_edit.storage.run_folder import RunFolder
 
 __all__ = ["Commit", "DrivesMeasuring", "Measurement", "Measuring", "Moment", "gather"]

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 
-from lightning_edit.callbacks.discovery import is_sharded
+from lightning_edit.distributed.sharding import is_sharded
 from lightning_edit.edits.delta import Delta
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.inference.pass_layout import PassLayout
@@ -110,16 +109,3 @@ class Measurement:
 
     values: Mapping[str, float]
     rows: Sequence[Mapping[str, Any]] = ()
-
-
-def gather(items: Sequence[_Item]) -> list[_Item]:
-    """Return the items of all processes to each of them.
-
-    Args:
-        items: This process's, as plain containers.
-    """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return list(items)
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, list(items))
-    return [item for part in parts for item in part]

@@ -4,7 +4,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit.exceptions import ConfigError
@@ -67,12 +66,3 @@ def find_tokenizer(given: Any, trainer: pl.Trainer, pl_module: pl.LightningModul
         f"no tokenizer found in {type(pl_module).__name__} or its data; "
         "give `tokenizer` the tokenizer of the language model, or its folder"
     )
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Say whether the model's weights are spread over processes (FSDP2, tensor parallel).
-
-    Args:
-        model: The language model.
-    """
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from lightning_edit.callbacks.base import Measurement, Measuring, Moment, gather
 from lightning_edit.datamodules.base import EditDataModule
-from lightning_edit.edits.edited_model import as_requests
 from lightning_edit.evaluation.baseline import Baseline
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
 from lightning_edit.evaluation.scorer import Scorer
@@ -14,6 +13,7 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.metrics import AspectScores, CriterionScores, summarise
 from lightning_edit.metrics.aspects import computed
 from lightning_edit.types import EditRequest, Mode, Probe, cases_of
+from lightning_edit.types.requests import as_requests
 
 #: Aspects that training is not meant to change, and the measures whose change is reported.
 _DRIFTING = ("locality", "known")

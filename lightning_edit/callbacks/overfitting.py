@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_edit.callbacks.base import Measurement, Measuring, Moment
-from lightning_edit.edits.edited_model import as_requests
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.functional.leak import mentions, probability
@@ -13,6 +12,7 @@ from lightning_edit.functional.text import normalise
 from lightning_edit.metrics import Leak, Overfitting
 from lightning_edit.metrics.aspects import plain
 from lightning_edit.types import EditRequest, Mode, Probe
+from lightning_edit.types.requests import as_requests
 
 #: Questions that need several facts, one of them the edited one.
 _HOPS = ("one_hop", "multi_hop")

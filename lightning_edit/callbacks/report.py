@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 
 from lightning_edit.callbacks.base import DrivesMeasuring, Measurement, Measuring, Moment
-from lightning_edit.edits.journal import write_atomic
 from lightning_edit.exceptions import ConfigError, LightningEditError
+from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)

@@ -17,23 +17,18 @@ from lightning_edit.atlas.facts import atlas_facts
 from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.callbacks.base import Measurement, Measuring, Moment, gather
 from lightning_edit.datamodules.base import EditDataModule
-from lightning_edit.edits.edited_model import as_requests
-from lightning_edit.evaluation.baseline import read_rows
 from lightning_edit.evaluation.fact_reader import FactReader, Representation
-from lightning_edit.evaluation.knowledge_graph import (
-    Fact,
-    FactGraph,
-    facts_of,
-    read_facts,
-    triple_of,
-)
+from lightning_edit.evaluation.knowledge_graph import FactGraph, facts_of, read_facts, triple_of
 from lightning_edit.evaluation.neighbourhoods import FactOutcome, Placed, Ripple, choose
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.ripple import cosine
 from lightning_edit.metrics.aspects import plain
 from lightning_edit.metrics.ripple import RippleScores
+from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import EditRequest
+from lightning_edit.types.facts import Fact
+from lightning_edit.types.requests import as_requests
 
 log = logging.getLogger(__name__)
 #: File of a run folder with one line a fact, edit and evaluation point.

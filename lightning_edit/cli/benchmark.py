@@ -15,8 +15,8 @@ from rich.console import Console
 from lightning_edit.benchmark.folders import CellFolder
 from lightning_edit.benchmark.grid import Cell, Grid, shard
 from lightning_edit.benchmark.parse import read_grid
-from lightning_edit.edits.journal import write_atomic
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.storage.atomic import write_atomic
 
 if TYPE_CHECKING:
     from lightning_edit.benchmark.run import Outcome

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_edit.edits.journal import Journal
-from lightning_edit.evaluation.baseline import read_rows, write_rows
 from lightning_edit.exceptions import DataError
+from lightning_edit.storage.jsonl import read_rows, write_rows
 
 _RATIO = "collapse/perplexity_ratio"
 _HOW = (

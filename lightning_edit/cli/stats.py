@@ -17,7 +17,7 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.statistics.texts import Texts, texts_of
 
 if TYPE_CHECKING:  # the help must not wait for torch
-    from lightning_edit.statistics.collect import Share
+    from lightning_edit.distributed.sharding import Share
     from lightning_edit.statistics.moments import Moments
     from lightning_edit.statistics.partial import PartialSums
 
@@ -175,7 +175,7 @@ def _processes(device: str | None) -> Iterator[tuple["Share", str]]:
     import torch
     from torch import distributed
 
-    from lightning_edit.statistics.collect import Share
+    from lightning_edit.distributed.sharding import Share
 
     count = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))

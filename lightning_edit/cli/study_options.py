@@ -20,13 +20,13 @@ from lightning_edit.cli.lightning import (
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.wrappers.base import WrappedEditor
-from lightning_edit.edits.journal import write_atomic, write_error
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, LightningEditError
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import default_folder
+from lightning_edit.storage.atomic import write_atomic, write_error
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import Mode, cases_of
 

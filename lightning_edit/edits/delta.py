@@ -15,9 +15,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lightning_edit.edits.journal import write_atomic
 from lightning_edit.exceptions import LedgerError
 from lightning_edit.models.weights import weight
+from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.storage.safetensors_files import to_safetensors
 
 _FORMAT = "lightning-edit-delta/1"

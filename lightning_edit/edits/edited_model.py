@@ -8,33 +8,10 @@ import torch
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.types import EditRequest
+from lightning_edit.types.requests import as_requests
 
 if TYPE_CHECKING:
     from lightning_edit.editors.base import Editor
-
-
-def as_requests(
-    requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
-    first: int = 0,
-) -> list[EditRequest]:
-    """Make requests of what a user hands over.
-
-    Args:
-        requests: One or several; dictionaries need ``prompt`` and ``target``, other keys are the
-            fields
-            of :class:`~lightning_edit.types.EditRequest`.
-        first: Number of the first request, for those without an ``id``.
-
-    Returns:
-        The requests.
-    """
-    listed = [requests] if isinstance(requests, EditRequest | Mapping) else list(requests)
-    return [
-        item
-        if isinstance(item, EditRequest)
-        else EditRequest.from_dict({"id": f"edit-{first + number}", **item})
-        for number, item in enumerate(listed)
-    ]
 
 
 class EditedModel:

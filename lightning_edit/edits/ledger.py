@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_edit.edits.delta import Delta
-from lightning_edit.edits.journal import Entry, Journal, file_hash, select, write_error
+from lightning_edit.edits.journal import Entry, Journal, file_hash, select
 from lightning_edit.exceptions import LedgerError, NotFiniteError
 from lightning_edit.models.weights import Weight, weight, weights_hash
+from lightning_edit.storage.atomic import write_error
 from lightning_edit.types import EditRequest
 
 if TYPE_CHECKING:

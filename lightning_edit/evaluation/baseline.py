@@ -1,11 +1,8 @@
 """The pristine model's outcomes, measured once, and lines of outcomes on disk."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_edit.edits.journal import write_atomic
 from lightning_edit.evaluation.outcomes import ProbeScore, compare
 from lightning_edit.exceptions import DataError
 
@@ -50,58 +47,3 @@ class Baseline:
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> "Baseline":
         """Read what :meth:`to_rows` wrote."""
         return cls(ProbeScore.from_row(row) for row in rows)
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line; the file appears whole or not at all.
-
-    Args:
-        path: File to write; its folder is made.
-        rows: Plain containers.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    write_atomic(path, "".join(lines).encode())
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line.
-
-    Raises:
-        DataError: If a line is not a JSON object.
-    """
-    return [row for _, row in iterate_rows(path)]
-
-
-def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read one JSON object a line, one at a time: files of many evaluations may exceed memory.
-
-    Args:
-        path: File to read.
-
-    Yields:
-        Number of the line, from 1, and its object.
-
-    Raises:
-        DataError: If a line is not a JSON object.
-    """
-    # A carriage return inside a line is no end of it, hence `newline`.
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip("\n"):
-                yield number, _read_row(path, number, line)
-
-
-def _read_row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: not JSON ({error}); write the file anew"
-        ) from error
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{path}, line {number}: expected a JSON object, got {type(row).__name__}; "
-            "write the file anew"
-        )
-    return row

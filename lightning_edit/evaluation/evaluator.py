@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lightning_edit.evaluation.baseline import Baseline, read_rows
+from lightning_edit.evaluation.baseline import Baseline
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import DataError
 from lightning_edit.inference.pass_layout import PassLayout
+from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import EditRequest
 

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_edit.evaluation.knowledge_graph import Fact
 from lightning_edit.evaluation.neighbourhoods import FactOutcome
 from lightning_edit.evaluation.scorer import evaluating
 from lightning_edit.exceptions import ArchitectureError, DataError
@@ -19,6 +18,7 @@ from lightning_edit.functional.scores import token_scores
 from lightning_edit.functional.tokens import encode_pair, length_sorted, subject_last_index
 from lightning_edit.inference.hooks import capture, select_head_positions
 from lightning_edit.models.view import resolve
+from lightning_edit.types.facts import Fact
 
 Representation = Literal["last_token", "subject_last", "mean", "key"]
 REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_edit.editors.locate.prompts import Text
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.packed.backend import NotPackableError
 from lightning_edit.inference.packed.forward import Piece, Row, led
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.models.view import ModelView
 
 

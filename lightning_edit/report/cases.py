@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_edit.evaluation.baseline import iterate_rows
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.text import first_line
+from lightning_edit.storage.jsonl import iterate_rows
 
 #: Characters of a generated text that are shown; models that do not stop write whole pages.
 _SHOWN = 160

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lightning_edit.edits.journal import write_atomic
 from lightning_edit.exceptions import ReportError
 from lightning_edit.report.cases import read_edits
 from lightning_edit.report.payload import RunCases, cut, pack
 from lightning_edit.report.runs import Run, as_runs, comparable
 from lightning_edit.report.series import aspects, modes, percent, seconds_per_edit
 from lightning_edit.report.story import QUESTION, facts_about, tell, warnings
+from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.types import Mode
 
 MAX_BYTES = 3_000_000

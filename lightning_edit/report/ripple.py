@@ -9,8 +9,8 @@ from typing import Any
 
 import networkx as nx
 
-from lightning_edit.evaluation.baseline import iterate_rows
 from lightning_edit.exceptions import DataError
+from lightning_edit.storage.jsonl import iterate_rows
 
 FILE = "ripple.jsonl"
 

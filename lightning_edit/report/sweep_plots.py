@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_edit.edits.journal import write_atomic, write_error
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.storage.atomic import write_atomic, write_error
 
 INSTALL = 'pip install "lightning-edit[plot]"'
 FORMATS = ("png", "pdf", "svg")

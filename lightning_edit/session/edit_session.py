@@ -21,7 +21,8 @@ from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import LedgerError, NotFiniteError
 from lightning_edit.session.measurement_log import Measures
 from lightning_edit.session.stream import EditStream, EvalPoint, evaluation_points
-from lightning_edit.storage.run_folder import RowFile, RunFolder
+from lightning_edit.storage.jsonl import RowFile
+from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import EditRequest, Protocol, cases_of
 
 log = logging.getLogger(__name__)

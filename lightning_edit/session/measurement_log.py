@@ -7,7 +7,8 @@ import lightning.pytorch as pl
 
 from lightning_edit.callbacks.base import Commit, Measuring, Moment
 from lightning_edit.exceptions import NotFiniteError
-from lightning_edit.storage.run_folder import RowFile, RunFolder
+from lightning_edit.storage.jsonl import RowFile
+from lightning_edit.storage.run_folder import RunFolder
 
 
 class Measures:

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.encoding import encode_batch
-from lightning_edit.edits.journal import write_error
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, LedgerError
@@ -22,6 +21,7 @@ from lightning_edit.session.edit_session import EditSession
 from lightning_edit.session.measurement_log import Measures
 from lightning_edit.session.record import results_of
 from lightning_edit.session.stream import EvalPoint
+from lightning_edit.storage.atomic import write_error
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import Mode, Protocol
 

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_edit.distributed.sharding import Share
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.shrinkage import Target, shrink
 from lightning_edit.functional.statistics import FourthMoments, SecondMoment
@@ -21,22 +22,6 @@ from lightning_edit.statistics.windows import Position, Window, windows
 
 #: Ending of the name under which a module's fourth moments are summed.
 _FOURTH = "@fourth"
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which forward passes are this process's: every ``processes``-th from ``rank`` on.
-
-    All processes read and tokenise the same text, so together they do the passes that one process
-    would do, and a token budget is kept to the token.
-    """
-
-    rank: int = 0
-    processes: int = 1
-
-    def mine(self, number: int) -> bool:
-        """Return whether a pass of this number is done here."""
-        return number % self.processes == self.rank
 
 
 def usual_batch_tokens(device: torch.device | str) -> int:

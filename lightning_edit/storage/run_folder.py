@@ -7,15 +7,12 @@ texts are laid out in forward passes), ``measures.jsonl`` (what callbacks measur
 """
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_edit.edits.journal import write_atomic, write_error
-from lightning_edit.exceptions import LedgerError
-
-_SAFE = "The model and every earlier edit are unchanged."
+from lightning_edit.storage.atomic import write_atomic, write_error
+from lightning_edit.storage.jsonl import UNCHANGED, to_line
 
 
 class RunFolder:
@@ -96,75 +93,11 @@ class RunFolder:
         Raises:
             LedgerWriteError: If the disk refuses.
         """
-        self._write(path, "".join(_line(row) for row in rows).encode())
+        self._write(path, "".join(to_line(row) for row in rows).encode())
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(path, data)
         except OSError as error:
-            raise write_error(error, path, _SAFE) from error
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-class RowFile:
-    """A JSONL file that is appended to, and cut back to a remembered length on resume.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines and wait until they are on disk.
-
-        Args:
-            rows: One mapping a line.
-
-        Raises:
-            LedgerWriteError: If the disk refuses.
-        """
-        data = "".join(_line(row) for row in rows).encode()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("r+b" if self.path.exists() else "wb") as file:
-                file.truncate(self.size)
-                file.seek(self.size)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise write_error(error, self.path, _SAFE) from error
-        self.size += len(data)
-
-    def cut(self, size: int) -> None:
-        """Forget what was appended after the file had ``size`` bytes.
-
-        Args:
-            size: Bytes to keep.
-
-        Raises:
-            LedgerError: If the file is shorter.
-        """
-        found = self.path.stat().st_size if self.path.exists() else 0
-        if found < size:
-            raise LedgerError(
-                f"{self.path} has {found} bytes but the checkpoint was taken at {size}; "
-                "restore the run folder as a whole, or start a new run"
-            )
-        if self.path.exists():
-            os.truncate(self.path, size)
-        self.size = size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self.size == 0:
-            return
-        with self.path.open("rb") as file:
-            for line in file.read(self.size).splitlines():
-                yield json.loads(line)
+            raise write_error(error, path, UNCHANGED) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.storage.run_folder import RowFile
+from lightning_edit.storage.jsonl import RowFile
 
 
 def require_same(found: Mapping[str, Any], asked: Mapping[str, Any], place: Path) -> None:

@@ -3,21 +3,17 @@
 Nothing here imports torch, so data files can be read and checked without loading it.
 """
 
-from lightning_edit.types.requests import (
+from lightning_edit.types.probes import (
     ASPECT_OF_CRITERION,
     ASPECT_OF_KIND,
-    EditBatch,
-    EditRequest,
-    Encoded,
     Expect,
     Group,
     Mode,
     Probe,
-    Protocol,
     Rule,
     Triple,
-    cases_of,
 )
+from lightning_edit.types.requests import EditBatch, EditRequest, Encoded, Protocol, cases_of
 
 __all__ = [
     "ASPECT_OF_CRITERION",

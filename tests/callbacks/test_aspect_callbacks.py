@@ -7,11 +7,11 @@ import torch
 
 from lightning_edit.callbacks import LocalityCallback, PortabilityCallback
 from lightning_edit.datamodules.other_task import other_task_probes
-from lightning_edit.evaluation.baseline import read_rows
 from lightning_edit.evaluation.scorer import ScoredProbe, Scorer
 from lightning_edit.exceptions import DataError
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.session.trainer import EditTrainer
+from lightning_edit.storage.jsonl import read_rows
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
 

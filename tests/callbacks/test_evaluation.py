@@ -14,10 +14,10 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_edit.callbacks import EditEvaluation
-from lightning_edit.evaluation.baseline import read_rows
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.metrics import summarise
+from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.types import EditRequest, Probe
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.metrics.outcomes import reference

@@ -17,7 +17,7 @@ from lightning_edit.callbacks import (
     Measuring,
     OverfittingCallback,
 )
-from lightning_edit.evaluation.baseline import read_rows
+from lightning_edit.storage.jsonl import read_rows
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.callbacks.test_evaluation import REQUESTS
 

@@ -17,14 +17,14 @@ from lightning_edit.callbacks import RippleCallback
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta, LowRank
-from lightning_edit.evaluation.baseline import read_rows
-from lightning_edit.evaluation.knowledge_graph import Fact
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.inference.hooks import capture
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.weights import weight
 from lightning_edit.session.trainer import EditTrainer
+from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.types import EditBatch
+from lightning_edit.types.facts import Fact
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 

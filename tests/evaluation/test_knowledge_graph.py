@@ -12,11 +12,12 @@ from lightning_edit.atlas.facts import atlas_facts
 from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.atlas.requests import make_requests
 from lightning_edit.evaluation.fact_reader import REPRESENTATIONS, FactReader
-from lightning_edit.evaluation.knowledge_graph import Fact, FactGraph, facts_of, read_facts
+from lightning_edit.evaluation.knowledge_graph import FactGraph, facts_of, read_facts
 from lightning_edit.evaluation.neighbourhoods import choose
 from lightning_edit.exceptions import ArchitectureError, DataError
 from lightning_edit.functional.ripple import cosine, percentile, token_ranks
 from lightning_edit.types import EditRequest, Probe
+from lightning_edit.types.facts import Fact
 from tests.models.tiny import build_tiny, build_tokenizer
 
 TOKENIZER = build_tokenizer(bos=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_edit.evaluation.baseline import Baseline, read_rows, write_rows
+from lightning_edit.evaluation.baseline import Baseline
 from lightning_edit.evaluation.outcomes import AnswerScore, ProbeScore, compare
 from lightning_edit.exceptions import DataError
+from lightning_edit.storage.jsonl import read_rows, write_rows
 
 
 def outcome(edit_id: str = "e", argmax: tuple[int, ...] = (1, 9), **changes: object) -> ProbeScore:

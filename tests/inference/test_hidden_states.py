@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_edit.editors.locate.prompts import Text, rewriting_texts
+from lightning_edit.editors.locate.prompts import rewriting_texts
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.packed.backend import packable
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.models.view import ModelView, resolve
 from tests.editors.locate.test_target_search import FAMILIES, REQUESTS, TEMPLATES
 from tests.models.tiny import TINY, build_tokenizer

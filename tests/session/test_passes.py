@@ -34,12 +34,12 @@ from lightning_edit.editors import (
 )
 from lightning_edit.editors.base import Editor
 from lightning_edit.evaluation.corpus import TextReader
-from lightning_edit.evaluation.knowledge_graph import Fact
 from lightning_edit.evaluation.outcomes import probes_of
 from lightning_edit.evaluation.scorer import Scorer, evaluate
 from lightning_edit.exceptions import DataError, PassLayoutError
 from lightning_edit.inference.pass_layout import PassLayout, hooked_modules
 from lightning_edit.session.trainer import EditTrainer
+from lightning_edit.types.facts import Fact
 from tests.callbacks.planted import toy_texts
 from tests.models.tiny import build_tiny, build_tokenizer
 from tests.session.pass_log import logged

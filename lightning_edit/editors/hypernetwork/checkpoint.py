@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lightning_edit.edits.journal import write_atomic
 from lightning_edit.exceptions import CheckpointError
+from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.storage.safetensors_files import to_safetensors
 
 _FORMAT = "lightning-edit-editor/1"

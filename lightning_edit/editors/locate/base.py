@@ -21,7 +21,6 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.context_templates import sample_templates, with_bare
 from lightning_edit.editors.locate.prompts import (
     KlPosition,
-    Text,
     essence_texts,
     merge_watched,
     rewriting_texts,
@@ -35,6 +34,7 @@ from lightning_edit.functional.solve import Preserved, Solution
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.hooks import Side
 from lightning_edit.inference.suffix.forward import Site
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.models.view import ModelView
 from lightning_edit.statistics.cache import files_for, moments_in
 from lightning_edit.types import EditBatch

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.editors.locate.multi_layer import Spread
-from lightning_edit.editors.locate.prompts import Text
 from lightning_edit.editors.locate.target_search import Targets
 from lightning_edit.edits.correction import unrestrained
 from lightning_edit.edits.delta import Delta, Dense, WeightUpdate
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
+from lightning_edit.inference.tokenized_text import Text
 
 
 class D4S(Spread):

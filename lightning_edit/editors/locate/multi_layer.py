@@ -21,12 +21,12 @@ from torch import Tensor
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.context_templates import OPENINGS
 from lightning_edit.editors.locate.key_history import KeyHistory
-from lightning_edit.editors.locate.prompts import Text
 from lightning_edit.editors.locate.target_search import Targets
 from lightning_edit.edits.delta import Delta, LowRank, WeightUpdate
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
 from lightning_edit.inference.hooks import Side
 from lightning_edit.inference.suffix.forward import Site
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch

@@ -5,7 +5,7 @@ not depend on one wording.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -14,34 +14,10 @@ from lightning_edit.functional.tokens import (
     encode_prompts,
     subject_last_indices,
 )
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.types import EditBatch, EditRequest
 
 KlPosition = Literal["subject_last", "prompt_end"]
-
-
-@dataclass(frozen=True)
-class Text:
-    """One text in tokens.
-
-    Args:
-        request: Number of the request in its batch.
-        ids: Input tokens; the answer's last token is no input, since nothing is predicted from it.
-        subject: Position of the subject's last token.
-        answer: Tokens that the last ``len(answer)`` positions are to predict; empty for keys.
-        watch: Position whose whole distribution is to stay, or ``None``.
-        lead: Tokens that come from the context template alone, so that other texts have them too.
-    """
-
-    request: int
-    ids: tuple[int, ...]
-    subject: int
-    answer: tuple[int, ...] = ()
-    watch: int | None = None
-    lead: int = 0
-
-    def until_subject(self) -> "Text":
-        """Return the text up to the subject's last token, which is all that its key depends on."""
-        return Text(self.request, self.ids[: self.subject + 1], self.subject, lead=self.lead)
 
 
 def _place(request: EditRequest, template: str) -> tuple[str, int]:

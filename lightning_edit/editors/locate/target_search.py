@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_edit.editors.locate.prompts import Text
 from lightning_edit.editors.locate.search_objective import Certainty, Objective
 from lightning_edit.functional.losses import drift, log_probs, mean_by
 from lightning_edit.inference.suffix.build import split
 from lightning_edit.inference.suffix.forward import Site, Tail
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.models.view import ModelView
 
 Loss = Callable[[Tail, Sequence[Text], Tensor], Tensor]

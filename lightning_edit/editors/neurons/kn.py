@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.context_templates import OPENINGS, sample_templates, with_bare
-from lightning_edit.editors.locate.prompts import Text
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.attribution import (
     above_share_of_largest,
@@ -26,6 +25,7 @@ from lightning_edit.functional.tokens import encode_pair, encode_prompt
 from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.inference.hooks import capture, replace_output
 from lightning_edit.inference.suffix.build import split
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, EditRequest
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
-from lightning_edit.editors.locate.prompts import Text, essence_texts, rewriting_texts
+from lightning_edit.editors.locate.prompts import essence_texts, rewriting_texts
 from lightning_edit.editors.locate.search_objective import Certainty
 from lightning_edit.editors.locate.target_search import Loss, Targets
 from lightning_edit.editors.one_by_one import one_after_another
@@ -27,6 +27,7 @@ from lightning_edit.functional.losses import drift, mean_by
 from lightning_edit.inference.answers import AnswerRows
 from lightning_edit.inference.hooks import capture, select_head_positions
 from lightning_edit.inference.suffix.forward import Tail
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.types import EditBatch
 
 

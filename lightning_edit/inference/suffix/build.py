@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_edit.editors.locate.prompts import Text
 from lightning_edit.inference.hooks import Side, capture, returns_tuples, select_head_positions
 from lightning_edit.inference.packed.backend import NotPackableError
 from lightning_edit.inference.packed.forward import Piece, Row, extended, led
@@ -28,6 +27,7 @@ from lightning_edit.inference.suffix.forward import (
     changed_modules,
 )
 from lightning_edit.inference.suffix.projection_cache import Entering
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.models.view import ModelView
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_edit.editors.locate.prompts import Text
 from lightning_edit.editors.locate.search_objective import Objective
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.models.view import ModelView
 
 

@@ -7,17 +7,13 @@ import pytest
 import torch
 
 from lightning_edit.editors import KN, MEMIT
-from lightning_edit.editors.locate.prompts import (
-    Text,
-    essence_texts,
-    merge_watched,
-    rewriting_texts,
-)
+from lightning_edit.editors.locate.prompts import essence_texts, merge_watched, rewriting_texts
 from lightning_edit.editors.locate.search_objective import Objective
 from lightning_edit.editors.locate.target_search import _groups, search_targets
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.inference.suffix.build import split
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.models.view import resolve
 from lightning_edit.types import EditBatch, EditRequest
 from tests.editors.locate.plain import plain_target

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_edit.editors import LTI
-from lightning_edit.editors.locate.prompts import Text, essence_texts, rewriting_texts
+from lightning_edit.editors.locate.prompts import essence_texts, rewriting_texts
+from lightning_edit.inference.tokenized_text import Text
 from lightning_edit.types import EditBatch
 
 
