@@ -4,10 +4,10 @@ The items are written for this project. A model need not solve them: ``kept`` as
 what it said before. Nothing here imports torch.
 """
 
-import json
 import random
 from pathlib import Path
 
+from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.types import Probe
 
 ITEMS = Path(__file__).parent / "data" / "other_task.jsonl"
@@ -20,7 +20,7 @@ def other_task_probes(count: int | None = None, seed: int | str = 0) -> list[Pro
         count: How many to draw, each at most once; ``None``: all, in order.
         seed: Draws them.
     """
-    rows = [json.loads(line) for line in ITEMS.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(ITEMS)
     probes = [Probe.of("other_task", row["prompt"], row["answers"]) for row in rows]
     if count is None or count >= len(probes):
         return probes

@@ -16,6 +16,7 @@ from typing import Any
 
 from lightning_edit.exceptions import LedgerError
 from lightning_edit.storage.atomic import write_atomic, write_error
+from lightning_edit.storage.jsonl import append_synced, complete_lines
 
 SCHEMA = 1
 _START = "0" * 64
@@ -81,9 +82,8 @@ class Journal:
     def _read(self) -> None:
         content = self.path.read_bytes()
         self._size = len(content)
-        pieces = content.split(b"\n")
         previous = _START
-        for number, piece in enumerate(pieces[:-1], start=1):
+        for number, piece in enumerate(complete_lines(content), start=1):
             try:
                 line = json.loads(piece)
                 chain = line.pop("chain")
@@ -130,13 +130,8 @@ class Journal:
             )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with self.path.open("r+b" if self.path.exists() else "wb") as file:
-                # A cut-off tail of an earlier kill, or of a write that failed, is overwritten.
-                file.truncate(self._bytes)
-                file.seek(self._bytes)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            # A cut-off tail of an earlier kill, or of a write that failed, is overwritten.
+            append_synced(self.path, self._bytes, data)
         except OSError as error:
             self._drop_tail()
             raise write_error(error, self.path, "Every earlier edit is safe.") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_edit.export.folder import EDITS
 from lightning_edit.export.selection import Selection
+from lightning_edit.storage.jsonl import write_rows
 
 #: Rows of the card's table; ``edits.jsonl`` has all.
 MAX_ROWS = 200
@@ -20,8 +21,7 @@ def write_edits(folder: Path, selection: Selection) -> None:
         folder: Where the file goes.
         selection: What is exported.
     """
-    lines = [json.dumps(dict(request), ensure_ascii=False) for request in selection.requests]
-    (folder / EDITS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_rows(folder / EDITS, selection.requests)
 
 
 def write_card(

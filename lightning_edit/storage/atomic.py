@@ -2,7 +2,8 @@
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_edit.exceptions import LedgerWriteError
@@ -27,6 +28,32 @@ def write_error(error: OSError, path: Path, state: str) -> LedgerWriteError:
     )
 
 
+@contextmanager
+def replacing(path: Path, several_writers: bool = False) -> Iterator[Path]:
+    """Give a file beside ``path`` to write to, which takes its place when the block has ended.
+
+    Args:
+        path: The file; its folder exists.
+        several_writers: Whether other processes may write the same file meanwhile. Each then has a
+            file of its own, and a kill may leave it behind; otherwise the next write reuses it.
+
+    Yields:
+        The file to write.
+
+    Raises:
+        OSError: If the disk refuses; a file that stood at ``path`` is untouched.
+    """
+    own = f".{os.getpid()}-" if several_writers else ""
+    part = path.with_name(f"{own}{path.name}.part")
+    try:
+        yield part
+        with part.open("r+b") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, data: bytes | bytearray) -> None:
     """Write a file so that it is either whole or not there.
 
@@ -37,14 +64,5 @@ def write_atomic(path: Path, data: bytes | bytearray) -> None:
     Raises:
         OSError: If the disk refuses; a file that stood there is untouched.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        with suppress(FileNotFoundError):
-            part.unlink()
-        raise
+    with replacing(path) as part:
+        part.write_bytes(data)

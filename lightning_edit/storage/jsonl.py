@@ -18,6 +18,34 @@ def to_line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
+def append_synced(path: Path, size: int, data: bytes) -> None:
+    """Add bytes to a file and wait until they are on disk.
+
+    Args:
+        path: The file; made where there is none. Its folder exists.
+        size: Bytes to keep: what lies behind them is of a write that a kill has cut.
+        data: What is added.
+
+    Raises:
+        OSError: If the disk refuses; the file may then hold a part of the data.
+    """
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def complete_lines(content: bytes) -> list[bytes]:
+    """Return the lines that have an end, without it; a last one that a kill has cut is dropped.
+
+    Only the line feed ends a line: JSON strings may hold U+2028 and other line ends of Unicode, at
+    which ``str.splitlines`` would cut a record in two.
+    """
+    return content.split(b"\n")[:-1]
+
+
 class RowFile:
     """A JSONL file that is appended to, and cut back to a remembered length on resume.
 
@@ -41,12 +69,7 @@ class RowFile:
         data = "".join(to_line(row) for row in rows).encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("r+b" if self.path.exists() else "wb") as file:
-                file.truncate(self.size)
-                file.seek(self.size)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            append_synced(self.path, self.size, data)
         except OSError as error:
             raise write_error(error, self.path, UNCHANGED) from error
         self.size += len(data)
@@ -71,11 +94,8 @@ class RowFile:
         self.size = size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self.size == 0:
-            return
-        with self.path.open("rb") as file:
-            for line in file.read(self.size).splitlines():
-                yield json.loads(line)
+        if self.size:
+            yield from (row for _, row in iterate_rows(self.path, self.size))
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -99,11 +119,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in iterate_rows(path)]
 
 
-def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def iterate_rows(path: Path, size: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read one JSON object a line, one at a time: files of many evaluations may exceed memory.
+
+    Only the line feed ends a line, see :func:`complete_lines`.
 
     Args:
         path: File to read.
+        size: Bytes to read; ``None``: all.
 
     Yields:
         Number of the line, from 1, and its object.
@@ -111,17 +134,18 @@ def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: If a line is not a JSON object.
     """
-    # A carriage return inside a line is no end of it, hence `newline`.
-    with path.open(encoding="utf-8", newline="\n") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip("\n"):
+            if line.strip():
                 yield number, _read_row(path, number, line)
+            if size is not None and file.tell() >= size:
+                return
 
 
-def _read_row(path: Path, number: int, line: str) -> dict[str, Any]:
+def _read_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = json.loads(line.decode())
+    except ValueError as error:  # not JSON, or not UTF-8
         raise DataError(
             f"{path}, line {number}: not JSON ({error}); write the file anew"
         ) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.storage.jsonl import RowFile
+from lightning_edit.storage.jsonl import RowFile, complete_lines
 
 
 def require_same(found: Mapping[str, Any], asked: Mapping[str, Any], place: Path) -> None:
@@ -41,7 +41,9 @@ class KeptRows:
 
     def __init__(self, path: Path, study: Mapping[str, Any]) -> None:
         self._file = RowFile(path)
-        self._file.cut(path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0)
+        lines = complete_lines(path.read_bytes()) if path.exists() else []
+        whole = sum(len(line) + 1 for line in lines)
+        self._file.cut(whole)
         found = list(self._file)
         if found:
             require_same(found[0], study, path)

@@ -3,7 +3,6 @@
 arXiv 2403.07825 (its first version: SORA). Axis names: ``n`` -- facts; ``w`` -- width of a target.
 """
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import DataError
 from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.storage.jsonl import iterate_rows
 from lightning_edit.types import EditBatch, EditRequest
 
 log = logging.getLogger(__name__)
@@ -261,13 +261,11 @@ def _read(path: str) -> list[EditRequest]:
     if path == "atlas":
         return unasked_facts(load_atlas())
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
         return [
-            EditRequest.from_dict({"id": f"fact-{number}", **json.loads(line)})
-            for number, line in enumerate(lines)
-            if line.strip()
+            EditRequest.from_dict({"id": f"fact-{number - 1}", **row})
+            for number, row in iterate_rows(Path(path))
         ]
-    except (OSError, json.JSONDecodeError, TypeError) as error:
+    except (OSError, DataError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read as facts ({error}); expected one JSON object a line with "
             "`prompt`, `subject` and `target`"

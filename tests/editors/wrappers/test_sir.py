@@ -127,6 +127,10 @@ def test_facts_come_from_a_file_too(tmp_path: Path) -> None:
     (read,) = SIR(str(path)).facts
     assert (read.subject, read.target) == ("Peru", "Lima")
     assert len(SIR("atlas").facts) > 500
+    # Line ends of Unicode may stand in a record as they are.
+    path.write_text(json.dumps(fact | {"target": "Li\u2028ma"}, ensure_ascii=False) + "\n")
+    (read,) = SIR(str(path)).facts
+    assert read.target == "Li\u2028ma"
     path.write_text("{")
     with pytest.raises(DataError, match="one JSON object a line"):
         SIR(str(path))
