@@ -19,6 +19,7 @@ from lightning_edit.inference.answers import AnswerRows, Row
 from lightning_edit.inference.hooks import (
     capture,
     first_tensor,
+    hooked,
     replace_input,
     replace_output,
     select_head_positions,
@@ -100,12 +101,8 @@ def _last_mlp_at(view: ModelView, batch: AnswerRows) -> Iterator[None]:
         whole = zeros.index_put((batch.rows, batch.positions), found[:, 0])
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-    handle = mlp.register_forward_hook(spread)
-    try:
-        with replace_input(mlp, gathered):
-            yield
-    finally:
-        handle.remove()
+    with hooked(mlp, after=spread), replace_input(mlp, gathered):
+        yield
 
 
 def _at_answers(values: Tensor, batch: AnswerRows) -> Float[Tensor, "a w"]:

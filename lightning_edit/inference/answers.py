@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_edit.inference.hooks import capture, replace_output, select_head_positions
+from lightning_edit.inference.hooks import capture, hooked, replace_output, select_head_positions
 
 Row = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of its answer."""
@@ -170,7 +170,7 @@ def answer_logits_each(
         with ExitStack() as stack:
             for name, (left, right) in changes.items():
                 hook = partial(_add_change, left[edits[part]], right[edits[part]], rows.ids.shape)
-                stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+                stack.enter_context(hooked(model.get_submodule(name), after=hook))
             logits.append(_logits(model, rows, values))
             numbers.append(answers)
     return _in_order(logits, numbers)

@@ -10,10 +10,9 @@ Note:
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import ArchitectureError
@@ -46,6 +45,31 @@ def _replace_first(value: Any, new: Tensor) -> Any:
 def _hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """The hidden state among a module's arguments; Llama's attention gets it as a keyword."""
     return first_tensor(args[0] if args else kwargs.get("hidden_states"))
+
+
+@contextmanager
+def hooked(
+    module: nn.Module,
+    before: Callable[..., Any] | None = None,
+    after: Callable[..., Any] | None = None,
+    *,
+    with_kwargs: bool = False,
+) -> Iterator[None]:
+    """Register forward hooks of a module inside the ``with`` block; every hook goes through here.
+
+    Args:
+        module: The module.
+        before: A forward pre-hook: gets the module and its arguments, may return others.
+        after: A forward hook: gets the module, its arguments and its output, may return another.
+        with_kwargs: Whether ``before`` gets keyword arguments too.
+    """
+    with ExitStack() as stack:
+        if before is not None:
+            handle = module.register_forward_pre_hook(before, with_kwargs=with_kwargs)
+            stack.callback(handle.remove)
+        if after is not None:
+            stack.callback(module.register_forward_hook(after).remove)
+        yield
 
 
 class _BatchShape:
@@ -104,25 +128,25 @@ def capture(
             raise _StopForwardError
 
     with ExitStack() as stack:
-        handle = model.register_forward_pre_hook(batch, with_kwargs=True)
-        stack.callback(handle.remove)
+        stack.enter_context(hooked(model, batch, with_kwargs=True))
         for key, (name, side) in needed.items():
-            handle = _watch(_module(model, name), key, side, note)
-            stack.callback(handle.remove)
+            stack.enter_context(_watched(_module(model, name), key, side, note))
         try:
             yield seen
         except _StopForwardError:
             return
 
 
-def _watch(
+def _watched(
     module: nn.Module, key: str, side: str, note: Callable[[str, Tensor], None]
-) -> torch.utils.hooks.RemovableHandle:
+) -> AbstractContextManager[None]:
     if side == "input":
-        return module.register_forward_pre_hook(
-            lambda _, args, kwargs: note(key, _hidden_argument(args, kwargs)), with_kwargs=True
+        return hooked(
+            module,
+            lambda _, args, kwargs: note(key, _hidden_argument(args, kwargs)),
+            with_kwargs=True,
         )
-    return module.register_forward_hook(lambda _, args, output: note(key, first_tensor(output)))
+    return hooked(module, after=lambda _, args, output: note(key, first_tensor(output)))
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:
@@ -156,9 +180,8 @@ def replace_output(
 
     with ExitStack() as stack:
         if within is not None:
-            handle = within.register_forward_pre_hook(batch, with_kwargs=True)
-            stack.callback(handle.remove)
-        stack.callback(module.register_forward_hook(hook).remove)
+            stack.enter_context(hooked(within, batch, with_kwargs=True))
+        stack.enter_context(hooked(module, after=hook))
         yield
 
 
@@ -177,11 +200,8 @@ def replace_input(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator
             return (new, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": new}
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with hooked(module, hook, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -195,11 +215,8 @@ def returns_tuples(module: nn.Module) -> Iterator[list[bool]]:
         A list that gets one entry a call.
     """
     kinds: list[bool] = []
-    handle = module.register_forward_hook(lambda *call: kinds.append(type(call[2]) is tuple))
-    try:
+    with hooked(module, after=lambda *call: kinds.append(type(call[2]) is tuple)):
         yield kinds
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from lightning_edit.inference.hooks import hooked
 from lightning_edit.models.view import BlockView, ModelView
 
 
@@ -28,8 +29,7 @@ def read_only_at(view: ModelView, places: Int[Tensor, " m"]) -> Iterator[None]:
     attended: list[bool] = []
     with ExitStack() as stack:
         out = view.model.get_submodule(last.attention_out)
-        handle = out.register_forward_pre_hook(lambda *_: attended.append(True))
-        stack.callback(handle.remove)
+        stack.enter_context(hooked(out, lambda *_: attended.append(True)))
         _enter(stack, out, _Some(places, lambda: True))
         for module in _beside_attention(view, last):
             _enter(stack, module, _Some(places, lambda: bool(attended)))
@@ -87,5 +87,4 @@ def _like(value: Any, shape: torch.Size) -> bool:
 
 
 def _enter(stack: ExitStack, module: nn.Module, some: _Some) -> None:
-    stack.callback(module.register_forward_pre_hook(some.take).remove)
-    stack.callback(module.register_forward_hook(some.put).remove)
+    stack.enter_context(hooked(module, some.take, some.put))

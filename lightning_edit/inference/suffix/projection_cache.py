@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lightning_edit.inference.hooks import hooked
 from lightning_edit.models.view import ModelView
 
 
@@ -67,11 +68,10 @@ class Entering:
             for name, layer in self.layers.items():
                 if name in self.kept:
                     take, put = partial(_take, starts), partial(_put, starts, self.kept[name])
-                    stack.callback(layer.register_forward_pre_hook(take).remove)
-                    stack.callback(layer.register_forward_hook(put).remove)
+                    stack.enter_context(hooked(layer, take, put))
                 else:
                     note = partial(self._note, name, ran)
-                    stack.callback(layer.register_forward_hook(note).remove)
+                    stack.enter_context(hooked(layer, after=note))
             yield
 
     def _note(
