@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import lightning.pytorch as pl
 import torch
 
-from lightning_edit.distributed.sharding import is_sharded
+from lightning_edit.distributed.sharding import Share
 from lightning_edit.edits.delta import Delta
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.inference.pass_layout import PassLayout
@@ -58,10 +58,7 @@ class Moment:
     def on_share(
         self, items: Sequence[_Item], work: Callable[[Sequence[_Item]], Sequence[_Result]]
     ) -> list[tuple[int, _Result]]:
-        """Do work on this process's share of some items.
-
-        Where each process holds a part of every weight, all processes do all of the work, since
-        each forward pass needs them all; the share then is what each of them counts.
+        """Do work on this process's share of some items; see :meth:`Share.map`.
 
         Args:
             items: All items, the same on every process.
@@ -71,12 +68,7 @@ class Moment:
             Numbers and results of the items that are this process's to count; empty where there
             are fewer items than processes.
         """
-        mine = range(self.rank, len(items), self.world_size)
-        if self.world_size > 1 and is_sharded(self.model):
-            results = work(items)
-            return [(number, results[number]) for number in mine]
-        share = [items[number] for number in mine]
-        return list(zip(mine, work(share) if share else [], strict=True))
+        return Share(self.rank, self.world_size).map(items, work, self.model)
 
 
 @dataclass(frozen=True)

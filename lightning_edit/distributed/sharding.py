@@ -1,6 +1,6 @@
 """Work divided among processes (data parallel): shares, gathered results, sharded weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,10 +36,15 @@ def gather(items: Sequence[_Item]) -> list[_Item]:
 
 @dataclass(frozen=True)
 class Share:
-    """Which forward passes are this process's: every ``processes``-th from ``rank`` on.
+    """Which items are this process's: every ``processes``-th from ``rank`` on.
 
-    All processes read and tokenise the same text, so together they do the passes that one process
-    would do, and a token budget is kept to the token.
+    In collecting statistics the items are forward passes. All processes read and tokenise the same
+    text, so together they do the passes that one process would do, and a token budget is kept to
+    the token.
+
+    Args:
+        rank: Number of this process.
+        processes: How many there are.
     """
 
     rank: int = 0
@@ -48,3 +53,30 @@ class Share:
     def mine(self, number: int) -> bool:
         """Return whether a pass of this number is done here."""
         return number % self.processes == self.rank
+
+    def map(
+        self,
+        items: Sequence[_Item],
+        work: Callable[[Sequence[_Item]], Sequence[_Result]],
+        model: nn.Module,
+    ) -> list[tuple[int, _Result]]:
+        """Do work on this process's share of some items.
+
+        Where each process holds a part of every weight, all processes do all of the work, since
+        each forward pass needs them all; the share then is what each of them counts.
+
+        Args:
+            items: All items, the same on every process.
+            work: One result an item. It must not wait for other processes by itself.
+            model: The language model that the work runs.
+
+        Returns:
+            Numbers and results of the items that are this process's to count; empty where there
+            are fewer items than processes.
+        """
+        mine = range(self.rank, len(items), self.processes)
+        if self.processes > 1 and is_sharded(model):
+            results = work(items)
+            return [(number, results[number]) for number in mine]
+        share = [items[number] for number in mine]
+        return list(zip(mine, work(share) if share else [], strict=True))
