@@ -1,17 +1,15 @@
 """An edited model in the hand: generate from it, edit on, take it back."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
+from lightning_edit.edits.protocols import BoundEditor
 from lightning_edit.types import EditRequest
 from lightning_edit.types.requests import as_requests
-
-if TYPE_CHECKING:
-    from lightning_edit.editors.base import Editor
 
 
 class EditedModel:
@@ -21,7 +19,7 @@ class EditedModel:
         editor: An editor bound to the model.
     """
 
-    def __init__(self, editor: "Editor") -> None:
+    def __init__(self, editor: BoundEditor) -> None:
         self.editor = editor
         self.model = editor.language_model
         self.tokenizer = editor.tokenizer

@@ -13,20 +13,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.journal import Entry, Journal, file_hash, select
+from lightning_edit.edits.protocols import EditHistory
 from lightning_edit.exceptions import LedgerError, NotFiniteError
 from lightning_edit.models.weights import Weight, weight, weights_hash
 from lightning_edit.storage.atomic import write_error
 from lightning_edit.types import EditRequest
-
-if TYPE_CHECKING:
-    from lightning_edit.editors.base import Editor
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +57,14 @@ class Ledger:
         LedgerError: If the folder's journal is damaged.
     """
 
-    def __init__(self, model: nn.Module, editor: Any = None, directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        editor: EditHistory | None = None,
+        directory: Path | None = None,
+    ) -> None:
         self.model = model
-        self.editor: Editor | None = editor
+        self.editor = editor
         self.journal = None if directory is None else Journal(directory)
         self._active: list[tuple[Entry, Delta]] = []
         self._touched: dict[str, Touched] = {}

@@ -140,6 +140,9 @@ class History:
     def forget(self, delta: Delta) -> None:
         self.ids.remove(*delta.request_ids)
 
+    def recall(self, delta: Delta) -> None:
+        self.ids.extend(delta.request_ids)
+
 
 def refused(ledger: Ledger, number: int) -> str:
     """Try a commit on a full disk; return the message."""
