@@ -20,7 +20,7 @@ FORMATS = ("text", "markdown", "latex", "csv", "json")
 LEGEND = (
     "Rel reliability, Gen generalization, Loc locality, Port portability. em: right answers; "
     "token: right answer tokens; kept: as before editing; tf: teacher forced; gen: the model's own "
-    "text. Shares in per cent ± half of a 95 % bootstrap interval over requests{seeds}; {mark}: "
+    "text. Shares in per cent ± half of a 95 % interval over requests{seeds}; {mark}: "
     "better than every other method by more than the paired difference's interval. s/edit: wall "
     "time of editing, without scoring."
 )

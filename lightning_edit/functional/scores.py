@@ -1,6 +1,7 @@
-"""What a model makes of given answer tokens.
+"""Scores of given answer tokens, and the harmonic mean of scores.
 
-Axis names: ``n`` -- answer tokens, of one answer or of several; ``v`` -- vocabulary.
+Axis names: ``n`` -- answer tokens, of one answer or of several; ``v`` -- vocabulary; ``a`` --
+aspects (reliability, generalization, locality).
 """
 
 import torch
@@ -28,3 +29,16 @@ def token_scores(
     nll = -log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
     nll = nll.nan_to_num(nan=NLL_CAP, posinf=NLL_CAP).clamp(max=NLL_CAP)
     return nll, logits.argmax(dim=-1)
+
+
+def harmonic_mean(values: Float[Tensor, "... a"]) -> Float[Tensor, "..."]:
+    """Return the harmonic mean over the last axis; 0 where one of the values is 0.
+
+    As ROME's score S (arXiv 2202.05262, section 3.4) it is high only where every part is.
+
+    Args:
+        values: Shares, 0 to 1. A part that was not measured is nan and left out.
+    """
+    measured = ~values.isnan()
+    inverse = torch.where(measured, values.reciprocal(), 0.0)
+    return measured.sum(-1) / inverse.sum(-1)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_edit.analysis.sweep.measure import ASPECTS, Outcome, table_of
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.functional.resample import harmonic_mean, resampled_scores
+from lightning_edit.functional.bootstrap import Resampling
+from lightning_edit.functional.scores import harmonic_mean
 
 #: Draws of the bootstrap; its own error is then a thirtieth of the spread.
 RESAMPLES = 1000
@@ -123,7 +124,8 @@ def rate(tried: Sequence[Tried], seed: int = 0) -> list[Rated]:
     values = _aligned(measured)
     means = values.nanmean(1)
     scores = harmonic_mean(means)
-    resampled = resampled_scores(values, RESAMPLES, seed)
+    draws = Resampling(values.shape[1], resamples=RESAMPLES, seed=seed)
+    resampled = harmonic_mean(torch.from_numpy(draws.table_means(values.double().numpy())))
     best = int(scores.argmax())
     behind = scores[best] - scores
     errors = (resampled[best] - resampled).std(1)

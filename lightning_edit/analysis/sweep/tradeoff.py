@@ -11,7 +11,7 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.functional.resample import harmonic_mean
+from lightning_edit.functional.scores import harmonic_mean
 from lightning_edit.storage.study_rows import KeptRows
 from lightning_edit.types import Mode
 
