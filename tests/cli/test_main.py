@@ -6,11 +6,11 @@ import sys
 import pytest
 
 import lightning_edit
-from lightning_edit.__main__ import HEAVY, LIGHT, main
+from lightning_edit.cli.main import HEAVY, LIGHT, main
 
 _LIGHT_HELP = """
 import contextlib, io, sys, time
-from lightning_edit.__main__ import LIGHT, main
+from lightning_edit.cli.main import LIGHT, main
 for arguments in [["--help"], *([verb, "--help"] for verb in LIGHT)]:
     begin = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -1,0 +1,142 @@
+"""The command line: light verbs start at once, Lightning is imported only where it runs."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from lightning_edit.exceptions import LightningEditError
+
+#: Verbs that need no Trainer, and what they do.
+LIGHT: dict[str, str] = {
+    "data": "check FILE…: parse data files, count probes",
+    "doctor": "MODEL: what was found in a model, and its memory",
+    "stats": "collect the key statistics that ROME and MEMIT need",
+    "trace": "which states of a model carry facts: causal tracing",
+    "report": "RUN…: tables of finished runs, and one HTML page of them",
+    "benchmark": "GRID.yaml: methods × models × data × protocols, as tables",
+    "mine": "RUN: which single edits made the model collapse, as data",
+    "undo": "RUN --ids …: take edits back, or list those in force",
+    "export": "RUN --format peft|merged|delta: ship the edits",
+}
+#: Studies of editors: they take an editor and data as ``edit`` does, so their help loads Lightning.
+STUDIES: dict[str, str] = {
+    "sweep": "try an editor at every layer of a model",
+    "tradeoff": "an edit's success against its harm, part of the way (1-LI)",
+}
+#: Verbs of Lightning's command line.
+HEAVY: dict[str, str] = {
+    "edit": "write a stream of edits into a model and measure what else moved",
+    "resume": "RUN: go on with an interrupted run of edits",
+    "fit": "train an editor that needs training, such as MEND",
+    "validate": "evaluate a trained editor on the validation split",
+    "test": "evaluate a trained editor on the test split",
+    "predict": "Lightning's predict",
+}
+
+
+def _help() -> str:
+    width = 10
+    lines = [
+        "usage: lightning-edit VERB …",
+        "",
+        "Change what a language model knows, measure what else changed, ship the change.",
+        "",
+        "run:",
+        *(f"  {verb:<{width}}{text}" for verb, text in HEAVY.items()),
+        "",
+        "choose layers and strength:",
+        *(f"  {verb:<{width}}{text}" for verb, text in STUDIES.items()),
+        "",
+        "look and ship:",
+        *(f"  {verb:<{width}}{text}" for verb, text in LIGHT.items()),
+        "",
+        "first steps:",
+        "  lightning-edit edit --model ROME --data AtlasDataModule --data.limit 20 \\",
+        "                      --protocol single",
+        "  lightning-edit edit --model MEMIT --data JSONLDataModule --data.path facts.jsonl \\",
+        "                      --lm path/to/model --protocol batch",
+        "",
+        "`lightning-edit VERB --help` lists every option of a verb; --version prints the version.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _unknown(verb: str) -> str:
+    from difflib import get_close_matches  # only needed when something was mistyped
+
+    verbs = [*HEAVY, *STUDIES, *LIGHT]
+    close = get_close_matches(verb, verbs, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(verbs)}"
+    return f"lightning-edit: there is no verb {verb!r}; {hint}\n"
+
+
+def _own(verb: str) -> Callable[[Sequence[str]], int]:
+    """Return the ``main`` of a verb; only its module is imported, so light verbs stay light."""
+    match verb:
+        case "data":
+            from lightning_edit.cli.data import main
+        case "doctor":
+            from lightning_edit.cli.doctor import main
+        case "stats":
+            from lightning_edit.cli.stats import main
+        case "trace":
+            from lightning_edit.cli.trace import main
+        case "report":
+            from lightning_edit.cli.report import main
+        case "benchmark":
+            from lightning_edit.cli.benchmark import main
+        case "mine":
+            from lightning_edit.cli.hard_edits import main
+        case "undo":
+            from lightning_edit.cli.undo import main
+        case "export":
+            from lightning_edit.cli.export import main
+        case "sweep":
+            from lightning_edit.cli.sweep import main
+        case "tradeoff":
+            from lightning_edit.cli.tradeoff import main
+        case _:
+            raise ValueError(f"{verb!r} has no module")
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the program's name; ``None``: the process's own.
+
+    Returns:
+        Exit status: 0 done, 1 interrupted, 2 something the user can mend.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Idle OpenMP threads spin by default and starve other work on a shared core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"lightning-edit {version('lightning-edit')}\n")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    try:
+        if verb in LIGHT or verb in STUDIES:
+            return _own(verb)(rest)
+        if verb in HEAVY:
+            from lightning_edit.cli.lightning import main as lightning
+
+            return lightning(arguments)
+    except LightningEditError as error:
+        sys.stderr.write(f"lightning-edit {verb}: {error}\n")
+        return 2
+    except SystemExit as leave:
+        # argparse and jsonargparse end the process themselves, after --help or a usage error.
+        return leave.code if isinstance(leave.code, int) else 0 if leave.code is None else 2
+    except BrokenPipeError:
+        # The reader of our output has left, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    sys.stderr.write(_unknown(verb))
+    return 2
