@@ -67,9 +67,11 @@ runs/second-model/statistics.done: | $(VENV)/.done
 benchmark: $(VENV)/.done runs/mend-atlas/checkpoints/best.ckpt $(STATISTICS)  ## every method on 100 facts, as tables (hours; goes on where it was stopped)
 	@$(BIN)/lightning-edit benchmark configs/benchmark/methods.yaml
 
-lint: $(VENV)/.done  ## check style and format
+lint: $(VENV)/.done  ## check style, format and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@if [ -x $(BIN)/lint-imports ]; then $(BIN)/lint-imports --no-cache; \
+	else echo "The direction of imports is not checked: import-linter needs Python 3.11."; fi
 
 typecheck: $(VENV)/.done  ## check types
 	@$(BIN)/mypy
