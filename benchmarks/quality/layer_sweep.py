@@ -1,7 +1,7 @@
 """Which layers, steps and bounds suit each editor on the embedded model: every combination, scored.
 
-Run:  python benchmarks/quality/layer_sweep.py --editor ROME --edits 20
-The defaults of the editors for small models come from the results under benchmarks/results.
+Run:  python benchmarks/quality/layer_sweep.py --editor ROME --edits 20 The defaults of the editors
+for small models come from the results under benchmarks/results.
 """
 
 import argparse

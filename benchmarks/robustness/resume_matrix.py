@@ -35,7 +35,7 @@ from rich.progress import track
 
 import lightning_edit.callbacks as every_callback
 from lightning_edit.benchmark.machine import machine
-from lightning_edit.callbacks import Measuring
+from lightning_edit.callbacks import MeasurementCallback
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.editors import D4S, FTM, KN, MEND, PRUNE, ROME, AlphaEdit, UltraEdit
 from lightning_edit.editors.base import Editor
@@ -61,7 +61,7 @@ FACTS = [
     {"id": f"known-{n}", "prompt": f"The capital of {country} is", "target": city}
     for n, (country, city) in enumerate([("Italy", "Rome"), ("Peru", "Lima"), ("Japan", "Tokyo")])
 ]
-CALLBACKS: dict[str, Callable[[], Measuring]] = {
+CALLBACKS: dict[str, Callable[[], MeasurementCallback]] = {
     "CollapseCallback": lambda: every_callback.CollapseCallback(
         limit=12, generations=2, max_new_tokens=8, every_n_commits=2
     ),
@@ -276,7 +276,9 @@ def main() -> None:
     absent = {
         name
         for name, kind in vars(every_callback).items()
-        if isinstance(kind, type) and issubclass(kind, Measuring) and kind is not Measuring
+        if isinstance(kind, type)
+        and issubclass(kind, MeasurementCallback)
+        and kind is not MeasurementCallback
     } - CALLBACKS.keys()
     if absent:
         parser.error(f"no settings for the callbacks {', '.join(sorted(absent))}; add them here")

@@ -5,8 +5,9 @@ every class twice.
 """
 
 from lightning_edit.callbacks.aspects import LocalityCallback, PortabilityCallback
-from lightning_edit.callbacks.base import Measuring
+from lightning_edit.callbacks.base import MeasurementCallback
 from lightning_edit.callbacks.collapse import CollapseCallback
+from lightning_edit.callbacks.context import Commit, EvalContext, Measurement
 from lightning_edit.callbacks.drift import DriftCallback
 from lightning_edit.callbacks.efficiency import EfficiencyCallback
 from lightning_edit.callbacks.evaluation import EditEvaluation
@@ -15,14 +16,22 @@ from lightning_edit.callbacks.overfitting import OverfittingCallback
 from lightning_edit.callbacks.report import ReportCallback
 from lightning_edit.callbacks.ripple import RippleCallback
 
+#: Their names in earlier versions.
+Measuring, Moment = MeasurementCallback, EvalContext
+
 __all__ = [
     "CollapseCallback",
     "CollapseGuard",
+    "Commit",
     "DriftCallback",
     "EditEvaluation",
     "EfficiencyCallback",
+    "EvalContext",
     "LocalityCallback",
+    "Measurement",
+    "MeasurementCallback",
     "Measuring",
+    "Moment",
     "OverfittingCallback",
     "PortabilityCallback",
     "ReportCallback",

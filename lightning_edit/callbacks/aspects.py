@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from lightning_edit.callbacks.base import Measurement, Moment
+from lightning_edit.callbacks.base import EvalContext, Measurement
 from lightning_edit.callbacks.evaluation import EditEvaluation
 from lightning_edit.datamodules.other_task import other_task_probes
 from lightning_edit.evaluation.outcomes import ScoredProbe
@@ -25,14 +25,14 @@ class AspectEvaluation(EditEvaluation):
     aspects: ClassVar[tuple[str, ...]] = ()
     """What is measured."""
 
-    def measure(self, moment: Moment) -> Measurement:
+    def measure(self, context: EvalContext) -> Measurement:
         """Score the questions of the aspects.
 
         Args:
-            moment: The model, and in our loop the outcomes of its edits' probes.
+            context: The model, and in our loop the outcomes of its edits' probes.
         """
-        own = super().measure(moment)
-        asked = [score for score in moment.scores if score.aspect in self.aspects]
+        own = super().measure(context)
+        asked = [score for score in context.scores if score.aspect in self.aspects]
         values = self._named(own.values)
         if asked:
             kinds = {name: value for name, value in values.items() if "." in name}

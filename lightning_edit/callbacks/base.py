@@ -1,9 +1,9 @@
 """Callbacks that measure a language model at points of a stream of edits, or of anyone's training.
 
-A subclass of :class:`Measuring` says what is measured; when, and where the numbers go, is said
-here. In :meth:`EditTrainer.edit <lightning_edit.session.trainer.EditTrainer.edit>` the session asks
-at the pristine model and at every evaluation point; in any other Trainer the callback asks before
-the first step, every few steps and after validations.
+A subclass of :class:`MeasurementCallback` says what is measured; when, and where the numbers go, is
+said here. In :meth:`EditTrainer.edit <lightning_edit.session.trainer.EditTrainer.edit>` the session
+asks at the pristine model and at every evaluation point; in any other Trainer the callback asks
+before the first step, every few steps and after validations.
 """
 
 import logging
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lightning_edit.callbacks.context import Commit, DrivesMeasuring, Measurement, Moment
+from lightning_edit.callbacks.context import Commit, EvalContext, Measurement, MeasurementDriver
 from lightning_edit.callbacks.discovery import find_language_model, find_tokenizer
 from lightning_edit.distributed.sharding import gather
 from lightning_edit.exceptions import NotFiniteError
@@ -23,12 +23,19 @@ from lightning_edit.inference.pass_layout import PassLayout
 from lightning_edit.storage.jsonl import write_rows
 from lightning_edit.storage.run_folder import RunFolder
 
-__all__ = ["Commit", "DrivesMeasuring", "Measurement", "Measuring", "Moment", "gather"]
+__all__ = [
+    "Commit",
+    "EvalContext",
+    "Measurement",
+    "MeasurementCallback",
+    "MeasurementDriver",
+    "gather",
+]
 
 log = logging.getLogger(__name__)
 
 
-class Measuring(Callback, ABC):
+class MeasurementCallback(Callback, ABC):
     """Base class of callbacks that measure a language model.
 
     In our loop the values stand in the points of ``results.json`` and, with the rows, in
@@ -54,7 +61,7 @@ class Measuring(Callback, ABC):
     reads_others: ClassVar[bool] = False
     """Whether :meth:`on_results` reads what other callbacks write there, so that it comes last."""
     cumulative: ClassVar[bool] = False
-    """Whether values are of the run so far. Otherwise they are of one moment, and where edits are
+    """Whether values are of the run so far. Otherwise they are of one point, and where edits are
     measured each alone, ``results.json`` has their mean."""
 
     def __init__(
@@ -82,14 +89,14 @@ class Measuring(Callback, ABC):
     # ------------------------------------------------------------------------- of each subclass
 
     @abstractmethod
-    def measure(self, moment: Moment) -> Measurement:
+    def measure(self, context: EvalContext) -> Measurement:
         """Measure a model. The model, its mode and all random numbers are as before afterwards.
 
         The first call of a run is on the model before the first edit or step: ``self.before`` is
         ``None`` then, and later what that call returned.
 
         Args:
-            moment: The model, and how far the run has come.
+            context: The model, and how far the run has come.
         """
 
     def on_commit(self, commit: Commit) -> None:
@@ -115,17 +122,22 @@ class Measuring(Callback, ABC):
             folder: The run's folder, with ``results.json``.
         """
 
-    def forget_run(self) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forget_run" in vars(cls):
+            raise TypeError(f"{cls.__name__}.forget_run is called `reset` now; rename the method")
+
+    def reset(self) -> None:
         """Start anew: the same callback may watch several runs of our loop."""
         self.before, self.values, self._step, self.layout = None, {}, 0, None
 
     # -------------------------------------------------------------------------------- measuring
 
-    def observe(self, moment: Moment) -> Measurement:
+    def observe(self, context: EvalContext) -> Measurement:
         """Measure, and remember the first measurement.
 
         Args:
-            moment: The model, and how far the run has come.
+            context: The model, and how far the run has come.
 
         Returns:
             The measurement, names with the prefix.
@@ -133,17 +145,17 @@ class Measuring(Callback, ABC):
         Raises:
             ArithmeticError: If a value is not finite.
         """
-        found = self.measure(moment)
+        found = self.measure(context)
         values = {self.prefix + name: float(value) for name, value in found.values.items()}
         if broken := [name for name, value in values.items() if not math.isfinite(value)]:
             raise ArithmeticError(
                 f"{type(self).__name__} measured {broken[0]} = {values[broken[0]]} after "
-                f"{moment.step}; a measure must be finite: cap what a broken model gives"
+                f"{context.step}; a measure must be finite: cap what a broken model gives"
             )
         if self.before is None:
             self.before = values
         self.values = values
-        self._step = moment.step
+        self._step = context.step
         return Measurement(values, found.rows)
 
     def send(self, trainer: pl.Trainer, step: int) -> None:
@@ -210,8 +222,8 @@ class Measuring(Callback, ABC):
             pl_module: The module that runs.
             stage: The stage.
         """
-        if isinstance(pl_module, DrivesMeasuring):
-            self.forget_run()
+        if isinstance(pl_module, MeasurementDriver):
+            self.reset()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the model and measure it before the first step.
@@ -223,7 +235,7 @@ class Measuring(Callback, ABC):
         Raises:
             ConfigError: If the language model or the tokenizer is not found.
         """
-        if isinstance(pl_module, DrivesMeasuring):
+        if isinstance(pl_module, MeasurementDriver):
             return
         model = find_language_model(pl_module, self.model_attribute)
         self._found = model, find_tokenizer(self.tokenizer, trainer, pl_module)
@@ -282,7 +294,7 @@ class Measuring(Callback, ABC):
     def _take(self, trainer: pl.Trainer) -> None:
         assert self._found is not None  # set in on_fit_start
         model, tokenizer = self._found
-        moment = Moment(
+        context = EvalContext(
             trainer.global_step,
             model,
             tokenizer,
@@ -291,10 +303,10 @@ class Measuring(Callback, ABC):
             device=trainer.strategy.root_device,
             layout=self.layout,
         )
-        found = self.observe(moment)
-        self.send(trainer, moment.step)
+        found = self.observe(context)
+        self.send(trainer, context.step)
         if self.directory is not None:
             rows = gather(found.rows)
             if trainer.is_global_zero:
-                path = self.directory / f"step-{moment.step:08d}.jsonl"
-                write_rows(path, [{"step": moment.step, **row} for row in rows])
+                path = self.directory / f"step-{context.step:08d}.jsonl"
+                write_rows(path, [{"step": context.step, **row} for row in rows])

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from lightning_edit.callbacks.base import Commit, Measurement, Measuring, Moment
+from lightning_edit.callbacks.base import Commit, EvalContext, Measurement, MeasurementCallback
 from lightning_edit.evaluation.corpus import TextReader, fixed_texts
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.metrics import NgramEntropy, Perplexity
 from lightning_edit.metrics.aspects import plain
 
 
-class CollapseCallback(Measuring):
+class CollapseCallback(MeasurementCallback):
     """Measures perplexity on fixed texts and the variety of generated ones.
 
     * ``collapse/perplexity`` (over all tokens), ``…_median``, ``…_clipped``, ``…_mean`` (over
@@ -38,7 +38,7 @@ class CollapseCallback(Measuring):
         seed: Seed of the sampling.
         max_tokens: Texts are cut to so many tokens.
         batch_size: Texts that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.base.Measuring`.
+        options: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
     """
 
     def __init__(
@@ -85,23 +85,23 @@ class CollapseCallback(Measuring):
         super().load_state_dict(state_dict)
         self.first_broken, self._commits = state_dict["first_broken"], state_dict["commits"]
 
-    def forget_run(self) -> None:
+    def reset(self) -> None:
         """Start anew."""
-        super().forget_run()
+        super().reset()
         self.first_broken, self._commits = None, 0
 
-    def measure(self, moment: Moment) -> Measurement:
+    def measure(self, context: EvalContext) -> Measurement:
         """Measure perplexity and variety.
 
         Args:
-            moment: The model.
+            context: The model.
         """
         values, rows = read_perplexity(
-            moment, self.texts, self.limit, self.batch_size, self.max_tokens
+            context, self.texts, self.limit, self.batch_size, self.max_tokens
         )
-        values |= self._judge(moment, values)
-        written = self._write(moment)
-        metric = NgramEntropy().to(moment.device)
+        values |= self._judge(context, values)
+        written = self._write(context)
+        metric = NgramEntropy().to(context.device)
         metric.update([row["generated"] for row in written])
         values |= plain(metric.compute())
         named = {f"collapse/{name}": value for name, value in values.items()}
@@ -115,33 +115,33 @@ class CollapseCallback(Measuring):
         """
         self._commits += 1
         due = self.every_n_commits is not None and self._commits % self.every_n_commits == 0
-        moment = commit.moment
-        if not due or moment.alone:
+        context = commit.context
+        if not due or context.single_edit:
             return
         values, _ = read_perplexity(
-            moment, self.texts, self.limit, self.batch_size, self.max_tokens
+            context, self.texts, self.limit, self.batch_size, self.max_tokens
         )
-        values |= self._judge(moment, values)
+        values |= self._judge(context, values)
         named = {f"{self.prefix}collapse/{name}": value for name, value in values.items()}
-        commit.session.measures.add(type(self).__name__, moment.step, named)
+        commit.session.measures.add(type(self).__name__, context.step, named)
 
-    def _judge(self, moment: Moment, values: dict[str, float]) -> dict[str, float]:
+    def _judge(self, context: EvalContext, values: dict[str, float]) -> dict[str, float]:
         if self.before is None:
             return {}
         ratio = values["perplexity"] / self.before[f"{self.prefix}collapse/perplexity"]
         broken = ratio > self.max_perplexity_ratio
-        if broken and self.first_broken is None and not moment.alone:
-            self.first_broken = moment.step
+        if broken and self.first_broken is None and not context.single_edit:
+            self.first_broken = context.step
         found = {"perplexity_ratio": ratio, "broken": float(broken)}
         if self.first_broken is not None:
             found["first_broken"] = float(self.first_broken)
         return found
 
-    def _write(self, moment: Moment) -> list[dict[str, Any]]:
+    def _write(self, context: EvalContext) -> list[dict[str, Any]]:
         """Return this process's generated texts."""
         texts = fixed_texts(self.texts, self.limit)[: self.generations]
         prompts = [" ".join(text.split()[:3]) for text in texts]
-        reader = TextReader(moment.model, moment.tokenizer, self.batch_size, self.max_tokens)
+        reader = TextReader(context.model, context.tokenizer, self.batch_size, self.max_tokens)
 
         def write(share: Sequence[tuple[int, str]]) -> list[str]:
             numbers, beginnings = [number for number, _ in share], [text for _, text in share]
@@ -149,12 +149,12 @@ class CollapseCallback(Measuring):
                 beginnings, numbers, self.max_new_tokens, self.top_k, self.seed
             )
 
-        found = moment.on_share(list(enumerate(prompts)), write)
+        found = context.map_sharded(list(enumerate(prompts)), write)
         return [{"prompt": prompts[number], "generated": text} for number, text in found]
 
 
 def read_perplexity(
-    moment: Moment,
+    context: EvalContext,
     source: str | list[str] | None,
     limit: int,
     batch_size: int = 16,
@@ -163,7 +163,7 @@ def read_perplexity(
     """Measure perplexity on fixed texts.
 
     Args:
-        moment: The model.
+        context: The model.
         source: As for :func:`~lightning_edit.evaluation.corpus.fixed_texts`.
         limit: How many texts.
         batch_size: Texts that go through the model together.
@@ -173,9 +173,9 @@ def read_perplexity(
         Values by name, and this process's raw results, a row a text.
     """
     texts = fixed_texts(source, limit)
-    reader = TextReader(moment.model, moment.tokenizer, batch_size, max_tokens)
-    found = moment.on_share(texts, reader.nlls)
-    metric = Perplexity(len(texts)).to(moment.device)
+    reader = TextReader(context.model, context.tokenizer, batch_size, max_tokens)
+    found = context.map_sharded(texts, reader.nlls)
+    metric = Perplexity(len(texts)).to(context.device)
     metric.update(
         torch.tensor([number for number, _ in found], dtype=torch.long),
         torch.tensor([nll for _, (nll, _) in found], dtype=torch.float64),

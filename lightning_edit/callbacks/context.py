@@ -20,12 +20,12 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-class DrivesMeasuring(pl.LightningModule):
-    """A module that calls :meth:`Measuring.observe` itself, when it is time."""
+class MeasurementDriver(pl.LightningModule):
+    """A module that calls :meth:`MeasurementCallback.observe` itself, when it is time."""
 
 
 @dataclass(frozen=True)
-class Moment:
+class EvalContext:
     """A model at one point of a run.
 
     Args:
@@ -36,7 +36,7 @@ class Moment:
         requests: Edits written so far (``single``: the one in force); empty elsewhere.
         scores: Outcomes of their probes on this model, where they were asked already.
         ledger: What was written; ``None`` elsewhere.
-        alone: Whether edits are measured each alone on the pristine model (``single``).
+        single_edit: Whether edits are measured each alone on the pristine model (``single``).
         rank: Number of this process.
         world_size: How many processes there are.
         device: Where metrics have their states, so that processes can add them.
@@ -49,13 +49,24 @@ class Moment:
     requests: Sequence[EditRequest] = ()
     scores: Sequence[ProbeScore] = ()
     ledger: "Ledger | None" = None
-    alone: bool = False
+    single_edit: bool = False
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     layout: PassLayout | None = None
 
+    @property
+    def alone(self) -> bool:
+        """The name of :attr:`single_edit` in earlier versions."""
+        return self.single_edit
+
     def on_share(
+        self, items: Sequence[_Item], work: Callable[[Sequence[_Item]], Sequence[_Result]]
+    ) -> list[tuple[int, _Result]]:
+        """Call :meth:`map_sharded`, by its name in earlier versions."""
+        return self.map_sharded(items, work)
+
+    def map_sharded(
         self, items: Sequence[_Item], work: Callable[[Sequence[_Item]], Sequence[_Result]]
     ) -> list[tuple[int, _Result]]:
         """Do work on this process's share of some items; see :meth:`Share.map`.
@@ -76,22 +87,27 @@ class Commit:
     """One delta that was just written into the model.
 
     Args:
-        moment: The model now; ``moment.requests`` are those of this commit.
+        context: The model now; ``context.requests`` are those of this commit.
         delta: What was written.
         seconds: How long each stage took: those that the editor tells apart, ``other`` for the
             rest of finding the delta, and ``commit``.
         session: The run; rolls back, stops and takes notes.
     """
 
-    moment: Moment
+    context: EvalContext
     delta: Delta
     seconds: Mapping[str, float]
     session: Any
 
+    @property
+    def moment(self) -> EvalContext:
+        """The name of :attr:`context` in earlier versions."""
+        return self.context
+
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured at one moment.
+    """What was measured at one point of a run.
 
     Args:
         values: Finite numbers by name, ``<aspect>/<measure>``; what was not measured has no key.

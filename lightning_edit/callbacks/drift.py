@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_edit.callbacks.base import Commit, Measurement, Measuring, Moment, gather
+from lightning_edit.callbacks.base import (
+    Commit,
+    EvalContext,
+    Measurement,
+    MeasurementCallback,
+    gather,
+)
 from lightning_edit.callbacks.retention import History
 from lightning_edit.evaluation.corpus import TextReader, fixed_texts
 from lightning_edit.metrics import HiddenDistance, Trend, WeightGrowth, summarise
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
     from lightning_edit.edits.ledger import Ledger
 
 
-class DriftCallback(Measuring):
+class DriftCallback(MeasurementCallback):
     """Measures how a sequence of edits wears a model: old edits, weights, hidden states.
 
     * ``drift.reliability/retention@tf``: of the earlier edits whose answer was right after their
@@ -44,7 +50,7 @@ class DriftCallback(Measuring):
             every matrix that is trained.
         max_tokens: Texts are cut to so many tokens.
         batch_size: Texts that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.base.Measuring`.
+        options: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
     """
 
     def __init__(
@@ -96,9 +102,9 @@ class DriftCallback(Measuring):
         for name, sums in state_dict["trends"].items():
             self._trend(name).update_sums(sums)
 
-    def forget_run(self) -> None:
+    def reset(self) -> None:
         """Start anew."""
-        super().forget_run()
+        super().reset()
         self.history, self._states = History(), None
         self._norms, self._trends = {}, {}
 
@@ -110,22 +116,22 @@ class DriftCallback(Measuring):
         Args:
             commit: What was written.
         """
-        if commit.moment.alone:
+        if commit.context.single_edit:
             return
-        self.history.written(commit.moment)
+        self.history.written(commit.context)
         if self.after_commit:
-            self.history.ask(commit.session.evaluation.scorer, commit.moment.requests)
+            self.history.ask(commit.session.evaluation.scorer, commit.context.requests)
 
-    def measure(self, moment: Moment) -> Measurement:
+    def measure(self, context: EvalContext) -> Measurement:
         """Measure drift against the model of the first call.
 
         Args:
-            moment: The model.
+            context: The model.
         """
-        values, rows = self.history.measure(moment)
-        moved = self._hidden(moment) | self._growth(moment)
-        for name, value in (moved | _earlier(values) | _locality(moment)).items():
-            self._trend(name).update(moment.step, value)
+        values, rows = self.history.measure(context)
+        moved = self._hidden(context) | self._growth(context)
+        for name, value in (moved | _earlier(values) | _locality(context)).items():
+            self._trend(name).update(context.step, value)
         trends = {
             f"drift.trend/{name}": float(slope)
             for name, trend in self._trends.items()
@@ -138,32 +144,32 @@ class DriftCallback(Measuring):
         # Every process measures the same values, so there is nothing to add up.
         return self._trends.setdefault(name, Trend(sync_on_compute=False))
 
-    def _hidden(self, moment: Moment) -> dict[str, float]:
-        reader = TextReader(moment.model, moment.tokenizer, self.batch_size, self.max_tokens)
+    def _hidden(self, context: EvalContext) -> dict[str, float]:
+        reader = TextReader(context.model, context.tokenizer, self.batch_size, self.max_tokens)
         texts = fixed_texts(self.texts, self.limit)
-        found = moment.on_share(texts, lambda share: list(reader.hidden(share, self.layers)))
+        found = context.map_sharded(texts, lambda share: list(reader.hidden(share, self.layers)))
         if self._states is None:
             everyone = dict(gather(found))
             self._states = torch.stack([everyone[number] for number in range(len(texts))])
-        metric = HiddenDistance().to(moment.device)
+        metric = HiddenDistance().to(context.device)
         width = self._states.shape[-1]
         now = torch.cat([torch.empty(0, width), *(state for _, state in found)])
         before = torch.cat([torch.empty(0, width), *(self._states[n] for n, _ in found)])
         metric.update(now, before)
         return plain(metric.compute())
 
-    def _growth(self, moment: Moment) -> dict[str, float]:
-        metric = WeightGrowth().to(moment.device)
+    def _growth(self, context: EvalContext) -> dict[str, float]:
+        metric = WeightGrowth().to(context.device)
         metric.update(0.0, 0.0, 0.0, 0.0)  # where there is nothing to add
-        if moment.ledger is not None:
-            _add_touched(metric, moment.ledger)
+        if context.ledger is not None:
+            _add_touched(metric, context.ledger)
         else:
-            named = dict(_matrices(moment.model, self.weights))
+            named = dict(_matrices(context.model, self.weights))
             sums = {name: _sums(parameter) for name, parameter in named.items()}
             if not self._norms:
                 self._norms = sums
             # Every process sees all weights; the first one counts them.
-            for name in sums if moment.rank == 0 else ():
+            for name in sums if context.rank == 0 else ():
                 if name in self._norms:
                     metric.update(*sums[name], *self._norms[name])
         return plain(metric.compute())
@@ -178,9 +184,9 @@ def _earlier(values: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _locality(moment: Moment) -> dict[str, float]:
+def _locality(context: EvalContext) -> dict[str, float]:
     """Return what was kept of what must not change, by names for their trends."""
-    found = summarise(moment.scores)
+    found = summarise(context.scores)
     names = {f"locality.kept@{mode}": f"locality/kept@{mode}" for mode in ("tf", "gen")}
     return {short: found[name] for short, name in names.items() if name in found}
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lightning_edit.callbacks.base import Commit, Measurement, Measuring, Moment
+from lightning_edit.callbacks.base import Commit, EvalContext, Measurement, MeasurementCallback
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.functional.spectrum import (
@@ -17,7 +17,7 @@ from lightning_edit.metrics import EditCost
 from lightning_edit.metrics.aspects import plain
 
 
-class EfficiencyCallback(Measuring):
+class EfficiencyCallback(MeasurementCallback):
     """Measures what edits cost; the times are those of the machine that runs.
 
     * ``efficiency/seconds`` an edit, and its stages ``…/search_seconds``, ``…/keys_seconds``,
@@ -35,7 +35,7 @@ class EfficiencyCallback(Measuring):
     Args:
         export_ranks: Ranks whose energy is measured, by eigenvalues of a matrix with as many rows
             as a weight: seconds a layer for the largest models.
-        options: As for :class:`~lightning_edit.callbacks.base.Measuring`.
+        options: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
     """
 
     cumulative: ClassVar[bool] = True
@@ -63,9 +63,9 @@ class EfficiencyCallback(Measuring):
             setattr(self._cost, name, value)
         self._counted = dict(state_dict["counted"])
 
-    def forget_run(self) -> None:
+    def reset(self) -> None:
         """Start anew."""
-        super().forget_run()
+        super().reset()
         self._cost.reset()
         self._seconds, self._counted = {}, {}
 
@@ -79,18 +79,18 @@ class EfficiencyCallback(Measuring):
         # The session's clock: what it has spent on measuring is read when it measures next.
         self._seconds = commit.session.seconds
         self._cost.update(
-            len(commit.moment.requests),
+            len(commit.context.requests),
             commit.seconds,
             delta_bytes(commit.delta),
             sum(touched.pristine.numel() for touched in ledger.touched.values()),
             max(commit.delta.rank().values(), default=0),
         )
 
-    def measure(self, moment: Moment) -> Measurement:
+    def measure(self, context: EvalContext) -> Measurement:
         """Return the costs of the edits so far.
 
         Args:
-            moment: The model.
+            context: The model.
         """
         values: dict[str, float] = {}
         if self._cost.update_count:
@@ -101,9 +101,9 @@ class EfficiencyCallback(Measuring):
             self._cost.update(0, spent)
             values = plain(self._cost.compute())
             values.pop("peak_bytes", None)
-        values |= peak_memory(moment.model.device)
-        if moment.ledger is not None and self.export_ranks:
-            values |= energies(moment.ledger, self.export_ranks)
+        values |= peak_memory(context.model.device)
+        if context.ledger is not None and self.export_ranks:
+            values |= energies(context.ledger, self.export_ranks)
         return Measurement({f"efficiency/{name}": value for name, value in values.items()})
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from lightning_edit.callbacks.base import Measurement, Measuring, Moment, gather
+from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback, gather
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.evaluation.baseline import Baseline
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
@@ -20,7 +20,7 @@ _DRIFTING = ("locality", "known")
 _DRIFT = ("em@tf", "em@gen", "nll@tf")
 
 
-class EditEvaluation(Measuring):
+class EditEvaluation(MeasurementCallback):
     """Measures what training does to given facts, and to facts nobody asked to change.
 
     Works in any project: it finds the Hugging Face model inside the LightningModule, scores the
@@ -106,24 +106,24 @@ class EditEvaluation(Measuring):
         rows = state_dict["baseline"]
         self.baseline = None if rows is None else Baseline.from_rows(rows)
 
-    def forget_run(self) -> None:
+    def reset(self) -> None:
         """Start anew."""
-        super().forget_run()
+        super().reset()
         self.baseline = None
 
-    def measure(self, moment: Moment) -> Measurement:
+    def measure(self, context: EvalContext) -> Measurement:
         """Score every probe; the first time the outcomes become what later ones compare with.
 
         Args:
-            moment: The model.
+            context: The model.
         """
-        scores = self._score(moment)
+        scores = self._score(context)
         if self.baseline is None:
             self.baseline = Baseline(gather_scores(scores))
             values = summarise(self.baseline.scores)
         else:
             scores = self.baseline.compare(scores)
-            metrics = [metric().to(moment.device) for metric in (AspectScores, CriterionScores)]
+            metrics = [metric().to(context.device) for metric in (AspectScores, CriterionScores)]
             values = computed(metrics, scores)
             before = summarise(self.baseline.scores)
             values |= {
@@ -134,22 +134,22 @@ class EditEvaluation(Measuring):
             }
         return Measurement(values, [score.to_row() for score in scores])
 
-    def _score(self, moment: Moment) -> list[ProbeScore]:
+    def _score(self, context: EvalContext) -> list[ProbeScore]:
         """Score this process's share: whole cases, since each is averaged in one place."""
         scorer = Scorer(
-            moment.model,
-            moment.tokenizer,
+            context.model,
+            context.tokenizer,
             self.batch_size,
             self.modes,
             self.max_new_tokens,
-            self.layout or moment.layout,
+            self.layout or context.layout,
         )
         units = self._units()
         if self.baseline is None and self.layout is not None:
             # Every process guesses from all questions, so all of them guess the same.
             after = scorer.guess_after_answer([probe for unit in units for probe in unit])
             self.layout = scorer.layout = replace(self.layout, after_answer=after)
-        found = moment.on_share(units, scorer.score_each)
+        found = context.map_sharded(units, scorer.score_each)
         return [score for _, scores in found for score in scores]
 
     def _units(self) -> list[list[ScoredProbe]]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 
-from lightning_edit.callbacks.base import Commit, Measurement, Measuring, Moment
+from lightning_edit.callbacks.base import Commit, EvalContext, Measurement, MeasurementCallback
 from lightning_edit.callbacks.collapse import read_perplexity
 from lightning_edit.evaluation.outcomes import probes_of
 from lightning_edit.evaluation.scorer import Scorer
@@ -17,7 +17,7 @@ from lightning_edit.types import EditRequest
 log = logging.getLogger(__name__)
 
 
-class CollapseGuard(Measuring):
+class CollapseGuard(MeasurementCallback):
     """Checks a model after commits; what breaks a bound is taken back, or ends the run.
 
     In our loop a commit that breaks a bound is undone and the stream goes on (``rollback``), or the
@@ -42,7 +42,7 @@ class CollapseGuard(Measuring):
         limit: How many of them.
         max_tokens: Texts are cut to so many tokens.
         batch_size: Texts that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.base.Measuring`.
+        options: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
 
     Raises:
         ConfigError: If there is no bound, or a number is out of its range.
@@ -124,39 +124,39 @@ class CollapseGuard(Measuring):
         self._commits = state_dict["commits"]
         self._open = [list(ids) for ids in state_dict["open"]]
 
-    def forget_run(self) -> None:
+    def reset(self) -> None:
         """Start anew."""
-        super().forget_run()
+        super().reset()
         self._reset()
 
     # -------------------------------------------------------------------------------- measuring
 
-    def measure(self, moment: Moment) -> Measurement:
+    def measure(self, context: EvalContext) -> Measurement:
         """Measure the pristine model; later, say what was done so far.
 
         Args:
-            moment: The model.
+            context: The model.
         """
         if self.before is None:
-            self.pristine = self._perplexity(moment)
-        elif moment.ledger is None and (reason := self._too_high(moment)):
+            self.pristine = self._perplexity(context)
+        elif context.ledger is None and (reason := self._too_high(context)):
             self.stopped = True
-            log.warning("CollapseGuard ends the training at step %d: %s", moment.step, reason)
+            log.warning("CollapseGuard ends the training at step %d: %s", context.step, reason)
         counts = {"rolled_back": self.rolled_back, "checks": self.checks}
         return Measurement({f"collapse/{name}": float(count) for name, count in counts.items()})
 
-    def _perplexity(self, moment: Moment) -> float:
+    def _perplexity(self, context: EvalContext) -> float:
         values, _ = read_perplexity(
-            moment, self.texts, self.limit, self.batch_size, self.max_tokens
+            context, self.texts, self.limit, self.batch_size, self.max_tokens
         )
         return values["perplexity"]
 
-    def _too_high(self, moment: Moment) -> str | None:
+    def _too_high(self, context: EvalContext) -> str | None:
         """Return which bound on perplexity is broken, in words."""
         self.checks += 1
         if self.max_perplexity_ratio is None and self.max_perplexity is None:
             return None
-        now = self._perplexity(moment)
+        now = self._perplexity(context)
         ratio = now / self.pristine
         if self.max_perplexity_ratio is not None and ratio > self.max_perplexity_ratio:
             return (
@@ -186,7 +186,7 @@ class CollapseGuard(Measuring):
             commit: What was not written.
             error: Why.
         """
-        ids = [request.id for request in commit.moment.requests]
+        ids = [request.id for request in commit.context.requests]
         self.rolled_back += len(ids)
         self._act(commit, ids, str(error).partition(", so nothing")[0])
         return True
@@ -197,7 +197,7 @@ class CollapseGuard(Measuring):
         Args:
             commit: What was written.
         """
-        self._open.append([request.id for request in commit.moment.requests])
+        self._open.append([request.id for request in commit.context.requests])
         self._commits += 1
         if self._commits % self.every_n_commits:
             return
@@ -216,7 +216,7 @@ class CollapseGuard(Measuring):
             self._act(commit, gone, reasons[0])
 
     def _act(self, commit: Commit, ids: Sequence[str], reason: str) -> None:
-        after = commit.moment.step
+        after = commit.context.step
         event = {"action": self.action, "edits": list(ids), "reason": reason}
         commit.session.measures.note(type(self).__name__, after, event)
         if self.action == "stop":
@@ -229,8 +229,8 @@ class CollapseGuard(Measuring):
 
     def _broken(self, commit: Commit) -> str | None:
         """Return the first bound that the model breaks, in words."""
-        moment, session = commit.moment, commit.session
-        if reason := self._too_high(moment):
+        context, session = commit.context, commit.session
+        if reason := self._too_high(context):
             return reason
         recent = {name for ids in self._open for name in ids}
         requests = session.stream.requests
@@ -242,13 +242,13 @@ class CollapseGuard(Measuring):
             ("earlier edits", _spread(old), self.min_earlier),
         ):
             if bound is not None and wanted:
-                share = self._right(moment, wanted)
+                share = self._right(context, wanted)
                 if share < bound:
                     return f"{share:.0%} of {what} are right, less than {bound:.0%}"
         return None
 
-    def _right(self, moment: Moment, requests: Sequence[EditRequest]) -> float:
-        scorer = Scorer(moment.model, moment.tokenizer, modes=("tf",), layout=moment.layout)
+    def _right(self, context: EvalContext, requests: Sequence[EditRequest]) -> float:
+        scorer = Scorer(context.model, context.tokenizer, modes=("tf",), layout=context.layout)
         scores = scorer.score([probes_of(request)[0] for request in requests])
         return mean([score.em or 0.0 for score in scores])
 

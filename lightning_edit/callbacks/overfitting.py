@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_edit.callbacks.base import Measurement, Measuring, Moment
+from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.functional.leak import mentions, probability
@@ -99,7 +99,7 @@ def _group(request: EditRequest, probe: Probe) -> str | None:
     return "subject_specificity" if about and probe.expect == "unchanged" else None
 
 
-class OverfittingCallback(Measuring):
+class OverfittingCallback(MeasurementCallback):
     """Measures how much the edited answer leaks into questions where it is wrong.
 
     ``overfitting.<group>/<measure>@<mode>``, with the groups of :func:`questions_of` and the
@@ -116,7 +116,7 @@ class OverfittingCallback(Measuring):
         limit: Most requests that are asked, the first ones; ``None``: all.
         modes: ``tf`` teacher forced, ``gen`` generated.
         scored_together: Rows that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.base.Measuring`.
+        options: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
 
     Note:
         The card of EVOKE (arXiv 2410.07819) that this follows reconstructs EOS and AMS; ``leak`` is
@@ -137,20 +137,20 @@ class OverfittingCallback(Measuring):
         self.modes = tuple(modes)
         self.scored_together = scored_together
 
-    def measure(self, moment: Moment) -> Measurement:
+    def measure(self, context: EvalContext) -> Measurement:
         """Ask the questions.
 
         Args:
-            moment: The model.
+            context: The model.
         """
-        requests = self.requests if moment.ledger is None else moment.requests
+        requests = self.requests if context.ledger is None else context.requests
         units = [list(questions_of(request)) for request in requests[: self.limit]]
         scorer = Scorer(
-            moment.model,
-            moment.tokenizer,
+            context.model,
+            context.tokenizer,
             self.scored_together,
             self.modes,
-            layout=moment.layout,
+            layout=context.layout,
         )
 
         def ask(share: Sequence[list[Question]]) -> list[list[ProbeScore]]:
@@ -158,12 +158,12 @@ class OverfittingCallback(Measuring):
 
         leaks: list[Leak] = []
         rows: list[dict[str, Any]] = []
-        for number, scores in moment.on_share(units, ask):
+        for number, scores in context.map_sharded(units, ask):
             for question, score in zip(units[number], scores, strict=True):
                 leak = question.leak(score)
                 leaks.append(leak)
                 rows.append(_row(question, score, leak))
-        metric = Overfitting().to(moment.device)
+        metric = Overfitting().to(context.device)
         metric.update(leaks)
         values = {f"overfitting.{name}": value for name, value in plain(metric.compute()).items()}
         return Measurement(values, rows)

@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 
-from lightning_edit.callbacks.base import DrivesMeasuring, Measurement, Measuring, Moment
+from lightning_edit.callbacks.base import (
+    EvalContext,
+    Measurement,
+    MeasurementCallback,
+    MeasurementDriver,
+)
 from lightning_edit.exceptions import ConfigError, LightningEditError
 from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.storage.run_folder import RunFolder
@@ -15,7 +20,7 @@ from lightning_edit.storage.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 
-class ReportCallback(Measuring):
+class ReportCallback(MeasurementCallback):
     """Writes what was measured when a run ends.
 
     In our loop that is the self-contained HTML page of ``lightning-edit report``. In other
@@ -34,11 +39,11 @@ class ReportCallback(Measuring):
         self.file = file
         self.folder = None if directory is None else Path(directory)
 
-    def measure(self, moment: Moment) -> Measurement:
+    def measure(self, context: EvalContext) -> Measurement:
         """Return nothing: it reports what others measure.
 
         Args:
-            moment: The model.
+            context: The model.
         """
         return Measurement({})
 
@@ -69,7 +74,7 @@ class ReportCallback(Measuring):
         Raises:
             ConfigError: If no other callback measures.
         """
-        if not isinstance(pl_module, DrivesMeasuring) and not _others(trainer):
+        if not isinstance(pl_module, MeasurementDriver) and not _others(trainer):
             raise ConfigError(
                 "ReportCallback reports what other callbacks measure; give the Trainer one of "
                 "them, such as EditEvaluation"
@@ -82,7 +87,7 @@ class ReportCallback(Measuring):
             trainer: The trainer.
             pl_module: The module that was trained.
         """
-        if isinstance(pl_module, DrivesMeasuring) or not trainer.is_global_zero:
+        if isinstance(pl_module, MeasurementDriver) or not trainer.is_global_zero:
             return
         record: dict[str, Any] = {
             "module": type(pl_module).__name__,
@@ -96,8 +101,10 @@ class ReportCallback(Measuring):
         write_atomic(folder / "measures.json", text.encode())
 
 
-def _others(trainer: pl.Trainer) -> list[Measuring]:
+def _others(trainer: pl.Trainer) -> list[MeasurementCallback]:
     listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # untyped there
     return [
-        one for one in listed if isinstance(one, Measuring) and not isinstance(one, ReportCallback)
+        one
+        for one in listed
+        if isinstance(one, MeasurementCallback) and not isinstance(one, ReportCallback)
     ]

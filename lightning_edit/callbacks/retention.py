@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_edit.callbacks.base import Moment
+from lightning_edit.callbacks.base import EvalContext
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.metrics import Retention
@@ -39,13 +39,13 @@ class History:
         """Read what :meth:`to_dict` wrote."""
         return cls(dict(state["written_at"]), dict(state["once"]))
 
-    def written(self, moment: Moment) -> None:
+    def written(self, context: EvalContext) -> None:
         """Note that edits were written.
 
         Args:
-            moment: Right after their commit.
+            context: Right after their commit.
         """
-        self.written_at |= {request.id: moment.step for request in moment.requests}
+        self.written_at |= {request.id: context.step for request in context.requests}
 
     def ask(self, scorer: Scorer, requests: Sequence[EditRequest]) -> None:
         """Ask edits that were just written.
@@ -60,20 +60,20 @@ class History:
         for (edit_id, series), digits in _right(scores).items():
             self.once.setdefault(edit_id, {}).setdefault(series, digits)
 
-    def measure(self, moment: Moment) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def measure(self, context: EvalContext) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Compare what is right now with what was right the first time.
 
         Args:
-            moment: With the outcomes of all edits so far.
+            context: With the outcomes of all edits so far.
 
         Returns:
             Values by name, and the points of the retention curves.
         """
-        if moment.ledger is None or not self.written_at:
+        if context.ledger is None or not self.written_at:
             return {}, []
         # An edit that was taken back is not one that was forgotten.
-        in_force = set(moment.ledger.request_ids)
-        scores = [score for score in moment.scores if score.edit_id in in_force]
+        in_force = set(context.ledger.request_ids)
+        scores = [score for score in context.scores if score.edit_id in in_force]
         self._note(scores)
         right = _right(scores)
         values: dict[str, float] = {}
@@ -81,7 +81,7 @@ class History:
         for aspect in _ASPECTS:
             for mode in _MODES:
                 own = {e: digits for (e, s), digits in right.items() if s == f"{aspect}@{mode}"}
-                found, curve = self._compare(moment.step, f"{aspect}@{mode}", own)
+                found, curve = self._compare(context.step, f"{aspect}@{mode}", own)
                 values |= {f"drift.{aspect}/{name}@{mode}": v for name, v in found.items()}
                 rows += [
                     {

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_edit.atlas.facts import atlas_facts
 from lightning_edit.atlas.graph import load_atlas
-from lightning_edit.callbacks.base import Measurement, Measuring, Moment, gather
+from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback, gather
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.evaluation.fact_reader import FactReader, Representation
 from lightning_edit.evaluation.knowledge_graph import FactGraph, facts_of, read_facts, triple_of
@@ -37,7 +37,7 @@ FILE = "ripple.jsonl"
 _CHUNK = 512
 
 
-class RippleCallback(Measuring):
+class RippleCallback(MeasurementCallback):
     """Measures harm to facts that lie close to an edit in hidden space but far from it in a graph.
 
     Before the first edit every fact of a knowledge graph is asked, and around each edit four sets
@@ -60,7 +60,7 @@ class RippleCallback(Measuring):
         data: A data module of edits, or a JSONL file of such, outside our loop.
         batch_size: Facts that go through the model together.
         seed: Draws the control sets.
-        **kwargs: As for :class:`~lightning_edit.callbacks.base.Measuring`.
+        **kwargs: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
 
     Note:
         GIE (arXiv 2403.07825) is reconstructed from its abstract and summaries. One of them takes
@@ -128,35 +128,35 @@ class RippleCallback(Measuring):
             for edit, listed in state_dict["places"].items()
         }
 
-    def forget_run(self) -> None:
+    def reset(self) -> None:
         """Start anew."""
-        super().forget_run()
+        super().reset()
         self.facts, self.outcomes, self.places = (), (), {}
 
-    def measure(self, moment: Moment) -> Measurement:
+    def measure(self, context: EvalContext) -> Measurement:
         """Choose the facts on the pristine model; later ask them again.
 
         Args:
-            moment: The model, and the edits in force.
+            context: The model, and the edits in force.
         """
         reader = FactReader(
-            moment.model, moment.tokenizer, self.representation, self.layer, self.batch_size
+            context.model, context.tokenizer, self.representation, self.layer, self.batch_size
         )
         if self.before is None:
-            self._choose(moment, reader)
+            self._choose(context, reader)
             return Measurement({"ripple/facts": float(len(self.facts))})
-        edits = [request.id for request in moment.requests if request.id in self.places]
-        edits = edits or ([] if moment.requests else list(self.places))
+        edits = [request.id for request in context.requests if request.id in self.places]
+        edits = edits or ([] if context.requests else list(self.places))
         needed = sorted({place.fact for edit in edits for place in self.places[edit]})
-        asked = moment.on_share([self.facts[number] for number in needed], reader.outcomes)
+        asked = context.map_sharded([self.facts[number] for number in needed], reader.outcomes)
         now = {needed[place]: outcome for place, outcome in gather(asked)}
-        mine = edits[moment.rank :: moment.world_size]
+        mine = edits[context.rank :: context.world_size]
         ripples = [
             Ripple(edit, place, self.outcomes[place.fact], now[place.fact])
             for edit in mine
             for place in self.places[edit]
         ]
-        metric = RippleScores(self.threshold).to(moment.device)
+        metric = RippleScores(self.threshold).to(context.device)
         metric.update(ripples)
         return Measurement(plain(metric.compute()), [self._row(ripple) for ripple in ripples])
 
@@ -195,8 +195,8 @@ class RippleCallback(Measuring):
 
     # --------------------------------------------------------------------------------- choosing
 
-    def _choose(self, moment: Moment, reader: FactReader) -> None:
-        requests = self._edits(moment)
+    def _choose(self, context: EvalContext, reader: FactReader) -> None:
+        requests = self._edits(context)
         graph = FactGraph(self._facts(requests))
         if not graph.facts:
             raise ConfigError(
@@ -205,7 +205,7 @@ class RippleCallback(Measuring):
             )
         # Facts and edits in one list, so that processes share both.
         asked = [*graph.facts, *map(_as_fact, requests)]
-        found = dict(gather(moment.on_share(asked, lambda part: _read(reader, part))))
+        found = dict(gather(context.map_sharded(asked, lambda part: _read(reader, part))))
         outcomes = [found[number][0] for number in range(len(graph.facts))]
         vectors = torch.stack([found[number][1] for number in range(len(asked))])
         similar = cosine(vectors[len(graph.facts) :], vectors[: len(graph.facts)]).tolist()
@@ -245,9 +245,9 @@ class RippleCallback(Measuring):
             for edit, listed in chosen.items()
         }
 
-    def _edits(self, moment: Moment) -> list[EditRequest]:
-        if moment.requests:
-            return list(moment.requests)
+    def _edits(self, context: EvalContext) -> list[EditRequest]:
+        if context.requests:
+            return list(context.requests)
         if isinstance(self.data, str):
             from lightning_edit.datamodules import JSONLDataModule  # reads files only when asked to
 

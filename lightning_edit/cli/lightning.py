@@ -89,8 +89,7 @@ class EditCLI(LightningCLI):
     """Lightning's command line over this library's editors and data modules.
 
     Every class of ``lightning_edit.editors`` and ``lightning_edit.datamodules`` is known by its
-    bare
-    name; any other LightningModule by its dotted path.
+    bare name; any other LightningModule by its dotted path.
     """
 
     @staticmethod

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lightning_edit.analysis.sweep.layers import Rated, Tried, candidates, rate
-from lightning_edit.analysis.sweep.measure import ASPECTS, Outcome, found_alone
+from lightning_edit.analysis.sweep.layers import LayerTrial, RankedTrial, candidates, rate
+from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, found_alone
 from lightning_edit.cli.study_options import Study, host_of, name_of, study_parser
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
@@ -102,13 +102,13 @@ def _width(host: type[Editor], blocks: int) -> int:
 
 def _sweep(
     study: Study, chosen: list[list[int]], editor_at: Callable[[list[int]], Editor]
-) -> list[Tried]:
+) -> list[LayerTrial]:
     """Measure what has not been measured yet, and keep each choice as soon as it is done."""
     path, facts = study.folder.path / "sweep.json", study.facts()
     record = json.loads(path.read_text()) if path.exists() else None
     if record is not None:
         require_same(record["study"], facts, path)
-    tried = [Tried.from_row(row) for row in record["tried"]] if record else []
+    tried = [LayerTrial.from_row(row) for row in record["tried"]] if record else []
     evaluation = study.evaluation()
     done = [one.layers for one in tried]
     waiting = [layers for layers in chosen if layers not in done]
@@ -143,7 +143,7 @@ def _try(
     layers: list[int],
     evaluation: Evaluation,
     advance: Callable[[], None],
-) -> Tried:
+) -> LayerTrial:
     """Edit every case alone at some layers."""
     torch.manual_seed(study.config.seed)
     editor.to(study.model.device)
@@ -155,18 +155,18 @@ def _try(
         for case, delta in found_alone(editor, study.cases, study.config.seed, together):
             seconds += time.perf_counter() - begin
             ledger.commit(delta, case)
-            outcomes.append(Outcome.of(evaluation.scores(case), study.mode))
+            outcomes.append(CaseScores.of(evaluation.scores(case), study.mode))
             ledger.undo(ledger.request_ids)
             advance()
             begin = time.perf_counter()
     except (SolveError, LedgerError) as error:
         # One impossible layer is a result; the others are still wanted.
         ledger.undo(ledger.request_ids)
-        return Tried(layers, [], failed=str(error))
-    return Tried(layers, outcomes, seconds / len(study.cases))
+        return LayerTrial(layers, [], failed=str(error))
+    return LayerTrial(layers, outcomes, seconds / len(study.cases))
 
 
-def _show(study: Study, tried: Sequence[Tried], options: Sequence[str]) -> None:
+def _show(study: Study, tried: Sequence[LayerTrial], options: Sequence[str]) -> None:
     """Print the table, draw the plot, and say what to type."""
     console = Console(highlight=False)
     rated = rate(tried, study.config.seed)
@@ -199,7 +199,7 @@ def _title(study: Study) -> str:
     )
 
 
-def _table(rated: Sequence[Rated], title: str) -> Table:
+def _table(rated: Sequence[RankedTrial], title: str) -> Table:
     table = Table(
         title=title,
         title_justify="left",
@@ -231,7 +231,7 @@ def _table(rated: Sequence[Rated], title: str) -> Table:
     return table
 
 
-def _advice(rated: Sequence[Rated], facts: int) -> str:
+def _advice(rated: Sequence[RankedTrial], facts: int) -> str:
     if rated[0].score == 0:
         return (
             "No best layer: at each of them one of the shares is 0. Look for other settings of the "
@@ -252,7 +252,7 @@ def _advice(rated: Sequence[Rated], facts: int) -> str:
     return text
 
 
-def _plot(study: Study, rated: Sequence[Rated], title: str) -> list[Path]:
+def _plot(study: Study, rated: Sequence[RankedTrial], title: str) -> list[Path]:
     ordered = sorted(rated, key=lambda entry: entry.tried.layers)
     aspects = [aspect for aspect in ASPECTS if aspect in rated[0].means]
     figure = sweep_plots.quality_over_layers(

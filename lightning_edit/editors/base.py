@@ -28,18 +28,14 @@ class Editor(pl.LightningModule, ABC):
     An editor is bound to one language model and turns batches of requests into deltas. It never
     changes
     the model: a :class:`~lightning_edit.edits.ledger.Ledger` applies a delta, takes it back, and
-    tells the
-    editor so through :meth:`remember` and :meth:`forget`.
+    tells the editor so through :meth:`remember` and :meth:`forget`.
 
     The language model is deliberately no submodule: checkpoints, optimisers and model summaries see
-    only
-    what the editor owns. Hyper-parameters are typed ``__init__`` arguments kept as attributes (an
-    editor
-    nested in another one finds the outer one's values in ``self.hparams``).
+    only what the editor owns. Hyper-parameters are typed ``__init__`` arguments kept as attributes
+    (an editor nested in another one finds the outer one's values in ``self.hparams``).
 
     Subclasses are either *families* (declared with ``family=True``, never used by themselves) or
-    final:
-    to change a final editor, wrap it.
+    final: to change a final editor, wrap it.
     """
 
     needs_fit: ClassVar[bool] = False

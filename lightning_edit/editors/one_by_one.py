@@ -29,13 +29,13 @@ def one_after_another(editor: Editor, batch: EditBatch) -> Delta:
     for delta in deltas:
         for name, update in delta.weights.items():
             if isinstance(update, LowRank):
-                weights[name] = joined(weights.get(name), update)
+                weights[name] = concat_low_rank(weights.get(name), update)
     infos = [delta.info for delta in deltas]
     info = {key: [one for each in infos for one in each[key]] for key in ("loss", "steps")}
     return Delta(batch.ids, weights, info=dict(infos[0]) | info)
 
 
-def joined(first: LowRank | None, second: LowRank) -> LowRank:
+def concat_low_rank(first: LowRank | None, second: LowRank) -> LowRank:
     """Return the sum of two low-rank updates, as one.
 
     Args:

@@ -15,7 +15,7 @@ from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
 RESTRAINT = "restraint/"
 
 
-def with_restraint(shaped: Delta, found: Delta) -> Delta:
+def with_correction(shaped: Delta, found: Delta) -> Delta:
     """Note in a delta's history what it has beside the host's updates.
 
     Args:
@@ -38,7 +38,7 @@ def _beyond(update: WeightUpdate, written: WeightUpdate) -> WeightUpdate:
     return Dense((written.dense() - update.dense()).float())
 
 
-def restraint_of(delta: Delta, name: str) -> Tensor | None:
+def correction_of(delta: Delta, name: str) -> Tensor | None:
     """Return what a delta adds to a matrix beside the host's update, in float64.
 
     Args:
@@ -56,12 +56,12 @@ def restraint_of(delta: Delta, name: str) -> Tensor | None:
     return None if left is None or right is None else left.double() @ right.double()
 
 
-def unrestrained(delta: Delta, name: str) -> Tensor:
+def host_update(delta: Delta, name: str) -> Tensor:
     """Return the host's update of a matrix, in float64.
 
     Args:
         delta: A delta as it was written.
         name: The parameter.
     """
-    written, restraint = delta.weights[name].dense(), restraint_of(delta, name)
+    written, restraint = delta.weights[name].dense(), correction_of(delta, name)
     return written if restraint is None else written - restraint.to(written.device)

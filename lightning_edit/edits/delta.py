@@ -209,8 +209,7 @@ class Delta:
 
         Returns:
             By parameter name: B of shape (d_out, r), A of shape (r, d_in), and the share of the
-            squared
-            norm that was kept (1.0: exact).
+            squared norm that was kept (1.0: exact).
 
         Raises:
             LedgerError: If the delta changes a bias or run-time state, which LoRA cannot express.

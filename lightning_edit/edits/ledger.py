@@ -1,12 +1,9 @@
 """The ledger owns a model's weights while it is edited: commit, undo, roll back, replay.
 
 The effective weight is always ``cast(W0 + Σ Δ)``: the pristine weight plus the float64 sum of all
-deltas
-in the order of their commits, cast once. Nothing is ever added to or subtracted from a rounded
-weight,
-so undoing everything gives back the original bits, and replaying a journal gives the same bits as
-the
-run that wrote it.
+deltas in the order of their commits, cast once. Nothing is ever added to or subtracted from a
+rounded weight, so undoing everything gives back the original bits, and replaying a journal gives
+the same bits as the run that wrote it.
 """
 
 import logging

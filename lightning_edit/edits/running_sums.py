@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_edit.edits.delta import Delta
 
 
-class Totals:
+class RunningSums:
     """Named sums over the deltas in force, whatever was committed and undone before.
 
     After an edit is forgotten the sums are added up again from the others, in their order, when

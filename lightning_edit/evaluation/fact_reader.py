@@ -25,7 +25,7 @@ REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
 
 
 @dataclass(frozen=True)
-class _Row:
+class _FactRow:
     context: tuple[int, ...]
     answer: tuple[int, ...]
     subject_last: int
@@ -125,7 +125,7 @@ class FactReader:
         in_order = range(len(rows))
         return [outcomes[n] for n in in_order], [vectors[n] for n in in_order if hidden]
 
-    def _row(self, fact: Fact) -> _Row:
+    def _row(self, fact: Fact) -> _FactRow:
         try:
             context, answer = encode_pair(self.tokenizer, fact.prompt, fact.answers[0])
             end = fact.subject_end
@@ -140,9 +140,9 @@ class FactReader:
             )
         # A subject that is not in the prompt has no last token; the prompt's stands in for it.
         place = len(context) - 1 if last is None else min(last, len(context) - 1)
-        return _Row(tuple(context), tuple(answer), place)
+        return _FactRow(tuple(context), tuple(answer), place)
 
-    def _forward(self, batch: Sequence[_Row]) -> list[FactOutcome]:
+    def _forward(self, batch: Sequence[_FactRow]) -> list[FactOutcome]:
         device = self.model.get_input_embeddings().weight.device
         ids, mask = pad([(*row.context, *row.answer[:-1]) for row in batch])
         sizes = [len(row.answer) for row in batch]
@@ -160,7 +160,7 @@ class FactReader:
             FactOutcome(mean(list(islice(nlls, size))), max(islice(ranks, size))) for size in sizes
         ]
 
-    def _vectors(self, batch: Sequence[_Row], states: Tensor) -> list[Tensor]:
+    def _vectors(self, batch: Sequence[_FactRow], states: Tensor) -> list[Tensor]:
         states = states.float().cpu()
         if self.representation == "mean":
             return [state[: len(r.context)].mean(0) for r, state in zip(batch, states, strict=True)]

@@ -23,9 +23,16 @@ from lightning_edit.evaluation.outcomes import (
 )
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.tokens import encode_pairs, encode_prompts
-from lightning_edit.inference.generation import LIMIT_STEP, Begun, Continuing, Ids, Prompt, follow
+from lightning_edit.inference.generation import (
+    LIMIT_STEP,
+    GreedyGenerator,
+    Ids,
+    PartialContinuation,
+    Prompt,
+    follow,
+)
 from lightning_edit.inference.pass_layout import PassLayout
-from lightning_edit.inference.teacher_forcing import Forcing, Row
+from lightning_edit.inference.teacher_forcing import AnswerRow, TeacherForcing
 from lightning_edit.types import EditRequest, Mode
 
 __all__ = [
@@ -118,8 +125,8 @@ class Scorer:
         own = self._prompt_ids(probes) if self._two_stacks or "gen" in self.modes else {}
         pairs = self._pairs(probes, own)
         prompts = [self._prompt(item, own, pairs) if own else None for item in probes]
-        writer = Continuing(self.model, self.tokenizer, self.batch_size, self._room)
-        force = Forcing(self.model, self.batch_size, self.layout)
+        writer = GreedyGenerator(self.model, self.tokenizer, self.batch_size, self._room)
+        force = TeacherForcing(self.model, self.batch_size, self.layout)
         end = self.layout.after_answer
         with evaluating(self.model):
             ahead = dict.fromkeys(_first(probes, pairs), end) if self._tells(writer) else {}
@@ -186,7 +193,7 @@ class Scorer:
 
     def _pairs(
         self, probes: Sequence[ScoredProbe], own: Mapping[str, Ids]
-    ) -> dict[tuple[str, str], Row]:
+    ) -> dict[tuple[str, str], AnswerRow]:
         """Return what the model reads before each answer, and the answer."""
         asked: dict[tuple[str, str], ScoredProbe] = {}
         for item in probes:
@@ -227,7 +234,7 @@ class Scorer:
         return getattr(self.model.config, "max_position_embeddings", None)
 
     def _prompt(
-        self, item: ScoredProbe, own: Mapping[str, Ids], pairs: Mapping[tuple[str, str], Row]
+        self, item: ScoredProbe, own: Mapping[str, Ids], pairs: Mapping[tuple[str, str], AnswerRow]
     ) -> Prompt:
         """Return what a continuation starts from, and how many tokens it may have."""
         prompt = own[item.probe.prompt]
@@ -239,7 +246,7 @@ class Scorer:
 
     # ---------------------------------------------------------------------------------- running
 
-    def _tells(self, writer: Continuing) -> bool:
+    def _tells(self, writer: GreedyGenerator) -> bool:
         """Say whether a forced pass tells how a continuation begins: both read the same prompt."""
         return "gen" in self.modes and not self._two_stacks and writer.is_plain
 
@@ -260,7 +267,7 @@ class Scorer:
         Raises:
             DataError: As :meth:`score`.
         """
-        writer = Continuing(self.model, self.tokenizer, self.batch_size, self._room)
+        writer = GreedyGenerator(self.model, self.tokenizer, self.batch_size, self._room)
         if not self._tells(writer):
             return ()
         rows = _first(probes, self._pairs(probes, {}))
@@ -268,7 +275,7 @@ class Scorer:
             return ()
         some = dict.fromkeys(sorted(rows)[:: len(rows) // _SAMPLE], ())
         with evaluating(self.model):
-            seen = Forcing(self.model, self.batch_size, self.layout)(some, some)
+            seen = TeacherForcing(self.model, self.batch_size, self.layout)(some, some)
         behind = Counter(one.chosen[-1] for row, one in seen.items() if one.best == row[1])
         # Of equally many the lowest number, whatever order they were counted in.
         token = min(behind, key=lambda token: (-behind[token], token), default=None)
@@ -300,7 +307,9 @@ def _texts(item: ScoredProbe) -> list[str]:
     return [*item.probe.answers, *([] if item.contrast is None else [item.contrast])]
 
 
-def _first(probes: Iterable[ScoredProbe], pairs: Mapping[tuple[str, str], Row]) -> set[Row]:
+def _first(
+    probes: Iterable[ScoredProbe], pairs: Mapping[tuple[str, str], AnswerRow]
+) -> set[AnswerRow]:
     """Return the rows that are read behind their answer too.
 
     Where a model does not say the first answer, it often says the one that should lose.
@@ -314,8 +323,8 @@ def _first(probes: Iterable[ScoredProbe], pairs: Mapping[tuple[str, str], Row]) 
 
 
 def _known(
-    writer: Continuing, prompts: Set[Prompt], forced: Mapping[Row, Ids]
-) -> dict[Prompt, Begun]:
+    writer: GreedyGenerator, prompts: Set[Prompt], forced: Mapping[AnswerRow, Ids]
+) -> dict[Prompt, PartialContinuation]:
     """Return how each continuation begins, as far as some forced answer tells."""
     told: dict[Ids, Ids] = {}
     for (context, given), chosen in forced.items():

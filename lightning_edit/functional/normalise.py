@@ -19,8 +19,8 @@ EPSILON = float(torch.finfo(torch.float32).eps)
 def sums(rows: Float[Tensor, "n w"], variance: Variance = "exact") -> Float[Tensor, "3 w"]:
     r"""Return what a mini-batch adds to the running statistics.
 
-    The rows are n, :math:`\sum x` and :math:`\sum x^2`. Sums add up in any order
-    and can be taken back, so an edit that is undone leaves no trace.
+    The rows are n, :math:`\sum x` and :math:`\sum x^2`. Sums add up in any order and can be taken
+    back, so an edit that is undone leaves no trace.
 
     Args:
         rows: At least one token.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_edit.inference.answers import AnswerRows, Row
+from lightning_edit.inference.answers import AnswerRow, AnswerRows
 from lightning_edit.inference.hooks import (
     capture,
     first_tensor,
@@ -41,7 +41,9 @@ class AnswerFactors:
     factors: dict[str, tuple[Float[Tensor, "a d_in"], Float[Tensor, "a d_out"]]]
 
 
-def answer_factors(view: ModelView, rows: Sequence[Row], modules: Sequence[str]) -> AnswerFactors:
+def answer_factors(
+    view: ModelView, rows: Sequence[AnswerRow], modules: Sequence[str]
+) -> AnswerFactors:
     r"""Return each row's loss and, per layer, the factors of its gradient at the answer tokens.
 
     The gradient is that of every row's own mean, as if it were alone. The last block's MLP and the

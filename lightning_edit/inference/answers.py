@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from lightning_edit.inference.hooks import capture, hooked, replace_output, select_head_positions
 
-Row = tuple[Sequence[int], Sequence[int]]
+AnswerRow = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of its answer."""
 
 
@@ -41,7 +41,7 @@ class AnswerRows:
     targets: Int[Tensor, " a"]
 
     @classmethod
-    def pad(cls, rows: Sequence[Row], device: torch.device | str = "cpu") -> "AnswerRows":
+    def pad(cls, rows: Sequence[AnswerRow], device: torch.device | str = "cpu") -> "AnswerRows":
         """Lay rows side by side.
 
         Args:
@@ -193,7 +193,7 @@ def _add_change(
 
 def token_factors(
     model: nn.Module,
-    rows: Sequence[Row],
+    rows: Sequence[AnswerRow],
     modules: Sequence[str],
     device: torch.device | str = "cpu",
     each: bool = False,

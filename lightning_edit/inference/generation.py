@@ -41,7 +41,7 @@ _CHANGING = (
 
 
 @dataclass(frozen=True)
-class Begun:
+class PartialContinuation:
     """A continuation of which some tokens are known.
 
     Args:
@@ -66,7 +66,7 @@ def follow(answer: Sequence[int], chosen: Sequence[int]) -> Ids:
     return tuple(chosen[: agreed + 1])
 
 
-class Continuing:
+class GreedyGenerator:
     """Writes greedy continuations with one language model.
 
     Args:
@@ -89,7 +89,7 @@ class Continuing:
         settings = self.model.generation_config
         return not any(getattr(settings, name, None) for name in _CHANGING)
 
-    def begun(self, tokens: Ids, limit: int) -> Begun:
+    def begun(self, tokens: Ids, limit: int) -> PartialContinuation:
         """Say whether a beginning is all there is.
 
         Args:
@@ -102,9 +102,9 @@ class Continuing:
             or len(kept) == limit
             or "\n" in self._text(kept).strip()
         )
-        return Begun(kept, done)
+        return PartialContinuation(kept, done)
 
-    def texts(self, known: Mapping[Prompt, Begun]) -> dict[Prompt, str]:
+    def texts(self, known: Mapping[Prompt, PartialContinuation]) -> dict[Prompt, str]:
         """Return each prompt's continuation up to its natural stop.
 
         Args:
@@ -121,7 +121,9 @@ class Continuing:
     def _two_stacks(self) -> bool:
         return bool(self.model.config.is_encoder_decoder)
 
-    def _on(self, begun: Mapping[Prompt, Begun], burst: int | None) -> dict[Prompt, Begun]:
+    def _on(
+        self, begun: Mapping[Prompt, PartialContinuation], burst: int | None
+    ) -> dict[Prompt, PartialContinuation]:
         """Generate up to so many tokens of what is not done; ``None``: up to each limit."""
         rest: dict[int, list[Prompt]] = {}
         for one, found in sorted(begun.items(), key=lambda item: item[0]):
@@ -138,7 +140,7 @@ class Continuing:
                     more[one] = self.begun((*begun[one].tokens, *tokens), one[1])
         return more
 
-    def _limit(self, prompt: Prompt, begun: Begun) -> int:
+    def _limit(self, prompt: Prompt, begun: PartialContinuation) -> int:
         """Return how many more tokens are generated; what exceeds the limit is cut off later."""
         left = prompt[1] - len(begun.tokens)
         rounded = -(-left // LIMIT_STEP) * LIMIT_STEP

@@ -9,14 +9,14 @@ from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.packed.backend import NotPackableError
-from lightning_edit.inference.packed.forward import Piece, Row, led
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.packed.forward import PackedRow, Piece, prefill_prefixes
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 
 
 @torch.no_grad()
 def read_last(
-    view: ModelView, texts: Sequence[Text], wanted: Mapping[str, Side], rows_per_pass: int
+    view: ModelView, texts: Sequence[TokenizedText], wanted: Mapping[str, Side], rows_per_pass: int
 ) -> dict[str, Tensor]:
     """Read several modules in one pass over texts.
 
@@ -36,17 +36,17 @@ def read_last(
 
 
 def _in_one_row(
-    view: ModelView, texts: Sequence[Text], wanted: Mapping[str, Side], rows_per_pass: int
+    view: ModelView, texts: Sequence[TokenizedText], wanted: Mapping[str, Side], rows_per_pass: int
 ) -> dict[str, Tensor]:
     """Read where all texts stand in one row; what many begin with is run once."""
     names = [f"{block.name}." for block in view.blocks]
     top = max(names.index(name) for name in names for one in wanted if f"{one}.".startswith(name))
-    pool, leads = led(view, [text.ids[: text.lead] for text in texts], top)
+    pool, leads = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top)
     parts, order = [], []
     lengths = [len(text.ids) - text.lead for text in texts]
     for rows in length_sorted(lengths, rows_per_pass):
         pieces = [Piece(texts[row].ids[texts[row].lead :], leads[row]) for row in rows]
-        line = Row.of(view, pieces, pool)
+        line = PackedRow.of(view, pieces, pool)
         starts = line.packing.starts
         last = starts + torch.tensor([len(piece.ids) - 1 for piece in pieces], device=starts.device)
         seen = line.read(view, wanted, top)
@@ -56,7 +56,7 @@ def _in_one_row(
 
 
 def _padded(
-    view: ModelView, texts: Sequence[Text], wanted: Mapping[str, Side], rows_per_pass: int
+    view: ModelView, texts: Sequence[TokenizedText], wanted: Mapping[str, Side], rows_per_pass: int
 ) -> dict[str, Tensor]:
     """Read where every text has a row of its own."""
     device = view.embeddings.get_parameter("weight").device

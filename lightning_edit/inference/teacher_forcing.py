@@ -17,17 +17,17 @@ from lightning_edit.inference.packed.backend import NotPackableError
 from lightning_edit.inference.pass_layout import PassLayout
 from lightning_edit.inference.prefix_tree import TokenTree, attending_tree, batches
 
-Row = tuple[Ids, Ids]
+AnswerRow = tuple[Ids, Ids]
 """What the model reads before an answer, and the answer."""
 Places = tuple[Tensor, Tensor]
-"""Row numbers and positions at which the model's choice is read."""
+"""AnswerRow numbers and positions at which the model's choice is read."""
 #: Most tokens of a tree. Its attention is one over all of them, which costs more than it saves
 #: where there are many.
 _TREE = 256
 
 
 @dataclass(frozen=True)
-class Forced:
+class ForcedAnswer:
     """The model's choices along an answer, their losses, and the choices with the one behind it."""
 
     best: Ids
@@ -47,12 +47,12 @@ class _Pass:
     """
 
     inputs: dict[str, Tensor]
-    read: list[Row]
+    read: list[AnswerRow]
     places: Places
     tree: TokenTree | None = None
 
 
-class Forcing:
+class TeacherForcing:
     """Runs given answers through one language model.
 
     Args:
@@ -67,7 +67,9 @@ class Forcing:
         self.batch_size = batch_size
         self.layout = PassLayout.choose(model) if layout is None else layout
 
-    def __call__(self, rows: Iterable[Row], ahead: Mapping[Row, Ids]) -> dict[Row, Forced]:
+    def __call__(
+        self, rows: Iterable[AnswerRow], ahead: Mapping[AnswerRow, Ids]
+    ) -> dict[AnswerRow, ForcedAnswer]:
         """Return the model's choices along each row's answer.
 
         Args:
@@ -90,7 +92,9 @@ class Forcing:
             # rows find it again in any process.
             return self._run(self._padded(rows, ahead), ahead)
 
-    def _run(self, passes: Iterator[_Pass], ahead: Mapping[Row, Ids]) -> dict[Row, Forced]:
+    def _run(
+        self, passes: Iterator[_Pass], ahead: Mapping[AnswerRow, Ids]
+    ) -> dict[AnswerRow, ForcedAnswer]:
         outcome = {}
         for one in passes:
             # A model that is spread over devices takes its ids where the embedding lies.
@@ -111,10 +115,10 @@ class Forcing:
             for row in one.read:
                 size = _read(row, ahead)
                 chosen, nlls = tuple(islice(all_best, size)), tuple(islice(all_nll, size))
-                outcome[row] = Forced(chosen[: len(row[1])], nlls[: len(row[1])], chosen)
+                outcome[row] = ForcedAnswer(chosen[: len(row[1])], nlls[: len(row[1])], chosen)
         return outcome
 
-    def _trees(self, rows: Sequence[Row], ahead: Mapping[Row, Ids]) -> Iterator[_Pass]:
+    def _trees(self, rows: Sequence[AnswerRow], ahead: Mapping[AnswerRow, Ids]) -> Iterator[_Pass]:
         """Prompts and answers as trees of tokens."""
         sequences = [_input(row, ahead) for row in rows]
         for numbers in batches(sequences, self.batch_size, _TREE):
@@ -129,7 +133,7 @@ class Forcing:
             inputs = {"input_ids": tree.ids, "position_ids": tree.positions}
             yield _Pass(inputs, read, places, tree)
 
-    def _padded(self, rows: Sequence[Row], ahead: Mapping[Row, Ids]) -> Iterator[_Pass]:
+    def _padded(self, rows: Sequence[AnswerRow], ahead: Mapping[AnswerRow, Ids]) -> Iterator[_Pass]:
         """Prompt and answer in one row; right padding is right for every family of models."""
         groups = _merged(rows, ahead)
         hosts = list(groups)
@@ -146,7 +150,7 @@ class Forcing:
             inputs = {"input_ids": ids, "attention_mask": mask}
             yield _Pass(inputs, [row for _, row in read], places)
 
-    def _pairs(self, rows: Sequence[Row]) -> Iterator[_Pass]:
+    def _pairs(self, rows: Sequence[AnswerRow]) -> Iterator[_Pass]:
         """Prompts for the encoder; the decoder gets each answer, shifted behind its start token."""
         settings = self.model.generation_config
         start = [self.model.config.decoder_start_token_id]
@@ -167,24 +171,26 @@ class Forcing:
             yield _Pass(inputs, batch, prediction_places([len(start)] * len(batch), sizes))
 
 
-def _input(row: Row, ahead: Mapping[Row, Ids]) -> Ids:
+def _input(row: AnswerRow, ahead: Mapping[AnswerRow, Ids]) -> Ids:
     """Return the tokens a decoder reads; an answer's last one only to look behind it."""
     return (*row[0], *row[1], *ahead[row]) if row in ahead else (*row[0], *row[1][:-1])
 
 
-def _read(row: Row, ahead: Mapping[Row, Ids]) -> int:
+def _read(row: AnswerRow, ahead: Mapping[AnswerRow, Ids]) -> int:
     """Return at how many positions a row is read."""
     return len(row[1]) + (1 + len(ahead[row]) if row in ahead else 0)
 
 
-def _merged(rows: Iterable[Row], ahead: Mapping[Row, Ids]) -> dict[Row, list[Row]]:
+def _merged(
+    rows: Iterable[AnswerRow], ahead: Mapping[AnswerRow, Ids]
+) -> dict[AnswerRow, list[AnswerRow]]:
     """Group rows whose tokens are the beginning of another's: attention looks back only.
 
     Returns:
         By the longest row of a group, all rows that are read in it.
     """
-    groups: dict[Row, list[Row]] = {}
-    host: Row | None = None
+    groups: dict[AnswerRow, list[AnswerRow]] = {}
+    host: AnswerRow | None = None
     # In the order of their tokens a row stands right before those that go on from it.
     inputs = {row: _input(row, ahead) for row in rows}
     for row in sorted(rows, key=lambda row: inputs[row], reverse=True):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Text:
+class TokenizedText:
     """One text in tokens.
 
     Args:
@@ -23,6 +23,8 @@ class Text:
     watch: int | None = None
     lead: int = 0
 
-    def until_subject(self) -> "Text":
+    def until_subject(self) -> "TokenizedText":
         """Return the text up to the subject's last token, which is all that its key depends on."""
-        return Text(self.request, self.ids[: self.subject + 1], self.subject, lead=self.lead)
+        return TokenizedText(
+            self.request, self.ids[: self.subject + 1], self.subject, lead=self.lead
+        )

@@ -140,8 +140,8 @@ class WeightGrowth(Metric):
     """Growth of weights: Σ|W| / Σ|W₀|, ‖W‖ / ‖W₀‖ and, where W₀ is at hand, ‖W − W₀‖ / ‖W₀‖.
 
     Norms run over all entries of all weights that are added; a ratio that is not finite, or above
-    1000, counts as 1000. The L1 norm is what *Reasons and
-    Solutions for the Decline in Model Performance after Editing* (arXiv 2410.23843) watches.
+    1000, counts as 1000. The L1 norm is what *Reasons and Solutions for the Decline in Model
+    Performance after Editing* (arXiv 2410.23843) watches.
 
     Example:
         >>> metric = WeightGrowth()

@@ -22,7 +22,7 @@ from lightning_edit.report.cases import read_edits
 from lightning_edit.report.payload import RunCases, cut, pack
 from lightning_edit.report.runs import Run, as_runs, comparable
 from lightning_edit.report.series import aspects, modes, percent, seconds_per_edit
-from lightning_edit.report.story import QUESTION, facts_about, tell, warnings
+from lightning_edit.report.story import QUESTION, facts_about, summarise_run, warnings
 from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.types import Mode
 
@@ -95,7 +95,7 @@ def _render(runs: Sequence[Run], out: Path) -> str:
 
     cases = [RunCases(run, read_edits(run.folder)) for run in runs]
     drawn = sections(runs, [read_ripples(run.folder) for run in runs])
-    stories = [tell(e.run, e.edits, *([_FEW] if len(runs) > 1 else [])) for e in cases]
+    stories = [summarise_run(e.run, e.edits, *([_FEW] if len(runs) > 1 else [])) for e in cases]
     mode: Mode = next(iter(modes(runs)), "gen")
     shown = list(dict.fromkeys(value.aspect for run in runs for value in aspects(run, mode)))
     charts = {chart.id: chart.item() for section in drawn for chart in section.charts}

@@ -101,7 +101,7 @@ class Story:
     generated: bool
 
 
-def tell(run: Run, edits: Sequence[Edit], most: int = _MOST) -> Story:
+def summarise_run(run: Run, edits: Sequence[Edit], most: int = _MOST) -> Story:
     """Put a run into sentences.
 
     Args:

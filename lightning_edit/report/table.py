@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_edit.report import beside
+from lightning_edit.report import comparison
 from lightning_edit.types import ASPECT_OF_KIND
 
 LEGEND = (
@@ -42,7 +42,7 @@ def render(results: Mapping[str, Any]) -> RenderableType:
         parts.append(_last(results, points[-1]))
         table = _beside(points[-1])
         parts += [] if table is None else [table]
-    parts += [Text(sentence, style="yellow") for sentence in beside.events(results)]
+    parts += [Text(sentence, style="yellow") for sentence in comparison.events(results)]
     return Group(*parts, Text(LEGEND, style="dim"))
 
 
@@ -77,7 +77,7 @@ def _beside(point: Mapping[str, Any]) -> Table | None:
     table = _table("Beside the probes")
     for header, style in (("", None), ("", None), ("before", None), ("after", "bold")):
         table.add_column(header, justify="right" if header else "left", style=style, no_wrap=True)
-    return table if beside.fill(table, point) else None
+    return table if comparison.fill(table, point) else None
 
 
 def _rows(point: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_edit.callbacks.base import Commit, DrivesMeasuring, Moment
+from lightning_edit.callbacks.base import Commit, EvalContext, MeasurementDriver
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
@@ -19,7 +19,7 @@ from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import LedgerError, NotFiniteError
-from lightning_edit.session.measurement_log import Measures
+from lightning_edit.session.measurement_log import MeasurementLog
 from lightning_edit.session.stream import EditStream, EvalPoint, evaluation_points
 from lightning_edit.storage.jsonl import RowFile
 from lightning_edit.storage.run_folder import RunFolder
@@ -33,8 +33,7 @@ class CommitOptimizer(Optimizer):
     """An optimizer whose ``step`` runs the queued commits.
 
     Lightning counts optimizer steps; with commits as steps, ``global_step`` counts edit batches,
-    and
-    checkpoints, loggers, progress bars and ``ckpt_path`` work as everybody expects.
+    and checkpoints, loggers, progress bars and ``ckpt_path`` work as everybody expects.
 
     Args:
         parameters: At least one parameter; it is never changed.
@@ -55,7 +54,7 @@ class CommitOptimizer(Optimizer):
             commit()
 
 
-class EditSession(DrivesMeasuring):
+class EditSession(MeasurementDriver):
     """Writes a stream of requests with one editor and measures what each step did.
 
     Args:
@@ -64,12 +63,11 @@ class EditSession(DrivesMeasuring):
         protocol: See :class:`~lightning_edit.session.stream.EditStream`.
         batch_size: Cases a step.
         eval_at: Numbers of edits after which all edits so far are evaluated; ``single`` always
-            evaluates
-            each request right after its own edit.
+            evaluates each request right after its own edit.
         folder: Where the run is kept.
         evaluation: Scores the probes.
-        seed: Seed of everything random in an edit; the same for every request, so that
-            results do not depend on how a stream is cut into batches.
+        seed: Seed of everything random in an edit; the same for every request, so that results do
+            not depend on how a stream is cut into batches.
         resume: Whether an unfinished run in ``folder`` is continued.
     """
 
@@ -98,7 +96,7 @@ class EditSession(DrivesMeasuring):
         self.resume = resume
         self.seconds = {"edit": 0.0, "edit_cpu": 0.0, "evaluate": 0.0}
         self.rows = RowFile(folder.cases)
-        self.measures = Measures(folder)
+        self.measures = MeasurementLog(folder)
         self.ledger = Ledger(editor.language_model, editor, folder.ledger)
         # Lightning wants an optimizer, and an optimizer wants a parameter.
         self.position = nn.Parameter(torch.zeros(()))
@@ -230,7 +228,7 @@ class EditSession(DrivesMeasuring):
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
         with self._clock("measure"):
             commit = Commit(self._moment(self._done, requests), delta, seconds, self)
-            self.measures.tell(self.trainer, commit, refusal)
+            self.measures.notify(self.trainer, commit, refusal)
 
     def _restore(self, case: Sequence[EditRequest]) -> None:
         """Take edits back that no callback has taken back."""
@@ -260,10 +258,10 @@ class EditSession(DrivesMeasuring):
 
     def _moment(
         self, after: int, requests: Sequence[EditRequest], scores: Sequence[ProbeScore] = ()
-    ) -> Moment:
+    ) -> EvalContext:
         editor = self.editor
         alone = self.protocol == "single"
-        return Moment(
+        return EvalContext(
             after,
             editor.language_model,
             editor.tokenizer,

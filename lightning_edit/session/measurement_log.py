@@ -5,13 +5,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_edit.callbacks.base import Commit, Measuring, Moment
+from lightning_edit.callbacks.base import Commit, EvalContext, MeasurementCallback
 from lightning_edit.exceptions import NotFiniteError
 from lightning_edit.storage.jsonl import RowFile
 from lightning_edit.storage.run_folder import RunFolder
 
 
-class Measures:
+class MeasurementLog:
     """The measuring callbacks of one run, and ``measures.jsonl``.
 
     A line names the callback (``by``), where the stream stood (``after``, and in the protocol
@@ -27,21 +27,21 @@ class Measures:
         self._pristine: list[dict[str, Any]] = []
 
     @staticmethod
-    def callbacks(trainer: pl.Trainer) -> list[Measuring]:
+    def callbacks(trainer: pl.Trainer) -> list[MeasurementCallback]:
         """Return the callbacks of a trainer that measure."""
         listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # untyped there
-        return [callback for callback in listed if isinstance(callback, Measuring)]
+        return [callback for callback in listed if isinstance(callback, MeasurementCallback)]
 
-    def pristine(self, trainer: pl.Trainer, moment: Moment) -> None:
+    def pristine(self, trainer: pl.Trainer, context: EvalContext) -> None:
         """Measure the model before the first edit, for each callback that has not done so.
 
         Args:
             trainer: Whose callbacks.
-            moment: The pristine model.
+            context: The pristine model.
         """
         for callback in self.callbacks(trainer):
             if callback.before is None:
-                self._pristine.append(_row(callback, moment))
+                self._pristine.append(_row(callback, context))
                 callback.send(trainer, 0)
 
     def start(self, size: int = 0) -> None:
@@ -55,20 +55,20 @@ class Measures:
             self.rows.append(self._pristine)
             self._pristine = []
 
-    def take(self, pl_module: pl.LightningModule, moment: Moment, step: int) -> None:
+    def take(self, pl_module: pl.LightningModule, context: EvalContext, step: int) -> None:
         """Measure with every callback.
 
         Args:
             pl_module: The session.
-            moment: The model.
+            context: The model.
             step: Edits so far, for the loggers.
         """
         for callback in self.callbacks(pl_module.trainer):
-            self.rows.append([_row(callback, moment)])
+            self.rows.append([_row(callback, context)])
             callback.send(pl_module.trainer, step)
             callback.show(pl_module)
 
-    def tell(self, trainer: pl.Trainer, commit: Commit, refusal: NotFiniteError | None) -> None:
+    def notify(self, trainer: pl.Trainer, commit: Commit, refusal: NotFiniteError | None) -> None:
         """Show a commit to every callback.
 
         Args:
@@ -107,11 +107,11 @@ class Measures:
         self.rows.append([{"by": by, "after": after, "event": dict(event)}])
 
 
-def _row(callback: Measuring, moment: Moment) -> dict[str, Any]:
-    found = callback.observe(moment)
-    row: dict[str, Any] = {"by": type(callback).__name__, "after": moment.step}
-    if moment.alone and moment.step:
-        row["edits"] = [request.id for request in moment.requests]
+def _row(callback: MeasurementCallback, context: EvalContext) -> dict[str, Any]:
+    found = callback.observe(context)
+    row: dict[str, Any] = {"by": type(callback).__name__, "after": context.step}
+    if context.single_edit and context.step:
+        row["edits"] = [request.id for request in context.requests]
     if callback.cumulative:
         row["cumulative"] = True
     return row | {"values": dict(found.values), "rows": list(found.rows)}

@@ -15,8 +15,7 @@ class EditStream:
     """Batches of requests in order, as an iterable that Lightning can resume in the middle.
 
     A plain ``DataLoader`` restarts at its first item after a resume; this one keeps its position in
-    the
-    checkpoint. The position is what was *committed*, not what was handed out.
+    the checkpoint. The position is what was *committed*, not what was handed out.
 
     Args:
         requests: The requests.
@@ -85,8 +84,7 @@ def evaluation_points(
 
     Args:
         eval_at: Numbers of edits, and ``"end"``. ``None``: only the end. 0 is the pristine model,
-            which
-            is always evaluated first.
+            which is always evaluated first.
         batches: The batches of the stream.
 
     Returns:

@@ -18,7 +18,7 @@ from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.session.edit_session import EditSession
-from lightning_edit.session.measurement_log import Measures
+from lightning_edit.session.measurement_log import MeasurementLog
 from lightning_edit.session.record import results_of
 from lightning_edit.session.stream import EvalPoint
 from lightning_edit.storage.atomic import write_error
@@ -170,7 +170,7 @@ class EditTrainer(pl.Trainer):
         results = results_of(session, datamodule, time.perf_counter() - begin)
         folder.write_json(folder.results, results)
         # Callbacks stand in any order; a page is made of files that others are still to write.
-        for callback in sorted(Measures.callbacks(self), key=lambda one: one.reads_others):
+        for callback in sorted(MeasurementLog.callbacks(self), key=lambda one: one.reads_others):
             callback.on_results(folder)
         return results
 

@@ -97,7 +97,7 @@ def files_for(
     if None in found.values() and _is_embedded(model):
         _log.info("collecting key statistics of the embedded model (once)")
         # That text is sorted by what it is about: its beginning holds a few relations only, and
-        # edits of the others go unrestrained (100 by MEMIT in one batch: 0.70 instead of 0.93).
+        # edits of the others go host_update (100 by MEMIT in one batch: 0.70 instead of 0.93).
         texts = atlas.corpus(shuffled=True)
         store(collect(model, tokenizer, texts, range(view.num_blocks), _EMBEDDED_TOKENS))
         found = {layer: find(model_hash, name, specials) for layer, name in modules.items()}

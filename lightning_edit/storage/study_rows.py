@@ -28,7 +28,7 @@ def require_same(found: Mapping[str, Any], asked: Mapping[str, Any], place: Path
         )
 
 
-class KeptRows:
+class ResumableRows:
     """A JSONL file whose first line says what is studied; a line that a kill has cut is dropped.
 
     Args:

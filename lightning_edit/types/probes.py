@@ -101,9 +101,8 @@ class Probe:
         prompt: Text the model continues.
         answers: Accepted answers, the preferred one first; the others are aliases.
         expect: ``target``: the edit's new answer is right here. ``unchanged``: whatever the
-            pristine model
-            says must stay. ``answer``: ``answers`` is right once the edit holds. Default: by
-            aspect.
+            pristine model says must stay. ``answer``: ``answers`` is right once the edit holds.
+            Default: by aspect.
         path: Triples of the knowledge graph that lead from the edit to the answer, where known.
         old: The answer before the edit, where it differs and is known.
         group: The test that this question is part of; ``None`` where it stands for itself.

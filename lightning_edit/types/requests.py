@@ -3,9 +3,8 @@
 Nothing here imports torch, so data files can be read and checked without loading it.
 
 Axis names used in the whole project: ``n`` -- edits in a batch; ``r`` -- rows (an edit under one
-context
-template); ``t`` -- token positions; ``d`` -- hidden width; ``d_in``/``d_out`` -- a weight acts as
-``y = W k`` with W of shape (d_out, d_in); ``v`` -- vocabulary.
+context template); ``t`` -- token positions; ``d`` -- hidden width; ``d_in``/``d_out`` -- a weight
+acts as ``y = W k`` with W of shape (d_out, d_in); ``v`` -- vocabulary.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -192,8 +191,7 @@ def as_requests(
 
     Args:
         requests: One or several; dictionaries need ``prompt`` and ``target``, other keys are the
-            fields
-            of :class:`~lightning_edit.types.EditRequest`.
+            fields of :class:`~lightning_edit.types.EditRequest`.
         first: Number of the first request, for those without an ``id``.
 
     Returns:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_edit.callbacks import EditEvaluation
-from lightning_edit.callbacks.base import Commit, Measurement, Measuring, Moment
+from lightning_edit.callbacks.base import Commit, EvalContext, Measurement, MeasurementCallback
 from lightning_edit.session.trainer import EditTrainer
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
@@ -22,22 +22,22 @@ pytestmark = [
 ]
 
 
-class SizeOfWeights(Measuring):
+class SizeOfWeights(MeasurementCallback):
     """The sum of all weights, the change of it, and how many commits were seen."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commits = 0
 
-    def measure(self, moment: Moment) -> Measurement:
-        total = sum(float(p.detach().double().sum()) for p in moment.model.parameters())
+    def measure(self, context: EvalContext) -> Measurement:
+        total = sum(float(p.detach().double().sum()) for p in context.model.parameters())
         values = {"drift/size": total, "drift/commits": float(self.commits)}
         if self.before is not None:
             values["drift/change"] = total - self.before[f"{self.prefix}drift/size"]
-        return Measurement(values, [{"asked": len(moment.scores)}])
+        return Measurement(values, [{"asked": len(context.scores)}])
 
     def on_commit(self, commit: Commit) -> None:
-        assert commit.moment.requests[0].id == commit.delta.request_ids[0]
+        assert commit.context.requests[0].id == commit.delta.request_ids[0]
         self.commits += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,8 +47,8 @@ class SizeOfWeights(Measuring):
         super().load_state_dict(state_dict)
         self.commits = state_dict["commits"]
 
-    def forget_run(self) -> None:
-        super().forget_run()
+    def reset(self) -> None:
+        super().reset()
         self.commits = 0
 
 
@@ -144,7 +144,7 @@ def test_in_a_foreign_training(tmp_path: Path) -> None:
 
 def test_shares_cover_every_item_once() -> None:
     found = [
-        Moment(0, torch.nn.Linear(1, 1), None, rank=rank, world_size=3).on_share(
+        EvalContext(0, torch.nn.Linear(1, 1), None, rank=rank, world_size=3).map_sharded(
             "ab", lambda share: [letter.upper() for letter in share]
         )
         for rank in range(3)

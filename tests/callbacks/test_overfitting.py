@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_edit.callbacks.base import Moment
+from lightning_edit.callbacks.base import EvalContext
 from lightning_edit.callbacks.overfitting import OverfittingCallback, questions_of
 from lightning_edit.types import EditRequest, Probe
 from tests.toy import toy_model, toy_requests, toy_tokenizer
@@ -49,7 +49,7 @@ def test_questions_in_which_the_edited_answer_is_wrong() -> None:
 def test_probabilities_are_those_of_the_logits() -> None:
     model, tokenizer = toy_model(), toy_tokenizer()
     callback = OverfittingCallback([REQUEST])
-    found = callback.measure(Moment(0, model, tokenizer))
+    found = callback.measure(EvalContext(0, model, tokenizer))
     by_prompt = {row["prompt"]: row["measures"] for row in found.rows}
 
     def probability(prompt: str, word: str) -> float:
@@ -74,6 +74,6 @@ def test_probabilities_are_those_of_the_logits() -> None:
 
 def test_limit_and_requests_without_probes() -> None:
     callback = OverfittingCallback(toy_requests(5), limit=2, modes=("tf",))
-    found = callback.measure(Moment(0, toy_model(), toy_tokenizer()))
+    found = callback.measure(EvalContext(0, toy_model(), toy_tokenizer()))
     assert {row["edit_id"] for row in found.rows} == {"fact-0", "fact-1"}
     assert all("@gen" not in name for name in found.values)

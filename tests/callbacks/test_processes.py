@@ -14,7 +14,7 @@ from lightning_edit.callbacks import (
     CollapseCallback,
     DriftCallback,
     EfficiencyCallback,
-    Measuring,
+    MeasurementCallback,
     OverfittingCallback,
 )
 from lightning_edit.storage.jsonl import read_rows
@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 
-def callbacks(root: Path) -> list[Measuring]:
+def callbacks(root: Path) -> list[MeasurementCallback]:
     options: dict[str, Any] = {"every_n_steps": 2}
     return [
         DriftCallback(TEXTS, directory=str(root / "drift"), **options),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_edit.callbacks import CollapseCallback, Measuring, ReportCallback
+from lightning_edit.callbacks import CollapseCallback, MeasurementCallback, ReportCallback
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.storage.run_folder import RunFolder
@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 
-def edit(run: Path, *others: Measuring) -> None:
+def edit(run: Path, *others: MeasurementCallback) -> None:
     watch = others or (CollapseCallback(texts=toy_texts(4), generations=1),)
     trainer = EditTrainer(
         logger=False,

@@ -10,13 +10,13 @@ from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.packed.backend import packable
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView, resolve
 from tests.editors.locate.test_target_search import FAMILIES, REQUESTS, TEMPLATES
 from tests.models.tiny import TINY, build_tokenizer
 
 
-def material(family: str) -> tuple[ModelView, list[Text]]:
+def material(family: str) -> tuple[ModelView, list[TokenizedText]]:
     view = resolve(TINY[family]().requires_grad_(False))
     tokenizer = build_tokenizer(bos=family in {"llama", "gemma2"})
     texts = rewriting_texts(tokenizer, encode_batch(tokenizer, REQUESTS), TEMPLATES)

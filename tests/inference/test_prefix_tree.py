@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_edit.inference.packed.backend import NotPackableError
 from lightning_edit.inference.prefix_tree import TokenTree, attending_tree, batches
-from lightning_edit.inference.teacher_forcing import Forcing
+from lightning_edit.inference.teacher_forcing import TeacherForcing
 from tests.models.tiny import build_tiny
 
 SEQUENCES = [(5, 6, 7), (5, 6, 8, 9), (5, 6), (7,), (5, 6, 8, 9, 6, 7)]
@@ -90,10 +90,10 @@ def test_one_question_with_many_answers_is_read_once() -> None:
     rows = [((5, 6, 7, 8), (answer, 9)) for answer in range(10, 20)]
     counted = Counted(model)
     with torch.no_grad():
-        found = Forcing(model, 64)(rows, {})
+        found = TeacherForcing(model, 64)(rows, {})
         assert counted.shapes == [(1, 4 + 10)]
         handle = model.register_forward_hook(lambda *_: None)
-        padded = Forcing(model, 64)(rows, {})
+        padded = TeacherForcing(model, 64)(rows, {})
         handle.remove()
         assert counted.shapes[1:] == [(10, 5)]
     for row in rows:

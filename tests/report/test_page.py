@@ -17,7 +17,7 @@ from lightning_edit.report.cases import read_edits
 from lightning_edit.report.page import MAX_BYTES, write_page
 from lightning_edit.report.payload import unpack
 from lightning_edit.report.runs import as_runs
-from lightning_edit.report.story import tell
+from lightning_edit.report.story import summarise_run
 from tests.report.runs import write_ripples, write_run
 
 HOSTILE = (
@@ -143,7 +143,7 @@ def test_the_first_screen_says_what_held(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 30, seed=1)
     (read_run,) = as_runs(run)
     edits = read_edits(run)
-    story = tell(read_run, edits)
+    story = summarise_run(read_run, edits)
     held = sum(edit.held is True for edit in edits)
     assert 0 < held < 30
     metrics = read_run.last

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_edit.callbacks.base import Measuring
+from lightning_edit.callbacks.base import MeasurementCallback
 from lightning_edit.editors.base import Editor
 from lightning_edit.session.edit_session import EditSession
 
@@ -102,14 +102,14 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[PassLog]:
         with log.within(f"evaluation after {after}, to {requests[-1].id}"):
             evaluate(self, after, requests)
 
-    def show(self: Measuring, *args: Any) -> None:
+    def show(self: MeasurementCallback, *args: Any) -> None:
         # Lightning's own bookkeeping, which begins anew with a process.
         with log.within(None):
             shown(self, *args)
 
-    shown = Measuring.show
+    shown = MeasurementCallback.show
     with monkeypatch.context() as patch, log:
-        patch.setattr(Measuring, "show", show)
+        patch.setattr(MeasurementCallback, "show", show)
         patch.setattr(Editor, "stage", quiet)
         patch.setattr(EditSession, "training_step", step)
         patch.setattr(EditSession, "_commit", committed)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_edit.analysis.sweep.measure import ASPECTS, Outcome, table_of
+from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, table_of
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.bootstrap import Resampling
 from lightning_edit.functional.scores import harmonic_mean
@@ -50,7 +50,7 @@ def candidates(
 
 
 @dataclass(frozen=True)
-class Tried:
+class LayerTrial:
     """One choice of layers.
 
     Args:
@@ -61,7 +61,7 @@ class Tried:
     """
 
     layers: list[int]
-    outcomes: list[Outcome]
+    outcomes: list[CaseScores]
     seconds: float = 0.0
     failed: str | None = None
 
@@ -75,14 +75,14 @@ class Tried:
         }
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Tried":
+    def from_row(cls, row: Mapping[str, Any]) -> "LayerTrial":
         """Read what :meth:`to_row` wrote."""
-        outcomes = [Outcome.from_row(case) for case in row["cases"]]
+        outcomes = [CaseScores.from_row(case) for case in row["cases"]]
         return cls(list(row["layers"]), outcomes, row["seconds_per_edit"], row["failed"])
 
 
 @dataclass(frozen=True)
-class Rated:
+class RankedTrial:
     """A choice of layers and its numbers.
 
     Args:
@@ -94,7 +94,7 @@ class Rated:
             the best is within two standard errors of that difference.
     """
 
-    tried: Tried
+    tried: LayerTrial
     means: Mapping[str, float]
     score: float
     spread: float
@@ -111,7 +111,7 @@ class Rated:
         }
 
 
-def rate(tried: Sequence[Tried], seed: int = 0) -> list[Rated]:
+def rate(tried: Sequence[LayerTrial], seed: int = 0) -> list[RankedTrial]:
     """Return the choices that could be measured, the best first.
 
     Args:
@@ -130,7 +130,7 @@ def rate(tried: Sequence[Tried], seed: int = 0) -> list[Rated]:
     behind = scores[best] - scores
     errors = (resampled[best] - resampled).std(1)
     rated = [
-        Rated(
+        RankedTrial(
             one,
             {
                 aspect: float(mean)
@@ -146,7 +146,7 @@ def rate(tried: Sequence[Tried], seed: int = 0) -> list[Rated]:
     return sorted(rated, key=lambda one: -one.score)
 
 
-def _aligned(tried: Sequence[Tried]) -> Tensor:
+def _aligned(tried: Sequence[LayerTrial]) -> Tensor:
     """Return (choices, cases, aspects), the cases in one order."""
     order = sorted(outcome.case for outcome in tried[0].outcomes)
     tables = []

@@ -25,7 +25,7 @@ Case = list[EditRequest]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseScores:
     """What one case's edit did.
 
     Args:
@@ -37,7 +37,7 @@ class Outcome:
     values: Mapping[str, float]
 
     @classmethod
-    def of(cls, scores: Sequence[ProbeScore], mode: Mode) -> "Outcome":
+    def of(cls, scores: Sequence[ProbeScore], mode: Mode) -> "CaseScores":
         """Average the outcomes of one case's probes, first by request.
 
         Args:
@@ -61,13 +61,13 @@ class Outcome:
         return {"case": self.case, **self.values}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Outcome":
+    def from_row(cls, row: Mapping[str, Any]) -> "CaseScores":
         """Read what :meth:`to_row` wrote."""
         values = {aspect: float(row[aspect]) for aspect in ASPECTS if aspect in row}
         return cls(str(row["case"]), values)
 
 
-def table_of(outcomes: Sequence[Outcome]) -> Float[Tensor, "n a"]:
+def table_of(outcomes: Sequence[CaseScores]) -> Float[Tensor, "n a"]:
     """Return outcomes as numbers, nan where a case does not ask about an aspect.
 
     Args:

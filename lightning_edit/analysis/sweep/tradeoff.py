@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_edit.analysis.sweep.measure import ASPECTS, Case, Outcome, table_of
+from lightning_edit.analysis.sweep.measure import ASPECTS, Case, CaseScores, table_of
 from lightning_edit.editors.wrappers.one_li import scaled
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.scores import harmonic_mean
-from lightning_edit.storage.study_rows import KeptRows
+from lightning_edit.storage.study_rows import ResumableRows
 from lightning_edit.types import Mode
 
 
@@ -45,7 +45,7 @@ class Point:
     score: float
 
     @classmethod
-    def of(cls, weight: float, outcomes: Sequence[Outcome]) -> "Point":
+    def of(cls, weight: float, outcomes: Sequence[CaseScores]) -> "Point":
         """Average the outcomes of all cases at one weight.
 
         Args:
@@ -63,7 +63,7 @@ class Point:
         return {"alpha": self.weight, **means, "score": round(self.score, 4)}
 
 
-class Outcomes(KeptRows):
+class Outcomes(ResumableRows):
     """The file ``tradeoff.jsonl``: what is studied, then one line a case and weight.
 
     A case's lines are written together, so a kill costs the case it fell into.
@@ -78,16 +78,16 @@ class Outcomes(KeptRows):
 
     def __init__(self, path: Path, study: Mapping[str, Any]) -> None:
         super().__init__(path, study)
-        self.found: dict[float, list[Outcome]] = {}
+        self.found: dict[float, list[CaseScores]] = {}
         for row in self.rows:
-            self.found.setdefault(row["alpha"], []).append(Outcome.from_row(row))
+            self.found.setdefault(row["alpha"], []).append(CaseScores.from_row(row))
 
     @property
     def cases(self) -> set[str]:
         """Cases that are done."""
         return {outcome.case for listed in self.found.values() for outcome in listed}
 
-    def add(self, by_weight: Mapping[float, Sequence[Outcome]]) -> None:
+    def add(self, by_weight: Mapping[float, Sequence[CaseScores]]) -> None:
         """Keep cases at every weight.
 
         Args:
@@ -109,7 +109,7 @@ def at_weights(
     weights: Sequence[float],
     evaluation: Evaluation,
     mode: Mode,
-) -> Iterator[tuple[float, list[Outcome]]]:
+) -> Iterator[tuple[float, list[CaseScores]]]:
     """Score an edit at every weight; the model is as before after each.
 
     Args:
@@ -136,4 +136,4 @@ def at_weights(
         split: list[list[Any]] = [[] for _ in cases]
         for score in scores:
             split[by_edit[score.edit_id]].append(score)
-        yield weight, [Outcome.of(one, mode) for one in split]
+        yield weight, [CaseScores.of(one, mode) for one in split]

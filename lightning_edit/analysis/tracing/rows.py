@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_edit.storage.study_rows import KeptRows
+from lightning_edit.storage.study_rows import ResumableRows
 
 
-class TraceRows(KeptRows):
+class TraceRows(ResumableRows):
     """The file ``trace.jsonl``: what is traced in its first line, then one line a fact.
 
     Args:

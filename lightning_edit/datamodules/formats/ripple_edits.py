@@ -1,8 +1,8 @@
 """RippleEdits (arXiv 2307.12976): edits with tests by six criteria, each test with conditions.
 
-The files popular, random and recent have one form. A record states its edit as a sentence
-("The name of the capital city of X is Y."); where the answer begins, and what the subject is, has
-to be found.
+The files popular, random and recent have one form. A record states its edit as a sentence ("The
+name of the capital city of X is Y."); where the answer begins, and what the subject is, has to be
+found.
 """
 
 import re

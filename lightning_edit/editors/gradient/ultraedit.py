@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta, LowRank
-from lightning_edit.edits.running_sums import Totals
+from lightning_edit.edits.running_sums import RunningSums
 from lightning_edit.functional.normalise import (
     Variance,
     scale_alone,
@@ -86,7 +86,7 @@ class UltraEdit(Editor):
         self.warmup = warmup
         self.rows_per_pass = rows_per_pass
         self._names: list[str] = []
-        self.seen = Totals(lambda delta: delta.history)
+        self.seen = RunningSums(lambda delta: delta.history)
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
@@ -104,7 +104,7 @@ class UltraEdit(Editor):
             blocks = [self.view.block(layer) for layer in listed]
             pairs = [(b.mlp_down,) if self.projection == "down" else b.mlp_up for b in blocks]
             self._names = [name for names in pairs for name in names]
-        self.seen = Totals(lambda delta: delta.history)
+        self.seen = RunningSums(lambda delta: delta.history)
 
     def _shape(self, name: str) -> str:
         """Name of the running sums of a layer's shape."""

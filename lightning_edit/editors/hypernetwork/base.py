@@ -18,16 +18,21 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.hypernetwork.checkpoint import StoredEditor
+from lightning_edit.editors.hypernetwork.checkpoint import EditorCheckpoint
 from lightning_edit.editors.hypernetwork.functional_weights import (
     patched_parameters,
     stacked_factors,
 )
-from lightning_edit.editors.hypernetwork.meta_batch import ExampleSource
+from lightning_edit.editors.hypernetwork.meta_batch import MetaBatchSampler
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.hypernet import drift_kl
-from lightning_edit.inference.answers import AnswerRows, Row, answer_logits, answer_logits_each
+from lightning_edit.inference.answers import (
+    AnswerRow,
+    AnswerRows,
+    answer_logits,
+    answer_logits_each,
+)
 from lightning_edit.models.weights import Weight, weight
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -153,7 +158,7 @@ class HypernetworkEditor(Editor, family=True):
         """
         stored = None
         if self.checkpoint is not None and not self._shapes:
-            stored = StoredEditor.read(Path(self.checkpoint))
+            stored = EditorCheckpoint.read(Path(self.checkpoint))
             stored.restore_arguments(self, self.structure)
             self.modules_to_edit = list(stored.modules)
         weights = tuple(weight(self.language_model, f"{m}.weight") for m in self.edited_modules())
@@ -166,7 +171,7 @@ class HypernetworkEditor(Editor, family=True):
                 "it to the model it was trained on, or train a new one with `lightning-edit fit`"
             )
         self.weights = weights
-        self.source = ExampleSource(
+        self.source = MetaBatchSampler(
             self.tokenizer, self.own_probes, self.other_facts, self.any_wording
         )
         if shapes == self._shapes:
@@ -178,10 +183,10 @@ class HypernetworkEditor(Editor, family=True):
         if stored is not None:
             stored.load_into(self)
 
-    def describe(self) -> StoredEditor:
+    def describe(self) -> EditorCheckpoint:
         """Return the editor's parameters with what is needed to build the network again."""
         arguments = {name: getattr(self, name) for name in self.structure}
-        return StoredEditor(type(self).__name__, self._shapes, arguments, self.state_dict())
+        return EditorCheckpoint(type(self).__name__, self._shapes, arguments, self.state_dict())
 
     def save_weights(self, path: str | Path) -> None:
         """Write the trained parameters as safetensors, for ``checkpoint``.
@@ -193,7 +198,7 @@ class HypernetworkEditor(Editor, family=True):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note in a Lightning checkpoint what the network was built for."""
-        checkpoint[StoredEditor.KEY] = self.describe().header()
+        checkpoint[EditorCheckpoint.KEY] = self.describe().header()
 
     @torch.no_grad()
     def edit(self, batch: EditBatch) -> Delta:
@@ -252,7 +257,7 @@ class HypernetworkEditor(Editor, family=True):
         return terms["loss"]
 
     def logits_after(
-        self, edits: EditBatch, rows: Sequence[tuple[int, Row]], learn: bool = False
+        self, edits: EditBatch, rows: Sequence[tuple[int, AnswerRow]], learn: bool = False
     ) -> tuple[AnswerRows, Float[Tensor, "a v"]]:
         """Return the logits of the edited model at the answers of some rows.
 
@@ -277,7 +282,7 @@ class HypernetworkEditor(Editor, family=True):
         outer: Float[Tensor, "a v"],
         targets: Int[Tensor, " a"],
         after: Float[Tensor, "a2 v"],
-        locality: Sequence[tuple[int, Row]],
+        locality: Sequence[tuple[int, AnswerRow]],
     ) -> dict[str, Tensor]:
         """Return the loss and its two terms, in nats.
 
@@ -296,11 +301,11 @@ class HypernetworkEditor(Editor, family=True):
         return {"loss": self.c_edit * nll + self.c_loc * kl, "edit_nll": nll, "locality_kl": kl}
 
     @torch.no_grad()
-    def base_logits(self, rows: Sequence[tuple[int, Row]]) -> Float[Tensor, "a v"]:
+    def base_logits(self, rows: Sequence[tuple[int, AnswerRow]]) -> Float[Tensor, "a v"]:
         """Return what the unedited model predicts at the answers of some rows."""
         return answer_logits(self.language_model, self.rows(rows))
 
-    def rows(self, rows: Sequence[tuple[int, Row]]) -> AnswerRows:
+    def rows(self, rows: Sequence[tuple[int, AnswerRow]]) -> AnswerRows:
         """Pad rows on the language model's device."""
         return AnswerRows.pad([row for _, row in rows], self.language_model.device)
 

@@ -19,7 +19,7 @@ _FORMAT = "lightning-edit-editor/1"
 
 
 @dataclass(frozen=True)
-class StoredEditor:
+class EditorCheckpoint:
     """Parameters and buffers of a trained editor, and what they were trained for.
 
     Args:
@@ -60,7 +60,7 @@ class StoredEditor:
         write_atomic(path, to_safetensors(self.state, {self.KEY: json.dumps(self.header())}))
 
     @classmethod
-    def read(cls, path: Path) -> "StoredEditor":
+    def read(cls, path: Path) -> "EditorCheckpoint":
         """Read a Lightning checkpoint of an editor, or what :meth:`write` wrote.
 
         Args:

@@ -9,12 +9,12 @@ from typing import Any
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.tokens import encode_pair, encode_prompt
-from lightning_edit.inference.answers import Row
+from lightning_edit.inference.answers import AnswerRow
 from lightning_edit.types import EditBatch, EditRequest, Probe
 
 
 @dataclass(frozen=True)
-class Examples:
+class MetaBatch:
     """What one training step looks at.
 
     Args:
@@ -25,8 +25,8 @@ class Examples:
     """
 
     inner: EditBatch
-    outer: tuple[tuple[int, Row], ...]
-    locality: tuple[tuple[int, Row], ...]
+    outer: tuple[tuple[int, AnswerRow], ...]
+    locality: tuple[tuple[int, AnswerRow], ...]
 
 
 def _reworded(request: EditRequest, rng: Random) -> EditRequest:
@@ -36,7 +36,7 @@ def _reworded(request: EditRequest, rng: Random) -> EditRequest:
 
 
 @dataclass(frozen=True)
-class ExampleSource:
+class MetaBatchSampler:
     """Draws examples for edits.
 
     Args:
@@ -51,7 +51,7 @@ class ExampleSource:
     other_facts: int
     any_wording: bool = False
 
-    def draw(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> Examples:
+    def draw(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> MetaBatch:
         """Choose a rephrase and locality prompts for each edit of a training step.
 
         Args:
@@ -68,13 +68,13 @@ class ExampleSource:
             wording = rng.choice(view.rephrases or (view.prompt,))
             outer.append((edit, self.row(wording, request.target)))
             edits.append(view)
-        locality: list[tuple[int, Row]] = []
+        locality: list[tuple[int, AnswerRow]] = []
         for edit, request in enumerate(requests):
             chosen = self.own(request, rng)
             locality += [(edit, self.row(probe.prompt, probe.answers[0])) for probe in chosen]
         locality += self.others(requests, rng, loader)
         inner = encode_batch(self.tokenizer, edits)
-        return Examples(inner, tuple(outer), tuple(locality))
+        return MetaBatch(inner, tuple(outer), tuple(locality))
 
     def own(self, request: EditRequest, rng: Random) -> list[Probe]:
         """Choose among a request's probes that must stay, of every kind in turn."""
@@ -86,7 +86,7 @@ class ExampleSource:
         in_turn = chain.from_iterable(zip_longest(*rng.sample(shuffled, len(shuffled))))
         return [probe for probe in in_turn if probe is not None][: self.own_probes]
 
-    def every(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> Examples:
+    def every(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> MetaBatch:
         """Take all rephrases and all locality probes of each edit, as validation does.
 
         Args:
@@ -109,9 +109,9 @@ class ExampleSource:
             if probe.expect == "unchanged"
         ]
         inner = encode_batch(self.tokenizer, requests)
-        return Examples(inner, tuple(outer), tuple(locality or self.others(requests, rng, loader)))
+        return MetaBatch(inner, tuple(outer), tuple(locality or self.others(requests, rng, loader)))
 
-    def row(self, prompt: str, answer: str | None) -> Row:
+    def row(self, prompt: str, answer: str | None) -> AnswerRow:
         """Tokenise a prompt with its answer; without one, only the place after the prompt is read.
 
         Raises:
@@ -126,7 +126,7 @@ class ExampleSource:
 
     def others(
         self, requests: Sequence[EditRequest], rng: Random, loader: Any
-    ) -> list[tuple[int, Row]]:
+    ) -> list[tuple[int, AnswerRow]]:
         """Return prompts of other requests with the answers from before an edit.
 
         Args:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.multi_layer import Spread
+from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
 from lightning_edit.functional.nullspace import Spectrum, ThresholdKind
 from lightning_edit.functional.solve import Preserved
 from lightning_edit.models.view import ModelView
@@ -15,13 +15,13 @@ from lightning_edit.statistics.cache import spectra_in
 log = logging.getLogger(__name__)
 
 
-class AlphaEdit(Spread):
+class AlphaEdit(MultiLayerEditor):
     r"""Write only along directions of key space that ordinary text hardly uses.
 
     :math:`\Delta = R K^\top P\,(P (K K^\top + \sum K_p K_p^\top) P + \mu I)^{-1}` with P the
-    projector on the null space of the corpus keys; :math:`\sum K_p K_p^\top` keeps the
-    facts of earlier edits. Solved in the coordinates of the null space, where it is a symmetric
-    positive definite system.
+    projector on the null space of the corpus keys; :math:`\sum K_p K_p^\top` keeps the facts of
+    earlier edits. Solved in the coordinates of the null space, where it is a symmetric positive
+    definite system.
 
     Args:
         norm_weight: μ, the weight of ‖Δ‖² (``L2``): 10 in the authors' configs, 1 in the paper.

@@ -34,7 +34,7 @@ from lightning_edit.functional.solve import Preserved, Solution
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.hooks import Side
 from lightning_edit.inference.suffix.forward import Site
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 from lightning_edit.statistics.cache import files_for, moments_in
 from lightning_edit.types import EditBatch
@@ -220,9 +220,9 @@ class LocateThenEdit(Editor, family=True):
 
     def search_texts(
         self,
-        texts: Sequence[Text],
+        texts: Sequence[TokenizedText],
         objective: Objective,
-        loss_for: Callable[[Sequence[Text]], Loss] | None = None,
+        loss_for: Callable[[Sequence[TokenizedText]], Loss] | None = None,
     ) -> Targets:
         """Find target vectors where this method adds them; see :func:`search_targets`."""
         layer, rows = self.edited_layers[-1], self._rows_per_pass
@@ -253,13 +253,15 @@ class LocateThenEdit(Editor, family=True):
             return Preserved.of(ridge=1.0, where=where)
         return Preserved.of(moment.to(self.language_model.device), where=where)
 
-    def key_texts(self, batch: EditBatch) -> list[Text]:
+    def key_texts(self, batch: EditBatch) -> list[TokenizedText]:
         """Return every request behind every template, up to the subject's last token."""
         texts = rewriting_texts(self.tokenizer, batch, self.templates)
         return [text.until_subject() for text in texts]
 
     @torch.no_grad()
-    def at_subjects(self, texts: Sequence[Text], module: str, side: Side) -> Float[Tensor, "r w"]:
+    def at_subjects(
+        self, texts: Sequence[TokenizedText], module: str, side: Side
+    ) -> Float[Tensor, "r w"]:
         """Read what a module gets or gives at the last token of every text.
 
         Args:
@@ -274,7 +276,7 @@ class LocateThenEdit(Editor, family=True):
 
     @torch.no_grad()
     def all_at_subjects(
-        self, texts: Sequence[Text], wanted: Mapping[str, Side]
+        self, texts: Sequence[TokenizedText], wanted: Mapping[str, Side]
     ) -> dict[str, Tensor]:
         """Read several modules in one pass, as :meth:`at_subjects` reads one.
 

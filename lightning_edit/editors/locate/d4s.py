@@ -9,20 +9,20 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.multi_layer import Spread
+from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
 from lightning_edit.editors.locate.target_search import Targets
-from lightning_edit.edits.correction import unrestrained
+from lightning_edit.edits.correction import host_update
 from lightning_edit.edits.delta import Delta, Dense, WeightUpdate
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.tokenized_text import TokenizedText
 
 
-class D4S(Spread):
+class D4S(MultiLayerEditor):
     r"""Solve for all edits so far together, from two sums whose size never grows.
 
-    The total update of a layer is :math:`\frac{\sum R K^\top}{|L| - i}
-    (\lambda C + \sum K K^\top)^{-1}` over every edit in force ("dump for sequence"). Targets are
-    searched on the original weights, and R, the distance there, is not measured again.
+    The total update of a layer is :math:`\frac{\sum R K^\top}{|L| - i} (\lambda C + \sum K
+    K^\top)^{-1}` over every edit in force ("dump for sequence"). Targets are searched on the
+    original weights, and R, the distance there, is not measured again.
 
     Args:
         moment_weight: λ, as in MEMIT; ``None``: the width of a key.
@@ -88,13 +88,15 @@ class D4S(Spread):
         """Factor λC + Σ KKᵀ."""
         return self.factored(layer, moment, self.moment_weight)
 
-    def aim(self, targets: Targets) -> Float[Tensor, "n d"]:
+    def target(self, targets: Targets) -> Float[Tensor, "n d"]:
         """Return the distances on the original weights."""
         return targets.delta.double()
 
-    def missing(self, aim: Float[Tensor, "n d"], bare: Sequence[Text]) -> Float[Tensor, "n d"]:
+    def residual(
+        self, target: Float[Tensor, "n d"], bare: Sequence[TokenizedText]
+    ) -> Float[Tensor, "n d"]:
         """Return the distances as they are: nothing is measured again."""
-        return aim
+        return target
 
     def total(self, layer: int) -> Float[Tensor, "d f"] | None:
         """Return the joint solution for the edits in force; ``None`` while there is none."""
@@ -121,5 +123,5 @@ class D4S(Spread):
         name = self.view.parameter(layer)
         value = before + solution.left @ solution.right
         for delta in self.past.in_force:
-            value = value - unrestrained(delta, name).to(value.device)
+            value = value - host_update(delta, name).to(value.device)
         return Dense(value.float())

@@ -5,17 +5,17 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.multi_layer import Spread
+from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
 from lightning_edit.editors.locate.rome import ROME
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
 
 
-class EMMET(Spread):
+class EMMET(MultiLayerEditor):
     r"""Write a batch exactly, where MEMIT trades it off: ROME's constraint for many facts at once.
 
     :math:`\Delta = R (K^\top A^{-1} K + \alpha I)^{-1} K^\top A^{-1}` with
-    :math:`A = \lambda C + \mu I`. For :math:`\alpha > 0` this is MEMIT's update with
-    the weight :math:`\alpha\lambda`.
+    :math:`A = \lambda C + \mu I`. For :math:`\alpha > 0` this is MEMIT's update with the weight
+    :math:`\alpha\lambda`.
 
     Args:
         moment_weight: λ; without damping it changes nothing. 1000 for GPT-2 XL, 1 for GPT-J and

@@ -6,17 +6,17 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.multi_layer import Spread
-from lightning_edit.editors.locate.search_objective import Certainty
+from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
+from lightning_edit.editors.locate.search_objective import EarlyStopping
 from lightning_edit.functional.solve import Preserved
 
 
-class ENCORE(Spread):
+class ENCORE(MultiLayerEditor):
     r"""MEMIT for thousands of edits: a history of keys, a bound on ‖Δ‖, and an early end of search.
 
-    :math:`\Delta = R K^\top (\lambda C + \mu I + \sum K_p K_p^\top + K K^\top)^{-1}`.
-    The search ends a few passes after the target has become the likeliest answer (most-probable
-    early stopping): more certainty makes larger targets, which wear the model out.
+    :math:`\Delta = R K^\top (\lambda C + \mu I + \sum K_p K_p^\top + K K^\top)^{-1}`. The search
+    ends a few passes after the target has become the likeliest answer (most-probable early
+    stopping): more early_stopping makes larger targets, which wear the model out.
 
     Args:
         moment_weight: λ, as in MEMIT; ``None``: the width of a key.
@@ -49,7 +49,7 @@ class ENCORE(Spread):
         super().__init__(clamp=clamp, keep_history=keep_history, **search)
         self.moment_weight = moment_weight
         self.norm_weight = norm_weight
-        self.objective = replace(self.objective, certainty=Certainty(patience=patience))
+        self.objective = replace(self.objective, early_stopping=EarlyStopping(patience=patience))
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
         """Factor λC + μI and the history."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_edit.edits.delta import Delta
-from lightning_edit.edits.running_sums import Totals
+from lightning_edit.edits.running_sums import RunningSums
 from lightning_edit.functional.solve import Preserved
 
 #: After so many updates a factor is made anew: a resumed run repeats that many at most.
@@ -60,7 +60,7 @@ class KeyHistory(nn.Module):
         self.layers = list(layers)
         self.with_residuals = residuals
         self.device = device
-        self.totals = Totals(self._addends)
+        self.totals = RunningSums(self._addends)
         self._factors: dict[int, _Factored] = {}
 
     @property

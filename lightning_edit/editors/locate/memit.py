@@ -5,11 +5,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.multi_layer import Spread
+from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
 from lightning_edit.functional.solve import Preserved
 
 
-class MEMIT(Spread):
+class MEMIT(MultiLayerEditor):
     r"""Write many associations at once, spread over the MLPs of several consecutive blocks.
 
     For each layer, lowest first: :math:`\Delta = R K^\top (\lambda C + K K^\top)^{-1}` (eq. 14)
@@ -25,8 +25,8 @@ class MEMIT(Spread):
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
-        λ should be read against the width f of a key: of one typical key's residual the share
-        f / (λ + f) is written, so a fixed λ that suits a large model silences a small one.
+        λ should be read against the width f of a key: of one typical key's residual the share f /
+        (λ + f) is written, so a fixed λ that suits a large model silences a small one.
     """
 
     def __init__(

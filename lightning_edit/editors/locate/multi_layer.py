@@ -1,4 +1,4 @@
-"""Spread an edit over several layers: what MEMIT and its relatives share.
+"""MultiLayerEditor an edit over several layers: what MEMIT and its relatives share.
 
 Each edited layer, lowest first, gets a part of the distance that is left between what the model
 reads at the subjects and what it should read there, by least squares, on the model that the lower
@@ -26,7 +26,7 @@ from lightning_edit.edits.delta import Delta, LowRank, WeightUpdate
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
 from lightning_edit.inference.hooks import Side
 from lightning_edit.inference.suffix.forward import Site
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch
@@ -49,7 +49,7 @@ class Written:
     residuals: dict[int, Tensor] = field(default_factory=dict)
 
 
-class Spread(LocateThenEdit, family=True):
+class MultiLayerEditor(LocateThenEdit, family=True):
     """Family of editors that spread a batch over consecutive layers, one least squares each.
 
     Args:
@@ -149,7 +149,7 @@ class Spread(LocateThenEdit, family=True):
 
     # ------------------------------------------------------------------------------------- solving
 
-    def share(self, remaining: int) -> float:
+    def residual_divisor(self, remaining: int) -> float:
         """Return by what the distance is divided when so many layers are left, this one counted."""
         return float(remaining)
 
@@ -201,13 +201,15 @@ class Spread(LocateThenEdit, family=True):
         placed = matrix.to(self.language_model.device)
         return placed if rows is None else placed[rows][:, rows]
 
-    def aim(self, targets: Targets) -> Float[Tensor, "n d"]:
-        """Return what :meth:`missing` measures the distance to."""
+    def target(self, targets: Targets) -> Float[Tensor, "n d"]:
+        """Return what :meth:`residual` measures the distance to."""
         return targets.wanted.double()
 
-    def missing(self, aim: Float[Tensor, "n d"], bare: Sequence[Text]) -> Float[Tensor, "n d"]:
+    def residual(
+        self, target: Float[Tensor, "n d"], bare: Sequence[TokenizedText]
+    ) -> Float[Tensor, "n d"]:
         """Return what is missing at each subject in the model as it is now."""
-        return aim - self.reading(bare)
+        return target - self.reading(bare)
 
     def update(self, layer: int, solution: Solution) -> WeightUpdate:
         """Return what is added to a layer's weight."""
@@ -221,25 +223,27 @@ class Spread(LocateThenEdit, family=True):
             targets: Their target vectors, for the output of the last edited block.
         """
         texts = self.key_texts(batch)
-        with self.covering(texts, self.aim(targets)) as written:
+        with self.solve_layers(texts, self.target(targets)) as written:
             history = self.to_remember(texts, written)
         info = self.info(targets, written.solutions)
         return Delta(batch.ids, self.named(written.updates), info=info, history=history)
 
     @contextmanager
-    def covering(self, texts: Sequence[Text], aim: Float[Tensor, "n d"]) -> Iterator[Written]:
+    def solve_layers(
+        self, texts: Sequence[TokenizedText], target: Float[Tensor, "n d"]
+    ) -> Iterator[Written]:
         """Solve layer after layer; inside the ``with`` block the model has all their updates.
 
         Args:
             texts: The requests behind every template, the bare prompt of each first.
-            aim: What the model should read at each subject.
+            target: What the model should read at each subject.
         """
         layers, written = self.edited_layers, Written()
         bare = texts[:: len(self.templates)]
         with ExitStack() as stack:
             for done, layer in enumerate(layers):
                 written.keys |= self.keys_of(texts, [layer])
-                rest = self.missing(aim, bare) / self.share(len(layers) - done)
+                rest = self.residual(target, bare) / self.residual_divisor(len(layers) - done)
                 written.residuals[layer] = rest
                 with self.stage("solve"):
                     solution = self.solve(layer, written.keys[layer].mT, rest.mT)
@@ -251,12 +255,12 @@ class Spread(LocateThenEdit, family=True):
                 stack.enter_context(one.applied(self.language_model))
             yield written
 
-    def reading(self, bare: Sequence[Text]) -> Float[Tensor, "n d"]:
+    def reading(self, bare: Sequence[TokenizedText]) -> Float[Tensor, "n d"]:
         """Return what the model now reads at each subject, where the targets are set."""
         block = self.view.block(self.edited_layers[-1])
         return self.at_subjects(bare, block.name if self.site == "block" else block.mlp, "output")
 
-    def keys_of(self, texts: Sequence[Text], layers: Sequence[int]) -> dict[int, Tensor]:
+    def keys_of(self, texts: Sequence[TokenizedText], layers: Sequence[int]) -> dict[int, Tensor]:
         """Return the keys of layers, (n, f): half the bare prompt's, half the mean of all others'.
 
         Args:
@@ -274,7 +278,7 @@ class Spread(LocateThenEdit, family=True):
             return grouped[:, 0]
         return torch.stack([grouped[:, 0], grouped[:, 1:].mean(1)]).mean(0)
 
-    def to_remember(self, texts: Sequence[Text], written: Written) -> dict[str, Tensor]:
+    def to_remember(self, texts: Sequence[TokenizedText], written: Written) -> dict[str, Tensor]:
         """Return what goes into a delta for the history; the model has the updates now."""
         if not self.keep_history:
             return {}

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.multi_layer import Spread, Written
+from lightning_edit.editors.locate.multi_layer import MultiLayerEditor, Written
 from lightning_edit.editors.locate.target_search import Targets
-from lightning_edit.editors.one_by_one import joined
+from lightning_edit.editors.one_by_one import concat_low_rank
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.neurons import most_active
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
@@ -20,13 +20,13 @@ from lightning_edit.types import EditBatch
 log = logging.getLogger(__name__)
 
 
-class NSE(Spread):
+class NSE(MultiLayerEditor):
     r"""Sequential MEMIT that aims from the original model and writes to the most active neurons.
 
     Targets are searched on the original weights; only the entries J of a key that carry most of
-    the batch's activity are written, :math:`\Delta_J = R K_J^\top (\lambda C_{JJ} +
-    \sum K_p K_p^\top|_{JJ} + K_J K_J^\top)^{-1}`; facts that are still far from their targets are
-    written again.
+    the batch's activity are written, :math:`\Delta_J = R K_J^\top (\lambda C_{JJ} + \sum K_p
+    K_p^\top|_{JJ} + K_J K_J^\top)^{-1}`; facts that are still far from their targets are written
+    again.
 
     Args:
         moment_weight: λ: 15 000 for GPT-J and Llama 3, 10 000 for GPT-2 XL in the authors' configs;
@@ -103,7 +103,7 @@ class NSE(Spread):
             batch: The requests.
             targets: Their target vectors, searched on the original weights.
         """
-        texts, aim = self.key_texts(batch), targets.wanted.double()
+        texts, target = self.key_texts(batch), targets.wanted.double()
         bare = texts[:: len(self.templates)]
         unit = targets.initial.double().norm(dim=1) if self.distance == "relative" else 1.0
         updates: dict[int, LowRank] = {}
@@ -111,17 +111,17 @@ class NSE(Spread):
         within: Tensor | None = None
         with ExitStack() as stack:
             for _ in range(self.passes):
-                distances = self.missing(aim, bare).norm(dim=1) / unit
+                distances = self.residual(target, bare).norm(dim=1) / unit
                 if within is None:
                     within = self._within(batch, distances)
                 far = [int(i) for i in (within & (distances > self.reached)).nonzero()]
                 if not far:
                     break
                 part = [text for text in texts if text.request in far]
-                written = stack.enter_context(self.covering(part, aim[far]))
+                written = stack.enter_context(self.solve_layers(part, target[far]))
                 for layer, update in written.updates.items():
                     assert isinstance(update, LowRank)  # `update` is not overridden
-                    updates[layer] = joined(updates.get(layer), update)
+                    updates[layer] = concat_low_rank(updates.get(layer), update)
                 solutions += written.solutions
             kept = [text for text in texts if within is not None and bool(within[text.request])]
             history = self.to_remember(kept, Written()) if kept else {}

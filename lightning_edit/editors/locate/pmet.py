@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.multi_layer import Spread
-from lightning_edit.editors.locate.search_objective import Certainty
+from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
+from lightning_edit.editors.locate.search_objective import EarlyStopping
 from lightning_edit.editors.locate.target_search import Targets
 from lightning_edit.functional.solve import Preserved
 from lightning_edit.inference.suffix.forward import Site
 
 
-class PMET(Spread):
+class PMET(MultiLayerEditor):
     r"""MEMIT with a target for the MLP alone: what attention should carry is searched beside it.
 
     Two vectors are searched, for the outputs of attention and of the MLP of the last edited block.
@@ -22,8 +22,8 @@ class PMET(Spread):
     :math:`\Delta = \frac{R}{\sqrt{|L| - i}} K^\top (\lambda C + K K^\top)^{-1}`.
 
     Args:
-        moment_weight: λ: 6000 for GPT-J, 15 000 for GPT-NeoX in the authors' configs;
-            ``None``: the width of a key.
+        moment_weight: λ: 6000 for GPT-J, 15 000 for GPT-NeoX in the authors' configs; ``None``: the
+            width of a key.
         ease: Weight of the answer in a pass after one in which the target was the likeliest answer
             in all contexts (0.1 in the authors' code).
         calm: A search ends when that holds and the divergence's term is at most this (0.01).
@@ -64,16 +64,18 @@ class PMET(Spread):
             **search,
         )
         self.moment_weight = moment_weight
-        self.objective = replace(self.objective, certainty=Certainty(ease=ease, calm=calm))
+        self.objective = replace(
+            self.objective, early_stopping=EarlyStopping(answer_weight=ease, max_kl=calm)
+        )
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
         """Factor λC and the history."""
         return self.factored(layer, moment, self.moment_weight)
 
-    def share(self, remaining: int) -> float:
+    def residual_divisor(self, remaining: int) -> float:
         """Return the square root of the number of layers left."""
         return math.sqrt(remaining)
 
-    def aim(self, targets: Targets) -> Float[Tensor, "n d"]:
+    def target(self, targets: Targets) -> Float[Tensor, "n d"]:
         """Return the MLP's targets, which stand behind those of attention."""
         return targets.wanted.double().chunk(2, dim=1)[1]

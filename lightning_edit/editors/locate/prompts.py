@@ -14,7 +14,7 @@ from lightning_edit.functional.tokens import (
     encode_prompts,
     subject_last_indices,
 )
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.types import EditBatch, EditRequest
 
 KlPosition = Literal["subject_last", "prompt_end"]
@@ -28,7 +28,9 @@ def _place(request: EditRequest, template: str) -> tuple[str, int]:
     return template.replace("{}", request.prompt, 1), start + request.subject_end
 
 
-def rewriting_texts(tokenizer: Any, batch: EditBatch, templates: Sequence[str]) -> list[Text]:
+def rewriting_texts(
+    tokenizer: Any, batch: EditBatch, templates: Sequence[str]
+) -> list[TokenizedText]:
     """Return every request behind every template, with its answer.
 
     Args:
@@ -50,7 +52,7 @@ def rewriting_texts(tokenizer: Any, batch: EditBatch, templates: Sequence[str]) 
         request, template = divmod(number, len(templates))
         lead = _alike(ids[:subject], leads[template])
         whole = tuple(ids + answer[:-1])
-        texts.append(Text(request, whole, subject, tuple(answer), lead=lead))
+        texts.append(TokenizedText(request, whole, subject, tuple(answer), lead=lead))
     return texts
 
 
@@ -60,7 +62,7 @@ def _alike(ids: Sequence[int], others: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def essence_texts(tokenizer: Any, batch: EditBatch, position: KlPosition) -> list[Text]:
+def essence_texts(tokenizer: Any, batch: EditBatch, position: KlPosition) -> list[TokenizedText]:
     """Return "{subject} is a" for every request, with the position that must not drift.
 
     Args:
@@ -76,11 +78,13 @@ def essence_texts(tokenizer: Any, batch: EditBatch, position: KlPosition) -> lis
     encoded = encode_prompts(tokenizer, prompts)
     for number, (ids, subject) in enumerate(zip(encoded, subjects, strict=True)):
         kept = ids[: subject + 1] if position == "subject_last" else ids
-        texts.append(Text(number, tuple(kept), subject, watch=len(kept) - 1))
+        texts.append(TokenizedText(number, tuple(kept), subject, watch=len(kept) - 1))
     return texts
 
 
-def merge_watched(texts: Sequence[Text], watched: Sequence[Text]) -> list[Text]:
+def merge_watched(
+    texts: Sequence[TokenizedText], watched: Sequence[TokenizedText]
+) -> list[TokenizedText]:
     """Join both kinds of text; what a longer text already computes is not computed twice.
 
     A watched text that is the beginning of one of its request's texts, and is changed at the same
@@ -93,7 +97,7 @@ def merge_watched(texts: Sequence[Text], watched: Sequence[Text]) -> list[Text]:
     Returns:
         All texts, those of one request together.
     """
-    merged: list[Text] = list(texts)
+    merged: list[TokenizedText] = list(texts)
     for text in watched:
         hosts = (
             index

@@ -11,19 +11,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Certainty:
+class EarlyStopping:
     """What happens once all answer tokens are the likeliest ones in all texts of a request.
 
     Args:
         patience: The request is done in the so-manieth pass in which that holds (ENCORE's
             most-probable early stopping); ``None``: it is no reason to stop.
-        ease: Weight of the answer in the next pass (PMET); 1 changes nothing.
-        calm: The request is done if besides the divergence's term is at most this (PMET).
+        answer_weight: Weight of the answer in the next pass (PMET); 1 changes nothing.
+        max_kl: The request is done if besides the divergence's term is at most this (PMET).
     """
 
     patience: int | None = None
-    ease: float = 1.0
-    calm: float | None = None
+    answer_weight: float = 1.0
+    max_kl: float | None = None
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
@@ -34,8 +34,8 @@ class Certainty:
         done = torch.zeros_like(certain)
         if self.patience is not None:
             done = done | (certain & (passes >= self.patience))
-        if self.calm is not None:
-            done = done | (certain & (divergence <= self.calm))
+        if self.max_kl is not None:
+            done = done | (certain & (divergence <= self.max_kl))
         return done
 
 
@@ -54,7 +54,7 @@ class Objective:
         weight_decay: Weight of the norm.
         clamp: After every step ‖δ‖ is cut to ``clamp`` · ‖h₀‖.
         threshold: A request whose loss is below this is done, before it would step.
-        certainty: What happens once the answer is the likeliest one.
+        early_stopping: What happens once the answer is the likeliest one.
     """
 
     steps: int
@@ -63,7 +63,7 @@ class Objective:
     weight_decay: float
     clamp: float
     threshold: float
-    certainty: Certainty = Certainty()
+    early_stopping: EarlyStopping = EarlyStopping()
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.lr <= 0 or self.clamp <= 0:

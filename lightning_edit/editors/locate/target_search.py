@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_edit.editors.locate.search_objective import Certainty, Objective
+from lightning_edit.editors.locate.search_objective import EarlyStopping, Objective
 from lightning_edit.functional.losses import drift, log_probs, mean_by
-from lightning_edit.inference.suffix.build import split
-from lightning_edit.inference.suffix.forward import Site, Tail
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.suffix.build import build_suffix_forward
+from lightning_edit.inference.suffix.forward import Site, SuffixForward
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 
-Loss = Callable[[Tail, Sequence[Text], Tensor], Tensor]
+Loss = Callable[[SuffixForward, Sequence[TokenizedText], Tensor], Tensor]
 """What a pass minimises besides the decay, one value a request: from the tail that ran, its texts,
 and the logits at their answers' tokens and then at their watched places."""
 
@@ -68,7 +68,7 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class _Reads:
+class _HeadPositions:
     """Where a pass reads the head, for the requests still searching (numbered 0 … n-1)."""
 
     rows: Int[Tensor, " m"]
@@ -80,7 +80,7 @@ class _Reads:
     watched: Int[Tensor, " w"]
 
     @classmethod
-    def of(cls, texts: Sequence[Text], device: torch.device) -> "_Reads":
+    def of(cls, texts: Sequence[TokenizedText], device: torch.device) -> "_HeadPositions":
         numbers = {request: i for i, request in enumerate(dict.fromkeys(t.request for t in texts))}
         rows: list[int] = []
         positions: list[int] = []
@@ -116,12 +116,12 @@ class _Reads:
 
 def search_targets(
     view: ModelView,
-    texts: Sequence[Text],
+    texts: Sequence[TokenizedText],
     block: int,
     site: Site,
     objective: Objective,
     rows_per_pass: int,
-    loss_for: Callable[[Sequence[Text]], Loss] | None = None,
+    loss_for: Callable[[Sequence[TokenizedText]], Loss] | None = None,
 ) -> Targets:
     """Find every request's target vector.
 
@@ -154,17 +154,17 @@ def search_targets(
     )
 
 
-def _groups(texts: Sequence[Text], rows_per_pass: int) -> Iterator[list[Text]]:
+def _groups(texts: Sequence[TokenizedText], rows_per_pass: int) -> Iterator[list[TokenizedText]]:
     """Yield whole requests of like length, in as few passes as they fit into, of like size."""
-    by_request: dict[int, list[Text]] = {}
+    by_request: dict[int, list[TokenizedText]] = {}
     for text in texts:
         by_request.setdefault(text.request, []).append(text)
 
-    def tokens_after(listed: list[Text]) -> int:
+    def tokens_after(listed: list[TokenizedText]) -> int:
         return max(len(text.ids) - text.subject for text in listed)
 
     share = len(texts) / math.ceil(len(texts) / rows_per_pass)
-    group: list[Text] = []
+    group: list[TokenizedText] = []
     for listed in sorted(by_request.values(), key=tokens_after, reverse=True):
         if group and (len(group) >= share or len(group) + len(listed) > rows_per_pass):
             yield group
@@ -175,16 +175,16 @@ def _groups(texts: Sequence[Text], rows_per_pass: int) -> Iterator[list[Text]]:
 
 def _search(
     view: ModelView,
-    texts: list[Text],
+    texts: list[TokenizedText],
     block: int,
     site: Site,
     objective: Objective,
-    loss_for: Callable[[Sequence[Text]], Loss] | None,
+    loss_for: Callable[[Sequence[TokenizedText]], Loss] | None,
 ) -> Targets:
     """Optimise the requests of one pass together."""
     other = None if loss_for is None else loss_for(texts)
-    tail = split(view, texts, block, site)
-    reads = _Reads.of(texts, tail.initial.device)
+    tail = build_suffix_forward(view, texts, block, site)
+    reads = _HeadPositions.of(texts, tail.initial.device)
     count = int(reads.row_request.max()) + 1
     listed = reads.row_request.tolist()
     firsts = [listed.index(number) for number in range(count)]
@@ -207,13 +207,17 @@ def _search(
         final = step == objective.steps - 1
         with torch.set_grad_enabled(not final):
             loss_of = None if other is None else partial(other, tail, texts)
-            seen = _look(tail, reads, delta, norm, before, searching, weights, objective, loss_of)
+            seen = _evaluate_objective(
+                tail, reads, delta, norm, before, searching, weights, objective, loss_of
+            )
         loss = seen.loss
         before = seen.watched if before is None else before
         losses[searching] = loss.detach().to("cpu", losses.dtype)
         certain[searching] += seen.certain
-        weights[searching] = torch.where(seen.certain, objective.certainty.ease, 1.0).to(dtype)
-        done = objective.certainty.done(certain[searching], seen.certain, seen.divergence)
+        weights[searching] = torch.where(
+            seen.certain, objective.early_stopping.answer_weight, 1.0
+        ).to(dtype)
+        done = objective.early_stopping.done(certain[searching], seen.certain, seen.divergence)
         going = (loss.detach() >= objective.threshold) & ~done
         if final or not bool(going.any()):
             break
@@ -231,12 +235,12 @@ def _search(
             texts = [text for text, stays in zip(texts, staying.tolist(), strict=True) if stays]
             before = before[going[reads.watched]]
             tail = tail.select(staying.nonzero().squeeze(1))
-            reads = _Reads.of(texts, tail.initial.device)
+            reads = _HeadPositions.of(texts, tail.initial.device)
     return Targets(delta.detach(), initial, keys, values, losses.tolist(), steps)
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _StepResult:
     """What one pass saw of the requests still searching."""
 
     loss: Tensor
@@ -245,9 +249,9 @@ class _Seen:
     watched: Tensor
 
 
-def _look(
-    tail: Tail,
-    reads: _Reads,
+def _evaluate_objective(
+    tail: SuffixForward,
+    reads: _HeadPositions,
     delta: Tensor,
     norm: Tensor,
     before: Tensor | None,
@@ -255,7 +259,7 @@ def _look(
     weights: Tensor,
     objective: Objective,
     other: Callable[[Tensor], Tensor] | None,
-) -> _Seen:
+) -> _StepResult:
     """Return the loss of every request still searching, and the watched log-probabilities."""
     own = delta[searching]
     logits = tail.logits(own[reads.row_request], reads.rows, reads.positions)
@@ -272,11 +276,11 @@ def _look(
             divergence = objective.kl_factor * zeros.index_add(0, reads.watched, kl)
     decay = objective.weight_decay * (_norms(own, tail.parts) / norm[searching] ** 2).sum(1)
     certain = zeros > 0
-    if objective.certainty != Certainty():
+    if objective.early_stopping != EarlyStopping():
         likeliest = logits.detach()[: len(reads.targets)].argmax(-1)
         wrong = (likeliest != reads.targets).to(zeros.dtype)
         certain = zeros.index_add(0, reads.answer_request[reads.answer_rows], wrong) == 0
-    return _Seen(loss + divergence + decay, divergence.detach(), certain, now.detach())
+    return _StepResult(loss + divergence + decay, divergence.detach(), certain, now.detach())
 
 
 def _norms(vectors: Tensor, parts: int) -> Tensor:

@@ -24,8 +24,8 @@ from lightning_edit.functional.attribution import (
 from lightning_edit.functional.tokens import encode_pair, encode_prompt
 from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.inference.hooks import capture, replace_output
-from lightning_edit.inference.suffix.build import split
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.suffix.build import build_suffix_forward
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -65,13 +65,12 @@ class KN(Editor):
         stands, each further edit of one neuron would make it nine times as long, and forty would
         leave the range of float32; hence the length at binding, the same for a first edit. Without
         ``old_target`` the model's own continuation, as long as the new answer, is what the neurons
-        are to carry.
-        ``variant="easyedit"`` repeats what that port does on GPT-2: neurons before their activation
-        function (behind the gate they are something else), all tokens of the old answer read at the
-        prompt's end and without a space before it, both ends of the path, and the model's
-        continuation in place of the old answer when it is subtracted, found by putting each token's
-        text behind the prompt and tokenising again (which changes tokens that are half a
-        character). Its one-step configs for larger models are refused: they take one gradient,
+        are to carry. ``variant="easyedit"`` repeats what that port does on GPT-2: neurons before
+        their activation function (behind the gate they are something else), all tokens of the old
+        answer read at the prompt's end and without a space before it, both ends of the path, and
+        the model's continuation in place of the old answer when it is subtracted, found by putting
+        each token's text behind the prompt and tokenising again (which changes tokens that are half
+        a character). Its one-step configs for larger models are refused: they take one gradient,
         where all neurons are zero.
     """
 
@@ -291,8 +290,8 @@ class KN(Editor):
         Scaling h by α adds (α - 1) W h to what the MLP puts out at one token, so only the blocks
         above run again, on that token; the gradient by h is Wᵀ times the one by what is added.
         """
-        texts = [Text(number, ids, len(ids) - 1) for number, (ids, _) in enumerate(places)]
-        tail = split(self.view, texts, layer, "mlp")
+        texts = [TokenizedText(number, ids, len(ids) - 1) for number, (ids, _) in enumerate(places)]
+        tail = build_suffix_forward(self.view, texts, layer, "mlp")
         dtype = torch.promote_types(tail.keys.dtype, torch.float32)
         h = tail.keys.to(dtype)
         W = weight(self.language_model, self.view.parameter(layer)).read(dtype)

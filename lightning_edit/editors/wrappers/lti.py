@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.prompts import essence_texts, rewriting_texts
-from lightning_edit.editors.locate.search_objective import Certainty
+from lightning_edit.editors.locate.search_objective import EarlyStopping
 from lightning_edit.editors.locate.target_search import Loss, Targets
 from lightning_edit.editors.one_by_one import one_after_another
 from lightning_edit.editors.wrappers.base import WrappedEditor
@@ -26,8 +26,8 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.losses import drift, mean_by
 from lightning_edit.inference.answers import AnswerRows
 from lightning_edit.inference.hooks import capture, select_head_positions
-from lightning_edit.inference.suffix.forward import Tail
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.suffix.forward import SuffixForward
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.types import EditBatch
 
 
@@ -45,7 +45,7 @@ class _Reference:
         targets: The answers' tokens.
     """
 
-    texts: Sequence[Text]
+    texts: Sequence[TokenizedText]
     last: Float[Tensor, "m v"]
     middle: Float[Tensor, "r v"]
     line_request: Int[Tensor, " m"]
@@ -53,7 +53,7 @@ class _Reference:
     targets: Int[Tensor, " a"]
 
     @classmethod
-    def of(cls, texts: Sequence[Text], last: Tensor, middle: Tensor) -> "_Reference":
+    def of(cls, texts: Sequence[TokenizedText], last: Tensor, middle: Tensor) -> "_Reference":
         """Number the requests; arguments as of the class."""
         numbers = {request: i for i, request in enumerate(dict.fromkeys(t.request for t in texts))}
         requests = [numbers[text.request] for text in texts]
@@ -67,7 +67,7 @@ class _Reference:
         """Number of requests."""
         return int(self.text_request[-1]) + 1
 
-    def of_those(self, texts: Sequence[Text]) -> "_Reference":
+    def of_those(self, texts: Sequence[TokenizedText]) -> "_Reference":
         """Return the part of the requests that are left, given their texts."""
         left = {text.request for text in texts}
         stays = [text.request in left for text in self.texts]
@@ -76,7 +76,7 @@ class _Reference:
         return self.of(list(compress(self.texts, stays)), self.last[lines], self.middle[rows])
 
 
-def _lines(texts: Sequence[Text]) -> list[int]:
+def _lines(texts: Sequence[TokenizedText]) -> list[int]:
     """Return the text that each place belongs to, in the order in which a search reads them."""
     answers = [row for row, text in enumerate(texts) for _ in text.answer]
     return answers + [row for row, text in enumerate(texts) if text.watch is not None]
@@ -190,7 +190,7 @@ class LTI(WrappedEditor):
         essence = essence_texts(self.tokenizer, batch, "prompt_end")
         told = dict(zip(texts, self._told(batch), strict=True)) | {text: text for text in essence}
         # What the constraints compare with stands in for the host's divergence.
-        objective = replace(host.objective, kl_factor=0.0, certainty=Certainty())
+        objective = replace(host.objective, kl_factor=0.0, early_stopping=EarlyStopping())
         joint = sorted([*texts, *essence], key=lambda text: text.request)
         with self.stage("search"), capture(self.language_model, {self._block: "output"}) as seen:
             return host.search_texts(
@@ -205,7 +205,7 @@ class LTI(WrappedEditor):
             seen: Holds the middle layer's output after every pass.
         """
 
-        def loss(tail: Tail, texts: Sequence[Text], logits: Tensor) -> Tensor:
+        def loss(tail: SuffixForward, texts: Sequence[TokenizedText], logits: Tensor) -> Tensor:
             nonlocal reference
             if len(texts) < len(reference.texts):
                 reference = reference.of_those(texts)
@@ -225,7 +225,7 @@ class LTI(WrappedEditor):
 
         return loss
 
-    def _told(self, batch: EditBatch) -> list[Text]:
+    def _told(self, batch: EditBatch) -> list[TokenizedText]:
         """Return every request behind every template, each with the new fact in front."""
         texts = []
         for part in batch.split():
@@ -237,7 +237,9 @@ class LTI(WrappedEditor):
         return texts
 
     @torch.no_grad()
-    def _reference(self, texts: Sequence[Text], told: Mapping[Text, Text]) -> _Reference:
+    def _reference(
+        self, texts: Sequence[TokenizedText], told: Mapping[TokenizedText, TokenizedText]
+    ) -> _Reference:
         """Run the model as it is on what stands for every text."""
         stand_ins = [told[text] for text in texts]
         pairs = [

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.wrappers.base import UpdateShaper
-from lightning_edit.edits.correction import RESTRAINT, restraint_of, with_restraint
+from lightning_edit.edits.correction import RESTRAINT, correction_of, with_correction
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
-from lightning_edit.edits.running_sums import Totals
+from lightning_edit.edits.running_sums import RunningSums
 from lightning_edit.functional.shaping import Reduction, restrain
 from lightning_edit.models.weights import weight
 
@@ -38,9 +38,9 @@ class PRUNE(UpdateShaper):
 
     Note:
         The paper's tables restrain once, at the end of a sequence, and so does the authors' code
-        (weights are saved unrestrained and treated when they are evaluated). Here the model always
+        (weights are saved host_update and treated when they are evaluated). Here the model always
         is what it would be if the sequence ended now, with one difference: the host searches and
-        solves on the restrained model, as on a model that is in use, and not on the unrestrained
+        solves on the restrained model, as on a model that is in use, and not on the host_update
         one. The total is *replaced*; the copy of PRUNE in AlphaEdit's repository adds the shrunk
         total to weights that hold it already. After an undo the other edits stay as they were
         written; the next commit restrains the sum of those that are in force.
@@ -59,13 +59,13 @@ class PRUNE(UpdateShaper):
         self.reduction: Reduction = reduction
         self.base = base
         self.iterative = iterative
-        self.totals = Totals(_added)
+        self.totals = RunningSums(_added)
         self._largest: dict[str, float] = {}
 
     def on_bind(self) -> None:
         """Bind the host; nothing has been added to this model yet."""
         super().on_bind()
-        self.totals, self._largest = Totals(_added), {}
+        self.totals, self._largest = RunningSums(_added), {}
 
     # ------------------------------------------------------------------------------------ history
 
@@ -131,7 +131,7 @@ class PRUNE(UpdateShaper):
         shaped = super()._shaped(delta)
         if self.iterative:
             return shaped
-        return with_restraint(shaped, delta)
+        return with_correction(shaped, delta)
 
     def _restraint(self, total: Float[Tensor, "d_out d_in"], largest: float) -> LowRank:
         """Return what restrains a total when it is added to it."""
@@ -162,6 +162,6 @@ def _added(delta: Delta) -> dict[str, Tensor]:
     dense = {name: update.dense() for name, update in delta.weights.items()}
     found = {name: value for name, value in dense.items() if value.ndim == 2}
     for name in list(found):
-        if (restraint := restraint_of(delta, name)) is not None:
+        if (restraint := correction_of(delta, name)) is not None:
             found[RESTRAINT + name] = restraint
     return found

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Part:
+class PackedGroup:
     """Texts that go through attention together.
 
     Make it with :meth:`of`.
@@ -51,7 +51,7 @@ class Part:
         before: Bool[Tensor, "k p"],
         past: Mapping[int, tuple[Tensor, Tensor]],
         dtype: torch.dtype,
-    ) -> "Part":
+    ) -> "PackedGroup":
         """Lay texts out.
 
         Args:
@@ -72,7 +72,7 @@ class Part:
         places = (steps < lengths[:, None]).flatten().nonzero().squeeze(1)
         return cls(numbers, lengths, before, past, slots.flatten(), places, mask)
 
-    def select(self, numbers: Int[Tensor, " n"], rows: Int[Tensor, " n"]) -> "Part":
+    def select(self, numbers: Int[Tensor, " n"], rows: Int[Tensor, " n"]) -> "PackedGroup":
         """Return some of the texts, some maybe several times, under new numbers."""
         lengths = self.lengths[rows]
         size = self.before.shape[1] + int(lengths.max())
@@ -83,7 +83,7 @@ class Part:
             )
             for block, (keys, values) in self.past.items()
         }
-        return Part.of(numbers, lengths, self.before[rows], past, self.mask.dtype)
+        return PackedGroup.of(numbers, lengths, self.before[rows], past, self.mask.dtype)
 
     @property
     def size(self) -> int:
@@ -136,7 +136,7 @@ class Part:
 
 
 def attend(
-    parts: Sequence[Part],
+    parts: Sequence[PackedGroup],
     block: int,
     query: Float[Tensor, "1 h m c"],
     key: Float[Tensor, "1 j m c"],
@@ -170,7 +170,7 @@ class _Attend(torch.autograd.Function):
         query: Float[Tensor, "h m c"],
         key: Float[Tensor, "j m c"],
         value: Float[Tensor, "j m e"],
-        parts: Sequence[Part],
+        parts: Sequence[PackedGroup],
         block: int,
         scaling: float,
     ) -> Float[Tensor, "m h e"]:
@@ -236,6 +236,6 @@ def _apart(shared: Float[Tensor, "j k gt c"], longest: int) -> Float[Tensor, "h 
     return torch.unflatten(shared, 2, (-1, longest)).transpose(1, 2).flatten(0, 1)
 
 
-def _cut(row: Float[Tensor, "h m c"], parts: Sequence[Part]) -> tuple[Tensor, ...]:
+def _cut(row: Float[Tensor, "h m c"], parts: Sequence[PackedGroup]) -> tuple[Tensor, ...]:
     """Return the tokens of every part."""
     return torch.split(row, [part.size for part in parts], dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.packed.backend import NotPackableError, packable
-from lightning_edit.inference.packed.layout import Packing, Pool, attending
+from lightning_edit.inference.packed.layout import KVPool, Packing, attending
 from lightning_edit.models.view import ModelView
 
 
@@ -31,7 +31,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedRow:
     """Pieces in one row.
 
     Make it with :meth:`of`.
@@ -45,7 +45,7 @@ class Row:
     inputs: dict[str, Tensor]
 
     @classmethod
-    def of(cls, view: ModelView, pieces: Sequence[Piece], pool: Pool) -> "Row":
+    def of(cls, view: ModelView, pieces: Sequence[Piece], pool: KVPool) -> "PackedRow":
         """Lay pieces out.
 
         Args:
@@ -109,9 +109,9 @@ def _check(ran: Sequence[int], until: int) -> None:
         raise NotPackableError
 
 
-def extended(
-    view: ModelView, pieces: Sequence[Piece], pool: Pool, until: int
-) -> tuple[Pool, list[range]]:
+def prefill(
+    view: ModelView, pieces: Sequence[Piece], pool: KVPool, until: int
+) -> tuple[KVPool, list[range]]:
     """Run pieces through the model, for their keys and values.
 
     Args:
@@ -125,7 +125,7 @@ def extended(
     """
     if not pieces:
         return pool, []
-    row = Row.of(view, pieces, pool)
+    row = PackedRow.of(view, pieces, pool)
     starts = (row.packing.starts + pool.size).tolist()
     places = [
         range(start, start + len(piece.ids)) for start, piece in zip(starts, pieces, strict=True)
@@ -133,9 +133,9 @@ def extended(
     return pool.plus(row.kept(view, until)), places
 
 
-def led(
+def prefill_prefixes(
     view: ModelView, leads: Sequence[tuple[int, ...]], until: int
-) -> tuple[Pool, list[tuple[int, ...]]]:
+) -> tuple[KVPool, list[tuple[int, ...]]]:
     """Run the beginnings of texts through the model, each kind once.
 
     Args:
@@ -147,6 +147,6 @@ def led(
         A pool, and where it has the tokens of each text.
     """
     kinds = [kind for kind in dict.fromkeys(leads) if kind]
-    pool, places = extended(view, [Piece(kind) for kind in kinds], Pool({}, 0), until)
+    pool, places = prefill(view, [Piece(kind) for kind in kinds], KVPool({}, 0), until)
     found = {kind: tuple(where) for kind, where in zip(kinds, places, strict=True)}
     return pool, [found.get(lead, ()) for lead in leads]

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lightning_edit.inference.packed.attention import Part, attend
+from lightning_edit.inference.packed.attention import PackedGroup, attend
 from lightning_edit.inference.packed.backend import NotPackableError, replaced_attention
 from lightning_edit.models.view import ModelView
 
@@ -31,7 +31,7 @@ _PADDING = 200
 
 
 @dataclass(frozen=True)
-class Pool:
+class KVPool:
     """Keys and values of tokens that texts have gone through already.
 
     Args:
@@ -42,14 +42,14 @@ class Pool:
     blocks: Mapping[int, tuple[Tensor, Tensor]]
     size: int
 
-    def plus(self, blocks: Mapping[int, tuple[Tensor, Tensor]]) -> "Pool":
+    def plus(self, blocks: Mapping[int, tuple[Tensor, Tensor]]) -> "KVPool":
         """Return a pool with further tokens, placed behind these."""
         added = next(iter(blocks.values()))[0].shape[1]
         if not self.size:
-            return Pool(blocks, added)
+            return KVPool(blocks, added)
         pairs = {n: zip(pair, blocks[n], strict=True) for n, pair in self.blocks.items()}
         joined = {n: (torch.cat(k, dim=1), torch.cat(v, dim=1)) for n, (k, v) in pairs.items()}
-        return Pool(joined, self.size + added)
+        return KVPool(joined, self.size + added)
 
     def at(self, index: Int[Tensor, "k p"]) -> dict[int, tuple[Tensor, Tensor]]:
         """Return the keys and values of some tokens, (j, k, p, c) and (j, k, p, e)."""
@@ -71,14 +71,14 @@ class Packing:
         parts: Texts of like length; their tokens follow each other in the row.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[PackedGroup, ...]
 
     @classmethod
     def of(
         cls,
         lengths: Int[Tensor, " r"],
         earlier: Sequence[Sequence[int]],
-        pool: "Pool",
+        pool: "KVPool",
         dtype: torch.dtype,
     ) -> "Packing":
         """Lay texts out.
@@ -100,7 +100,7 @@ class Packing:
             counts = torch.tensor([[len(one)] for one in listed], device=lengths.device)
             before = torch.arange(width, device=lengths.device) >= width - counts
             past = pool.at(index) if width else {}
-            parts.append(Part.of(rows, lengths[rows], before, past, dtype))
+            parts.append(PackedGroup.of(rows, lengths[rows], before, past, dtype))
         return cls(tuple(parts))
 
     def above(self, block: int) -> "Packing":
@@ -147,7 +147,7 @@ class Packing:
 
 
 def _alike(lengths: Int[Tensor, " r"]) -> list[Int[Tensor, " k"]]:
-    """Part texts by their length, so that few parts hold little padding."""
+    """PackedGroup texts by their length, so that few parts hold little padding."""
     kinds, counts = (one.tolist() for one in torch.unique(lengths, return_counts=True))
     while len(kinds) > 1:
         padding = [

@@ -17,22 +17,24 @@ from torch import Tensor
 
 from lightning_edit.inference.hooks import Side, capture, returns_tuples, select_head_positions
 from lightning_edit.inference.packed.backend import NotPackableError
-from lightning_edit.inference.packed.forward import Piece, Row, extended, led
+from lightning_edit.inference.packed.forward import PackedRow, Piece, prefill, prefill_prefixes
 from lightning_edit.inference.suffix.forward import (
     Site,
-    Tail,
+    SuffixForward,
     add_at,
     cache_arguments,
     cache_rows,
     changed_modules,
 )
-from lightning_edit.inference.suffix.projection_cache import Entering
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.suffix.projection_cache import ProjectionCache
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 
 
 @torch.no_grad()
-def split(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tail:
+def build_suffix_forward(
+    view: ModelView, texts: Sequence[TokenizedText], block: int, site: Site
+) -> SuffixForward:
     """Compute what a vector added at every text's subject token cannot change.
 
     Args:
@@ -50,33 +52,41 @@ def split(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tai
         return _padded(view, texts, block, site)
 
 
-def _in_one_row(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tail:
+def _in_one_row(
+    view: ModelView, texts: Sequence[TokenizedText], block: int, site: Site
+) -> SuffixForward:
     """Split where all texts stand in one row."""
     top = view.num_blocks - 1
-    pool, leads = led(view, [text.ids[: text.lead] for text in texts], top)
+    pool, leads = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top)
     between = [
         Piece(text.ids[text.lead : text.subject], lead)
         for text, lead in zip(texts, leads, strict=True)
     ]
     # Texts of one request may differ behind the subject only.
     kinds = [piece for piece in dict.fromkeys(between) if piece.ids]
-    pool, places = extended(view, kinds, pool, top)
+    pool, places = prefill(view, kinds, pool, top)
     found = dict(zip(kinds, places, strict=True))
     after = [
         Piece(text.ids[text.subject :], (*piece.earlier, *found.get(piece, ())))
         for text, piece in zip(texts, between, strict=True)
     ]
-    row = Row.of(view, after, pool)
+    row = PackedRow.of(view, after, pool)
     wanted = _wanted(view, block, site)
     with returns_tuples(view.block(block).module) as tuples:
         seen = row.read(view, wanted, block)
     starts = row.packing.starts
     tail = _tail(view, block, site, seen, tuples[0], row.inputs, starts, packing=row.packing)
-    entering = Entering.of(view, tail.constant_blocks) if tail.site == "block" else Entering()
+    entering = (
+        ProjectionCache.of(view, tail.constant_blocks)
+        if tail.site == "block"
+        else ProjectionCache()
+    )
     return replace(tail, packing=row.packing.above(tail.constant_blocks), entering=entering)
 
 
-def _padded(view: ModelView, texts: Sequence[Text], block: int, site: Site) -> Tail:
+def _padded(
+    view: ModelView, texts: Sequence[TokenizedText], block: int, site: Site
+) -> SuffixForward:
     """Split where every text has a row of its own."""
     past, rest = _past(view, texts)
     with (
@@ -114,7 +124,7 @@ def _tail(
     inputs: dict[str, Tensor],
     starts: Int[Tensor, " r"],
     **earlier: Any,
-) -> Tail:
+) -> SuffixForward:
     """Make a tail of what a pass over the tokens from s on has seen."""
     parts = view.block(block)
     values = seen[f"{parts.mlp_down}@output"].flatten(0, 1)[starts]
@@ -122,7 +132,7 @@ def _tail(
         seen[name].flatten(0, 1)[starts] if name in seen else values
         for name in changed_modules(view, block, site)
     ]
-    tail = Tail(
+    tail = SuffixForward(
         view=view,
         block=block,
         site=site,
@@ -141,7 +151,7 @@ def _tail(
     return tail
 
 
-def _passes_through(tail: Tail, output: Float[Tensor, "r t d"]) -> bool:
+def _passes_through(tail: SuffixForward, output: Float[Tensor, "r t d"]) -> bool:
     """Return whether what is added to the MLP's output comes out of the block unchanged.
 
     It does unless a norm or a factor stands between (Gemma 2, Granite); a trial on one row tells.
@@ -157,7 +167,7 @@ def _passes_through(tail: Tail, output: Float[Tensor, "r t d"]) -> bool:
     return bool((change - wanted).norm() < 0.01 * added.norm())
 
 
-def _past(view: ModelView, texts: Sequence[Text]) -> tuple[Any, dict[str, Tensor]]:
+def _past(view: ModelView, texts: Sequence[TokenizedText]) -> tuple[Any, dict[str, Tensor]]:
     """Return the model's cache of the tokens before s and its arguments from s on.
 
     What the templates put in front of many texts goes through the model once and is copied.

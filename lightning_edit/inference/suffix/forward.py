@@ -29,15 +29,15 @@ from lightning_edit.inference.hooks import (
 )
 from lightning_edit.inference.packed.backend import NotPackableError
 from lightning_edit.inference.packed.layout import Packing, attending
-from lightning_edit.inference.suffix.position_subset import read_only_at
-from lightning_edit.inference.suffix.projection_cache import Entering
+from lightning_edit.inference.suffix.position_subset import run_at_positions
+from lightning_edit.inference.suffix.projection_cache import ProjectionCache
 from lightning_edit.models.view import ModelView
 
 Site = Literal["mlp", "block", "attention+mlp"]
 
 
 @dataclass(frozen=True)
-class Tail:
+class SuffixForward:
     """Texts whose lower and earlier parts are computed; :meth:`logits` runs the rest.
 
     Make it with :func:`~lightning_edit.inference.suffix.build.split`.
@@ -73,7 +73,7 @@ class Tail:
     tuples: bool
     past: Any = None
     packing: Packing | None = None
-    entering: Entering = field(default_factory=Entering)
+    entering: ProjectionCache = field(default_factory=ProjectionCache)
 
     @property
     def constant_blocks(self) -> int:
@@ -106,7 +106,7 @@ class Tail:
             stack.enter_context(select_head_positions(self.view.model, index))
             if self.block < self.view.num_blocks - 1:
                 # What the last block gives elsewhere, nobody reads.
-                stack.enter_context(read_only_at(self.view, places))
+                stack.enter_context(run_at_positions(self.view, places))
             if self.site != "block":
                 for name, part in zip(
                     changed_modules(self.view, self.block, self.site),
@@ -137,7 +137,7 @@ class Tail:
         """
         return hidden.flatten(0, 1)[self.starts]
 
-    def select(self, rows: Int[Tensor, " r"]) -> "Tail":
+    def select(self, rows: Int[Tensor, " r"]) -> "SuffixForward":
         """Return the tail of some texts only."""
         past, packing, entering = None, None, self.entering
         if self.packing is not None:
@@ -179,7 +179,7 @@ def changed_modules(view: ModelView, block: int, site: Site) -> tuple[str, ...]:
     return (parts.mlp,) if site == "mlp" else (parts.attention_out, parts.mlp)
 
 
-def _adding(tail: Tail, name: str, added: Tensor) -> AbstractContextManager[None]:
+def _adding(tail: SuffixForward, name: str, added: Tensor) -> AbstractContextManager[None]:
     """Add a vector a text at token s of a module's output."""
     model, starts = tail.view.model, tail.starts
     module = model.get_submodule(name)
@@ -213,7 +213,7 @@ def add_at(output: Tensor, added: Tensor, starts: Tensor) -> Tensor:
 
 
 @contextmanager
-def _constant(tail: Tail, added: Tensor) -> Iterator[None]:
+def _constant(tail: SuffixForward, added: Tensor) -> Iterator[None]:
     """Let the constant blocks return what is kept instead of running."""
     with ExitStack() as stack:
         if tail.hidden is not None:

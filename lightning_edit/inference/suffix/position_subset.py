@@ -16,7 +16,7 @@ from lightning_edit.models.view import BlockView, ModelView
 
 
 @contextmanager
-def read_only_at(view: ModelView, places: Int[Tensor, " m"]) -> Iterator[None]:
+def run_at_positions(view: ModelView, places: Int[Tensor, " m"]) -> Iterator[None]:
     """Run what is behind the last block's attention for some tokens; the others get zeros.
 
     Args:
@@ -30,11 +30,11 @@ def read_only_at(view: ModelView, places: Int[Tensor, " m"]) -> Iterator[None]:
     with ExitStack() as stack:
         out = view.model.get_submodule(last.attention_out)
         stack.enter_context(hooked(out, lambda *_: attended.append(True)))
-        _enter(stack, out, _Some(places, lambda: True))
+        _enter(stack, out, _PositionSubset(places, lambda: True))
         for module in _beside_attention(view, last):
-            _enter(stack, module, _Some(places, lambda: bool(attended)))
+            _enter(stack, module, _PositionSubset(places, lambda: bool(attended)))
         if view.final_norm is not None:
-            _enter(stack, view.final_norm, _Some(places, lambda: True))
+            _enter(stack, view.final_norm, _PositionSubset(places, lambda: True))
         yield
 
 
@@ -51,7 +51,7 @@ def _beside_attention(view: ModelView, block: BlockView) -> list[nn.Module]:
     ]
 
 
-class _Some:
+class _PositionSubset:
     """Hooks that give a module some tokens, and put its result among zeros.
 
     Args:
@@ -86,5 +86,5 @@ def _like(value: Any, shape: torch.Size) -> bool:
     return isinstance(value, Tensor) and value.shape[:2] == shape
 
 
-def _enter(stack: ExitStack, module: nn.Module, some: _Some) -> None:
+def _enter(stack: ExitStack, module: nn.Module, some: _PositionSubset) -> None:
     stack.enter_context(hooked(module, some.take, some.put))

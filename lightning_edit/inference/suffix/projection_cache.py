@@ -22,7 +22,7 @@ from lightning_edit.models.view import ModelView
 
 
 @dataclass(frozen=True)
-class Entering:
+class ProjectionCache:
     """Linear layers beside one block's attention, and what they give for tokens that stay.
 
     Args:
@@ -34,7 +34,7 @@ class Entering:
     kept: dict[str, Float[Tensor, "1 m o"]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, view: ModelView, block: int) -> "Entering":
+    def of(cls, view: ModelView, block: int) -> "ProjectionCache":
         """Find the layers of a block.
 
         Args:
@@ -47,14 +47,14 @@ class Entering:
         beside = view.model.get_submodule(view.block(block).attention_out.rpartition(".")[0])
         return cls({name: one for name, one in beside.named_children() if _linear(one, out)})
 
-    def select(self, tokens: Int[Tensor, " m"]) -> "Entering":
+    def select(self, tokens: Int[Tensor, " m"]) -> "ProjectionCache":
         """Return this for some tokens of the row.
 
         Args:
             tokens: Their places.
         """
         kept = {name: one.index_select(1, tokens) for name, one in self.kept.items()}
-        return Entering(self.layers, kept)
+        return ProjectionCache(self.layers, kept)
 
     @contextmanager
     def running(self, starts: Int[Tensor, " r"], ran: Sequence[int]) -> Iterator[None]:

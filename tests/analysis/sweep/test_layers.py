@@ -2,17 +2,19 @@
 
 import pytest
 
-from lightning_edit.analysis.sweep.layers import Tried, candidates, rate
-from lightning_edit.analysis.sweep.measure import Outcome
+from lightning_edit.analysis.sweep.layers import LayerTrial, candidates, rate
+from lightning_edit.analysis.sweep.measure import CaseScores
 from lightning_edit.exceptions import ConfigError
 
 
-def tried(layer: int, successes: list[float], kept: float = 1.0) -> Tried:
+def tried(layer: int, successes: list[float], kept: float = 1.0) -> LayerTrial:
     outcomes = [
-        Outcome(f"case-{number}", {"reliability": value, "generalization": 1.0, "locality": kept})
+        CaseScores(
+            f"case-{number}", {"reliability": value, "generalization": 1.0, "locality": kept}
+        )
         for number, value in enumerate(successes)
     ]
-    return Tried([layer], outcomes)
+    return LayerTrial([layer], outcomes)
 
 
 @pytest.mark.parametrize(
@@ -54,16 +56,16 @@ def test_a_difference_that_every_fact_shows_is_one_however_different_the_facts_a
 
 
 def test_an_aspect_that_nobody_asks_about_is_left_out() -> None:
-    outcomes = [Outcome("a", {"reliability": 1.0, "locality": 0.5})]
-    (rated,) = rate([Tried([0], outcomes)])
+    outcomes = [CaseScores("a", {"reliability": 1.0, "locality": 0.5})]
+    (rated,) = rate([LayerTrial([0], outcomes)])
     assert set(rated.means) == {"reliability", "locality"}
     assert rated.score == pytest.approx(2 / 3)
 
 
 def test_a_layer_without_edits_is_not_rated() -> None:
-    assert rate([Tried([0], [], failed="singular")]) == []
+    assert rate([LayerTrial([0], [], failed="singular")]) == []
 
 
 def test_rows_come_back() -> None:
     one = tried(3, [1.0, 0.5])
-    assert Tried.from_row(one.to_row()) == one
+    assert LayerTrial.from_row(one.to_row()) == one

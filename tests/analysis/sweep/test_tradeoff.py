@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightning_edit.__main__ import main
-from lightning_edit.analysis.sweep.measure import ASPECTS, Outcome
+from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores
 from lightning_edit.analysis.sweep.tradeoff import Point, check_weights
 from lightning_edit.editors import FTL
 from lightning_edit.exceptions import ConfigError
@@ -142,5 +142,5 @@ def test_weights_are_sorted_and_a_point_averages_cases() -> None:
     assert check_weights([1.0, 0.5, 0.0, 0.5]) == [0.0, 0.5, 1.0]
     with pytest.raises(ConfigError):
         check_weights([-0.1])
-    outcomes = [Outcome("a", {"reliability": 1.0}), Outcome("b", {"reliability": 0.5})]
+    outcomes = [CaseScores("a", {"reliability": 1.0}), CaseScores("b", {"reliability": 0.5})]
     assert Point.of(0.5, outcomes).to_row() == {"alpha": 0.5, "reliability": 0.75, "score": 0.75}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lightning_edit.editors.hypernetwork.mend import MEND
-from lightning_edit.editors.hypernetwork.meta_batch import ExampleSource
+from lightning_edit.editors.hypernetwork.meta_batch import MetaBatchSampler
 from lightning_edit.exceptions import DataError
 from lightning_edit.types import EditRequest, Probe
 from tests.editors.hypernetwork.mending import golden_requests, loader
@@ -36,7 +36,7 @@ def test_own_probes_take_every_kind_in_turn(gpt2: tuple[Any, Any]) -> None:
     kinds = ["neighborhood"] * 5 + ["other_attribution"] + ["distracting_neighbor"] * 2
     probes = tuple(Probe.of(kind, f"prompt {n} is", "x") for n, kind in enumerate(kinds))
     request = EditRequest("r", "A is", "B", probes=(*probes, Probe.of("one_hop", "A is", "B")))
-    source = ExampleSource(gpt2[1], own_probes=4, other_facts=0)
+    source = MetaBatchSampler(gpt2[1], own_probes=4, other_facts=0)
     for seed in range(5):
         chosen = [probe.kind for probe in source.own(request, Random(seed))]
         assert set(chosen[:3]) == set(kinds)
@@ -45,7 +45,7 @@ def test_own_probes_take_every_kind_in_turn(gpt2: tuple[Any, Any]) -> None:
 
 def test_any_wording_can_be_the_edit(gpt2: tuple[Any, Any]) -> None:
     (request,) = golden_requests(1)
-    source = ExampleSource(gpt2[1], own_probes=0, other_facts=0, any_wording=True)
+    source = MetaBatchSampler(gpt2[1], own_probes=0, other_facts=0, any_wording=True)
     drawn = [source.draw([request], Random(seed), None) for seed in range(20)]
     inner = {examples.inner.requests[0].prompt for examples in drawn}
     assert inner == {request.prompt, *request.rephrases}

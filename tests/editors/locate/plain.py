@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from lightning_edit.editors.locate.search_objective import Objective
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 
 
-def _logits(view: ModelView, texts: Sequence[Text], modules: list[Any], delta: Tensor) -> Any:
+def _logits(
+    view: ModelView, texts: Sequence[TokenizedText], modules: list[Any], delta: Tensor
+) -> Any:
     """Logits of every text, each in a forward pass of its own, and the site's output at s."""
     seen, logits = [], []
     for text in texts:
@@ -37,8 +39,8 @@ def _logits(view: ModelView, texts: Sequence[Text], modules: list[Any], delta: T
 
 def plain_target(
     view: ModelView,
-    texts: Sequence[Text],
-    watched: Text,
+    texts: Sequence[TokenizedText],
+    watched: TokenizedText,
     block: int,
     site: str,
     objective: Objective,

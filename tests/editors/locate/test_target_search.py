@@ -12,8 +12,8 @@ from lightning_edit.editors.locate.search_objective import Objective
 from lightning_edit.editors.locate.target_search import _groups, search_targets
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.inference.suffix.build import split
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.suffix.build import build_suffix_forward
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import resolve
 from lightning_edit.types import EditBatch, EditRequest
 from tests.editors.locate.plain import plain_target
@@ -34,7 +34,9 @@ OBJECTIVE = Objective(
 )
 
 
-def material(tokenizer: Any, position: str) -> tuple[EditBatch, list[Text], list[Text]]:
+def material(
+    tokenizer: Any, position: str
+) -> tuple[EditBatch, list[TokenizedText], list[TokenizedText]]:
     batch = encode_batch(tokenizer, REQUESTS)
     return (
         batch,
@@ -115,7 +117,7 @@ def test_an_editor_needs_layers() -> None:
     ("rows", "sizes"), [(100, [10]), (9, [4, 6]), (4, [4, 4, 2]), (1, 5 * [2])]
 )
 def test_requests_are_parted_evenly_and_stay_whole(rows: int, sizes: list[int]) -> None:
-    texts = [Text(number // 2, tuple(range(3 + number // 2)), 0) for number in range(10)]
+    texts = [TokenizedText(number // 2, tuple(range(3 + number // 2)), 0) for number in range(10)]
     groups = list(_groups(texts, rows))
     assert sorted(map(len, groups)) == sorted(sizes)
     assert all(len(group) % 2 == 0 for group in groups)
@@ -125,7 +127,7 @@ def test_requests_are_parted_evenly_and_stay_whole(rows: int, sizes: list[int]) 
 def test_in_front_of_the_first_attention_only_what_changes_runs() -> None:
     view = resolve(TINY["llama"]().requires_grad_(False))
     _, texts, _ = material(build_tokenizer(bos=True), "subject_last")
-    tail = split(view, texts, 0, "block")
+    tail = build_suffix_forward(view, texts, 0, "block")
     nothing = torch.empty(0, dtype=torch.long)
     added = torch.randn(2, len(texts), tail.initial.shape[1])
     seen: list[int] = []

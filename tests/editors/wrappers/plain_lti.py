@@ -7,11 +7,13 @@ from torch import Tensor
 
 from lightning_edit.editors import LTI
 from lightning_edit.editors.locate.prompts import essence_texts, rewriting_texts
-from lightning_edit.inference.tokenized_text import Text
+from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.types import EditBatch
 
 
-def _look(editor: LTI, text: Text, delta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _evaluate_objective(
+    editor: LTI, text: TokenizedText, delta: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities at the answer (or the end), those of the middle layer, and h at s."""
     model, site, hidden = editor.language_model, [], []
     block = model.transformer.h[editor.host.edited_layers[-1]]
@@ -40,7 +42,7 @@ def _look(editor: LTI, text: Text, delta: Tensor | None) -> tuple[Tensor, Tensor
     return logits[-count:].log_softmax(-1), middle.log_softmax(-1), site[0]
 
 
-def _told(editor: LTI, part: EditBatch) -> list[Text]:
+def _told(editor: LTI, part: EditBatch) -> list[TokenizedText]:
     (request,) = part.requests
     told = f"Imagine that {request.prompt} {request.target}\n"
     return rewriting_texts(editor.tokenizer, part, [told + one for one in editor.host.templates])
@@ -52,14 +54,16 @@ def plain_lti(editor: LTI, part: EditBatch) -> tuple[Tensor, int]:
     essence = essence_texts(editor.tokenizer, part, "prompt_end")
     texts = [*rewriting_texts(editor.tokenizer, part, editor.host.templates), *essence]
     with torch.no_grad():
-        told = [_look(editor, text, None) for text in [*_told(editor, part), *essence]]
-        initial = _look(editor, texts[0], None)[2]
+        told = [
+            _evaluate_objective(editor, text, None) for text in [*_told(editor, part), *essence]
+        ]
+        initial = _evaluate_objective(editor, texts[0], None)[2]
     delta = torch.zeros_like(initial, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=objective.lr)
     for step in range(objective.steps):
         nll, last, middle = [], [], []
         for text, (before, deep, _) in zip(texts, told, strict=True):
-            now, decoded, _ = _look(editor, text, delta)
+            now, decoded, _ = _evaluate_objective(editor, text, delta)
             nll += [-line[token] for line, token in zip(now, text.answer, strict=False)]
             last += [(p.exp() * (p - q)).sum() for p, q in zip(now, before, strict=True)]
             middle.append((decoded.exp() * (decoded - deep)).sum())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_edit.editors import D4S, FTL, MEMIT, PRUNE, RECT, ROME, Editor, OneLI
-from lightning_edit.edits.correction import restraint_of
+from lightning_edit.edits.correction import correction_of
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
@@ -177,7 +177,7 @@ def test_after_an_undo_prune_restrains_a_joint_solution_once() -> None:
             ledger.commit(editor.edit(part), part.requests)
         ledger.undo(undone)
         delta = editor.edit(last)
-        assert restraint_of(delta, name) is not None
+        assert correction_of(delta, name) is not None
         ledger.commit(delta, last.requests)
         values.append(weight(editor.language_model, name).read())
     assert relative(values[0], values[1]) < 1e-5

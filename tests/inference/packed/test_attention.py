@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_edit.inference.packed.attention import attend
-from lightning_edit.inference.packed.layout import Packing, Pool
+from lightning_edit.inference.packed.layout import KVPool, Packing
 
 WIDTH = 8
 #: Tokens before, and tokens in the row, of each text; the second kind needs padding.
@@ -30,7 +30,9 @@ def test_equals_attention_to_each_text(
     monkeypatch.setattr("lightning_edit.inference.packed.layout._PADDING", padding)
     before, lengths = (list(column) for column in zip(*sizes, strict=True))
     starts = [sum(before[:number]) for number in range(len(sizes))]
-    pool = Pool({0: (some(heads[1], sum(before), 1), some(heads[1], sum(before), 2))}, sum(before))
+    pool = KVPool(
+        {0: (some(heads[1], sum(before), 1), some(heads[1], sum(before), 2))}, sum(before)
+    )
     earlier = [range(start, start + size) for start, size in zip(starts, before, strict=True)]
     packing = Packing.of(torch.tensor(lengths), earlier, pool, torch.float64)
     row = [
@@ -59,7 +61,7 @@ def test_equals_attention_to_each_text(
 
 def test_padding_that_costs_more_than_a_part_is_avoided() -> None:
     lengths = torch.tensor([2, 7] * 60)
-    packing = Packing.of(lengths, [()] * 120, Pool({}, 0), torch.float32)
+    packing = Packing.of(lengths, [()] * 120, KVPool({}, 0), torch.float32)
     assert [part.numbers.tolist() for part in packing.parts] == [
         list(range(0, 120, 2)),
         list(range(1, 120, 2)),
@@ -68,7 +70,7 @@ def test_padding_that_costs_more_than_a_part_is_avoided() -> None:
 
 
 def test_a_few_texts_share_one_part() -> None:
-    packing = Packing.of(torch.tensor([2, 7, 2, 7]), [()] * 4, Pool({}, 0), torch.float32)
+    packing = Packing.of(torch.tensor([2, 7, 2, 7]), [()] * 4, KVPool({}, 0), torch.float32)
     (part,) = packing.parts
     assert part.size == 18
     assert not part.even
@@ -76,13 +78,13 @@ def test_a_few_texts_share_one_part() -> None:
 
 def test_many_lengths_share_few_parts_with_little_padding() -> None:
     lengths = torch.tensor([1, 2, 30, 31, 60, 90, 120]).repeat_interleave(20)
-    packing = Packing.of(lengths, [()] * 140, Pool({}, 0), torch.float32)
+    packing = Packing.of(lengths, [()] * 140, KVPool({}, 0), torch.float32)
     padding = sum(len(part.slots) - part.size for part in packing.parts)
     assert (len(packing.parts), padding) == (4, 20 * (1 + 1 + 30))
 
 
 def test_a_gradient_after_another_pass_is_refused() -> None:
-    pool = Pool({0: (some(2, 3, 1), some(2, 3, 2))}, 3)
+    pool = KVPool({0: (some(2, 3, 1), some(2, 3, 2))}, 3)
     packing = Packing.of(torch.tensor([2]), [range(3)], pool, torch.float64)
     row = [some(2, 2, 3)[None].requires_grad_() for _ in range(3)]
     first = attend(packing.parts, 0, *row, None)
