@@ -27,6 +27,7 @@ from lightning_edit.editors.hypernetwork.meta_batch import MetaBatchSampler
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.hypernet import drift_kl
+from lightning_edit.functional.measures import mean
 from lightning_edit.inference.answers import (
     AnswerRow,
     AnswerRows,
@@ -342,17 +343,42 @@ class HypernetworkEditor(Editor, family=True):
         batch, logits = self.logits_after(examples.inner, rows)
         right = batch.per_row((logits.argmax(-1) == batch.targets).float()) == 1
         first, last = len(rewrites), len(rewrites) + len(examples.outer)
-        scores = {"reliability/em@tf": right[:first], "generalization/em@tf": right[first:last]}
+        edits = [edit for edit, _ in rows]
+        scores = {
+            "reliability/em@tf": request_means(right[:first], edits[:first]),
+            "generalization/em@tf": request_means(right[first:last], edits[first:last]),
+        }
         held = batch.rows >= last
         if examples.locality:
             before = self.base_logits(examples.locality).argmax(-1)
             same = (logits[held].argmax(-1) == before).float()
-            scores["locality/kept@tf"] = self.rows(examples.locality).per_row(same)
+            kept = self.rows(examples.locality).per_row(same)
+            scores["locality/kept@tf"] = request_means(kept, edits[last:], examples.kinds)
         for name, values in scores.items():
-            if values.numel():
-                mean = values.float().mean()
-                self.log(f"{stage}/{name}", mean, prog_bar=True, batch_size=values.numel())
+            if values:
+                self.log(f"{stage}/{name}", mean(values), prog_bar=True, batch_size=len(values))
         outer = (batch.rows >= first) & ~held if examples.outer else ~held
         terms = self.terms(logits[outer], batch.targets[outer], logits[held], examples.locality)
         for name, value in terms.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=len(requests))
+
+
+def request_means(values: Tensor, edits: Sequence[int], kinds: Sequence[str] = ()) -> list[float]:
+    """Average the scores of probes within a request: per kind, then over its kinds.
+
+    The same definition as :func:`lightning_edit.metrics.request_means`, so that a score has one
+    meaning in training, evaluation and results: a request with many probes counts as one.
+
+    Args:
+        values: One score a probe.
+        edits: Number of the request of each probe.
+        kinds: Kind of each probe; empty where all are of one kind.
+
+    Returns:
+        One mean per request that has a probe.
+    """
+    of_request: dict[int, dict[str, list[float]]] = {}
+    for number, (value, edit) in enumerate(zip(values.tolist(), edits, strict=True)):
+        kind = kinds[number] if kinds else ""
+        of_request.setdefault(edit, {}).setdefault(kind, []).append(float(value))
+    return [mean([mean(listed) for listed in found.values()]) for found in of_request.values()]

@@ -22,11 +22,13 @@ class MetaBatch:
         outer: Prompts that the edited model must answer with the new answers, each with the number
             of its edit in ``inner``.
         locality: Prompts whose answers must not move, likewise.
+        kinds: Kind of each locality prompt's probe; empty where they are no probes.
     """
 
     inner: EditBatch
     outer: tuple[tuple[int, AnswerRow], ...]
     locality: tuple[tuple[int, AnswerRow], ...]
+    kinds: tuple[str, ...] = ()
 
 
 def _reworded(request: EditRequest, rng: Random) -> EditRequest:
@@ -98,18 +100,22 @@ class MetaBatchSampler:
             DataError: If a request cannot be tokenised, or the loader's data set has no length.
         """
         outer = [
-            (edit, self.row(text, request.target))
+            (edit, self.row(probe.prompt, request.target))
             for edit, request in enumerate(requests)
-            for text in request.rephrases
+            for probe in request.all_probes()
+            if probe.aspect == "generalization"
         ]
-        locality = [
-            (edit, self.row(probe.prompt, probe.answers[0]))
+        probes = [
+            (edit, probe)
             for edit, request in enumerate(requests)
             for probe in request.probes
             if probe.expect == "unchanged"
         ]
+        locality = [(edit, self.row(probe.prompt, probe.answers[0])) for edit, probe in probes]
         inner = encode_batch(self.tokenizer, requests)
-        return MetaBatch(inner, tuple(outer), tuple(locality or self.others(requests, rng, loader)))
+        others = () if locality else self.others(requests, rng, loader)
+        kinds = tuple(probe.kind for _, probe in probes)
+        return MetaBatch(inner, tuple(outer), (*locality, *others), kinds)
 
     def row(self, prompt: str, answer: str | None) -> AnswerRow:
         """Tokenise a prompt with its answer; without one, only the place after the prompt is read.

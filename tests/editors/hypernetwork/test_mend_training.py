@@ -1,5 +1,6 @@
 """Training MEND: the loss of the paper, validation, and edits side by side."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,17 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
+from lightning_edit.datamodules.base import as_list
 from lightning_edit.editors.hypernetwork.mend import MEND
 from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.evaluation.baseline import Baseline
+from lightning_edit.evaluation.outcomes import ProbeScore
+from lightning_edit.evaluation.scorer import Scorer, evaluate
 from lightning_edit.exceptions import NotBoundError
 from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.metrics import summarise
 from lightning_edit.models.weights import weights_hash
+from lightning_edit.types import Probe
 from tests.editors.hypernetwork.mending import distance, golden_requests, loader, small, trainer
 
 pytestmark = [
@@ -111,3 +118,40 @@ def test_early_stopping_keeps_going_while_the_loss_falls(
 def test_without_a_language_model_nothing_runs(tmp_path: Path) -> None:
     with pytest.raises(NotBoundError, match="bind"):
         trainer(tmp_path, max_epochs=1).fit(MEND(), DataLoader([0]))
+
+
+def test_validation_scores_are_those_of_an_evaluation(
+    gpt2: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """One definition a name: means within a request, by kind, then over requests."""
+    model, tokenizer = gpt2
+    base = golden_requests(3)
+    requests = [
+        replace(base[0], rephrases=base[0].rephrases[:1]),
+        replace(
+            base[1],
+            rephrases=(base[1].prompt, *base[1].rephrases),
+            probes=(
+                *base[1].probes[:3],
+                Probe.of("distracting_neighbor", base[0].prompt, "London"),
+            ),
+        ),
+        replace(base[2], rephrases=()),
+    ]
+    editor = small(together=False, step_size=1.0)
+    editor.bind(model, tokenizer)
+    editor.trained_batches += 1
+    scores: list[ProbeScore] = []
+    scorer = Scorer(model, tokenizer, modes=("tf",))
+    pristine = Baseline(evaluate(scorer, requests))
+    for request in requests:
+        delta = editor.edit(encode_batch(tokenizer, [request]))
+        with delta.applied(model):
+            scores += evaluate(scorer, [request], pristine)
+    expected = summarise(scores)
+    for size in (1, 2):
+        data = DataLoader(requests, batch_size=size, collate_fn=as_list)  # type: ignore[arg-type]
+        found = trainer(tmp_path).validate(editor, data, verbose=False)[0]
+        for name in ("reliability/em@tf", "generalization/em@tf", "locality/kept@tf"):
+            assert found[f"val/{name}"] == pytest.approx(expected[name]), name
+    assert 0 < expected["locality/kept@tf"] < 1
