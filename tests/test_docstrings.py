@@ -14,7 +14,7 @@ WIDTH = 100
 #: exactly than a formatter.
 _SLACK = 4
 #: Beginnings of lines that are no prose: lists, doctests, tables, directives, formulas.
-_OWN_LINE = re.compile(r"\*|-|>>>|\.\.\.|\||:|\d+\.|=|\$|`\w+=|\"\"\"")
+_OWN_LINE = re.compile(r"\*|-|>>>|\.\.\.|\||:|\d+\.|=|\$|`\w+=|Run:|python |\"\"\"")
 _SECTION = re.compile(r"(Args|Returns|Raises|Yields|Note|Example|Attributes|Run):?$")
 _ENTRY = re.compile(r"\*{0,2}\w[\w.*, ]*( \([^)]*\))?: ")
 
@@ -53,7 +53,7 @@ def broken_wraps(source: str) -> list[tuple[int, str]]:
                 literal = False
             if literal or not own or not following or next_indent < indent:
                 continue
-            if _OWN_LINE.match(following) or own.startswith((">>>", "...", "|")):
+            if _OWN_LINE.match(following) or own.startswith((">>>", "...", "|", "Run:", "python ")):
                 continue
             if _SECTION.match(own) or (_ENTRY.match(following) and next_indent == indent):
                 continue

@@ -1,7 +1,8 @@
 """What few tokens cost: edits with statistics of much text, of little text, and with none.
 
-Run:  python benchmarks/quality/quick_statistics.py --edits 100 The text is the embedded model's
-own, shuffled. Every request is edited alone and scored. Written to
+Run:  python benchmarks/quality/quick_statistics.py --edits 100
+
+The text is the embedded model's own, shuffled. Every request is edited alone and scored. Written to
 benchmarks/results/quick_statistics.json.
 """
 

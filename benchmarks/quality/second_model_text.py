@@ -1,7 +1,8 @@
 """Write the text that key statistics of the benchmark's second model are taken from.
 
-Run:  python benchmarks/quality/second_model_text.py OUT.txt [--data ../shared/data] The model was
-trained on statements of COUNTERFACT and zsRE, so its statistics come from statements
+Run:  python benchmarks/quality/second_model_text.py OUT.txt [--data ../shared/data]
+
+The model was trained on statements of COUNTERFACT and zsRE, so its statistics come from statements
 like these and not from prose: of records that the tables do not edit, with the true answers, in
 random order (its seed is fixed).
 """

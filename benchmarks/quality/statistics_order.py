@@ -1,8 +1,9 @@
 """What the order of a text costs: statistics of its beginning and of a random sample.
 
-Run:  python benchmarks/quality/statistics_order.py The text is the embedded model's own, sorted by
-relation. MEMIT writes 100 facts in one batch, with targets searched once. Written to
-benchmarks/results/statistics_order.json.
+Run:  python benchmarks/quality/statistics_order.py
+
+The text is the embedded model's own, sorted by relation. MEMIT writes 100 facts in one batch, with
+targets searched once. Written to benchmarks/results/statistics_order.json.
 """
 
 import argparse

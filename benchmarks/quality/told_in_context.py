@@ -1,8 +1,9 @@
 """Whether a model believes what it is told: what LTI and in-context editing build on.
 
-Run:  python benchmarks/quality/told_in_context.py [--lm atlas] [--edits 100] Each fact of the
-embedded atlas is put in front of its own prompt, as LTI does. Prints how many new answers begin
-with the likeliest token, and the mean probability of their first token.
+Run:  python benchmarks/quality/told_in_context.py [--lm atlas] [--edits 100]
+
+Each fact of the embedded atlas is put in front of its own prompt, as LTI does. Prints how many new
+answers begin with the likeliest token, and the mean probability of their first token.
 """
 
 import argparse

@@ -4,8 +4,7 @@ Every callback, alone and all together, in each protocol, with an editor of each
 two threads. Runs that are killed have another hash seed than those they are compared with.
 
 Run:  python benchmarks/robustness/resume_matrix.py --out benchmarks/results/resume_matrix.json
-      python benchmarks/robustness/resume_matrix.py --pairs   # a cell for each pair of editor and
-      protocol
+      python benchmarks/robustness/resume_matrix.py --pairs   # one for each editor and protocol
 """
 
 import argparse

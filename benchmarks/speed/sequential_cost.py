@@ -1,7 +1,8 @@
 """Seconds of a batch by stage, after a history of so many edits, on the embedded model.
 
-Run:  python benchmarks/speed/sequential_cost.py python benchmarks/speed/sequential_cost.py
-      --editors --widths 16384 --keys 100   (10 GB)
+Run:  python benchmarks/speed/sequential_cost.py
+      python benchmarks/speed/sequential_cost.py --editors --widths 16384 --keys 100   (10 GB)
+
 The history is made of random keys of the size of real ones, in edits of one batch; the ledger's
 deltas are kept as in a run. Also: factoring a system anew against updating its factor, by width.
 Written to benchmarks/results/sequential_cost.json.

@@ -1,8 +1,9 @@
 """Milliseconds of UltraEdit per edit: its gradients, beside one full backward pass, and its solve.
 
-Run:  python benchmarks/speed/ultraedit_speed.py A thousand facts of the embedded model in one
-batch, one thread, processor time, the least of the repeats. Written to
-benchmarks/results/ultraedit_speed.json.
+Run:  python benchmarks/speed/ultraedit_speed.py
+
+A thousand facts of the embedded model in one batch, one thread, processor time, the least of the
+repeats. Written to benchmarks/results/ultraedit_speed.json.
 """
 
 import argparse
