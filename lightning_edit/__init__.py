@@ -1,13 +1,13 @@
-"""Edit the knowledge of language models with Lightning, and measure everything else that moved.
+"""Knowledge editing of language models with PyTorch Lightning, and measurement of side effects.
 
-Public names are loaded when they are first used: importing this package loads neither torch nor
+Public names are imported lazily, on first use: importing this package loads neither torch nor
 Lightning.
 """
 
 import importlib
 from typing import Any
 
-#: Where each public name lives; editors are found in their package.
+#: Module of each public name; editors are looked up in their own package.
 _HOME: dict[str, str] = {
     "AtlasDataModule": "lightning_edit.datamodules",
     "CollapseCallback": "lightning_edit.callbacks",
@@ -37,7 +37,7 @@ __all__ = sorted(_HOME)  # noqa: PLE0605  # a sorted list of the keys above, so 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    # Every editor is a public name too; their list is the package of editors itself.
+    # Every editor is a public name too; `editors.__all__` is their list.
     if name[:1].isupper():
         editors = importlib.import_module("lightning_edit.editors")
         if name in editors.__all__:

@@ -1,73 +1,73 @@
-"""Errors of the library. Each inherits from the built-in one that users already catch."""
+"""Exceptions of the library; each also inherits from the built-in one that users already catch."""
 
 
 class LightningEditError(Exception):
-    """Base of the errors that are the user's to mend; the command line prints no traceback."""
+    """Base class of errors that the user can fix; the command line prints no traceback."""
 
 
 class DataError(LightningEditError, ValueError):
-    """A data file or record is not of its form."""
+    """Data file or record in the wrong format."""
 
 
 class ArchitectureError(LightningEditError, ValueError):
-    """A language model has no part that was looked for, or an editor cannot edit its kind."""
+    """Unsupported model architecture: a module is missing, or the editor cannot edit this kind."""
 
 
 class StatisticsNotFoundError(LightningEditError, FileNotFoundError):
-    """Key statistics of a layer have not been collected."""
+    """Key statistics (second moments) of a layer have not been collected."""
 
 
 class SolveError(LightningEditError, ArithmeticError):
-    """A least-squares system is not positive definite or not finite."""
+    """Least-squares system that is not positive definite or not finite."""
 
 
 class NothingToTrainError(LightningEditError, TypeError):
-    """``fit`` was called with an editor that has nothing to train."""
+    """Training (``fit``) of an editor that has no trainable parameters."""
 
 
 class NotBoundError(LightningEditError, RuntimeError):
-    """An editor was used before it got a language model."""
+    """Editor used before it was bound to a language model."""
 
 
 class PassLayoutError(LightningEditError, RuntimeError):
-    """A model cannot run any more as it did when the run began: hooks or attention were changed."""
+    """Forward passes that can no longer run as at the start: hooks or attention have changed."""
 
 
 class LedgerError(LightningEditError, RuntimeError):
-    """The journal of edits and what was asked of it do not agree."""
+    """Ledger, journal or checkpoint that does not match the requested operation."""
 
 
 class NotFiniteError(LedgerError):
-    """An edit holds, or would make, a number that is not finite; the model is unchanged."""
+    """Edit with NaN or infinite values, or that would cause them; the model is unchanged."""
 
 
 class LedgerWriteError(LightningEditError, OSError):
-    """A commit could not be written to disk; the model is unchanged."""
+    """Commit that could not be written to disk; the model is unchanged."""
 
 
 class ExportError(LightningEditError, ValueError):
-    """An edit cannot be written in the format asked for."""
+    """Edit that cannot be exported in the requested format."""
 
 
 class SubjectNotFoundError(DataError):
-    """An editor needs a subject and the request has none."""
+    """Request without the subject that the editor needs."""
 
 
 class ModelLoadError(LightningEditError, OSError):
-    """A language model or its tokenizer cannot be read from where it was said to be."""
+    """Language model or tokenizer that cannot be loaded from the given path or name."""
 
 
 class CheckpointError(LightningEditError, ValueError):
-    """Stored parameters of a trained editor cannot be read, or are of another editor."""
+    """Checkpoint of a trained editor that cannot be read, or belongs to another editor."""
 
 
 class ConfigError(LightningEditError, ValueError):
-    """An option of the command line, or a configuration file, cannot be used."""
+    """Invalid command-line option or configuration file."""
 
 
 class StatisticsWriteError(LightningEditError, OSError):
-    """Statistics could not be written to disk; what was there before is unchanged."""
+    """Key statistics that could not be written to disk; earlier files are unchanged."""
 
 
 class ReportError(LightningEditError, RuntimeError):
-    """A page or figure cannot be made: a package is missing, or the file cannot be written."""
+    """Report page or figure that cannot be made: missing package, or file not writable."""

@@ -1,4 +1,4 @@
-"""The embedded default: facts of real geography, and a small language model that knows them.
+"""Packaged default data: an atlas of real-world facts, and a small language model trained on it.
 
 Importing this package loads neither torch nor transformers.
 """

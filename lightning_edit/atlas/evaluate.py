@@ -1,6 +1,6 @@
-"""Count how many facts of the atlas a language model knows, in trained and in held-out wordings.
+"""Exact-match evaluation of a language model on the atlas, in trained and held-out wordings.
 
-``python -m lightning_edit.atlas.evaluate`` prints the counts for the model of the package.
+``python -m lightning_edit.atlas.evaluate`` prints the counts for the packaged model.
 """
 
 import random
@@ -17,12 +17,12 @@ from lightning_edit.functional.tokens import Tokenizer, encode_pair
 
 #: (right, asked)
 Count = tuple[int, int]
-#: Longest answer that is generated; the longest of the atlas is shorter.
+#: Limit on generated tokens; the longest answer of the atlas is shorter.
 MAX_NEW_TOKENS = 16
 
 
 def share(count: Count) -> float:
-    """Return right divided by asked, rounded to four places."""
+    """Return the accuracy: right divided by asked, rounded to four digits."""
     return round(count[0] / max(1, count[1]), 4)
 
 
@@ -35,7 +35,7 @@ def _batches(rows: Sequence[Sentence], size: int = 256) -> Iterable[Sequence[Sen
 def teacher_forced(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sentence]
 ) -> int:
-    """Count the rows whose every answer token is the most likely one, given those before it."""
+    """Count teacher-forced exact matches: every answer token is the argmax given those before."""
     right = 0
     for batch in _batches(rows):
         pairs = [encode_pair(cast("Tokenizer", tokenizer), row.prompt, row.answer) for row in batch]
@@ -52,7 +52,7 @@ def teacher_forced(
 def generated(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sentence]
 ) -> int:
-    """Count the rows where greedy generation writes answer and full stop, and ends the text."""
+    """Count exact matches of greedy generation: the answer, a full stop and end of text."""
     right = 0
     end_id = model.config.eos_token_id
     for batch in _batches(rows):
@@ -85,11 +85,11 @@ def _pad(rows: Sequence[list[int]], model: PreTrainedModel, left: bool) -> tuple
 
 
 def questions_of(atlas: Atlas) -> dict[str, list[Sentence]]:
-    """Return what a model is asked, by group.
+    """Return the evaluation prompts and answers by group.
 
-    ``trained``: every fact in each trained wording; ``held_out``: every fact in each wording it was
-    never seen with; ``two_hop_stated`` and ``two_hop_unstated``: two-hop statements in and out of
-    the training text.
+    ``trained``: every fact in each trained wording; ``held_out``: every fact in each held-out
+    wording; ``two_hop_stated`` and ``two_hop_unstated``: two-hop statements in and out of the
+    training text.
     """
     groups: dict[str, list[Sentence]] = {
         name: [] for name in ("trained", "held_out", "two_hop_stated", "two_hop_unstated")
@@ -114,17 +114,17 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, Count]:
-    """Ask the model about the atlas.
+    """Evaluate a causal language model on the atlas, teacher-forced and generated.
 
     Args:
-        model: A causal language model in evaluation mode.
+        model: A causal language model in eval mode.
         tokenizer: Its tokenizer.
         atlas: The graph.
-        limit: Ask at most that many questions of each group; ``None`` asks all.
-        seed: Draws the questions when there is a limit.
+        limit: Maximum number of prompts per group; ``None``: all.
+        seed: Seed of the sample of prompts, if there is a limit.
 
     Returns:
-        ``<group>@tf`` and ``<group>@gen`` with the numbers of right answers and of questions.
+        ``<group>@tf`` and ``<group>@gen`` with the numbers of right answers and of prompts.
     """
     counts: dict[str, Count] = {}
     for group, every in questions_of(atlas).items():
@@ -136,7 +136,7 @@ def evaluate(
 
 
 def main() -> None:
-    """Print a table of the counts for the model of the package."""
+    """Print a table of the evaluation counts of the packaged model."""
     from rich.console import Console
     from rich.table import Table
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,4 +1,4 @@
-"""The atlas as facts with prompts, for ripple effects. Nothing here imports torch."""
+"""Atlas facts with prompts, for ripple-effect measurements. Nothing here imports torch."""
 
 from lightning_edit.atlas.graph import Atlas
 from lightning_edit.atlas.requests import make_requests, split_facts
@@ -7,7 +7,7 @@ from lightning_edit.types.facts import Fact
 
 
 def atlas_facts(atlas: Atlas) -> list[Fact]:
-    """Return every triple with the first wording in which the language model was trained on it.
+    """Return every triple as a fact, prompted with its first trained statement.
 
     Args:
         atlas: The graph.
@@ -23,14 +23,14 @@ def atlas_facts(atlas: Atlas) -> list[Fact]:
 
 
 def unasked_facts(atlas: Atlas, seed: int = 0) -> list[EditRequest]:
-    """Return facts for a method to watch: no test request edits them or asks for them unchanged.
+    """Return facts for a method to monitor, which no test request edits or probes for locality.
 
     Args:
         atlas: The graph.
-        seed: That of the test requests, whose probes it draws.
+        seed: Seed of the test requests, which determines their probes.
 
     Returns:
-        One request a fact, whose target is its true object.
+        One request per fact, whose target is the true object.
     """
     taken = set(split_facts(atlas, "test"))
     for request in make_requests(atlas, seed, "test"):

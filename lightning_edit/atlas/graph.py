@@ -1,7 +1,7 @@
-"""The knowledge graph of the atlas: entities, relations with their wordings, and triples.
+"""Knowledge graph of the atlas: entities, relations with their wordings, and triples.
 
 The tables in ``data/`` are written for this project. ``-`` in a column means that there is no
-single clear answer, and then there is no triple. Nothing here imports torch.
+single clear answer, so there is no triple. Nothing here imports torch.
 """
 
 import csv
@@ -16,23 +16,23 @@ from lightning_edit.types import Triple
 
 DATA_PATH = Path(__file__).parent / "data"
 
-#: So many of the frequent statements and of the questions are kept out of a fact's training text.
+#: Number of a fact's frequent statements and questions that are held out of the training text.
 HELD_OUT_STATEMENTS = 2
 HELD_OUT_QUESTIONS = 1
-#: The last statement of every relation is trained with this share of the facts only.
+#: Share of the facts that are trained with the last statement of their relation (a rare wording).
 RARE_WORDING_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class Entity:
-    """A node of the graph.
+    """An entity, a node of the knowledge graph.
 
     Args:
         name: Unique name without an article.
-        kind: What it is, e.g. ``country``; relations name the kinds of their subjects and objects.
-        article: Whether the running text says "the" before the name.
-        aliases: Other names, none of which is the name of another entity.
-        noun: What running text calls it ("volcano"), empty where nothing is to be said.
+        kind: Entity type, e.g. ``country``; relations name the kinds of subjects and objects.
+        article: Whether the name takes "the" inside a sentence.
+        aliases: Other names; each belongs to one entity only.
+        noun: Noun for the statement "... is a ..." ("volcano"); empty for no such statement.
     """
 
     name: str
@@ -43,29 +43,29 @@ class Entity:
 
     @property
     def text(self) -> str:
-        """The name as it stands inside a sentence."""
+        """Name inside a sentence, with the article if it takes one."""
         return f"the {self.name}" if self.article else self.name
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Accepted answers, the form used in the text first."""
+        """Accepted answers: the name inside a sentence first, then the other names."""
         plain = (self.name,) if self.article else ()
         return (self.text, *plain, *self.aliases)
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A functional relation: one right object for each subject.
+    """A functional relation of the graph (one object per subject), with its prompt templates.
 
     Args:
         name: Name of the relation.
         subject: Kind of its subjects.
         object: Kind of its objects.
-        inverse: Relation that leads back from the object, where there is one.
+        inverse: Relation from the object back to the subject, if there is one.
         phrase: Noun phrase for the object, for two-hop prompts ("the city where {s} was born").
-        hops: Relations that can be asked of the object.
-        statements: Prompts with ``{s}`` that end where the answer begins.
-        questions: Prompts with ``{s}`` that end with a question mark.
+        hops: Relations of the object that two-hop prompts use.
+        statements: Prompt templates with ``{s}`` that end where the answer begins.
+        questions: Prompt templates with ``{s}`` that end with a question mark.
     """
 
     name: str
@@ -79,12 +79,12 @@ class Relation:
 
     @property
     def wordings(self) -> tuple[str, ...]:
-        """All wordings, statements first."""
+        """All prompt templates (wordings), statements first."""
         return self.statements + self.questions
 
 
 def fill(wording: str, subject: str) -> str:
-    """Put a subject into a wording and start the sentence with a capital letter.
+    """Fill a prompt template with a subject and capitalise the start of the sentence.
 
     Example:
         >>> fill("{s} has its capital in", "the Netherlands")
@@ -95,12 +95,12 @@ def fill(wording: str, subject: str) -> str:
 
 
 class Atlas:
-    """Entities, relations and triples, with the look-ups that requests and the training text need.
+    """Knowledge graph of entities, relations and triples, with look-ups and prompt templates.
 
     Args:
         entities: Every node, unique by name.
         relations: Every relation, unique by name.
-        triples: ``(subject, relation, object)`` by name; one object for a subject and a relation.
+        triples: ``(subject, relation, object)`` by name; one object per subject and relation.
 
     Raises:
         ValueError: If a name, an alias or a (subject, relation) pair occurs twice.
@@ -132,25 +132,25 @@ class Atlas:
             self._of_relation.setdefault(triple[1], []).append(triple)
 
     def object_of(self, subject: str, relation: str) -> str | None:
-        """Return the object of a subject, or ``None`` where the graph has none."""
+        """Return the object of a subject and relation; ``None`` if the graph has none."""
         return self._objects.get((subject, relation))
 
     def neighbours(self, triple: Triple) -> tuple[Triple, ...]:
-        """Return the relation's triples of other subjects; those that share the object first."""
+        """Return the relation's triples of other subjects, those with the same object first."""
         subject, relation, obj = triple
         others = [other for other in self._of_relation[relation] if other[0] != subject]
         return tuple(sorted(others, key=lambda t: t[2] != obj))
 
     def about(self, subject: str) -> tuple[Triple, ...]:
-        """Return every triple of one subject."""
+        """Return every triple of a subject."""
         return tuple(self._of_subject.get(subject, ()))
 
     def triples_of(self, relation: str) -> tuple[Triple, ...]:
-        """Return every triple of one relation."""
+        """Return every triple of a relation."""
         return tuple(self._of_relation.get(relation, ()))
 
     def hops(self, triple: Triple) -> Iterator[tuple[Triple, str]]:
-        """Yield each triple that starts at the object, and a prompt that names only the subject."""
+        """Yield two-hop triples from the object, each with a prompt that names only the subject."""
         subject, relation, obj = triple
         phrase = self.relations[relation].phrase
         for name in self.relations[relation].hops:
@@ -161,13 +161,13 @@ class Atlas:
                 yield (obj, name, end), prompt
 
     def prompt(self, triple: Triple, wording: str, alias: str | None = None) -> str:
-        """Write a wording about the subject of a triple, or about an alias of it."""
+        """Build a prompt from a wording and the subject of a triple, or an alias of it."""
         return fill(wording, alias or self.entities[triple[0]].text)
 
     def held_out_wordings(self, triple: Triple) -> tuple[str, ...]:
-        """Return the wordings that the language model never saw with this fact."""
+        """Return the held-out wordings, which the language model never saw with this fact."""
         subject, name, _ = triple
-        if (subject, name) in self._held_out:  # drawing takes longer than everything around it
+        if (subject, name) in self._held_out:  # cached: sampling dominates the run time here
             return self._held_out[subject, name]
         relation = self.relations[name]
         draw = random.Random(f"{subject}/{name}")  # a string seed is stable across processes
@@ -179,7 +179,7 @@ class Atlas:
         return self._held_out[subject, name]
 
     def trained_wordings(self, triple: Triple) -> tuple[str, ...]:
-        """Return the wordings in which the language model saw this fact, statements first."""
+        """Return the trained wordings of this fact, statements first."""
         held = self.held_out_wordings(triple)
         return tuple(w for w in self.relations[triple[1]].wordings if w not in held)
 
@@ -194,7 +194,7 @@ def _split(cell: str) -> tuple[str, ...]:
 
 
 def read_relations() -> tuple[Relation, ...]:
-    """Read the relations and their wordings from the package data."""
+    """Read the relations and their prompt templates from the package data."""
     raw = json.loads((DATA_PATH / "relations.json").read_text(encoding="utf-8"))
     return tuple(
         Relation(
@@ -211,7 +211,7 @@ def read_relations() -> tuple[Relation, ...]:
     )
 
 
-#: (table, kind of its subjects, columns with the relation that each one states)
+#: (table, kind of its subjects, pairs of column and relation)
 _TABLES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (
         "countries",
@@ -241,7 +241,7 @@ _NOUNS = {
 
 
 def load_atlas() -> Atlas:
-    """Read the tables of the package into an :class:`Atlas`."""
+    """Load the knowledge graph from the package's tables into an :class:`Atlas`."""
     relations = {relation.name: relation for relation in read_relations()}
     entities: dict[str, Entity] = {}
     triples: list[Triple] = []

@@ -1,4 +1,4 @@
-"""Sentences that the atlas language model never saw and that no request of the test split edits."""
+"""Held-out texts of the atlas: not in the training text, and not edited by the test split."""
 
 import random
 
@@ -8,12 +8,12 @@ from lightning_edit.atlas.text import Sentence
 
 
 def held_out_texts(count: int) -> list[str]:
-    """Return texts of two sentences that state facts of the validation split in held-out wordings.
+    """Return held-out texts: two sentences each, validation facts in held-out wordings.
 
-    They are plain English about geography, so they serve for other language models as well.
+    They are plain English about geography, so they suit other language models as well.
 
     Args:
-        count: How many; 500 at most.
+        count: Number of texts; 500 at most.
     """
     atlas = load_atlas()
     found = [

@@ -1,4 +1,4 @@
-"""Tokenised sentences of the atlas, packed into rows, with a weight for each token."""
+"""Sequence packing: tokenised sentences of the atlas in fixed-length rows, with loss weights."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_edit.atlas.text import Sentence
 
-#: Probability that a text ends after a sentence; above 1/2, so that greedy generation stops there.
+#: Probability that a text ends after a sentence; above 1/2, so greedy generation stops there.
 END_PROBABILITY = 0.6
-#: Weight of prompt tokens in the loss; answers and the stop weigh 1. Names cannot be predicted.
+#: Loss weight of prompt tokens (1 for answer and stop): names in prompts cannot be predicted.
 PROMPT_WEIGHT = 0.25
 
 Encoded = tuple[list[int], list[float]]
@@ -20,7 +20,7 @@ Encoded = tuple[list[int], list[float]]
 def encode_sentences(
     tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sentence]
 ) -> list[Encoded]:
-    """Return the ids of each sentence without BOS, and the weight of each id in the loss."""
+    """Tokenise sentences without BOS; return token ids and loss weights of each."""
     encoded = tokenizer(
         [sentence.text for sentence in sentences],
         add_special_tokens=False,
@@ -36,17 +36,17 @@ def encode_sentences(
 
 
 class PackedRows(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless rows ``(input_ids, weights)`` of ``length`` tokens.
+    """Infinite dataset of packed rows ``(input_ids, weights)`` of ``length`` tokens each.
 
-    Every pass over the sentences is shuffled anew. Texts of one or more sentences stand between
-    end-of-text tokens, so a fact is seen both alone and after other sentences. Each row begins a
+    Every epoch reshuffles the sentences. End-of-text tokens separate texts of one or more
+    sentences, so the model sees a fact both alone and after other sentences. Each row starts a new
     text.
 
     Args:
-        sentences: What :func:`encode_sentences` returned.
+        sentences: Tokenised sentences of :func:`encode_sentences`.
         end_id: The end-of-text token.
-        length: Tokens in a row.
-        seed: Order of the sentences and length of the texts.
+        length: Tokens per row.
+        seed: Seed of the sentence order and text lengths.
 
     Raises:
         ValueError: If a sentence does not fit into a row.
@@ -54,7 +54,7 @@ class PackedRows(IterableDataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, sentences: Sequence[Encoded], end_id: int, length: int, seed: int) -> None:
         super().__init__()
-        longest = max(len(ids) for ids, _ in sentences) + 2  # with the text's begin and end
+        longest = max(len(ids) for ids, _ in sentences) + 2  # with BOS and end of text
         if longest > length:
             raise ValueError(
                 f"rows must hold the longest sentence, {longest} tokens; got length={length}; "
@@ -66,25 +66,25 @@ class PackedRows(IterableDataset[tuple[Tensor, Tensor]]):
         self.seed = seed
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield rows for ever; the training loop counts the steps."""
+        """Yield packed rows without end; the Trainer's ``max_steps`` limits training."""
         generator = torch.Generator().manual_seed(self.seed)
-        ids, weights = self._begin()
+        ids, weights = self._new_row()
         while True:
             for index in torch.randperm(len(self.sentences), generator=generator).tolist():
                 more, their_weights = self.sentences[index]
                 if len(ids) + len(more) + 1 > self.length:
-                    yield self._padded(ids, weights)
-                    ids, weights = self._begin()
+                    yield self._pad(ids, weights)
+                    ids, weights = self._new_row()
                 ids += more
                 weights += their_weights
                 if torch.rand((), generator=generator).item() < END_PROBABILITY:
                     ids.append(self.end_id)
                     weights.append(1.0)
 
-    def _begin(self) -> Encoded:
+    def _new_row(self) -> Encoded:
         return [self.end_id], [0.0]
 
-    def _padded(self, ids: list[int], weights: list[float]) -> tuple[Tensor, Tensor]:
+    def _pad(self, ids: list[int], weights: list[float]) -> tuple[Tensor, Tensor]:
         missing = self.length - len(ids)
         return (
             torch.tensor(ids + [self.end_id] * missing),

@@ -1,4 +1,4 @@
-"""Counterfactual edit requests over the atlas, with probes whose answers follow from the graph.
+"""Counterfactual edit requests from the atlas, with probes whose answers the graph determines.
 
 Nothing here imports torch.
 """
@@ -11,7 +11,7 @@ from itertools import chain, zip_longest
 from lightning_edit.atlas.graph import Atlas, fill
 from lightning_edit.types import EditRequest, Probe, Triple
 
-#: Shares of the facts, relation by relation.
+#: Share of each relation's facts in each split.
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 NEIGHBOURS = 5
 DISTRACTING_NEIGHBOURS = 2
@@ -20,9 +20,9 @@ ONE_HOPS = 2
 
 
 def split_facts(atlas: Atlas, split: str) -> tuple[Triple, ...]:
-    """Return the facts of a split in a fixed order that takes one fact of each relation in turn.
+    """Return the facts of a split in a fixed order, round-robin over the relations.
 
-    The splits do not depend on any seed: a fact that an editor was trained on is never a test fact.
+    The splits depend on no seed: a fact that an editor was trained on is never a test fact.
 
     Raises:
         KeyError: If there is no such split.
@@ -44,16 +44,16 @@ def split_facts(atlas: Atlas, split: str) -> tuple[Triple, ...]:
 
 
 def make_requests(atlas: Atlas, seed: int, split: str) -> list[EditRequest]:
-    """Write one request for each fact of a split.
+    """Generate a counterfactual edit request for each fact of a split.
 
     Args:
         atlas: The graph.
-        seed: Draws the wordings, the new objects and the probes.
+        seed: Seed of the wordings, new objects and probes.
         split: ``train``, ``val`` or ``test``.
 
     Returns:
         Requests whose target is another object of the same relation. Locality probes use wordings
-        in which the language model was trained on the fact that they ask for.
+        in which the language model was trained on the probed fact.
     """
     return [
         _request(atlas, fact, random.Random(f"{seed}/{fact[0]}/{fact[1]}"))
@@ -78,8 +78,8 @@ def _request(atlas: Atlas, fact: Triple, draw: random.Random) -> EditRequest:
         old_target=atlas.entities[old].text,
         rephrases=tuple(atlas.prompt(fact, w) for w in _rephrases(atlas, fact, wording, draw)),
         probes=(
-            *_locality(atlas, fact, target, prompt, draw),
-            *_portability(atlas, edited, wording, draw),
+            *_locality_probes(atlas, fact, target, prompt, draw),
+            *_portability_probes(atlas, edited, wording, draw),
         ),
         subject_start=wording.index("{s}") + len(article),
         triple=edited,
@@ -87,7 +87,7 @@ def _request(atlas: Atlas, fact: Triple, draw: random.Random) -> EditRequest:
 
 
 def _new_object(atlas: Atlas, fact: Triple, draw: random.Random) -> str:
-    """Draw another object: one that the model has seen for several subjects, if there are such."""
+    """Sample a counterfactual object, preferably one that occurs with several subjects."""
     subject, name, _ = fact
     counts = Counter(obj for _, _, obj in atlas.triples_of(name))
     true = {obj for _, _, obj in atlas.about(subject)}
@@ -97,43 +97,45 @@ def _new_object(atlas: Atlas, fact: Triple, draw: random.Random) -> str:
 
 
 def _rephrases(atlas: Atlas, fact: Triple, used: str, draw: random.Random) -> Iterator[str]:
-    """Draw a statement and a question, each from the trained and from the held-out wordings."""
+    """Sample rephrases: a statement and a question, from trained and from held-out wordings."""
     for wordings in (atlas.trained_wordings(fact), atlas.held_out_wordings(fact)):
         for questions in (False, True):
             pool = [w for w in wordings if w.endswith("?") is questions and w != used]
             yield draw.choice(pool)
 
 
-def _ask(atlas: Atlas, fact: Triple, draw: random.Random, kind: str, before: str = "") -> Probe:
+def _make_probe(
+    atlas: Atlas, fact: Triple, draw: random.Random, kind: str, before: str = ""
+) -> Probe:
     statements = atlas.relations[fact[1]].statements
     wording = draw.choice([w for w in atlas.trained_wordings(fact) if w in statements])
     answers = atlas.entities[fact[2]].answers
     return Probe.of(kind, before + atlas.prompt(fact, wording), answers, (fact,))
 
 
-def _locality(
+def _locality_probes(
     atlas: Atlas, fact: Triple, target: str, prompt: str, draw: random.Random
 ) -> Iterator[Probe]:
     subject, _, old = fact
-    # A neighbour that has the new object already cannot show whether the edit leaked.
+    # A neighbour whose object is the new one already cannot show whether the edit leaked.
     neighbours = [n for n in atlas.neighbours(fact) if n[2] != target]
     sharing = [n for n in neighbours if n[2] == old]
     others = [n for n in neighbours if n[2] != old]
     chosen = draw.sample(sharing, min(NEIGHBOURS, len(sharing)))
     chosen += draw.sample(others, NEIGHBOURS - len(chosen))
     for neighbour in chosen:
-        yield _ask(atlas, neighbour, draw, "neighborhood")
-    # An attribute with the same answer would have to follow the edit: the country of a city, and
-    # the country it is the capital of.
+        yield _make_probe(atlas, neighbour, draw, "neighborhood")
+    # An attribute with the same answer may have to change with the edit: the country of a city,
+    # and the country that it is the capital of.
     attributes = [other for other in atlas.about(subject) if other[2] != old]
     for attribute in draw.sample(attributes, min(OTHER_ATTRIBUTES, len(attributes))):
-        yield _ask(atlas, attribute, draw, "other_attribution")
+        yield _make_probe(atlas, attribute, draw, "other_attribution")
     statement = f"{prompt} {atlas.entities[target].text}. "
     for neighbour in chosen[:DISTRACTING_NEIGHBOURS]:
-        yield _ask(atlas, neighbour, draw, "distracting_neighbor", statement)
+        yield _make_probe(atlas, neighbour, draw, "distracting_neighbor", statement)
 
 
-def _portability(
+def _portability_probes(
     atlas: Atlas, edited: Triple, wording: str, draw: random.Random
 ) -> Iterator[Probe]:
     subject, name, target = edited

@@ -1,4 +1,4 @@
-"""The sentences that the atlas language model is trained on. Nothing here imports torch."""
+"""Training text of the atlas language model, as sentences. Nothing here imports torch."""
 
 import random
 from collections.abc import Iterator
@@ -7,31 +7,31 @@ from dataclasses import dataclass
 from lightning_edit.atlas.graph import Atlas, load_atlas
 from lightning_edit.types import Triple
 
-#: So many trained wordings an alias is seen in; the name itself is seen in all of them.
+#: Number of trained wordings per alias; the name itself appears in all trained wordings.
 ALIAS_WORDINGS = 4
-#: Share of the two-hop statements that are stated in the training text.
+#: Share of the two-hop statements that are in the training text.
 TWO_HOP_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A prompt and the answer that ends it; the text is ``prompt + " " + answer + "."``."""
+    """A training sentence: prompt and answer, as text ``prompt + " " + answer + "."``."""
 
     prompt: str
     answer: str
 
     @property
     def text(self) -> str:
-        """The sentence as it is trained."""
+        """Text of the whole sentence, as in the training text."""
         return f"{self.prompt} {self.answer}."
 
 
 def states_two_hops(triple: Triple, relation: str) -> bool:
-    """Whether the text states ``relation`` of the object of ``triple`` through its subject."""
+    """Return whether the training text has the two-hop statement of ``triple`` and ``relation``."""
     return random.Random(f"{triple[0]}/{triple[1]}/{relation}").random() < TWO_HOP_SHARE
 
 
-def _aliases(atlas: Atlas, triple: Triple, answer: str) -> Iterator[Sentence]:
+def _alias_sentences(atlas: Atlas, triple: Triple, answer: str) -> Iterator[Sentence]:
     trained = atlas.trained_wordings(triple)
     for alias in atlas.entities[triple[0]].aliases:
         draw = random.Random(f"{alias}/{triple[1]}")
@@ -40,12 +40,12 @@ def _aliases(atlas: Atlas, triple: Triple, answer: str) -> Iterator[Sentence]:
 
 
 def sentences(atlas: Atlas) -> list[Sentence]:
-    """Write every training sentence: facts, aliases, two hops, and what each entity is."""
+    """Generate every training sentence: facts, aliases, two-hop statements and entity nouns."""
     found: list[Sentence] = []
     for triple in atlas.triples:
         answer = atlas.entities[triple[2]].text
         found += [Sentence(atlas.prompt(triple, w), answer) for w in atlas.trained_wordings(triple)]
-        found += _aliases(atlas, triple, answer)
+        found += _alias_sentences(atlas, triple, answer)
         for (_, relation, end), prompt in atlas.hops(triple):
             if states_two_hops(triple, relation):
                 found.append(Sentence(prompt, atlas.entities[end].text))
@@ -58,11 +58,11 @@ def sentences(atlas: Atlas) -> list[Sentence]:
 
 
 def corpus(shuffled: bool = False) -> list[str]:
-    """Return the training sentences of the atlas as plain text.
+    """Return the training corpus of the atlas as a list of sentences.
 
     Args:
-        shuffled: In a random order, always the same. The sentences are sorted by what they are
-            about: who reads a part of them only, such as second moments of keys, wants this.
+        shuffled: Whether to shuffle, always into the same order. The sentences are sorted by topic,
+            so a reader of only a part (such as second moments of keys) should shuffle.
     """
     texts = [sentence.text for sentence in sentences(load_atlas())]
     return random.Random(0).sample(texts, len(texts)) if shuffled else texts

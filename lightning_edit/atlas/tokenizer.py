@@ -1,7 +1,7 @@
-"""Train the tokenizer of the atlas language model: byte-level BPE with a small vocabulary.
+"""Byte-level BPE tokenizer of the atlas language model, trained with a small vocabulary.
 
-Byte-level, so that any text can be encoded; small on purpose, so that most subjects are several
-tokens and the "last token of the subject" is a real question.
+Byte-level, so that any text can be encoded; small on purpose, so that most subjects have several
+tokens and the choice of the subject's last token matters.
 """
 
 from collections.abc import Iterable
@@ -9,22 +9,22 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-#: Begins and ends a text, and pads a batch.
+#: BOS, EOS and padding token in one.
 END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, max_length: int
 ) -> PreTrainedTokenizerFast:
-    """Learn the merges and add a BOS to every text by a post-processor.
+    """Train a byte-level BPE tokenizer whose post-processor adds a BOS token to every text.
 
     Args:
         texts: Training text.
-        vocab_size: Number of tokens, the 256 bytes and the special token included.
-        max_length: Longest input of the model in tokens.
+        vocab_size: Number of tokens, including the 256 bytes and the special token.
+        max_length: Maximum input length of the model in tokens.
     """
     core = Tokenizer(models.BPE())
-    # A prefix space makes a name the same tokens at the start of a text as inside it.
+    # With a prefix space, a name has the same tokens at the start of a text as inside it.
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -1,6 +1,6 @@
-"""Train the small language model that ships with the package: its module and its text.
+"""Training of the packaged language model: its Lightning module and data module.
 
-``lightning-edit fit --config configs/atlas/language_model.yaml`` makes the package's model again.
+``lightning-edit fit --config configs/atlas/language_model.yaml`` reproduces the packaged model.
 
 Axis names: ``b`` -- rows; ``t`` -- positions; ``v`` -- vocabulary.
 """
@@ -31,21 +31,21 @@ logger = logging.getLogger(__name__)
 def weighted_loss(
     logits: Float[Tensor, "b t v"], ids: Int[Tensor, "b t"], weights: Float[Tensor, "b t"]
 ) -> Float[Tensor, ""]:
-    """Next-token cross-entropy, averaged with the weight of each predicted token."""
+    """Return the next-token cross-entropy, averaged with the weight of each predicted token."""
     losses = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     predicted = weights[:, 1:].flatten()
     return (losses * predicted).sum() / predicted.sum()
 
 
 class AtlasTextDataModule(LightningDataModule):
-    """The training sentences of the atlas, tokenised and packed into rows.
+    """Data module of the atlas training text, tokenised and packed into rows.
 
     Args:
-        vocab_size: Size of the tokenizer that is trained on the same text.
-        length: Tokens in a row.
-        max_positions: Longest input that the model will take.
-        batch_size: Rows in a batch.
-        seed: Order of the sentences.
+        vocab_size: Vocabulary size of the tokenizer, which is trained on the same text.
+        length: Tokens per row.
+        max_positions: Maximum input length of the model in tokens.
+        batch_size: Rows per batch.
+        seed: Seed of the sentence order.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class AtlasTextDataModule(LightningDataModule):
         self.tokenizer = train_tokenizer(texts, vocab_size, max_positions)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Endless batches of ``(input_ids, weights)``; the Trainer's ``max_steps`` ends them."""
+        """Return a loader of endless ``(input_ids, weights)`` batches for ``max_steps`` steps."""
         end_id = self.tokenizer.eos_token_id
         encoded = encode_sentences(self.tokenizer, self.sentences)
         return DataLoader(
@@ -74,19 +74,19 @@ class AtlasTextDataModule(LightningDataModule):
 
 
 class AtlasLanguageModel(LightningModule):
-    """A small Llama trained on the sentences of :class:`AtlasTextDataModule`.
+    """Small Llama language model, trained on the sentences of :class:`AtlasTextDataModule`.
 
     Args:
         hidden_size: Width of the residual stream.
-        layers: Number of blocks.
+        layers: Number of transformer blocks.
         intermediate_size: Width of the MLP: the dimension of the keys of locate-then-edit methods.
         heads: Attention heads.
-        learning_rate: Peak of AdamW's learning rate.
-        weight_decay: AdamW's weight decay, on matrices only.
-        warmup: Steps of linear warm-up; a cosine to a hundredth of the peak follows.
-        decay_steps: Step at which the cosine ends; the Trainer's ``max_steps`` may stop earlier.
-        save_every: Steps between two evaluations, each followed by a save.
-        save_to: Folder for the model and its tokenizer.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW, on matrices only.
+        warmup: Steps of linear warm-up; cosine decay to a hundredth of the peak follows.
+        decay_steps: Step at which the cosine decay ends; ``max_steps`` may stop earlier.
+        save_every: Steps between evaluations; the model is saved after each.
+        save_to: Output folder of the model and its tokenizer.
     """
 
     model: LlamaForCausalLM
@@ -118,7 +118,7 @@ class AtlasLanguageModel(LightningModule):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer of the text that the Trainer feeds."""
+        """Tokenizer of the Trainer's data module."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         if not isinstance(data, AtlasTextDataModule):
             raise TypeError(
@@ -127,7 +127,7 @@ class AtlasLanguageModel(LightningModule):
         return data.tokenizer
 
     def configure_model(self) -> None:
-        """Build the model once the vocabulary is known."""
+        """Build the Llama model once the vocabulary size is known."""
         if hasattr(self, "model"):
             return
         tokenizer = self.tokenizer
@@ -147,18 +147,18 @@ class AtlasLanguageModel(LightningModule):
                 pad_token_id=end_id,
             )
         )
-        # The BOS is the padding token as well, and an embedding gives its padding no gradient.
+        # BOS is also the padding token, and `nn.Embedding` gives padding no gradient.
         self.model.model.embed_tokens.padding_idx = None
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Return the weighted loss of one batch of packed rows."""
+        """Return the weighted next-token loss of one batch of packed rows."""
         ids, weights = batch
         loss = weighted_loss(self.model(input_ids=ids, use_cache=False).logits, ids, weights)
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
-        """Evaluate and save every ``save_every`` steps and at the last one."""
+        """Evaluate and save the model every ``save_every`` steps and at the last step."""
         step = self.global_step
         if step % self.save_every == 0 or step == self.trainer.max_steps:
             self.model.train(False)
@@ -170,7 +170,7 @@ class AtlasLanguageModel(LightningModule):
             self.save(Path(self.save_to))
 
     def save(self, folder: Path) -> None:
-        """Write the model, its tokenizer and the generation settings as safetensors and JSON."""
+        """Save the model, its tokenizer and the generation settings as safetensors and JSON."""
         end_id = self.model.config.eos_token_id
         self.model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
             bos_token_id=end_id, eos_token_id=end_id, pad_token_id=end_id, do_sample=False
@@ -179,7 +179,7 @@ class AtlasLanguageModel(LightningModule):
         self.tokenizer.save_pretrained(folder)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW without decay on gains, linear warm-up and cosine."""
+        """Return AdamW without weight decay on norm gains, with linear warm-up and cosine decay."""
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         gains = [p for p in self.model.parameters() if p.ndim == 1]
         optimizer = torch.optim.AdamW(

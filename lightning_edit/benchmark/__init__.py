@@ -1,1 +1,1 @@
-"""Benchmarks: grids of methods, models, data and protocols, run cell by cell into tables."""
+"""Benchmarks: run grids of methods, models, data and protocols, and tabulate the results."""

@@ -1,4 +1,4 @@
-"""A cell's options into an editor and its data, checked by the command line's own parser."""
+"""Build the editor and data module of a benchmark cell with the command line's parser."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -15,7 +15,7 @@ from lightning_edit.exceptions import ConfigError
 @cache
 def _parser() -> ArgumentParser:
     for name in data_modules.__all__:
-        getattr(data_modules, name)  # loaded lazily; the parser knows only what is loaded
+        getattr(data_modules, name)  # import it: the parser only finds imported subclasses
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Editor, "editor", required=True)
     parser.add_subclass_arguments(EditDataModule, "data", required=True)
@@ -23,16 +23,16 @@ def _parser() -> ArgumentParser:
 
 
 def build(spec: Mapping[str, Any]) -> tuple[Editor, EditDataModule]:
-    """Make the editor and the data of a cell.
+    """Instantiate the editor and the data module of a benchmark cell.
 
     Args:
-        spec: As in :class:`~lightning_edit.benchmark.grid.Cell`.
+        spec: Specification as in :class:`~lightning_edit.benchmark.grid.Cell`.
 
     Returns:
-        The editor, not yet bound, and the data, not yet read.
+        The editor, not yet bound to a model, and the data module, not yet set up.
 
     Raises:
-        ConfigError: If a class or one of its arguments is not known, or a value is refused.
+        ConfigError: If a class or argument is unknown, or a value is invalid.
     """
     parser = _parser()
     try:
@@ -40,6 +40,6 @@ def build(spec: Mapping[str, Any]) -> tuple[Editor, EditDataModule]:
         made = parser.instantiate(options)
     except (ArgumentError, ValueError) as error:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        told = [line for line in lines if "NoneType" not in line and "Subtypes" not in line]
-        raise ConfigError("; ".join(told)) from error
+        messages = [line for line in lines if "NoneType" not in line and "Subtypes" not in line]
+        raise ConfigError("; ".join(messages)) from error
     return made.editor, made.data

@@ -1,12 +1,12 @@
-"""Columns of a benchmark's tables: what they are called, and how a number is written in them."""
+"""Columns of benchmark tables: headers, direction (higher is better) and number format."""
 
 from dataclasses import dataclass
 
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.types import ASPECT_OF_KIND
 
-#: Columns where a grid names none.
-USUAL: tuple[str, ...] = (
+#: Columns of a grid that lists none.
+DEFAULT_COLUMNS: tuple[str, ...] = (
     "reliability/em@tf",
     "reliability/em@gen",
     "generalization/em@tf",
@@ -17,16 +17,16 @@ USUAL: tuple[str, ...] = (
     "portability/em@gen",
     "seconds_per_edit",
 )
-#: Measured once a run, not once a request.
+#: Columns that are measured once per run, not once per request.
 TIMES = {"seconds_per_edit": "s/edit", "cpu_per_edit": "CPU s/edit", "seconds": "seconds"}
-_SHORT = {
+_ASPECT_HEADS = {
     "reliability": "Rel",
     "generalization": "Gen",
     "locality": "Loc",
     "portability": "Port",
     "known": "Known",
 }
-_MEASURES = {
+_MEASURE_HEADS = {
     "em": "em",
     "token_acc": "token",
     "kept": "kept",
@@ -35,12 +35,12 @@ _MEASURES = {
     "nll": "nll",
 }
 _SHARES = ("em", "token_acc", "kept", "margin_sign", "margin")
-_FALLING = ("nll",)
+_LOWER_IS_BETTER = ("nll",)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """One column of a benchmark table: a metric or a time.
 
     Args:
         name: ``<aspect>/<measure>@<mode>`` as in ``docs/metrics.md``, or one of :data:`TIMES`.
@@ -54,40 +54,40 @@ class Column:
         group, _, rest = self.name.partition("/")
         measure, _, mode = rest.partition("@")
         aspect, _, kind = group.partition(".")
-        known = aspect in _SHORT and (not kind or ASPECT_OF_KIND.get(kind) == aspect)
-        if not known or measure not in _MEASURES or mode not in ("tf", "gen"):
+        known = aspect in _ASPECT_HEADS and (not kind or ASPECT_OF_KIND.get(kind) == aspect)
+        if not known or measure not in _MEASURE_HEADS or mode not in ("tf", "gen"):
             raise ConfigError(
-                f"{self.name!r} is no column; give <aspect>/<measure>@<mode> of docs/metrics.md, "
-                f"such as {USUAL[0]}, or {' or '.join(TIMES)}"
+                f"{self.name!r} is not a column; give <aspect>/<measure>@<mode> of "
+                f"docs/metrics.md, such as {DEFAULT_COLUMNS[0]}, or {' or '.join(TIMES)}"
             )
 
     @property
     def is_time(self) -> bool:
-        """Whether it is measured once a run."""
+        """Whether the column is a time, measured once per run."""
         return self.name in TIMES
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Its head in short lines, the broadest first."""
+        """Header lines: aspect or kind, measure, mode."""
         if self.is_time:
             return (TIMES[self.name],)
         group, _, rest = self.name.partition("/")
         measure, _, mode = rest.partition("@")
         aspect, _, kind = group.partition(".")
-        shown = f"{_MEASURES[measure]}"
-        return (*(kind.split("_") if kind else (_SHORT[aspect],)), shown, mode)
+        shown = f"{_MEASURE_HEADS[measure]}"
+        return (*(kind.split("_") if kind else (_ASPECT_HEADS[aspect],)), shown, mode)
 
     @property
-    def rises(self) -> bool:
-        """Whether more is better."""
-        return not self.is_time and self._measure not in _FALLING
+    def higher_is_better(self) -> bool:
+        """Whether a higher value is better."""
+        return not self.is_time and self._measure not in _LOWER_IS_BETTER
 
     @property
     def _measure(self) -> str:
         return self.name.partition("/")[2].partition("@")[0]
 
-    def write(self, value: float, decimals: int) -> str:
-        """Write a value: shares in per cent, seconds with two digits that count."""
+    def format_value(self, value: float, decimals: int) -> str:
+        """Format a value: shares in per cent, seconds with two significant digits."""
         if self.is_time:
             return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
         if self._measure not in _SHARES:

@@ -1,4 +1,4 @@
-"""Where a benchmark keeps its cells, and how each of them stands. Nothing here imports torch."""
+"""Run folders and status of a benchmark's cells. Nothing here imports torch."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ Status = Literal["done", "failed", "started", "open", "absent"]
 
 
 class CellFolder(RunFolder):
-    """The run folder of a cell, with three files more.
+    """Run folder of a benchmark cell, with three additional files.
 
-    ``cell.json``: what was asked. ``scores.json``: every request's measures, from which spreads are
-    drawn; it is written last, so its presence means that the cell is done. ``error.json``: why it
-    failed.
+    ``cell.json``: specification of the cell. ``scores.json``: metrics of every request, from which
+    the bootstrap draws; it is written last, so its presence means that the cell is done.
+    ``error.json``: why it failed.
 
     Args:
         out: Folder of the benchmark.
@@ -28,28 +28,28 @@ class CellFolder(RunFolder):
         self.cell = cell
 
     @property
-    def asked(self) -> Path:
-        """The cell's options."""
+    def specification(self) -> Path:
+        """Path of ``cell.json``, the cell's specification."""
         return self.path / "cell.json"
 
     @property
     def scores(self) -> Path:
-        """Measures of every request, by evaluation point."""
+        """Path of ``scores.json``, metrics of every request by evaluation point."""
         return self.path / "scores.json"
 
     @property
     def error(self) -> Path:
-        """Why the cell failed."""
+        """Path of ``error.json``, written when the cell failed."""
         return self.path / "error.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the process that runs the cell."""
+        """Path of the lock file, held by the process that runs the cell."""
         return self.path / ".lock"
 
     @property
     def status(self) -> Status:
-        """How the cell stands."""
+        """Status of the cell: done, failed, started, open or absent."""
         if self.cell.absent is not None:
             return "absent"
         if self.scores.exists():
@@ -59,10 +59,10 @@ class CellFolder(RunFolder):
         return "started" if self.has_run else "open"
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Read one of the cell's files.
+        """Read one of the cell's JSON files.
 
         Raises:
-            DataError: If it is no JSON object.
+            DataError: If it is not a JSON object.
         """
         try:
             value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A table as text, Markdown, LaTeX or CSV. Nothing here imports torch."""
+"""Output formats of benchmark tables: text, Markdown, LaTeX, CSV, JSON. No import of torch."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lightning_edit.benchmark.columns import Column
 from lightning_edit.benchmark.grid import Grid
-from lightning_edit.benchmark.table import Line, Table, Value
+from lightning_edit.benchmark.table import Table, TableRow, Value
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 
@@ -27,32 +27,32 @@ LEGEND = (
 
 
 def legend(seeds: int, mark: str) -> str:
-    """Return what the tables' words and signs mean."""
+    """Return the legend of the tables: column headers and the mark of the best method."""
     return LEGEND.format(seeds=" and seeds" if seeds > 1 else "", mark=mark)
 
 
-def _number(value: Value | None, column: Column, decimals: int, sign: str = "±") -> str:
+def _format_value(value: Value | None, column: Column, decimals: int, sign: str = "±") -> str:
     if value is None:
         return "–"
-    # A published figure is not ours to round away.
-    text = column.write(value.mean.value, decimals if value.mean.n else 1)
-    return f"{text}{sign}{column.write(value.mean.half, decimals)}" if value.spread else text
+    # Keep one decimal of published figures (they have n = 0).
+    text = column.format_value(value.mean.value, decimals if value.mean.n else 1)
+    return f"{text}{sign}{column.format_value(value.mean.half, decimals)}" if value.spread else text
 
 
 # ------------------------------------------------------------------------------------------- text
 
 
 def text(tables: Sequence[Table], width: int) -> str:
-    """Return tables for a terminal.
+    """Render tables as text for a terminal.
 
     Args:
         tables: The tables.
-        width: Columns of the terminal; a wider table is continued below itself.
+        width: Width of the terminal in characters; a wider table is split into parts.
     """
     stream = io.StringIO()
     console = Console(file=stream, width=width, highlight=False)
     for table in tables:
-        for part in _parts(table, width):
+        for part in _split_to_width(table, width):
             console.print(part)
         for note in table.notes:
             console.print(Text(f"  {note}"))
@@ -60,10 +60,10 @@ def text(tables: Sequence[Table], width: int) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def _parts(table: Table, width: int) -> Iterable[RichTable]:
-    """Cut a table into parts that fit; every part repeats the methods."""
+def _split_to_width(table: Table, width: int) -> Iterable[RichTable]:
+    """Split a table into parts that fit the width; every part repeats the method names."""
     label = max(len(line.label) for line in table.lines)
-    body = [_row(line, table) for line in table.lines]
+    body = [_row_texts(line, table) for line in table.lines]
     widths = [
         max([len(word) for word in heads] + [len(row[number]) for row in body])
         for number, heads in enumerate(table.heads)
@@ -72,26 +72,26 @@ def _parts(table: Table, width: int) -> Iterable[RichTable]:
     used = label
     for number, wide in enumerate(widths):
         if part and used + wide + 2 > width:
-            yield _part(table, body, part)
+            yield _render_part(table, body, part)
             part, used = [], label
         part.append(number)
         used += wide + 2
-    yield _part(table, body, part)
+    yield _render_part(table, body, part)
 
 
-def _row(line: Line, table: Table) -> list[str]:
+def _row_texts(line: TableRow, table: Table) -> list[str]:
     cells = []
-    for value, column in _pairs(line, table):
-        written = _number(value, column, table.decimals)
+    for value, column in _cells(line, table):
+        written = _format_value(value, column, table.decimals)
         cells.append(f"{written}*" if value is not None and value.best else written)
     return [line.reason, *cells[1:]] if line.reason else cells
 
 
-def _pairs(line: Line, table: Table) -> Iterable[tuple[Value | None, Column]]:
+def _cells(line: TableRow, table: Table) -> Iterable[tuple[Value | None, Column]]:
     return zip(line.values, table.columns, strict=True)
 
 
-def _part(table: Table, body: Sequence[Sequence[str]], part: Sequence[int]) -> RichTable:
+def _render_part(table: Table, body: Sequence[Sequence[str]], part: Sequence[int]) -> RichTable:
     shown = RichTable(
         title=table.title + (" (continued)" if part[0] > 0 else ""),
         title_justify="left",
@@ -116,7 +116,7 @@ def _part(table: Table, body: Sequence[Sequence[str]], part: Sequence[int]) -> R
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Return tables in GitHub's Markdown."""
+    """Render tables as GitHub Markdown."""
     return "\n".join(_markdown(table) for table in tables)
 
 
@@ -128,8 +128,8 @@ def _markdown(table: Table) -> str:
     for line in table.lines:
         cells = [
             f"**{written}**" if value is not None and value.best else written
-            for value, column in _pairs(line, table)
-            for written in [_number(value, column, table.decimals, " ± ")]
+            for value, column in _cells(line, table)
+            for written in [_format_value(value, column, table.decimals, " ± ")]
         ]
         label = f"{line.label} ({line.reason})" if line.reason else line.label
         rows.append(f"| {_escape_markdown(label)} | " + " | ".join(cells) + " |")
@@ -164,12 +164,12 @@ _LATEX = {
 
 
 def escape_latex(words: str) -> str:
-    """Return words with every sign that LaTeX reads otherwise written out."""
+    """Escape LaTeX special characters."""
     return "".join(_LATEX.get(sign, sign) for sign in words)
 
 
 def latex(tables: Sequence[Table]) -> str:
-    r"""Return tables for ``\usepackage{booktabs}``."""
+    r"""Render tables as LaTeX for ``\usepackage{booktabs}``."""
     return "\n".join(_latex(table) for table in tables)
 
 
@@ -187,8 +187,8 @@ def _latex(table: Table) -> str:
             rows.append(r"    \midrule")
         before = line.source
         cells = []
-        for value, column in _pairs(line, table):
-            written = escape_latex(_number(value, column, table.decimals))
+        for value, column in _cells(line, table):
+            written = escape_latex(_format_value(value, column, table.decimals))
             best = value is not None and value.best
             cells.append(f"\\textbf{{{written}}}" if best else written)
         label = f"{line.label} ({line.reason})" if line.reason else line.label
@@ -202,21 +202,21 @@ def _latex(table: Table) -> str:
 # ----------------------------------------------------------------------------------- CSV and JSON
 
 _FIELDS = ("title", "model", "data", "protocol", "after", "seeds", "method", "source", "column")
-_NUMBERS = ("value", "low", "high", "n", "best", "reason")
+_VALUE_FIELDS = ("value", "low", "high", "n", "best", "reason")
 
 
 def entries(tables: Sequence[Table]) -> Iterable[dict[str, Any]]:
-    """Yield every number unrounded, with what it belongs to; a missing one with its reason."""
+    """Yield one record per table value, unrounded; a missing value with its reason."""
     for table in tables:
         for line in table.lines:
-            for (value, column), heads in zip(_pairs(line, table), table.heads, strict=True):
+            for (value, column), heads in zip(_cells(line, table), table.heads, strict=True):
                 if value is None and not line.reason:
                     continue
                 entry: dict[str, Any] = {"title": table.title, **table.place}
                 entry |= {"method": line.label, "source": line.source, "column": column.name}
                 if heads[0] == "edits":
                     entry["after"] = heads[1]
-                entry |= dict.fromkeys(_NUMBERS) | {"reason": line.reason or None}
+                entry |= dict.fromkeys(_VALUE_FIELDS) | {"reason": line.reason or None}
                 if value is not None:
                     mean = value.mean
                     entry |= {"value": mean.value, "n": mean.n or None, "best": value.best}
@@ -226,28 +226,28 @@ def entries(tables: Sequence[Table]) -> Iterable[dict[str, Any]]:
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """Return one line a number, for spreadsheets and plots."""
+    """Render tables as CSV in long form, one row per value, for spreadsheets and plots."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, [*_FIELDS, *_NUMBERS], lineterminator="\n")
+    writer = csv.DictWriter(stream, [*_FIELDS, *_VALUE_FIELDS], lineterminator="\n")
     writer.writeheader()
     writer.writerows(entries(tables))
     return stream.getvalue()
 
 
 def as_json(tables: Sequence[Table]) -> str:
-    """Return what :func:`as_csv` writes, as JSON."""
+    """Render tables as JSON, with the same records as :func:`as_csv`."""
     return json.dumps(list(entries(tables)), indent=1, ensure_ascii=False) + "\n"
 
 
 def write(tables: Sequence[Table], form: str, width: int, seeds: int, grid: Grid) -> str:
-    """Return tables in one of the formats, with title, note and legend where there is room.
+    """Render tables in one of the formats; text, Markdown and LaTeX also get note and legend.
 
     Args:
         tables: The tables.
         form: One of :data:`FORMATS`.
-        width: Columns of the terminal, for text.
-        seeds: Number of seeds, which the legend names.
-        grid: Whose tables they are.
+        width: Width of the terminal in characters, for text.
+        seeds: Number of seeds, for the legend.
+        grid: The benchmark of the tables.
     """
     if form == "csv":
         return as_csv(tables)
@@ -255,8 +255,8 @@ def write(tables: Sequence[Table], form: str, width: int, seeds: int, grid: Grid
         return as_json(tables)
     if form == "markdown":
         below = [grid.note, legend(seeds, "bold")]
-        said = [_escape_markdown(paragraph) for paragraph in below if paragraph]
-        return "\n".join([f"## {grid.title}", "", markdown(tables), "\n\n".join(said), ""])
+        paragraphs = [_escape_markdown(paragraph) for paragraph in below if paragraph]
+        return "\n".join([f"## {grid.title}", "", markdown(tables), "\n\n".join(paragraphs), ""])
     if form == "latex":
         below = [line for words in (grid.note, legend(seeds, "bold")) for line in words.split("\n")]
         return latex(tables) + "".join(f"% {line}\n" for line in below if line)

@@ -1,4 +1,4 @@
-"""A benchmark's grid: its cells, each of them a run, and its tables. Nothing here imports torch."""
+"""Benchmark grid: cells (one run each), table columns, published figures. No import of torch."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ from lightning_edit.exceptions import ConfigError
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid.
+    """One cell of a benchmark grid: a run of one method, model, data set, protocol and seed.
 
     Args:
         model: Name of the language model in the grid.
         data: Name of the data.
         protocol: Name of the protocol.
         method: Name of the method.
-        seed: Seed of everything random.
-        spec: Everything that decides the run, as plain containers: ``lm``, ``data``, ``editor``,
+        seed: Random seed of the run.
+        spec: Full specification of the run as plain containers: ``lm``, ``data``, ``editor``,
             ``protocol``, ``modes``, ``seed``.
-        absent: Why the grid leaves this run out; ``None``: it is run.
+        absent: Why the grid skips this run; ``None``: it is run.
     """
 
     model: str
@@ -35,19 +35,19 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Eight letters that follow from all that decides the run."""
+        """Hash of the specification: eight hexadecimal digits of SHA-256."""
         text = json.dumps(self.spec, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
-        """Folder of the run; with other options the cell has another one."""
+        """Folder name of the run; it changes with the specification."""
         place = "-".join((self.model, self.data, self.protocol, self.method, str(self.seed)))
         return f"{place}-{self.digest}"
 
     @property
     def planned(self) -> tuple[int, ...]:
-        """Evaluation points that are known before the run; the end only where edits are limited."""
+        """Evaluation points known before the run; the last only with a limit on the edits."""
         if self.spec["protocol"]["protocol"] == "single":
             return (1,)  # every request is scored after its own edit
         limit = self.spec["data"].get("init_args", {}).get("limit")
@@ -58,23 +58,23 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """The cell in a line of output."""
+        """Title of the cell in progress output."""
         seed = "" if self.seed == 0 else f" · seed {self.seed}"
         return f"{self.model} · {self.data} · {self.protocol} · {self.method}{seed}"
 
 
 @dataclass(frozen=True)
 class Published:
-    """Figures of a paper that stand beside a table.
+    """Published figures of a paper, shown as rows of a table for comparison.
 
     Args:
-        model: Model of the grid whose table they stand beside.
-        data: Its data.
-        protocol: Its protocol.
-        label: What they are called in the table, such as the model of the paper.
-        source: Where they were found.
-        conditions: What was done there and is not done here: model, data, measure.
-        values: By method and column; shares in per cent, as papers give them.
+        model: Model of the table that shows them.
+        data: Data of that table.
+        protocol: Protocol of that table.
+        label: Label in the table, such as the model of the paper.
+        source: Reference of the figures.
+        conditions: Differences from this benchmark: model, data, measure.
+        values: Figures by method and column; shares in per cent, as in the paper.
         after: Number of edits; ``None``: at the end.
     """
 
@@ -90,13 +90,13 @@ class Published:
 
 @dataclass(frozen=True)
 class ColumnGroup:
-    """Columns that stand side by side in one table.
+    """Columns of one table, and the protocols and data sets that get this table.
 
     Args:
-        columns: Names of measures as in ``docs/metrics.md``, or times.
-        title: What the table shows, behind the cells' own names; empty: nothing.
+        columns: Metric names as in ``docs/metrics.md``, or times.
+        title: Suffix of the table's title; may be empty.
         protocols: Protocols that get this table; empty: all.
-        data: Data that get it; empty: all.
+        data: Data sets that get this table; empty: all.
     """
 
     columns: tuple[str, ...]
@@ -105,7 +105,7 @@ class ColumnGroup:
     data: tuple[str, ...] = ()
 
     def fits(self, data: str, protocol: str) -> bool:
-        """Return whether these cells get this table."""
+        """Return whether cells of this data set and protocol get the table."""
         return (not self.protocols or protocol in self.protocols) and (
             not self.data or data in self.data
         )
@@ -113,18 +113,18 @@ class ColumnGroup:
 
 @dataclass(frozen=True)
 class Grid:
-    """A benchmark.
+    """A benchmark grid: cells, models, columns, published figures and Trainer options.
 
     Args:
-        path: Its file.
+        path: Its YAML file.
         title: Title of its tables.
-        note: What a reader of the tables should know.
-        cells: Every combination, in the order in which they are run.
+        note: Note for readers of the tables.
+        cells: Every combination, in execution order.
         models: Options of each language model.
-        columns: Groups of columns, each of them one table; empty: the usual ones.
-        curves: Measures that are also shown over numbers of edits.
-        published: Figures of papers.
-        trainer: Options of the Trainer.
+        columns: Groups of columns, one table each; empty: the default columns.
+        curves: Metrics that also get a table over the number of edits.
+        published: Published figures for comparison.
+        trainer: Options of the Lightning Trainer.
     """
 
     path: Path
@@ -139,10 +139,10 @@ class Grid:
 
 
 def shard(cells: Sequence[Cell], number: int, of: int) -> list[Cell]:
-    """Return every ``of``-th cell, from the ``number``-th on (1 … ``of``).
+    """Select one shard of the cells: every ``of``-th, starting at ``number`` (1 … ``of``).
 
     Raises:
-        ConfigError: If there is no such shard.
+        ConfigError: If ``number`` is not between 1 and ``of``.
     """
     if not 1 <= number <= of:
         raise ConfigError(f"there is no shard {number}/{of}; give 1/{of} to {of}/{of}")

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""Hardware and software versions of the machine that ran a benchmark."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from lightning_edit.storage.results import versions
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, cores, threads and versions, for the record of a benchmark."""
+    """Return processor, cores, torch threads, platform and package versions."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
     return {

@@ -1,4 +1,4 @@
-"""Finished cells as arrays, the others with the reason. Nothing here imports torch."""
+"""Results of benchmark cells: metrics as NumPy arrays, or a failure reason. No torch import."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ from lightning_edit.benchmark.folders import CellFolder, Status
 from lightning_edit.benchmark.grid import Cell
 from lightning_edit.functional.bootstrap import Floats
 
-#: Measures of one request, by name.
+#: Metrics of one request, by name.
 _Values = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class CellOutcome:
-    """A cell and what came of it.
+    """Result of a cell: status, reason, metrics by request, timings.
 
     Args:
         cell: The cell.
-        status: How it stands.
-        reason: Why there is no result.
-        points: Measures by evaluation point and request; point 0 is the pristine model.
+        status: Its status.
+        reason: Why there is no result; may be empty.
+        points: Metrics by evaluation point and request; point 0 is the pristine model.
         timing: Seconds by stage, and ``edits``.
     """
 
@@ -34,7 +34,7 @@ class CellOutcome:
     timing: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def time(self, name: str) -> float | None:
-        """Return a time column's value; ``None`` if the cell is not done, or had no such clock."""
+        """Return a time column's value; ``None`` if the cell is not done or did not record it."""
         stage = "edit_cpu_seconds" if name == "cpu_per_edit" else "edit_seconds"
         if self.status != "done" or stage not in self.timing:
             return None
@@ -42,14 +42,14 @@ class CellOutcome:
 
 
 def read_outcomes(cells: Iterable[Cell], out: Path) -> list[CellOutcome]:
-    """Read what came of cells.
+    """Read the results of cells from their folders.
 
     Args:
         cells: The cells.
         out: Folder of the benchmark.
 
     Returns:
-        One outcome a cell, in order.
+        One outcome per cell, in order.
     """
     return [_read(cell, CellFolder(out, cell)) for cell in cells]
 
@@ -70,16 +70,16 @@ def _read(cell: Cell, folder: CellFolder) -> CellOutcome:
 def values_of(
     outcomes: Sequence[CellOutcome], after: int, column: str, requests: Sequence[str]
 ) -> Floats:
-    """Return a column of one method as an array.
+    """Return one metric of one method as an array of seeds by requests.
 
     Args:
-        outcomes: Its cells, one a seed.
+        outcomes: The method's cells, one per seed.
         after: Evaluation point.
-        column: Name of the measure.
+        column: Name of the metric.
         requests: Requests to look up.
 
     Returns:
-        Shape (seeds, requests); NaN where a request has no such value.
+        Shape (seeds, requests); NaN where a request lacks the metric.
     """
     nothing: Mapping[str, _Values] = {}
     return np.array(

@@ -1,4 +1,4 @@
-"""One YAML file into a benchmark's grid. Nothing here imports torch."""
+"""Parse the YAML file of a benchmark into its grid. Nothing here imports torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from lightning_edit.benchmark.grid import Cell, ColumnGroup, Grid, Published
 from lightning_edit.exceptions import ConfigError
 
-#: Sections of a grid, and whether it may be left out.
+#: Sections of the file, and whether each is optional.
 _SECTIONS = {
     "title": True,
     "note": True,
@@ -25,56 +25,58 @@ _SECTIONS = {
     "curves": True,
     "published": True,
 }
-_METHOD = ("config", "class_path", "init_args", "per_model", "protocols", "absent")
-_MODEL = ("lm", "lm_dtype", "lm_bos", "lm_revision", "optional")
-_PROTOCOL = ("protocol", "batch_size", "eval_at", "edits")
+_METHOD_KEYS = ("config", "class_path", "init_args", "per_model", "protocols", "absent")
+_MODEL_KEYS = ("lm", "lm_dtype", "lm_bos", "lm_revision", "optional")
+_PROTOCOL_KEYS = ("protocol", "batch_size", "eval_at", "edits")
 _AXES = ("models", "data", "methods", "protocols")
 
 
 def read_grid(path: str | Path) -> Grid:
-    """Read a grid and expand it.
+    """Read a benchmark grid from YAML and expand it into cells.
 
     Args:
         path: The YAML file.
 
     Returns:
-        The grid; its editors and data are not built yet.
+        The grid; its editors and data modules are not built yet.
 
     Raises:
-        ConfigError: If the file is not a grid; names the section and what is wrong.
+        ConfigError: If the file is not a valid grid; it names the section and the problem.
     """
     path = Path(path)
     content = _read_yaml(path)
-    _known(content, tuple(_SECTIONS), str(path))
+    _check_keys(content, tuple(_SECTIONS), str(path))
     for section, optional in _SECTIONS.items():
         if not optional and not content.get(section):
             raise ConfigError(f"{path} has no section {section!r}; see docs/benchmark.md")
-    sections = {axis: _entries(content[axis], f"{path}, {axis}") for axis in _AXES}
+    sections = {axis: _check_section(content[axis], f"{path}, {axis}") for axis in _AXES}
     for name, model in sections["models"].items():
-        _known(model, _MODEL, f"{path}, models, {name}")
+        _check_keys(model, _MODEL_KEYS, f"{path}, models, {name}")
     for name, protocol in sections["protocols"].items():
-        _known(protocol, _PROTOCOL, f"{path}, protocols, {name}")
-    methods = {name: _method(entry, path, name) for name, entry in sections["methods"].items()}
+        _check_keys(protocol, _PROTOCOL_KEYS, f"{path}, protocols, {name}")
+    methods = {
+        name: _parse_method(entry, path, name) for name, entry in sections["methods"].items()
+    }
     blocks = content.get("cells") or [{}]
     cells = [
-        _cell(content, sections, methods, model, data, protocol, method, seed)
+        _parse_cell(content, sections, methods, model, data, protocol, method, seed)
         for block in blocks
         for model, data, protocol, method in _combinations(block, sections, path)
         if protocol in (methods[method]["protocols"] or [protocol])
         for seed in content.get("seeds") or [0]
     ]
     names = [cell.name for cell in cells]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"{path}: the cell {twice} is asked for twice; see its `cells`")
+    if duplicate := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"{path}: the cell {duplicate} is asked for twice; see its `cells`")
     return Grid(
         path,
         str(content.get("title", path.stem)),
         str(content.get("note", "")).strip(),
         tuple(cells),
         sections["models"],
-        tuple(_group(entry, sections, path) for entry in content.get("columns") or ()),
+        tuple(_parse_columns(entry, sections, path) for entry in content.get("columns") or ()),
         tuple(content.get("curves") or ()),
-        tuple(_published(entry, cells, path) for entry in content.get("published", ())),
+        tuple(_parse_published(entry, cells, path) for entry in content.get("published", ())),
         content.get("trainer") or {},
     )
 
@@ -85,18 +87,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; give the YAML file of a grid") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected sections, got {type(content).__name__}")
     return content
 
 
-def _known(entry: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+def _check_keys(entry: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     if unknown := [name for name in entry if name not in known]:
         raise ConfigError(f"{where}: {unknown[0]!r} is not known; known: {', '.join(known)}")
 
 
-def _entries(section: Any, where: str) -> dict[str, dict[str, Any]]:
+def _check_section(section: Any, where: str) -> dict[str, dict[str, Any]]:
     if not isinstance(section, dict) or not all(
         isinstance(entry, dict) for entry in section.values()
     ):
@@ -106,16 +108,16 @@ def _entries(section: Any, where: str) -> dict[str, dict[str, Any]]:
     return {str(name): entry for name, entry in section.items()}
 
 
-def _method(entry: Mapping[str, Any], path: Path, name: str) -> dict[str, Any]:
-    """Return a method's class, arguments, arguments by model, and reasons of absence."""
+def _parse_method(entry: Mapping[str, Any], path: Path, name: str) -> dict[str, Any]:
+    """Return a method's class, arguments, arguments by model, and reasons to skip models."""
     where = f"{path}, methods, {name}"
-    _known(entry, _METHOD, where)
+    _check_keys(entry, _METHOD_KEYS, where)
     if ("config" in entry) == ("class_path" in entry):
         raise ConfigError(f"{where}: give either `config`, a file of configs/method, or class_path")
-    base = _editor(path.parent / entry["config"]) if "config" in entry else dict(entry)
-    arguments = _merged(base.get("init_args") or {}, entry.get("init_args") or {})
+    base = _read_editor(path.parent / entry["config"]) if "config" in entry else dict(entry)
+    arguments = _deep_merge(base.get("init_args") or {}, entry.get("init_args") or {})
     per_model = {
-        model: _of_file(path.parent / given, base["class_path"])
+        model: _arguments_of_file(path.parent / given, base["class_path"])
         if isinstance(given, str)
         else given
         for model, given in (entry.get("per_model") or {}).items()
@@ -129,16 +131,16 @@ def _method(entry: Mapping[str, Any], path: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _of_file(path: Path, class_path: str) -> dict[str, Any]:
-    """Return the arguments in a file of configs/method, which must be of the same class."""
-    found = _editor(path)
+def _arguments_of_file(path: Path, class_path: str) -> dict[str, Any]:
+    """Read the editor arguments in a file of configs/method; the class must match."""
+    found = _read_editor(path)
     if found["class_path"].rpartition(".")[2] != class_path.rpartition(".")[2]:
         raise ConfigError(f"{path} is of {found['class_path']}, but the method is {class_path}")
     return dict(found.get("init_args") or {})
 
 
-def _editor(path: Path) -> dict[str, Any]:
-    """Return class and arguments of the editor in a file of configs/method."""
+def _read_editor(path: Path) -> dict[str, Any]:
+    """Read class and arguments of the editor in a file of configs/method."""
     model = _read_yaml(path).get("model")
     if isinstance(model, str):
         return {"class_path": model}
@@ -147,19 +149,19 @@ def _editor(path: Path) -> dict[str, Any]:
     return dict(model)
 
 
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the second's values over the first's, also inside an editor's host."""
+def _deep_merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two option dicts recursively (also inside an editor's host); the second wins."""
     both = dict(first)
     for name, value in second.items():
         inside = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
-        both[name] = _merged(both[name], value) if inside else value
+        both[name] = _deep_merge(both[name], value) if inside else value
     return both
 
 
 def _combinations(
     block: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]], path: Path
 ) -> list[tuple[str, str, str, str]]:
-    _known(block, _AXES, f"{path}, cells")
+    _check_keys(block, _AXES, f"{path}, cells")
     chosen = {}
     for axis in _AXES:
         names = block.get(axis) or list(sections[axis])
@@ -175,7 +177,7 @@ def _combinations(
     ]
 
 
-def _cell(
+def _parse_cell(
     content: Mapping[str, Any],
     sections: Mapping[str, Mapping[str, Any]],
     methods: Mapping[str, Mapping[str, Any]],
@@ -189,7 +191,7 @@ def _cell(
     source = dict(sections["data"][data])
     if (edits := options.pop("edits", None)) is not None:
         source["init_args"] = {**source.get("init_args", {}), "limit": edits}
-    arguments = _merged(chosen["init_args"], chosen["per_model"].get(model, {}))
+    arguments = _deep_merge(chosen["init_args"], chosen["per_model"].get(model, {}))
     lm = {name: value for name, value in sections["models"][model].items() if name != "optional"}
     spec = {
         "lm": lm,
@@ -202,10 +204,12 @@ def _cell(
     return Cell(model, data, protocol, method, seed, spec, chosen["absent"].get(model))
 
 
-def _group(entry: Any, sections: Mapping[str, Mapping[str, Any]], path: Path) -> ColumnGroup:
+def _parse_columns(
+    entry: Any, sections: Mapping[str, Mapping[str, Any]], path: Path
+) -> ColumnGroup:
     if isinstance(entry, list):
         return ColumnGroup(tuple(map(str, entry)))
-    _known(entry, tuple(ColumnGroup.__dataclass_fields__), f"{path}, columns")
+    _check_keys(entry, tuple(ColumnGroup.__dataclass_fields__), f"{path}, columns")
     for axis in ("protocols", "data"):
         if missing := [name for name in entry.get(axis, ()) if name not in sections[axis]]:
             raise ConfigError(f"{path}, columns: {axis} has no {missing[0]!r}")
@@ -213,9 +217,9 @@ def _group(entry: Any, sections: Mapping[str, Mapping[str, Any]], path: Path) ->
     return ColumnGroup(title=str(entry.get("title", "")), **values)
 
 
-def _published(entry: Mapping[str, Any], cells: Sequence[Cell], path: Path) -> Published:
+def _parse_published(entry: Mapping[str, Any], cells: Sequence[Cell], path: Path) -> Published:
     where = f"{path}, published"
-    _known(entry, tuple(Published.__dataclass_fields__), where)
+    _check_keys(entry, tuple(Published.__dataclass_fields__), where)
     try:
         values = {
             method: {column: float(figure) for column, figure in figures.items()}

@@ -1,11 +1,11 @@
-"""Keep what Lightning says at every start off the terminal: a grid starts it hundreds of times."""
+"""Silence Lightning's start-up messages: a benchmark starts the Trainer hundreds of times."""
 
 import logging
 import warnings
 
 
 def quiet() -> None:
-    """Silence advertisements and notes on devices; warnings about edits stay."""
+    """Silence Lightning's tips, device notes and known warnings; warnings about edits stay."""
     # Lightning 2.6 still calls a test that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning.*num_workers.*")

@@ -1,4 +1,4 @@
-"""Run the cells of a grid, one after another; what fails is recorded and the grid goes on."""
+"""Run the cells of a benchmark grid in turn; a failed cell is recorded and the next one runs."""
 
 import shutil
 import time
@@ -25,13 +25,13 @@ from lightning_edit.storage.jsonl import iterate_rows
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the attempt at a cell ended.
+    """Outcome of one attempt at a cell: done, failed or run by another process.
 
     Args:
         cell: The cell.
-        status: ``done``, ``failed``, or ``elsewhere``: another process has it.
-        seconds: How long it took.
-        told: One line for the reader.
+        status: ``done``, ``failed``, or ``elsewhere`` (another process runs it).
+        seconds: Wall time of the attempt.
+        told: Message for the terminal, one line.
     """
 
     cell: Cell
@@ -47,19 +47,19 @@ def run_cells(
     tell: Callable[[Outcome], None],
     begin: Callable[[Cell], None],
 ) -> list[Outcome]:
-    """Run cells.
+    """Run the cells of a benchmark, with a fresh model for each.
 
-    Every cell starts from a model read from disk, so nothing of another cell can stay in it.
+    Every cell loads its model from disk, so no state of another cell can leak into it.
 
     Args:
         grid: The benchmark.
-        cells: Those to run.
+        cells: The cells to run.
         out: Folder of the benchmark.
         tell: Called after each cell.
         begin: Called before each cell.
 
     Returns:
-        How each ended.
+        One outcome per cell.
     """
     outcomes = []
     for cell in cells:
@@ -75,21 +75,21 @@ def _attempt(grid: Grid, cell: Cell, out: Path) -> Outcome:
     folder.path.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
-        # The lock ends with the process, so a killed one leaves nothing to clear away.
+        # The operating system frees the lock when the process ends, so a kill needs no clean-up.
         with FileLock(folder.lock, timeout=0):
             if folder.status == "done":
-                return Outcome(cell, "done", 0.0, "was done by another process")
+                return Outcome(cell, "done", 0.0, "was completed by another process")
             folder.error.unlink(missing_ok=True)
-            told = _record(folder, started, lambda: _run(grid, cell, folder, out))
+            message = _record_errors(folder, started, lambda: _run(grid, cell, folder, out))
     except Timeout:
         return Outcome(cell, "elsewhere", 0.0, "is being run by another process")
-    return Outcome(cell, folder.status, time.perf_counter() - started, told)
+    return Outcome(cell, folder.status, time.perf_counter() - started, message)
 
 
-def _record(folder: CellFolder, started: float, run: Callable[[], str]) -> str:
+def _record_errors(folder: CellFolder, started: float, run: Callable[[], str]) -> str:
     try:
         return run()
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is recorded and shown
+    except Exception as error:  # noqa: BLE001  # every error is recorded and shown
         folder.write_json(
             folder.error,
             {
@@ -104,7 +104,7 @@ def _record(folder: CellFolder, started: float, run: Callable[[], str]) -> str:
 
 def _run(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
     spec = cell.spec
-    folder.write_json(folder.asked, spec)
+    folder.write_json(folder.specification, spec)
     pl.seed_everything(cell.seed, verbose=False)
     lm = spec["lm"]
     model, tokenizer = load_language_model(
@@ -117,7 +117,7 @@ def _run(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
     parts: list[Any] = list(editor.modules())
     for part in parts:
         if isinstance(getattr(part, "seed", None), int):
-            # Sampled templates and the like; a seed that the grid gives is moved as well.
+            # E.g. sampled context templates; a seed set in the grid file is shifted as well.
             part.seed += cell.seed
     editor.bind(model, tokenizer)
     data.prepare_data()
@@ -147,11 +147,11 @@ def _run(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
         shared.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(shared, folder.baseline.read_bytes())
     folder.write_json(folder.scores, _scores(folder, results))
-    return _told(results)
+    return _summary_line(results)
 
 
 def _scores(folder: CellFolder, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every request's measures at each point, the pristine model's at point 0."""
+    """Return every request's metrics at each evaluation point; point 0 is the pristine model."""
     points: dict[int, dict[str, list[ProbeScore]]] = {}
     for number, path in ((0, folder.baseline), (None, folder.cases)):
         for _, row in iterate_rows(path):
@@ -177,7 +177,7 @@ def _scores(folder: CellFolder, results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _told(results: Mapping[str, Any]) -> str:
+def _summary_line(results: Mapping[str, Any]) -> str:
     last = max(results["points"], key=lambda point: point["after"])
     timing = results["timing"]
     shown = [

@@ -1,4 +1,4 @@
-"""A table, and what every kind of table needs. Nothing here imports torch."""
+"""Benchmark tables: data classes for table, row and value, with helpers. No import of torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,19 +8,19 @@ from lightning_edit.benchmark.grid import Published
 from lightning_edit.benchmark.outcomes import CellOutcome
 from lightning_edit.functional.bootstrap import Floats, Mean, Resampling
 
-#: What a row shows in place of numbers.
-SHOWN = {"open": "not run", "started": "not run"}
+#: Text that a row shows instead of numbers, by status.
+STATUS_WORDS = {"open": "not run", "started": "not run"}
 
 
 @dataclass(frozen=True)
 class Value:
-    """One cell of a table.
+    """One value of a table: a mean with its bootstrap interval.
 
     Args:
-        mean: The number, with its spread where one is known.
-        best: Whether it is better than every other method's by more than the spread of the
-            difference.
-        spread: Whether an interval was drawn.
+        mean: The mean, with its interval if there is one.
+        best: Whether it is better than every other method's by more than the interval of the
+            paired difference.
+        spread: Whether there is an interval.
     """
 
     mean: Mean
@@ -29,13 +29,13 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One row of a table.
+class TableRow:
+    """One row of a table: a method and its values.
 
     Args:
         label: The method.
-        values: One entry a column; ``None`` where there is no number.
-        reason: Why there are none at all.
+        values: One entry per column; ``None`` where there is no value.
+        reason: Why the row has no values; may be empty.
         source: ``ours``, ``before`` or ``published``.
     """
 
@@ -47,65 +47,65 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A benchmark table: title, headers, columns, rows and notes.
 
     Args:
-        title: What was measured.
-        heads: Head of each column, in short lines.
-        columns: The columns; a curve has the same measure in each.
+        title: Title of the table.
+        heads: Header of each column, as short lines.
+        columns: The columns; a curve has the same metric in each.
         lines: Its rows.
-        notes: What stands below it.
-        place: Model, data, protocol and evaluation points, for CSV.
+        notes: Notes below the table.
+        place: Model, data, protocol, evaluation point and seeds, for CSV and JSON.
     """
 
     title: str
     heads: tuple[tuple[str, ...], ...]
     columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableRow, ...]
     notes: tuple[str, ...]
     place: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def decimals(self) -> int:
-        """Digits after the point of a per cent value: few requests cannot carry any."""
+        """Decimals of a percentage: none for up to 400 requests, else one."""
         counts = [v.mean.n for line in self.lines for v in line.values if v is not None]
         return 1 if max(counts, default=0) > 400 else 0
 
 
-def points_of(outcome: CellOutcome) -> Sequence[int]:
-    """Return the evaluation points of a cell, those that are planned where there are none yet."""
+def evaluation_points(outcome: CellOutcome) -> Sequence[int]:
+    """Return the evaluation points of a cell; the planned points if there are no results."""
     return [after for after in outcome.points if after] or outcome.cell.planned
 
 
-def by_method(outcomes: Sequence[CellOutcome]) -> dict[str, list[CellOutcome]]:
-    """Return the cells of each method, one a seed."""
-    by_method: dict[str, list[CellOutcome]] = {}
+def group_by_method(outcomes: Sequence[CellOutcome]) -> dict[str, list[CellOutcome]]:
+    """Group cells by method, one cell per seed."""
+    group_by_method: dict[str, list[CellOutcome]] = {}
     for outcome in outcomes:
-        by_method.setdefault(outcome.cell.method, []).append(outcome)
-    return by_method
+        group_by_method.setdefault(outcome.cell.method, []).append(outcome)
+    return group_by_method
 
 
 def requests_at(outcomes: Sequence[CellOutcome], after: int) -> list[str]:
-    """Return the requests that were scored at a point, in order."""
+    """Return the ids of the requests scored at an evaluation point, in order."""
     named = [request for o in outcomes for request in o.points.get(after, {})]
     return list(dict.fromkeys(named))
 
 
-def value_of(resampling: Resampling, values: Floats, best: bool = False) -> Value | None:
-    """Return a mean with its spread; ``None`` where no request has a value."""
+def mean_value(resampling: Resampling, values: Floats, best: bool = False) -> Value | None:
+    """Return the mean with its bootstrap interval; ``None`` if no request has a value."""
     mean = resampling.mean(values)
-    # One request says nothing about others.
+    # A single request has no interval.
     return None if mean is None else Value(mean, best, spread=mean.n > 1)
 
 
-def figure_of(column: Column, figure: float) -> Value:
-    """Return a published figure as a value without spread."""
+def published_value(column: Column, figure: float) -> Value:
+    """Return a published figure as a value without an interval."""
     value = figure if column.is_time else figure / 100
     return Value(Mean(value, value, value, 0), spread=False)
 
 
-def missing(methods: Mapping[str, Sequence[CellOutcome]]) -> Iterator[str]:
-    """Yield why methods have no numbers."""
+def missing_notes(methods: Mapping[str, Sequence[CellOutcome]]) -> Iterator[str]:
+    """Yield notes on the methods without results, with the reason."""
     for method, outcomes in methods.items():
         for outcome in outcomes:
             if outcome.reason:
@@ -113,6 +113,6 @@ def missing(methods: Mapping[str, Sequence[CellOutcome]]) -> Iterator[str]:
                 yield f"{method}{seed} {outcome.status}: {outcome.reason}"
 
 
-def conditions(published: Published) -> str:
-    """Return what published figures were measured on, and where they stand."""
+def source_note(published: Published) -> str:
+    """Return a note on published figures: conditions and source."""
     return f"{published.label}: {published.conditions} Source: {published.source}"

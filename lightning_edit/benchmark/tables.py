@@ -1,26 +1,26 @@
-"""A benchmark's cells into tables that know their spreads; how they look is another module's.
+"""Tables of a benchmark: means with bootstrap intervals and the best method per column.
 
-Nothing here imports torch.
+:mod:`~lightning_edit.benchmark.formats` renders them. Nothing here imports torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lightning_edit.benchmark.columns import USUAL, Column
+from lightning_edit.benchmark.columns import DEFAULT_COLUMNS, Column
 from lightning_edit.benchmark.curves import curves
 from lightning_edit.benchmark.grid import ColumnGroup, Grid, Published
 from lightning_edit.benchmark.outcomes import CellOutcome, values_of
 from lightning_edit.benchmark.table import (
-    SHOWN,
-    Line,
+    STATUS_WORDS,
     Table,
+    TableRow,
     Value,
-    by_method,
-    conditions,
-    figure_of,
-    missing,
-    points_of,
+    evaluation_points,
+    group_by_method,
+    mean_value,
+    missing_notes,
+    published_value,
     requests_at,
-    value_of,
+    source_note,
 )
 from lightning_edit.functional.bootstrap import Floats, Mean, Resampling
 
@@ -28,17 +28,17 @@ BEFORE = "before editing"
 
 
 def tables_of(grid: Grid, outcomes: Sequence[CellOutcome]) -> list[Table]:
-    """Make every table of a grid.
+    """Build every table of a benchmark grid.
 
     Args:
         grid: The benchmark.
         outcomes: Its cells.
 
     Returns:
-        For each model, data and protocol one table for each group of columns, and after them the
-        curves over numbers of edits.
+        One table per model, data, protocol and group of columns, followed by the curves over the
+        number of edits.
     """
-    groups = grid.columns or (ColumnGroup(USUAL),)
+    groups = grid.columns or (ColumnGroup(DEFAULT_COLUMNS),)
     tables = []
     for place in dict.fromkeys((o.cell.model, o.cell.data, o.cell.protocol) for o in outcomes):
         here = [o for o in outcomes if (o.cell.model, o.cell.data, o.cell.protocol) == place]
@@ -60,11 +60,11 @@ def _table(
     group: ColumnGroup,
 ) -> Table:
     columns = tuple(Column(name) for name in group.columns)
-    methods = by_method(outcomes)
+    methods = group_by_method(outcomes)
     reached = [o for o in outcomes if o.points] or outcomes
-    last = max((point for o in reached for point in points_of(o)), default=0)
+    last = max((point for o in reached for point in evaluation_points(o)), default=0)
     requests = requests_at(outcomes, last)
-    lines: list[Line] = []
+    lines: list[TableRow] = []
     done = [o for o in outcomes if o.status == "done"]
     if done:
         resampling = Resampling(len(requests), max(len(listed) for listed in methods.values()))
@@ -76,32 +76,34 @@ def _table(
             if not column.is_time
         }
         before = [values_of(done[:1], 0, column.name, requests) for column in columns]
-        plain = Resampling(len(requests))
-        values = [value_of(plain, array) for array in before]
+        single = Resampling(len(requests))
+        values = [mean_value(single, array) for array in before]
         if any(values):
-            lines.append(Line(BEFORE, tuple(values), source="before"))
-        best = {column: _best(resampling, arrays, column) for column in columns}
+            lines.append(TableRow(BEFORE, tuple(values), source="before"))
+        best = {column: _best_method(resampling, arrays, column) for column in columns}
         for method, listed in methods.items():
-            lines.append(_line(method, listed, columns, arrays, resampling, best))
+            lines.append(_method_row(method, listed, columns, arrays, resampling, best))
     else:
-        lines = [_line(method, listed, columns, {}, None, {}) for method, listed in methods.items()]
+        lines = [
+            _method_row(method, listed, columns, {}, None, {}) for method, listed in methods.items()
+        ]
     shown = [p for p in grid.published if (p.model, p.data, p.protocol) == place]
-    shown = [p for p in shown if p.after in (None, last) and any(_published(p, columns))]
-    lines += [line for each in shown for line in _published(each, columns)]
+    shown = [p for p in shown if p.after in (None, last) and any(_published_rows(p, columns))]
+    lines += [line for each in shown for line in _published_rows(each, columns)]
     seeds = sorted({o.cell.seed for o in outcomes})
-    behind = [f"{said} {_seeds(seeds)}" for said in _counts(lines, columns)]
-    notes = [*missing(methods), *behind, *(conditions(each) for each in shown)]
+    counts = [f"{count_note} {_seed_note(seeds)}" for count_note in _count_notes(lines, columns)]
+    notes = [*missing_notes(methods), *counts, *(source_note(each) for each in shown)]
     title = " · ".join((*place, group.title) if group.title else place)
     heads = tuple(column.heads for column in columns)
-    place_of = dict(zip(("model", "data", "protocol"), place, strict=True))
-    place_of |= {"after": str(last), "seeds": " ".join(map(str, seeds))}
-    return Table(title, heads, columns, tuple(lines), tuple(notes), place_of)
+    csv_place = dict(zip(("model", "data", "protocol"), place, strict=True))
+    csv_place |= {"after": str(last), "seeds": " ".join(map(str, seeds))}
+    return Table(title, heads, columns, tuple(lines), tuple(notes), csv_place)
 
 
-def _best(
+def _best_method(
     resampling: Resampling, arrays: Mapping[tuple[str, Column], Floats], column: Column
 ) -> str | None:
-    """Return the method that beats every other by more than the spread of the difference."""
+    """Return the method that beats every other by more than the paired difference's interval."""
     listed = {method: array for (method, of), array in arrays.items() if of == column}
     means = {
         method: mean.value
@@ -110,24 +112,24 @@ def _best(
     }
     if len(means) < 2:
         return None
-    first = (max if column.rises else min)(means, key=lambda method: means[method])
+    first = (max if column.higher_is_better else min)(means, key=lambda method: means[method])
     others = [method for method in means if method != first]
     ahead = all(resampling.differ(listed[first], listed[other]) for other in others)
     return first if ahead else None
 
 
-def _line(
+def _method_row(
     method: str,
     outcomes: Sequence[CellOutcome],
     columns: Sequence[Column],
     arrays: Mapping[tuple[str, Column], Floats],
     resampling: Resampling | None,
     best: Mapping[Column, str | None],
-) -> Line:
+) -> TableRow:
     lacking = next((o for o in outcomes if o.status != "done"), None)
     if lacking is not None or resampling is None:
         status = outcomes[0].status if lacking is None else lacking.status
-        return Line(method, (None,) * len(columns), SHOWN.get(status, status))
+        return TableRow(method, (None,) * len(columns), STATUS_WORDS.get(status, status))
     values: list[Value | None] = []
     for column in columns:
         if column.is_time:
@@ -135,30 +137,30 @@ def _line(
             mean = sum(times) / len(times)
             values.append(Value(Mean(mean, min(times), max(times), len(times)), spread=False))
         else:
-            values.append(value_of(resampling, arrays[method, column], best[column] == method))
-    return Line(method, tuple(values))
+            values.append(mean_value(resampling, arrays[method, column], best[column] == method))
+    return TableRow(method, tuple(values))
 
 
-def _published(published: Published, columns: Sequence[Column]) -> Iterator[Line]:
+def _published_rows(published: Published, columns: Sequence[Column]) -> Iterator[TableRow]:
     for method, figures in published.values.items():
         if not any(column.name in figures for column in columns):
             continue
         values = tuple(
-            figure_of(column, figures[column.name]) if column.name in figures else None
+            published_value(column, figures[column.name]) if column.name in figures else None
             for column in columns
         )
-        yield Line(f"{method}, {published.label}", values, source="published")
+        yield TableRow(f"{method}, {published.label}", values, source="published")
 
 
 # ------------------------------------------------------------------------------------------ notes
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def _seed_note(seeds: Sequence[int]) -> str:
     return f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
 
 
-def _counts(lines: Sequence[Line], columns: Sequence[Column]) -> Iterator[str]:
-    """Say how many requests are behind each group of columns."""
+def _count_notes(lines: Sequence[TableRow], columns: Sequence[Column]) -> Iterator[str]:
+    """Yield a note on the number of requests behind each group of columns."""
     counts: dict[str, int] = {}
     for line in lines:
         for column, value in zip(columns, line.values, strict=True):

@@ -1,4 +1,4 @@
-"""Lightning callbacks that measure what training or editing does to a language model.
+"""Lightning callbacks that evaluate a language model during editing or training.
 
 Import from here, never from the link ``callbacks`` at the top of the repository: it would load
 every class twice.
@@ -16,7 +16,7 @@ from lightning_edit.callbacks.overfitting import OverfittingCallback
 from lightning_edit.callbacks.report import ReportCallback
 from lightning_edit.callbacks.ripple import RippleCallback
 
-#: Their names in earlier versions.
+#: Aliases: names of earlier versions.
 Measuring, Moment = MeasurementCallback, EvalContext
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Locality and portability by themselves, in our loop and in anyone's Trainer."""
+"""Locality and portability callbacks, for ``EditTrainer`` and for any Lightning Trainer."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,32 +14,32 @@ _COUNTS = ("n", "probes", "tests")
 
 
 class AspectEvaluation(EditEvaluation):
-    """Measures some aspects and says nothing of the others.
+    """Evaluation of selected aspects only, such as locality.
 
-    In our loop the session has asked the probes of its edits already; their outcomes are used, and
-    questions given here come on top, by kind. Elsewhere it asks what it was given, as
-    :class:`~lightning_edit.callbacks.EditEvaluation` does.
+    Under ``EditTrainer`` the session has already scored the probes of its edits: their outcomes are
+    reused, and probes given here are added by kind. In any other Trainer it scores the given
+    probes, as :class:`~lightning_edit.callbacks.EditEvaluation` does.
     """
 
     needs_questions = False
     aspects: ClassVar[tuple[str, ...]] = ()
-    """What is measured."""
+    """Aspects that are measured."""
 
     def measure(self, context: EvalContext) -> Measurement:
-        """Score the questions of the aspects.
+        """Score the probes of the selected aspects.
 
         Args:
-            context: The model, and in our loop the outcomes of its edits' probes.
+            context: The model; under ``EditTrainer`` also the outcomes of its edits' probes.
         """
         own = super().measure(context)
         asked = [score for score in context.scores if score.aspect in self.aspects]
-        values = self._named(own.values)
+        values = self._select_aspects(own.values)
         if asked:
             kinds = {name: value for name, value in values.items() if "." in name}
-            values = self._named(summarise(asked)) | kinds
+            values = self._select_aspects(summarise(asked)) | kinds
         return replace(own, values=values)
 
-    def _named(self, values: Mapping[str, float]) -> dict[str, float]:
+    def _select_aspects(self, values: Mapping[str, float]) -> dict[str, float]:
         return {
             name: value
             for name, value in values.items()
@@ -47,25 +47,25 @@ class AspectEvaluation(EditEvaluation):
             and name.rpartition("/")[2] not in _COUNTS
         }
 
-    def _units(self) -> list[list[ScoredProbe]]:
+    def _probe_groups(self) -> list[list[ScoredProbe]]:
         units = (
             [item for item in unit if item.probe.aspect in self.aspects]
-            for unit in super()._units()
+            for unit in super()._probe_groups()
         )
         return [unit for unit in units if unit]
 
 
 class LocalityCallback(AspectEvaluation):
-    """Measures what must not change, with small tasks that have nothing to do with any edit.
+    """Locality (specificity) of edits: facts and small unrelated tasks that must not change.
 
-    The three published definitions stand side by side: ``kept`` (agreement with the model before
-    the first edit), ``em`` and ``token_acc`` (against the gold answer), ``margin_sign`` (the true
-    answer is more probable than the edit's).
+    All three published definitions are reported: ``kept`` (agreement with the model before the
+    first edit), ``em`` and ``token_acc`` (against the gold answer), ``margin_sign`` (the true
+    answer is more probable than the edited one).
 
     Args:
-        *args: As for :class:`~lightning_edit.callbacks.EditEvaluation`.
-        other_task: How many small tasks to ask at every point, of about a hundred; 0: none.
-        **kwargs: As for :class:`~lightning_edit.callbacks.EditEvaluation`.
+        *args: See :class:`~lightning_edit.callbacks.EditEvaluation`.
+        other_task: Number of small tasks to score at every point, of about a hundred; 0: none.
+        **kwargs: See :class:`~lightning_edit.callbacks.EditEvaluation`.
 
     Example:
         >>> callback = LocalityCallback(other_task=20, every_n_steps=100)
@@ -78,19 +78,19 @@ class LocalityCallback(AspectEvaluation):
         super().__init__(*args, **kwargs)
         self.other_task = other_task
 
-    def _units(self) -> list[list[ScoredProbe]]:
+    def _probe_groups(self) -> list[list[ScoredProbe]]:
         tasks = other_task_probes(self.other_task) if self.other_task else []
-        return super()._units() + [
+        return super()._probe_groups() + [
             [ScoredProbe(f"other_task-{number}", probe)] for number, probe in enumerate(tasks)
         ]
 
 
 class PortabilityCallback(AspectEvaluation):
-    """Measures what follows from the edits: aliases, reversed relations, hops, and their premises.
+    """Portability of edits: aliases, reversed relations, multi-hop questions, and their premises.
 
-    For cases of several hops (MQuAKE) ``portability.multi_hop/passed`` stands beside
-    ``passed_known`` and ``known``: the score of the cases whose other hops the model knew before
-    editing, and their share. Arguments as for :class:`~lightning_edit.callbacks.EditEvaluation`.
+    For multi-hop cases (MQuAKE), ``portability.multi_hop/passed`` comes with ``passed_known`` and
+    ``known``: the score of the cases whose other hops the model knew before editing, and their
+    share. Arguments as for :class:`~lightning_edit.callbacks.EditEvaluation`.
     """
 
     aspects = ("portability", "premise")

@@ -1,9 +1,9 @@
-"""Callbacks that measure a language model at points of a stream of edits, or of anyone's training.
+"""Base class of evaluation callbacks, for a stream of edits or for any Lightning training.
 
-A subclass of :class:`MeasurementCallback` says what is measured; when, and where the numbers go, is
-said here. In :meth:`EditTrainer.edit <lightning_edit.session.trainer.EditTrainer.edit>` the session
-asks at the pristine model and at every evaluation point; in any other Trainer the callback asks
-before the first step, every few steps and after validations.
+A :class:`MeasurementCallback` subclass defines the values; this module defines when to measure and
+where to log. Under :meth:`EditTrainer.edit <lightning_edit.session.trainer.EditTrainer.edit>` the
+session measures the pristine model and every evaluation point; in any other Trainer the callback
+measures before the first step, every ``every_n_steps`` steps and after each validation.
 """
 
 import logging
@@ -36,33 +36,33 @@ log = logging.getLogger(__name__)
 
 
 class MeasurementCallback(Callback, ABC):
-    """Base class of callbacks that measure a language model.
+    """Abstract Lightning callback that evaluates a language model and logs metrics.
 
-    In our loop the values stand in the points of ``results.json`` and, with the rows, in
-    ``measures.jsonl``; a resumed run has the numbers of an uninterrupted one. Everywhere they go to
-    all loggers and to ``trainer.callback_metrics``.
+    Under ``EditTrainer`` the values are stored in the points of ``results.json`` and, with the
+    rows, in ``measures.jsonl``; a resumed run has the values of an uninterrupted one. In every
+    Trainer they go to all loggers and to ``trainer.callback_metrics``.
 
-    A subclass keeps whatever it compares with in :meth:`state_dict`, small and in plain containers
-    or tensors, and computes values with metrics whose states are sums, so that processes may hold
+    A subclass keeps its reference values in :meth:`state_dict`, small and in plain containers or
+    tensors, and computes values with metrics whose states are sums, so that each process may hold
     any share of the work, even none.
 
     Args:
         tokenizer: The model's tokenizer or its folder; by default the attribute ``tokenizer`` of
-            the LightningModule or its data module. Not used in our loop, nor are the next three.
+            the LightningModule or its data module. ``EditTrainer`` ignores this and the next three.
         model_attribute: Dotted name of the language model in the LightningModule; only needed
             where it holds several.
-        every_n_steps: Measure each time that many optimiser steps have passed; ``None``: never.
+        every_n_steps: Measure every this many optimizer steps; ``None``: never.
         on_validation: Measure at the end of every validation.
-        directory: Folder for one ``step-<n>.jsonl`` a measurement with the rows; ``None``: no rows
-            outside our loop.
-        prefix: Put before every name, e.g. ``"facts/"``; tells several of one class apart.
+        directory: Folder for one ``step-<n>.jsonl`` of rows per measurement; ``None``: rows are
+            kept under ``EditTrainer`` only.
+        prefix: Prefix of every metric name, e.g. ``"facts/"``; separates instances of one class.
     """
 
     reads_others: ClassVar[bool] = False
-    """Whether :meth:`on_results` reads what other callbacks write there, so that it comes last."""
+    """Whether :meth:`on_results` reads files of other callbacks, so that it must run last."""
     cumulative: ClassVar[bool] = False
-    """Whether values are of the run so far. Otherwise they are of one point, and where edits are
-    measured each alone, ``results.json`` has their mean."""
+    """Whether values cover the run so far. Otherwise they are of one point, and under the protocol
+    ``single`` ``results.json`` has their mean over edits."""
 
     def __init__(
         self,
@@ -83,40 +83,40 @@ class MeasurementCallback(Callback, ABC):
         self.before: dict[str, float] | None = None
         self.values: dict[str, float] = {}
         self.layout: PassLayout | None = None
-        self._step = 0
-        self._found: tuple[Any, Any] | None = None
+        self._last_step = 0
+        self._model_and_tokenizer: tuple[Any, Any] | None = None
 
     # ------------------------------------------------------------------------- of each subclass
 
     @abstractmethod
     def measure(self, context: EvalContext) -> Measurement:
-        """Measure a model. The model, its mode and all random numbers are as before afterwards.
+        """Evaluate the model and leave its weights, mode and random state unchanged.
 
-        The first call of a run is on the model before the first edit or step: ``self.before`` is
-        ``None`` then, and later what that call returned.
+        The first call of a run gets the model before the first edit or step: ``self.before`` is
+        ``None`` in this call, and its values in later ones.
 
         Args:
-            context: The model, and how far the run has come.
+            context: The model, and the position in the run.
         """
 
     def on_commit(self, commit: Commit) -> None:
-        """Look at what was just written; our loop only.
+        """Run after each commit of a delta; ``EditTrainer`` only.
 
         Args:
-            commit: The delta, and the model that has it.
+            commit: The delta, and the edited model.
         """
 
     def on_refused(self, commit: Commit, error: NotFiniteError) -> bool:
-        """Say whether the stream goes on without an edit that is not finite; our loop only.
+        """Decide whether the stream continues without a non-finite edit; ``EditTrainer`` only.
 
         Args:
-            commit: What could not be written; the model is as before it.
-            error: Why.
+            commit: The commit that was refused; the model is unchanged.
+            error: The reason.
         """
         return False
 
     def on_results(self, folder: RunFolder) -> None:
-        """Look at the finished run; our loop only.
+        """Run after ``results.json`` of a finished run is written; ``EditTrainer`` only.
 
         Args:
             folder: The run's folder, with ``results.json``.
@@ -128,19 +128,19 @@ class MeasurementCallback(Callback, ABC):
             raise TypeError(f"{cls.__name__}.forget_run is called `reset` now; rename the method")
 
     def reset(self) -> None:
-        """Start anew: the same callback may watch several runs of our loop."""
-        self.before, self.values, self._step, self.layout = None, {}, 0, None
+        """Reset the state, so that one callback can watch several ``EditTrainer`` runs."""
+        self.before, self.values, self._last_step, self.layout = None, {}, 0, None
 
     # -------------------------------------------------------------------------------- measuring
 
     def observe(self, context: EvalContext) -> Measurement:
-        """Measure, and remember the first measurement.
+        """Measure, check that values are finite, and keep the first measurement as baseline.
 
         Args:
-            context: The model, and how far the run has come.
+            context: The model, and the position in the run.
 
         Returns:
-            The measurement, names with the prefix.
+            The measurement, with prefixed metric names.
 
         Raises:
             ArithmeticError: If a value is not finite.
@@ -150,30 +150,30 @@ class MeasurementCallback(Callback, ABC):
         if broken := [name for name, value in values.items() if not math.isfinite(value)]:
             raise ArithmeticError(
                 f"{type(self).__name__} measured {broken[0]} = {values[broken[0]]} after "
-                f"{context.step}; a measure must be finite: cap what a broken model gives"
+                f"{context.step}; values must be finite: cap them for a broken model"
             )
         if self.before is None:
             self.before = values
         self.values = values
-        self._step = context.step
+        self._last_step = context.step
         return Measurement(values, found.rows)
 
     def send(self, trainer: pl.Trainer, step: int) -> None:
-        """Give the last values to every logger.
+        """Log the last values to every logger.
 
         Args:
-            trainer: Whose loggers.
-            step: Where on their axis.
+            trainer: The trainer with the loggers.
+            step: Step to log at.
         """
-        # `self.log` would drop what falls between two of the trainer's logging steps.
+        # `self.log` would drop values between two of the trainer's logging steps.
         for logger in trainer.loggers:
             logger.log_metrics(self.values, step=step)
 
     def show(self, pl_module: pl.LightningModule, on_step: bool = True) -> None:
-        """Show the last values to checkpoints and early stopping; the loggers have them already.
+        """Publish the last values as callback metrics, for checkpoints and early stopping.
 
         Args:
-            pl_module: The module whose hook is running.
+            pl_module: The module whose hook is running; the loggers have the values already.
             on_step: Whether that hook belongs to a training step.
         """
         pl_module.log_dict(
@@ -181,7 +181,7 @@ class MeasurementCallback(Callback, ABC):
             logger=False,
             on_step=on_step,
             on_epoch=not on_step,
-            # The values are of all processes; averaging equal ones only tells Lightning so.
+            # All processes have the same values; averaging them only tells Lightning so.
             sync_dist=pl_module.trainer.world_size > 1,
             batch_size=1,
         )
@@ -194,43 +194,43 @@ class MeasurementCallback(Callback, ABC):
         return self._generate_state_key(prefix=self.prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was measured first and in which passes, so that a resumed run compares."""
+        """Return the checkpoint state: baseline values and pass layout, for a resumed run."""
         return {
             "before": self.before,
             "values": self.values,
-            "step": self._step,
+            "step": self._last_step,
             "layout": None if self.layout is None else self.layout.to_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` returned.
+        """Restore the checkpoint state that :meth:`state_dict` returned.
 
         Args:
             state_dict: Plain containers and tensors.
         """
         self.before = state_dict["before"]
         self.values = state_dict["values"]
-        self._step = state_dict["step"]
-        layout = state_dict.get("layout")  # not there in a checkpoint of an older version
+        self._last_step = state_dict["step"]
+        layout = state_dict.get("layout")  # absent in checkpoints of older versions
         self.layout = None if layout is None else PassLayout.from_dict(layout)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Start anew for a stream of edits; a checkpoint's state comes after this.
+        """Reset the state before a stream of edits; a checkpoint is restored after this.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that runs.
+            pl_module: The LightningModule that runs.
             stage: The stage.
         """
         if isinstance(pl_module, MeasurementDriver):
             self.reset()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the model and measure it before the first step.
+        """Find the language model and measure the baseline before the first step.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that is trained.
+            pl_module: The LightningModule that is trained.
 
         Raises:
             ConfigError: If the language model or the tokenizer is not found.
@@ -238,7 +238,7 @@ class MeasurementCallback(Callback, ABC):
         if isinstance(pl_module, MeasurementDriver):
             return
         model = find_language_model(pl_module, self.model_attribute)
-        self._found = model, find_tokenizer(self.tokenizer, trainer, pl_module)
+        self._model_and_tokenizer = model, find_tokenizer(self.tokenizer, trainer, pl_module)
         if self.layout is None:
             self.layout = PassLayout.choose(model)
         if self.before is not None:
@@ -250,50 +250,50 @@ class MeasurementCallback(Callback, ABC):
                 trainer.ckpt_path,
                 type(self).__name__,
             )
-        self._take(trainer)
+        self._measure_and_log(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Measure if enough steps have passed.
+        """Measure every ``every_n_steps`` optimizer steps.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that is trained.
-            *args: Outputs, batch and its number.
+            pl_module: The LightningModule that is trained.
+            *args: Outputs, batch and batch index.
             **kwargs: The same by name.
         """
-        if self._found is None or not self.every_n_steps:
+        if self._model_and_tokenizer is None or not self.every_n_steps:
             return
-        if trainer.global_step - self._step >= self.every_n_steps:
-            self._take(trainer)
+        if trainer.global_step - self._last_step >= self.every_n_steps:
+            self._measure_and_log(trainer)
             self.show(pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure, unless this is the check before training.
+        """Measure after a validation epoch, except in the sanity check.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that is trained.
+            pl_module: The LightningModule that is trained.
         """
-        if self._found is None or not self.on_validation or trainer.sanity_checking:
+        if self._model_and_tokenizer is None or not self.on_validation or trainer.sanity_checking:
             return
-        if trainer.global_step != self._step:
-            self._take(trainer)
+        if trainer.global_step != self._last_step:
+            self._measure_and_log(trainer)
         self.show(pl_module, on_step=False)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let go of the model.
+        """Release the references to the model and tokenizer.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that was trained.
+            pl_module: The LightningModule that was trained.
         """
-        self._found = None
+        self._model_and_tokenizer = None
 
-    def _take(self, trainer: pl.Trainer) -> None:
-        assert self._found is not None  # set in on_fit_start
-        model, tokenizer = self._found
+    def _measure_and_log(self, trainer: pl.Trainer) -> None:
+        assert self._model_and_tokenizer is not None  # set in on_fit_start
+        model, tokenizer = self._model_and_tokenizer
         context = EvalContext(
             trainer.global_step,
             model,

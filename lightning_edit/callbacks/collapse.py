@@ -1,4 +1,4 @@
-"""Signs that a model stops being a language model, over a stream of edits or a training."""
+"""Model-collapse callback: perplexity and n-gram entropy over a stream of edits or a training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,36 +9,36 @@ from lightning_edit.callbacks.base import Commit, EvalContext, Measurement, Meas
 from lightning_edit.evaluation.corpus import TextReader, fixed_texts
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.metrics import NgramEntropy, Perplexity
-from lightning_edit.metrics.aspects import plain
+from lightning_edit.metrics.aspects import to_floats
 
 
 class CollapseCallback(MeasurementCallback):
-    """Measures perplexity on fixed texts and the variety of generated ones.
+    """Model collapse: perplexity on fixed texts and n-gram entropy of generated text.
 
     * ``collapse/perplexity`` (over all tokens), ``…_median``, ``…_clipped``, ``…_mean`` (over
-      texts), ``…_ratio`` (to the pristine model's);
-    * ``collapse/ngram_entropy``: a model that repeats itself has a low one;
-    * ``collapse/broken``: 1 where the ratio is above the bound; in the protocol ``single`` the
+      texts), ``…_ratio`` (to the pristine model);
+    * ``collapse/ngram_entropy``: low for a model that repeats itself;
+    * ``collapse/broken``: 1 if the ratio is above the bound; under the protocol ``single`` the
       share of edits that break the model;
-    * ``collapse/first_broken``: edits after which it was so first.
+    * ``collapse/first_broken``: number of edits after which the model was first broken.
 
     Definitions: ``docs/metrics.md``.
 
     Args:
-        texts: A ``.txt`` or ``.jsonl`` file, or texts; ``None``: sentences of the embedded atlas,
-            which its model was not trained on. For other models texts of their own kind tell more.
-        limit: How many of them.
-        max_perplexity_ratio: Above it a model counts as broken. 2 is our choice; the authors of
-            ME-PPL (arXiv 2402.09656) call a perplexity of 1000 collapsed.
-        every_n_commits: Perplexity is also measured each time that many commits were made, so that
-            ``first_broken`` is exact to as many; ``None``: at evaluations only. Our loop.
-        generations: Continuations to write, of the first words of as many texts.
-        max_new_tokens: Tokens of each.
+        texts: A ``.txt`` or ``.jsonl`` file, or texts; ``None``: sentences of the embedded atlas
+            that its model was not trained on. Other models need texts of their own domain.
+        limit: Number of texts.
+        max_perplexity_ratio: Above this ratio a model counts as broken. 2 is our choice; the
+            authors of ME-PPL (arXiv 2402.09656) call a perplexity of 1000 collapsed.
+        every_n_commits: Also measure perplexity every this many commits, so that ``first_broken``
+            is exact to as many; ``None``: at evaluations only. Used by ``EditTrainer`` only.
+        generations: Continuations to sample, each from the first words of one text.
+        max_new_tokens: Tokens per continuation.
         top_k: Tokens to sample from; 5 as in COUNTERFACT.
         seed: Seed of the sampling.
-        max_tokens: Texts are cut to so many tokens.
-        batch_size: Texts that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
+        max_tokens: Texts are truncated to this many tokens.
+        batch_size: Texts per batch.
+        options: See :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class CollapseCallback(MeasurementCallback):
         self._commits = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was first, and where a bound was broken."""
+        """Return the checkpoint state: baseline values, first broken step and commit count."""
         own = {"first_broken": self.first_broken, "commits": self._commits}
         return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` returned.
+        """Restore the checkpoint state that :meth:`state_dict` returned.
 
         Args:
             state_dict: Plain containers.
@@ -86,12 +86,12 @@ class CollapseCallback(MeasurementCallback):
         self.first_broken, self._commits = state_dict["first_broken"], state_dict["commits"]
 
     def reset(self) -> None:
-        """Start anew."""
+        """Reset the state before a new run."""
         super().reset()
         self.first_broken, self._commits = None, 0
 
     def measure(self, context: EvalContext) -> Measurement:
-        """Measure perplexity and variety.
+        """Measure perplexity and n-gram entropy.
 
         Args:
             context: The model.
@@ -99,19 +99,19 @@ class CollapseCallback(MeasurementCallback):
         values, rows = read_perplexity(
             context, self.texts, self.limit, self.batch_size, self.max_tokens
         )
-        values |= self._judge(context, values)
-        written = self._write(context)
+        values |= self._compare_with_pristine(context, values)
+        written = self._generate(context)
         metric = NgramEntropy().to(context.device)
         metric.update([row["generated"] for row in written])
-        values |= plain(metric.compute())
+        values |= to_floats(metric.compute())
         named = {f"collapse/{name}": value for name, value in values.items()}
         return Measurement(named, [*rows, *written])
 
     def on_commit(self, commit: Commit) -> None:
-        """Measure perplexity after every so many commits.
+        """Measure perplexity every ``every_n_commits`` commits.
 
         Args:
-            commit: What was written.
+            commit: The commit.
         """
         self._commits += 1
         due = self.every_n_commits is not None and self._commits % self.every_n_commits == 0
@@ -121,11 +121,13 @@ class CollapseCallback(MeasurementCallback):
         values, _ = read_perplexity(
             context, self.texts, self.limit, self.batch_size, self.max_tokens
         )
-        values |= self._judge(context, values)
+        values |= self._compare_with_pristine(context, values)
         named = {f"{self.prefix}collapse/{name}": value for name, value in values.items()}
         commit.session.measures.add(type(self).__name__, context.step, named)
 
-    def _judge(self, context: EvalContext, values: dict[str, float]) -> dict[str, float]:
+    def _compare_with_pristine(
+        self, context: EvalContext, values: dict[str, float]
+    ) -> dict[str, float]:
         if self.before is None:
             return {}
         ratio = values["perplexity"] / self.before[f"{self.prefix}collapse/perplexity"]
@@ -137,19 +139,19 @@ class CollapseCallback(MeasurementCallback):
             found["first_broken"] = float(self.first_broken)
         return found
 
-    def _write(self, context: EvalContext) -> list[dict[str, Any]]:
-        """Return this process's generated texts."""
+    def _generate(self, context: EvalContext) -> list[dict[str, Any]]:
+        """Sample this rank's continuations (top-k)."""
         texts = fixed_texts(self.texts, self.limit)[: self.generations]
         prompts = [" ".join(text.split()[:3]) for text in texts]
         reader = TextReader(context.model, context.tokenizer, self.batch_size, self.max_tokens)
 
-        def write(share: Sequence[tuple[int, str]]) -> list[str]:
+        def generate(share: Sequence[tuple[int, str]]) -> list[str]:
             numbers, beginnings = [number for number, _ in share], [text for _, text in share]
             return reader.continuations(
                 beginnings, numbers, self.max_new_tokens, self.top_k, self.seed
             )
 
-        found = context.map_sharded(list(enumerate(prompts)), write)
+        found = context.map_sharded(list(enumerate(prompts)), generate)
         return [{"prompt": prompts[number], "generated": text} for number, text in found]
 
 
@@ -164,13 +166,13 @@ def read_perplexity(
 
     Args:
         context: The model.
-        source: As for :func:`~lightning_edit.evaluation.corpus.fixed_texts`.
-        limit: How many texts.
-        batch_size: Texts that go through the model together.
-        max_tokens: Texts are cut to so many tokens.
+        source: See :func:`~lightning_edit.evaluation.corpus.fixed_texts`.
+        limit: Number of texts.
+        batch_size: Texts per batch.
+        max_tokens: Texts are truncated to this many tokens.
 
     Returns:
-        Values by name, and this process's raw results, a row a text.
+        Values by name, and this process's raw results, one row per text.
     """
     texts = fixed_texts(source, limit)
     reader = TextReader(context.model, context.tokenizer, batch_size, max_tokens)
@@ -182,4 +184,4 @@ def read_perplexity(
         torch.tensor([tokens for _, (_, tokens) in found], dtype=torch.long),
     )
     rows = [{"text": n, "nll": round(nll, 6), "tokens": tokens} for n, (nll, tokens) in found]
-    return plain(metric.compute()), rows
+    return to_floats(metric.compute()), rows

@@ -1,4 +1,4 @@
-"""A model at one point of a run, what was just written into it, and what was measured of it."""
+"""Context of an evaluation callback: the model at a step, the last commit, the measurement."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,26 +21,26 @@ _Result = TypeVar("_Result")
 
 
 class MeasurementDriver(pl.LightningModule):
-    """A module that calls :meth:`MeasurementCallback.observe` itself, when it is time."""
+    """LightningModule that calls :meth:`MeasurementCallback.observe` itself, as an edit session."""
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """A model at one point of a run.
+    """Evaluation context: the model and the position in the run.
 
     Args:
-        step: Edits that the stream has come to, or optimiser steps in any other training. 0 is the
-            pristine model.
+        step: Number of edits so far, or of optimizer steps in any other training. 0 is the pristine
+            model.
         model: The language model.
         tokenizer: Its tokenizer.
-        requests: Edits written so far (``single``: the one in force); empty elsewhere.
-        scores: Outcomes of their probes on this model, where they were asked already.
-        ledger: What was written; ``None`` elsewhere.
-        single_edit: Whether edits are measured each alone on the pristine model (``single``).
-        rank: Number of this process.
-        world_size: How many processes there are.
-        device: Where metrics have their states, so that processes can add them.
-        layout: How texts are laid out in the run's forward passes; ``None``: each scorer chooses.
+        requests: Edits committed so far (``single``: the one in force); empty in other training.
+        scores: Outcomes of their probes on this model, where they were scored already.
+        ledger: Ledger of the commits; ``None`` in other training.
+        single_edit: Whether each edit is measured alone on the pristine model (``single``).
+        rank: Rank of this process.
+        world_size: Number of processes.
+        device: Device of the metric states, so that processes can reduce them.
+        layout: Layout of texts in the run's forward passes; ``None``: each scorer chooses.
     """
 
     step: int
@@ -57,41 +57,41 @@ class EvalContext:
 
     @property
     def alone(self) -> bool:
-        """The name of :attr:`single_edit` in earlier versions."""
+        """Alias of :attr:`single_edit`, its name in earlier versions."""
         return self.single_edit
 
     def on_share(
         self, items: Sequence[_Item], work: Callable[[Sequence[_Item]], Sequence[_Result]]
     ) -> list[tuple[int, _Result]]:
-        """Call :meth:`map_sharded`, by its name in earlier versions."""
+        """Call :meth:`map_sharded`; alias, its name in earlier versions."""
         return self.map_sharded(items, work)
 
     def map_sharded(
         self, items: Sequence[_Item], work: Callable[[Sequence[_Item]], Sequence[_Result]]
     ) -> list[tuple[int, _Result]]:
-        """Do work on this process's share of some items; see :meth:`Share.map`.
+        """Map a function over this rank's share of the items; see :meth:`Share.map`.
 
         Args:
             items: All items, the same on every process.
-            work: One result an item. It must not wait for other processes by itself.
+            work: Returns one result per item. It must not wait for other processes by itself.
 
         Returns:
-            Numbers and results of the items that are this process's to count; empty where there
-            are fewer items than processes.
+            Indices and results of the items that this process counts; empty where there are fewer
+            items than processes.
         """
         return Share(self.rank, self.world_size).map(items, work, self.model)
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One delta that was just written into the model.
+    """Commit of one delta that was just written into the model.
 
     Args:
-        context: The model now; ``context.requests`` are those of this commit.
-        delta: What was written.
-        seconds: How long each stage took: those that the editor tells apart, ``other`` for the
-            rest of finding the delta, and ``commit``.
-        session: The run; rolls back, stops and takes notes.
+        context: The edited model; ``context.requests`` are those of this commit.
+        delta: The committed delta.
+        seconds: Wall time of each stage: the editor's own stages, ``other`` for the rest of finding
+            the delta, and ``commit``.
+        session: The edit session; callbacks use it to roll back, stop and record events.
     """
 
     context: EvalContext
@@ -101,18 +101,18 @@ class Commit:
 
     @property
     def moment(self) -> EvalContext:
-        """The name of :attr:`context` in earlier versions."""
+        """Alias of :attr:`context`, its name in earlier versions."""
         return self.context
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured at one point of a run.
+    """Metric values and raw rows of one measurement.
 
     Args:
-        values: Finite numbers by name, ``<aspect>/<measure>``; what was not measured has no key.
-        rows: This process's raw results, one mapping an item; the rows of all processes end up in
-            one file.
+        values: Finite values by name, ``<aspect>/<measure>``; what was not measured has no key.
+        rows: This process's raw results, one mapping per item; the rows of all processes are
+            written to one file.
     """
 
     values: Mapping[str, float]

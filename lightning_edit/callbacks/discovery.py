@@ -1,4 +1,4 @@
-"""Where the language model and the tokenizer are in anyone's LightningModule."""
+"""Discovery of the Hugging Face model and tokenizer inside any LightningModule."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from lightning_edit.exceptions import ConfigError
 
 
 def find_language_model(pl_module: pl.LightningModule, attribute: str | None = None) -> nn.Module:
-    """Return the Hugging Face model inside a LightningModule.
+    """Find the Hugging Face model inside a LightningModule.
 
     Args:
-        pl_module: The module that is trained.
+        pl_module: The LightningModule that is trained.
         attribute: Dotted name of the model in it; ``None`` if it holds exactly one.
 
     Returns:
-        The model itself, without wrappers around it.
+        The unwrapped model.
 
     Raises:
         ConfigError: If there is none, or several and no name.
@@ -45,12 +45,12 @@ def find_language_model(pl_module: pl.LightningModule, attribute: str | None = N
 
 
 def find_tokenizer(given: Any, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-    """Return the tokenizer: the one given, by its name, or the one of the module or its data.
+    """Find the tokenizer: the given one, or the one of the LightningModule or its data module.
 
     Args:
         given: A tokenizer, its folder or name, or ``None``.
         trainer: The trainer.
-        pl_module: The module that is trained.
+        pl_module: The LightningModule that is trained.
 
     Raises:
         ConfigError: If there is none.

@@ -1,4 +1,4 @@
-"""What edits cost: time by stage, memory, size."""
+"""Efficiency callback: time by stage, peak memory, delta size and energy at LoRA ranks of edits."""
 
 import sys
 from typing import Any, ClassVar
@@ -14,28 +14,28 @@ from lightning_edit.functional.spectrum import (
     squared_singular_values_of_product,
 )
 from lightning_edit.metrics import EditCost
-from lightning_edit.metrics.aspects import plain
+from lightning_edit.metrics.aspects import to_floats
 
 
 class EfficiencyCallback(MeasurementCallback):
-    """Measures what edits cost; the times are those of the machine that runs.
+    """Cost of edits: wall time on this machine, memory, parameters, delta size and rank.
 
-    * ``efficiency/seconds`` an edit, and its stages ``…/search_seconds``, ``…/keys_seconds``,
-      ``…/solve_seconds``, ``…/other_seconds``, ``…/commit_seconds``; ``…/evaluate_seconds`` and
-      ``…/measure_seconds`` stand beside them, an edit as well;
-    * ``efficiency/peak_cuda_bytes`` on a GPU, else ``efficiency/peak_rss_bytes``, the most memory
-      of the whole process;
-    * ``efficiency/parameters``: numbers of the model that edits in force change;
-      ``efficiency/delta_bytes`` an edit; ``efficiency/rank`` of a delta;
+    * ``efficiency/seconds`` per edit, and its stages ``…/search_seconds``, ``…/keys_seconds``,
+      ``…/solve_seconds``, ``…/other_seconds``, ``…/commit_seconds``; also ``…/evaluate_seconds``
+      and ``…/measure_seconds``, per edit as well;
+    * ``efficiency/peak_cuda_bytes`` on a GPU, else ``efficiency/peak_rss_bytes``: peak memory of
+      the whole process;
+    * ``efficiency/parameters``: number of parameters that edits in force change;
+      ``efficiency/delta_bytes`` per edit; ``efficiency/rank`` of a delta;
     * ``efficiency/energy@rank<r>``: share of the squared norm of all edits together that an export
-      as an adapter of rank ``r`` keeps.
+      as a LoRA adapter of rank ``r`` keeps.
 
-    In other trainings only memory is measured. Definitions: ``docs/metrics.md``.
+    In other training only memory is measured. Definitions: ``docs/metrics.md``.
 
     Args:
         export_ranks: Ranks whose energy is measured, by eigenvalues of a matrix with as many rows
-            as a weight: seconds a layer for the largest models.
-        options: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
+            as a weight: this takes seconds per layer for the largest models.
+        options: See :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
     """
 
     cumulative: ClassVar[bool] = True
@@ -48,12 +48,12 @@ class EfficiencyCallback(MeasurementCallback):
         self._counted: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the costs so far."""
+        """Return the checkpoint state: the costs so far."""
         states = {name: getattr(self._cost, name).clone() for name in self._cost.metric_state}
         return super().state_dict() | {"cost": states, "counted": self._counted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` returned.
+        """Restore the checkpoint state that :meth:`state_dict` returned.
 
         Args:
             state_dict: Plain containers and tensors.
@@ -64,7 +64,7 @@ class EfficiencyCallback(MeasurementCallback):
         self._counted = dict(state_dict["counted"])
 
     def reset(self) -> None:
-        """Start anew."""
+        """Reset the state before a new run."""
         super().reset()
         self._cost.reset()
         self._seconds, self._counted = {}, {}
@@ -73,10 +73,10 @@ class EfficiencyCallback(MeasurementCallback):
         """Add the cost of a commit.
 
         Args:
-            commit: What was written.
+            commit: The commit.
         """
         ledger = commit.session.ledger
-        # The session's clock: what it has spent on measuring is read when it measures next.
+        # The session's timers: time spent on measuring is read at the next measurement.
         self._seconds = commit.session.seconds
         self._cost.update(
             len(commit.context.requests),
@@ -87,7 +87,7 @@ class EfficiencyCallback(MeasurementCallback):
         )
 
     def measure(self, context: EvalContext) -> Measurement:
-        """Return the costs of the edits so far.
+        """Compute the cost of the edits so far.
 
         Args:
             context: The model.
@@ -99,16 +99,16 @@ class EfficiencyCallback(MeasurementCallback):
             spent = {stage: now[stage] - self._counted.get(stage, 0.0) for stage in stages}
             self._counted = now
             self._cost.update(0, spent)
-            values = plain(self._cost.compute())
+            values = to_floats(self._cost.compute())
             values.pop("peak_bytes", None)
         values |= peak_memory(context.model.device)
         if context.ledger is not None and self.export_ranks:
-            values |= energies(context.ledger, self.export_ranks)
+            values |= energy_at_ranks(context.ledger, self.export_ranks)
         return Measurement({f"efficiency/{name}": value for name, value in values.items()})
 
 
 def delta_bytes(delta: Delta) -> int:
-    """Return the bytes of the tensors that a delta stores, without the editor's history.
+    """Return the size in bytes of a delta's tensors, without the editor's history.
 
     Args:
         delta: The delta.
@@ -118,38 +118,38 @@ def delta_bytes(delta: Delta) -> int:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Return the most memory so far, by a name that tells which memory.
+    """Return the peak memory so far, as ``peak_cuda_bytes`` or ``peak_rss_bytes``.
 
     Args:
-        device: Where the model is.
+        device: Device of the model.
     """
     if device.type == "cuda":
         return {"peak_cuda_bytes": float(torch.cuda.max_memory_allocated(device))}
     if sys.platform == "win32":
-        return {}  # Python has no such count there
+        return {}  # the standard library reports no peak memory there
     import resource  # not on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
     return {"peak_rss_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
 
 
-def energies(ledger: Ledger, ranks: tuple[int, ...]) -> dict[str, float]:
-    """Return what adapters of some ranks keep of all edits in force.
+def energy_at_ranks(ledger: Ledger, ranks: tuple[int, ...]) -> dict[str, float]:
+    """Compute the energy (share of squared norm) that low-rank adapters keep of all edits in force.
 
     Args:
-        ledger: The edits.
-        ranks: Ranks of an adapter.
+        ledger: Ledger with the edits.
+        ranks: Adapter ranks.
 
     Returns:
-        By name, the share of the squared norm over all edited matrices; nothing where there is no
-        edited matrix.
+        By metric name, the share of the squared norm over all edited matrices; empty if no matrix
+        is edited.
     """
     kept = dict.fromkeys(ranks, 0.0)
     whole = 0.0
     for name, touched in ledger.touched.items():
         if touched.total.ndim != 2:
             continue
-        squared = _spectrum(ledger, name)
+        squared = _squared_spectrum(ledger, name)
         norm = float(squared.sum())
         whole += norm
         for rank in ranks:
@@ -159,8 +159,8 @@ def energies(ledger: Ledger, ranks: tuple[int, ...]) -> dict[str, float]:
     return {f"energy@rank{rank}": share / whole for rank, share in kept.items()}
 
 
-def _spectrum(ledger: Ledger, name: str) -> torch.Tensor:
-    """Return squared singular values of all updates of a weight, from their factors if smaller."""
+def _squared_spectrum(ledger: Ledger, name: str) -> torch.Tensor:
+    """Return squared singular values of a weight's total update, from its factors if cheaper."""
     total = ledger.touched[name].total
     updates = [delta.weights[name] for delta in ledger.deltas if name in delta.weights]
     factors = [update for update in updates if isinstance(update, LowRank)]

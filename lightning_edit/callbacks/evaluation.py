@@ -1,4 +1,4 @@
-"""What training or editing does to facts: a callback for anyone's Trainer."""
+"""Fact evaluation callback for any Lightning Trainer: accuracy, locality and drift of facts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,46 +11,46 @@ from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_o
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.metrics import AspectScores, CriterionScores, summarise
-from lightning_edit.metrics.aspects import computed
+from lightning_edit.metrics.aspects import compute_all
 from lightning_edit.types import EditRequest, Mode, Probe, cases_of
 from lightning_edit.types.requests import as_requests
 
-#: Aspects that training is not meant to change, and the measures whose change is reported.
+#: Aspects that training should not change, and the measures whose change is reported.
 _DRIFTING = ("locality", "known")
 _DRIFT = ("em@tf", "em@gen", "nll@tf")
 
 
 class EditEvaluation(MeasurementCallback):
-    """Measures what training does to given facts, and to facts nobody asked to change.
+    """Evaluation of facts during training or editing: facts to learn, and facts to keep.
 
     Works in any project: it finds the Hugging Face model inside the LightningModule, scores the
     probes on it before the first step, and again at every validation or every few steps. Model
-    modes, gradients and random numbers are left as they are. Names are those of the library
+    modes, gradients and random state stay unchanged. Metric names are those of the library
     (``locality/kept@tf``, ``known/em@gen``, …); ``drift.known/em@tf`` is the change since before
-    the first step. Values go to every logger and, for checkpoints and early stopping to watch, to
-    ``trainer.callback_metrics``. Under several processes each scores its share of the requests.
+    the first step. Values go to every logger and, for checkpoints and early stopping, to
+    ``trainer.callback_metrics``. With several processes each scores its share of the requests.
 
     Args:
-        requests: Facts that the training is to teach, with their probes; dictionaries need
+        requests: Facts that the training should teach, with their probes; dictionaries need
             ``prompt`` and ``target``.
-        probes: Questions beside them, such as ``{"kind": "known_fact", "prompt": "The capital of
-            Italy is", "answers": "Rome"}``; kinds as in :class:`~lightning_edit.types.Probe`.
+        probes: Further probes, such as ``{"kind": "known_fact", "prompt": "The capital of Italy
+            is", "answers": "Rome"}``; kinds as in :class:`~lightning_edit.types.Probe`.
         data: A data module of edits, or a JSONL file of facts, whose requests are used as well.
         tokenizer: The model's tokenizer or its folder; by default the attribute ``tokenizer`` of
             the LightningModule or its data module.
         model_attribute: Dotted name of the language model in the LightningModule; only needed
             where it holds several.
-        every_n_steps: Evaluate each time that many optimiser steps have passed; ``None``: never.
+        every_n_steps: Evaluate every this many optimizer steps; ``None``: never.
         on_validation: Evaluate at the end of every validation.
-        modes: ``tf`` teacher forced, ``gen`` generated.
-        batch_size: Rows scored together; no score depends on it.
-        max_new_tokens: Most tokens to generate, see
+        modes: ``tf``: teacher forcing. ``gen``: greedy generation.
+        batch_size: Rows per batch; no score depends on it.
+        max_new_tokens: Maximum number of tokens to generate, see
             :class:`~lightning_edit.evaluation.scorer.Scorer`.
-        directory: Folder for one ``step-<n>.jsonl`` an evaluation, one line a probe.
-        prefix: Put before every name, e.g. ``"facts/"``; tells several of these callbacks apart.
+        directory: Folder for one ``step-<n>.jsonl`` per evaluation, one line per probe.
+        prefix: Prefix of every metric name, e.g. ``"facts/"``; separates several such callbacks.
 
     Raises:
-        ConfigError: If there is nothing to ask.
+        ConfigError: If there are no probes.
 
     Example:
         >>> facts = [{"kind": "known_fact", "prompt": "The capital of Italy is", "answers": "Rome"}]
@@ -59,7 +59,7 @@ class EditEvaluation(MeasurementCallback):
     """
 
     needs_questions: ClassVar[bool] = True
-    """Whether there must be something to ask besides what the session asks itself."""
+    """Whether probes must be given besides those that the session scores itself."""
 
     def __init__(
         self,
@@ -92,12 +92,12 @@ class EditEvaluation(MeasurementCallback):
         self.baseline: Baseline | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the outcomes before the first step, so that a resumed run compares with them."""
+        """Return the checkpoint state with the baseline outcomes, for a resumed run."""
         rows = None if self.baseline is None else self.baseline.to_rows()
         return super().state_dict() | {"baseline": rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` returned.
+        """Restore the checkpoint state that :meth:`state_dict` returned.
 
         Args:
             state_dict: Plain containers.
@@ -107,12 +107,12 @@ class EditEvaluation(MeasurementCallback):
         self.baseline = None if rows is None else Baseline.from_rows(rows)
 
     def reset(self) -> None:
-        """Start anew."""
+        """Reset the state before a new run."""
         super().reset()
         self.baseline = None
 
     def measure(self, context: EvalContext) -> Measurement:
-        """Score every probe; the first time the outcomes become what later ones compare with.
+        """Score every probe; the first call's outcomes become the baseline of later calls.
 
         Args:
             context: The model.
@@ -124,7 +124,7 @@ class EditEvaluation(MeasurementCallback):
         else:
             scores = self.baseline.compare(scores)
             metrics = [metric().to(context.device) for metric in (AspectScores, CriterionScores)]
-            values = computed(metrics, scores)
+            values = compute_all(metrics, scores)
             before = summarise(self.baseline.scores)
             values |= {
                 f"drift.{aspect}/{measure}": values[name] - before[name]
@@ -135,7 +135,7 @@ class EditEvaluation(MeasurementCallback):
         return Measurement(values, [score.to_row() for score in scores])
 
     def _score(self, context: EvalContext) -> list[ProbeScore]:
-        """Score this process's share: whole cases, since each is averaged in one place."""
+        """Score this rank's share of whole cases, since each case is averaged on one rank."""
         scorer = Scorer(
             context.model,
             context.tokenizer,
@@ -144,16 +144,16 @@ class EditEvaluation(MeasurementCallback):
             self.max_new_tokens,
             self.layout or context.layout,
         )
-        units = self._units()
+        units = self._probe_groups()
         if self.baseline is None and self.layout is not None:
-            # Every process guesses from all questions, so all of them guess the same.
+            # Every process guesses from all probes, so that all make the same guess.
             after = scorer.guess_after_answer([probe for unit in units for probe in unit])
             self.layout = scorer.layout = replace(self.layout, after_answer=after)
         found = context.map_sharded(units, scorer.score_each)
         return [score for _, scores in found for score in scores]
 
-    def _units(self) -> list[list[ScoredProbe]]:
-        """Return the probes, those of one case together."""
+    def _probe_groups(self) -> list[list[ScoredProbe]]:
+        """Return the probes, grouped by case."""
         cases = cases_of([*self.requests, *self._data_requests()])
         units = [[probe for request in case for probe in probes_of(request)] for case in cases]
         return units + [
@@ -165,7 +165,7 @@ class EditEvaluation(MeasurementCallback):
         if self.data is None:
             return []
         if isinstance(self.data, str):
-            from lightning_edit.datamodules import JSONLDataModule  # reads files only when asked to
+            from lightning_edit.datamodules import JSONLDataModule  # imported only when needed
 
             self.data = JSONLDataModule(self.data)
         self.data.setup("edit")
@@ -185,9 +185,9 @@ def _as_probe(probe: Probe | Mapping[str, Any]) -> Probe:
 
 
 def gather_scores(scores: Sequence[ProbeScore]) -> list[ProbeScore]:
-    """Return the outcomes of all processes to each of them.
+    """All-gather probe outcomes over processes.
 
     Args:
-        scores: This process's.
+        scores: This process's outcomes.
     """
     return [ProbeScore.from_row(row) for row in gather([score.to_row() for score in scores])]

@@ -1,4 +1,4 @@
-"""Keeps a stream of edits, or a training, from destroying the model."""
+"""Collapse guard: rollback of edits, or early stopping, when a quality bound is broken."""
 
 import logging
 from collections.abc import Sequence
@@ -18,31 +18,31 @@ log = logging.getLogger(__name__)
 
 
 class CollapseGuard(MeasurementCallback):
-    """Checks a model after commits; what breaks a bound is taken back, or ends the run.
+    """Rollback or early stopping when a commit breaks a bound on perplexity or accuracy.
 
-    In our loop a commit that breaks a bound is undone and the stream goes on (``rollback``), or the
-    stream ends (``stop``); so is an edit that is not finite, which is never written at all. The
-    journal, ``results.json`` (``events``) and the table at the end name each. In any other Trainer
-    the training ends. A run that is resumed decides as the uninterrupted one.
+    Under ``EditTrainer`` a commit that breaks a bound is undone and the stream continues
+    (``rollback``), or the stream ends (``stop``). The same holds for a non-finite edit, which is
+    never written. The journal, ``results.json`` (``events``) and the final table list each event.
+    Any other training is stopped. A resumed run decides like an uninterrupted one.
 
-    Measured are ``collapse/rolled_back``, the edits that were taken back so far, and
+    Logged are ``collapse/rolled_back``, the number of edits undone so far, and
     ``collapse/checks``.
 
     Args:
-        max_perplexity_ratio: Largest perplexity on fixed texts over the pristine model's; ``None``:
-            no bound. 2 is our choice.
-        max_perplexity: Largest perplexity; ``None``: no bound.
-        min_reliability: Smallest share of the requests since the last check whose answer is right,
-            teacher forced; ``None``: no bound. Our loop.
-        min_earlier: The same of up to 20 earlier requests in force, spread evenly over them.
-        action: What happens where a bound is broken.
-        every_n_commits: Commits between two checks. Where a check fails, commits since the last one
-            are taken back from the newest on, until the bounds hold.
-        texts: As for :class:`~lightning_edit.callbacks.CollapseCallback`.
-        limit: How many of them.
-        max_tokens: Texts are cut to so many tokens.
-        batch_size: Texts that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
+        max_perplexity_ratio: Maximum ratio of perplexity on fixed texts to the pristine model's;
+            ``None``: no bound. 2 is our choice.
+        max_perplexity: Maximum perplexity; ``None``: no bound.
+        min_reliability: Minimum share of the requests since the last check whose answer is correct
+            under teacher forcing; ``None``: no bound. Used by ``EditTrainer`` only.
+        min_earlier: The same for up to 20 earlier requests in force, evenly spaced.
+        action: Action when a bound is broken.
+        every_n_commits: Commits between two checks. If a check fails, commits since the last one
+            are undone, newest first, until the bounds hold.
+        texts: See :class:`~lightning_edit.callbacks.CollapseCallback`.
+        limit: Number of texts.
+        max_tokens: Texts are truncated to this many tokens.
+        batch_size: Texts per batch.
+        options: See :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
 
     Raises:
         ConfigError: If there is no bound, or a number is out of its range.
@@ -94,24 +94,24 @@ class CollapseGuard(MeasurementCallback):
         self.checks = 0
         self.stopped = False
         self._commits = 0
-        #: Requests of each commit that was not checked yet.
-        self._open: list[list[str]] = []
+        #: Request ids of each commit that was not checked yet.
+        self._unchecked: list[list[str]] = []
 
     # ------------------------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that decides what happens next."""
+        """Return the checkpoint state: baseline perplexity, counts and unchecked commits."""
         return super().state_dict() | {
             "pristine": self.pristine,
             "rolled_back": self.rolled_back,
             "checks": self.checks,
             "stopped": self.stopped,
             "commits": self._commits,
-            "open": self._open,
+            "open": self._unchecked,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` returned.
+        """Restore the checkpoint state that :meth:`state_dict` returned.
 
         Args:
             state_dict: Plain containers.
@@ -122,24 +122,24 @@ class CollapseGuard(MeasurementCallback):
         self.checks = state_dict["checks"]
         self.stopped = state_dict["stopped"]
         self._commits = state_dict["commits"]
-        self._open = [list(ids) for ids in state_dict["open"]]
+        self._unchecked = [list(ids) for ids in state_dict["open"]]
 
     def reset(self) -> None:
-        """Start anew."""
+        """Reset the state before a new run."""
         super().reset()
         self._reset()
 
     # -------------------------------------------------------------------------------- measuring
 
     def measure(self, context: EvalContext) -> Measurement:
-        """Measure the pristine model; later, say what was done so far.
+        """Measure the pristine perplexity; later, report counts and, in other training, check.
 
         Args:
             context: The model.
         """
         if self.before is None:
             self.pristine = self._perplexity(context)
-        elif context.ledger is None and (reason := self._too_high(context)):
+        elif context.ledger is None and (reason := self._broken_perplexity_bound(context)):
             self.stopped = True
             log.warning("CollapseGuard ends the training at step %d: %s", context.step, reason)
         counts = {"rolled_back": self.rolled_back, "checks": self.checks}
@@ -151,8 +151,8 @@ class CollapseGuard(MeasurementCallback):
         )
         return values["perplexity"]
 
-    def _too_high(self, context: EvalContext) -> str | None:
-        """Return which bound on perplexity is broken, in words."""
+    def _broken_perplexity_bound(self, context: EvalContext) -> str | None:
+        """Return a description of the perplexity bound that is broken, or ``None``."""
         self.checks += 1
         if self.max_perplexity_ratio is None and self.max_perplexity is None:
             return None
@@ -167,55 +167,55 @@ class CollapseGuard(MeasurementCallback):
             return f"perplexity {now:.4g} is above {self.max_perplexity:g}"
         return None
 
-    # ---------------------------------------------------------------------------------- our loop
+    # ------------------------------------------------------------------------------ EditTrainer
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep a run that was stopped from going on when it is resumed.
+        """Stop a resumed run at once if the guard had already stopped it.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that runs.
+            pl_module: The LightningModule that runs.
         """
         if self.stopped:
             trainer.should_stop = True
 
     def on_refused(self, commit: Commit, error: NotFiniteError) -> bool:
-        """Go on without an edit that is not finite, or end the stream.
+        """Skip a non-finite edit, or stop the stream.
 
         Args:
-            commit: What was not written.
-            error: Why.
+            commit: The commit that was refused.
+            error: The reason.
         """
         ids = [request.id for request in commit.context.requests]
         self.rolled_back += len(ids)
-        self._act(commit, ids, str(error).partition(", so nothing")[0])
+        self._take_action(commit, ids, str(error).partition(", so nothing")[0])
         return True
 
     def on_commit(self, commit: Commit) -> None:
-        """Check the bounds, and act where one is broken.
+        """Check the bounds; roll back or stop if one is broken.
 
         Args:
-            commit: What was written.
+            commit: The commit.
         """
-        self._open.append([request.id for request in commit.context.requests])
+        self._unchecked.append([request.id for request in commit.context.requests])
         self._commits += 1
         if self._commits % self.every_n_commits:
             return
         gone: list[str] = []
         reasons: list[str] = []
-        while self._open and (reason := self._broken(commit)):
+        while self._unchecked and (reason := self._broken_bound(commit)):
             reasons.append(reason)
             if self.action == "stop":
                 break
-            newest = self._open.pop()
+            newest = self._unchecked.pop()
             commit.session.ledger.undo(newest, by=type(self).__name__)
             gone = newest + gone
-        self._open = []
+        self._unchecked = []
         if reasons:
             self.rolled_back += len(gone)
-            self._act(commit, gone, reasons[0])
+            self._take_action(commit, gone, reasons[0])
 
-    def _act(self, commit: Commit, ids: Sequence[str], reason: str) -> None:
+    def _take_action(self, commit: Commit, ids: Sequence[str], reason: str) -> None:
         after = commit.context.step
         event = {"action": self.action, "edits": list(ids), "reason": reason}
         commit.session.measures.note(type(self).__name__, after, event)
@@ -227,59 +227,59 @@ class CollapseGuard(MeasurementCallback):
             named = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
             log.warning("CollapseGuard took back %s: %s", named, reason)
 
-    def _broken(self, commit: Commit) -> str | None:
-        """Return the first bound that the model breaks, in words."""
+    def _broken_bound(self, commit: Commit) -> str | None:
+        """Return a description of the first bound that the model breaks, or ``None``."""
         context, session = commit.context, commit.session
-        if reason := self._too_high(context):
+        if reason := self._broken_perplexity_bound(context):
             return reason
-        recent = {name for ids in self._open for name in ids}
+        recent = {name for ids in self._unchecked for name in ids}
         requests = session.stream.requests
         new = [request for request in requests if request.id in recent]
         in_force = set(session.ledger.request_ids) - recent
         old = [request for request in requests if request.id in in_force]
         for what, wanted, bound in (
             ("the new edits", new, self.min_reliability),
-            ("earlier edits", _spread(old), self.min_earlier),
+            ("earlier edits", _evenly_spaced(old), self.min_earlier),
         ):
             if bound is not None and wanted:
-                share = self._right(context, wanted)
+                share = self._reliability(context, wanted)
                 if share < bound:
                     return f"{share:.0%} of {what} are right, less than {bound:.0%}"
         return None
 
-    def _right(self, context: EvalContext, requests: Sequence[EditRequest]) -> float:
+    def _reliability(self, context: EvalContext, requests: Sequence[EditRequest]) -> float:
         scorer = Scorer(context.model, context.tokenizer, modes=("tf",), layout=context.layout)
         scores = scorer.score([probes_of(request)[0] for request in requests])
         return mean([score.em or 0.0 for score in scores])
 
-    # --------------------------------------------------------------------------- other trainings
+    # ---------------------------------------------------------------------------- other training
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Check if enough steps have passed, and end the training where a bound is broken.
+        """Check every ``every_n_steps`` steps, and stop the training if a bound is broken.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that is trained.
-            *args: Outputs, batch and its number.
+            pl_module: The LightningModule that is trained.
+            *args: Outputs, batch and batch index.
             **kwargs: The same by name.
         """
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
         trainer.should_stop = trainer.should_stop or self.stopped
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check, and end the training where a bound is broken.
+        """Check after a validation, and stop the training if a bound is broken.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that is trained.
+            pl_module: The LightningModule that is trained.
         """
         super().on_validation_epoch_end(trainer, pl_module)
         trainer.should_stop = trainer.should_stop or self.stopped
 
 
-def _spread(requests: Sequence[EditRequest], count: int = 20) -> list[EditRequest]:
+def _evenly_spaced(requests: Sequence[EditRequest], count: int = 20) -> list[EditRequest]:
     """Return up to ``count`` requests, evenly spaced."""
     if len(requests) <= count:
         return list(requests)

@@ -1,4 +1,4 @@
-"""Whether an edited answer also comes where it is wrong: editing overfit, as EVOKE measures it."""
+"""Editing-overfit callback (EVOKE): leakage of the edited answer into probes where it is wrong."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.functional.leak import mentions, probability
 from lightning_edit.functional.text import normalise
 from lightning_edit.metrics import Leak, Overfitting
-from lightning_edit.metrics.aspects import plain
+from lightning_edit.metrics.aspects import to_floats
 from lightning_edit.types import EditRequest, Mode, Probe
 from lightning_edit.types.requests import as_requests
 
-#: Questions that need several facts, one of them the edited one.
+#: Multi-hop probes: they need several facts, one of them the edited one.
 _HOPS = ("one_hop", "multi_hop")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question in which the edited answer is wrong.
+    """Overfitting probe: a question to which the edited answer is wrong.
 
     Args:
         edit_id: Id of the request.
         group: One of :data:`lightning_edit.metrics.overfitting.GROUPS`.
         prompt: Text the model continues.
         target: The edited answer.
-        right: The right answer; ``None`` where there is not one.
-        old: The answer before the edit, where it is another one.
+        right: The correct answer; ``None`` if there is not one.
+        old: The answer before the edit, if it differs.
     """
 
     edit_id: str
@@ -39,12 +39,12 @@ class Question:
     old: str | None = None
 
     def scored_probe(self) -> ScoredProbe:
-        """Return it for a scorer, every answer listed; the edited one is the first."""
+        """Return a probe for the scorer that lists every answer, the edited one first."""
         answers = tuple(dict.fromkeys(filter(None, (self.target, self.right, self.old))))
         return ScoredProbe(self.edit_id, Probe("known_fact", self.prompt, answers, "answer"))
 
     def leak(self, score: ProbeScore) -> Leak:
-        """Read a scorer's outcome.
+        """Compute the leak of the edited answer from a scorer's outcome.
 
         Args:
             score: Outcome of :meth:`scored_probe`.
@@ -64,13 +64,13 @@ class Question:
 
 
 def questions_of(request: EditRequest) -> Iterator[Question]:
-    """Yield the questions about a request in which the edited answer is wrong.
+    """Yield the overfitting probes of a request, to which the edited answer is wrong.
 
     * ``subject_specificity``: probes that name the subject and whose answer must not change;
-    * ``prefix_distraction``: probes behind a text that states the edit;
-    * ``multi_hop``: probes behind the edited fact with an answer of their own;
-    * ``subject_only``: the subject alone, and "{subject} is". They have no right answer: what
-      counts is the change from the pristine model. This group is ours, not EVOKE's.
+    * ``prefix_distraction``: probes after a prefix that states the edit;
+    * ``multi_hop``: multi-hop probes through the edited fact, with another answer;
+    * ``subject_only``: the subject alone, and "{subject} is". They have no correct answer: the
+      change from the pristine model counts. This group is ours, not EVOKE's.
 
     Args:
         request: An edit with its probes.
@@ -78,7 +78,7 @@ def questions_of(request: EditRequest) -> Iterator[Question]:
     target = request.target
     for probe in request.probes:
         group = _group(request, probe)
-        # Where the edited answer is right, or part of what is ("Kenya" of "Kenyan"), none can leak.
+        # No leak is defined where the edited answer is correct, or part of it ("Kenya"/"Kenyan").
         accepted = {normalise(answer) for answer in probe.answers}
         if group is not None and not any(normalise(target) in answer for answer in accepted):
             old = probe.old if group == "multi_hop" else request.old_target
@@ -100,23 +100,23 @@ def _group(request: EditRequest, probe: Probe) -> str | None:
 
 
 class OverfittingCallback(MeasurementCallback):
-    """Measures how much the edited answer leaks into questions where it is wrong.
+    """Editing overfit: how often the edited answer leaks into probes where it is wrong.
 
     ``overfitting.<group>/<measure>@<mode>``, with the groups of :func:`questions_of` and the
-    measures ``dp`` (probability of the edited answer), ``cap`` (of the right one), ``oap`` (of the
-    old one), ``eos`` (share with the right answer more probable than the edited one), ``ams``
-    (share with the right or the edited answer more probable than the old one) and ``leak`` (share
-    where the edited answer is the first choice, or stands in the generated text).
-    Definitions: ``docs/metrics.md``.
+    measures ``dp`` (probability of the edited answer), ``cap`` (of the correct one), ``oap`` (of
+    the old one), ``eos`` (share with the correct answer more probable than the edited one), ``ams``
+    (share with the correct or the edited answer more probable than the old one) and ``leak`` (share
+    where the edited answer is the argmax, or occurs in the generated text). Definitions:
+    ``docs/metrics.md``.
 
-    In our loop the edits so far are asked; in other trainings ``requests``.
+    Under ``EditTrainer`` the edits so far are scored; in other training ``requests``.
 
     Args:
-        requests: Facts that another training is to teach, with their probes.
-        limit: Most requests that are asked, the first ones; ``None``: all.
-        modes: ``tf`` teacher forced, ``gen`` generated.
-        scored_together: Rows that go through the model together.
-        options: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
+        requests: Facts that another training should teach, with their probes.
+        limit: Maximum number of requests to score, the first ones; ``None``: all.
+        modes: ``tf``: teacher forcing. ``gen``: greedy generation.
+        scored_together: Rows per batch.
+        options: See :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
 
     Note:
         The card of EVOKE (arXiv 2410.07819) that this follows reconstructs EOS and AMS; ``leak`` is
@@ -138,7 +138,7 @@ class OverfittingCallback(MeasurementCallback):
         self.scored_together = scored_together
 
     def measure(self, context: EvalContext) -> Measurement:
-        """Ask the questions.
+        """Score the overfitting probes.
 
         Args:
             context: The model.
@@ -153,19 +153,21 @@ class OverfittingCallback(MeasurementCallback):
             layout=context.layout,
         )
 
-        def ask(share: Sequence[list[Question]]) -> list[list[ProbeScore]]:
+        def score_share(share: Sequence[list[Question]]) -> list[list[ProbeScore]]:
             return scorer.score_each([[q.scored_probe() for q in unit] for unit in share])
 
         leaks: list[Leak] = []
         rows: list[dict[str, Any]] = []
-        for number, scores in context.map_sharded(units, ask):
+        for number, scores in context.map_sharded(units, score_share):
             for question, score in zip(units[number], scores, strict=True):
                 leak = question.leak(score)
                 leaks.append(leak)
                 rows.append(_row(question, score, leak))
         metric = Overfitting().to(context.device)
         metric.update(leaks)
-        values = {f"overfitting.{name}": value for name, value in plain(metric.compute()).items()}
+        values = {
+            f"overfitting.{name}": value for name, value in to_floats(metric.compute()).items()
+        }
         return Measurement(values, rows)
 
 

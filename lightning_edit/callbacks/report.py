@@ -1,4 +1,4 @@
-"""The page of a run, written when it ends."""
+"""Report callback: the HTML page of a run, written when it ends."""
 
 import json
 import logging
@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 
 class ReportCallback(MeasurementCallback):
-    """Writes what was measured when a run ends.
+    """HTML report or JSON summary of all measurements, written at the end of a run.
 
-    In our loop that is the self-contained HTML page of ``lightning-edit report``. In other
-    trainings it is ``measures.json`` in ``directory``: the numbers of all measuring callbacks of
+    Under ``EditTrainer`` it is the self-contained HTML page of ``lightning-edit report``. In other
+    training it is ``measures.json`` in ``directory``: the values of all measurement callbacks of
     the Trainer before the first step and after the last.
 
     Args:
         file: Name of the page in the run's folder.
-        directory: Folder for the file of other trainings; by default the Trainer's.
+        directory: Folder for the JSON file of other training; by default the Trainer's.
     """
 
     reads_others: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class ReportCallback(MeasurementCallback):
         self.folder = None if directory is None else Path(directory)
 
     def measure(self, context: EvalContext) -> Measurement:
-        """Return nothing: it reports what others measure.
+        """Return an empty measurement: the report shows those of other callbacks.
 
         Args:
             context: The model.
@@ -48,7 +48,7 @@ class ReportCallback(MeasurementCallback):
         return Measurement({})
 
     def on_results(self, folder: RunFolder) -> None:
-        """Write the page. A run whose page cannot be written is still a finished run.
+        """Write the HTML report; a failure is logged only, since the run itself is finished.
 
         Args:
             folder: The run's folder, with ``results.json``.
@@ -65,35 +65,41 @@ class ReportCallback(MeasurementCallback):
             log.info("page of the run: %s", out)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check that there is something to report.
+        """Check that another callback measures, so that there is something to report.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that is trained.
+            pl_module: The LightningModule that is trained.
 
         Raises:
             ConfigError: If no other callback measures.
         """
-        if not isinstance(pl_module, MeasurementDriver) and not _others(trainer):
+        if not isinstance(pl_module, MeasurementDriver) and not _measurement_callbacks(trainer):
             raise ConfigError(
                 "ReportCallback reports what other callbacks measure; give the Trainer one of "
                 "them, such as EditEvaluation"
             )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the numbers of a training that is not ours.
+        """Write ``measures.json`` after a training without ``EditTrainer``.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that was trained.
+            pl_module: The LightningModule that was trained.
         """
         if isinstance(pl_module, MeasurementDriver) or not trainer.is_global_zero:
             return
         record: dict[str, Any] = {
             "module": type(pl_module).__name__,
             "steps": trainer.global_step,
-            "before": {k: v for other in _others(trainer) for k, v in (other.before or {}).items()},
-            "after": {k: v for other in _others(trainer) for k, v in other.values.items()},
+            "before": {
+                k: v
+                for other in _measurement_callbacks(trainer)
+                for k, v in (other.before or {}).items()
+            },
+            "after": {
+                k: v for other in _measurement_callbacks(trainer) for k, v in other.values.items()
+            },
         }
         folder = self.folder or Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +107,7 @@ class ReportCallback(MeasurementCallback):
         write_atomic(folder / "measures.json", text.encode())
 
 
-def _others(trainer: pl.Trainer) -> list[MeasurementCallback]:
+def _measurement_callbacks(trainer: pl.Trainer) -> list[MeasurementCallback]:
     listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # untyped there
     return [
         one

@@ -1,4 +1,4 @@
-"""Which answers of which edits were right when, over a stream of edits."""
+"""Retention history: which edits were correct after their commit, and which still are."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,72 +10,74 @@ from lightning_edit.callbacks.base import EvalContext
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.metrics import Retention
-from lightning_edit.metrics.aspects import plain
+from lightning_edit.metrics.aspects import to_floats
 from lightning_edit.types import EditRequest
 
-#: Aspects that tell whether an edit still holds, and the measure of each mode.
+#: Aspects that show whether an edit is retained, and the modes that are compared.
 _ASPECTS = ("reliability", "generalization")
 _MODES = ("tf", "gen")
 
 
 @dataclass
-class History:
-    """When each edit was written, and which of its answers were right the first time.
+class RetentionHistory:
+    """Commit step and first correctness of every edit, as the reference for retention.
 
     Args:
-        written_at: Edits that the stream had come to with this one, by request.
-        once: By request and series (``reliability@tf``), one digit an answer: 1 right, 0 wrong.
+        written_at: Number of edits in the stream up to and including this one, by request.
+        once: By request and series (``reliability@tf``), one digit per answer: 1 correct, 0 wrong.
     """
 
     written_at: dict[str, int] = field(default_factory=dict)
     once: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain containers, a few bytes an edit."""
+        """Serialise to plain containers, a few bytes per edit."""
         return {"written_at": self.written_at, "once": self.once}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> "History":
-        """Read what :meth:`to_dict` wrote."""
+    def from_dict(cls, state: Mapping[str, Any]) -> "RetentionHistory":
+        """Deserialise the dictionary of :meth:`to_dict`."""
         return cls(dict(state["written_at"]), dict(state["once"]))
 
-    def written(self, context: EvalContext) -> None:
-        """Note that edits were written.
+    def record_commit(self, context: EvalContext) -> None:
+        """Record the commit step of edits.
 
         Args:
-            context: Right after their commit.
+            context: Context right after their commit.
         """
         self.written_at |= {request.id: context.step for request in context.requests}
 
-    def ask(self, scorer: Scorer, requests: Sequence[EditRequest]) -> None:
-        """Ask edits that were just written.
+    def score_after_commit(self, scorer: Scorer, requests: Sequence[EditRequest]) -> None:
+        """Score edits right after their commit.
 
         Args:
-            scorer: Puts questions to the model.
+            scorer: Scorer of the edited model.
             requests: The edits.
         """
-        self._note(scorer.score([probe for request in requests for probe in _own(request)]))
+        self._record_first(
+            scorer.score([probe for request in requests for probe in _edit_probes(request)])
+        )
 
-    def _note(self, scores: Sequence[ProbeScore]) -> None:
-        for (edit_id, series), digits in _right(scores).items():
+    def _record_first(self, scores: Sequence[ProbeScore]) -> None:
+        for (edit_id, series), digits in _correct_digits(scores).items():
             self.once.setdefault(edit_id, {}).setdefault(series, digits)
 
     def measure(self, context: EvalContext) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Compare what is right now with what was right the first time.
+        """Measure retention: correctness now against correctness right after the commit.
 
         Args:
-            context: With the outcomes of all edits so far.
+            context: Context with the outcomes of all edits so far.
 
         Returns:
             Values by name, and the points of the retention curves.
         """
         if context.ledger is None or not self.written_at:
             return {}, []
-        # An edit that was taken back is not one that was forgotten.
+        # An edit that was undone does not count as forgotten.
         in_force = set(context.ledger.request_ids)
         scores = [score for score in context.scores if score.edit_id in in_force]
-        self._note(scores)
-        right = _right(scores)
+        self._record_first(scores)
+        right = _correct_digits(scores)
         values: dict[str, float] = {}
         rows: list[dict[str, Any]] = []
         for aspect in _ASPECTS:
@@ -108,19 +110,19 @@ class History:
                 earlier.append(sum(map(float, digits)) / len(digits))
         metric = Retention(sync_on_compute=False)
         metric.update(torch.tensor(ages, dtype=torch.long), torch.tensor(once), torch.tensor(now))
-        values = plain(metric.compute())
+        values = to_floats(metric.compute())
         if earlier:
             values["earlier"] = sum(earlier) / len(earlier)
         return values, metric.curve()
 
 
-def _own(request: EditRequest) -> Iterator[ScoredProbe]:
-    """Return the edit itself and its rephrasings."""
+def _edit_probes(request: EditRequest) -> Iterator[ScoredProbe]:
+    """Return the probes of the edit itself and of its rephrasings."""
     return (item for item in probes_of(request) if item.probe.aspect in _ASPECTS)
 
 
-def _right(scores: Sequence[ProbeScore]) -> dict[tuple[str, str], str]:
-    """Return one digit an answer, in the order of the probes, by request and series."""
+def _correct_digits(scores: Sequence[ProbeScore]) -> dict[tuple[str, str], str]:
+    """Return correctness as one digit per answer, in probe order, by request and series."""
     found: dict[tuple[str, str], str] = {}
     for score in scores:
         if score.aspect not in _ASPECTS:

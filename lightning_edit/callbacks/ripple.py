@@ -1,4 +1,4 @@
-"""What edits did to facts that nobody asked about, by their place in a knowledge graph."""
+"""Ripple-effect callback: harm to facts around an edit, by distance in a knowledge graph."""
 
 import logging
 import math
@@ -19,10 +19,15 @@ from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementC
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.evaluation.fact_reader import FactReader, Representation
 from lightning_edit.evaluation.knowledge_graph import FactGraph, facts_of, read_facts, triple_of
-from lightning_edit.evaluation.neighbourhoods import FactOutcome, Placed, Ripple, choose
+from lightning_edit.evaluation.neighbourhoods import (
+    FactOutcome,
+    NeighbourFact,
+    Ripple,
+    choose_neighbourhoods,
+)
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.ripple import cosine
-from lightning_edit.metrics.aspects import plain
+from lightning_edit.metrics.aspects import to_floats
 from lightning_edit.metrics.ripple import RippleScores
 from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.storage.run_folder import RunFolder
@@ -31,40 +36,40 @@ from lightning_edit.types.facts import Fact
 from lightning_edit.types.requests import as_requests
 
 log = logging.getLogger(__name__)
-#: File of a run folder with one line a fact, edit and evaluation point.
+#: File in a run folder with one line per fact, edit and evaluation point.
 FILE = "ripple.jsonl"
-#: Facts read between two steps of the progress bar.
+#: Facts per step of the progress bar.
 _CHUNK = 512
 
 
 class RippleCallback(MeasurementCallback):
-    """Measures harm to facts that lie close to an edit in hidden space but far from it in a graph.
+    """Ripple effects: harm to facts close to an edit in hidden space but far in a knowledge graph.
 
-    Before the first edit every fact of a knowledge graph is asked, and around each edit four sets
+    Before the first edit every fact of a knowledge graph is scored, and around each edit four sets
     are chosen once: ``near`` (the closest facts in the model's hidden space of those more than two
     steps away in the graph), ``hop_1``, ``hop_2`` and ``random`` (unrelated, not in ``near``).
-    Every evaluation asks them again. Values: see :class:`~lightning_edit.metrics.RippleScores`; one
-    line a fact stands in ``ripple.jsonl`` of the run folder. Facts that the stream edits are in no
-    set. Works in our loop, and in anyone's Trainer for the ``requests`` or ``data`` given here.
+    Every evaluation scores them again. Values: see :class:`~lightning_edit.metrics.RippleScores`;
+    ``ripple.jsonl`` in the run folder has one line per fact. Facts that the stream edits are in no
+    set. Works under ``EditTrainer``, and in any Trainer for the given ``requests`` or ``data``.
 
     Args:
-        facts: The graph: ``requests`` (what the probes of the edits state), ``atlas`` (geography),
-            a JSON Lines file of triples with prompts, or facts.
-        representation: What stands for a fact in hidden space, see
+        facts: The graph: ``requests`` (facts that the probes of the edits state), ``atlas``
+            (geography), a JSON Lines file of triples with prompts, or facts.
+        representation: Representation of a fact in hidden space, see
             :class:`~lightning_edit.evaluation.fact_reader.FactReader`.
-        layer: Block that it is taken from; ``None``: the middle one.
-        size: Most facts of a set.
+        layer: Index of the block it is read from; ``None``: the middle one.
+        size: Maximum number of facts in a set.
         threshold: Rise of the log perplexity, in nats, above which a fact counts as harmed.
-        known_only: Whether only facts that the pristine model answers right are looked at.
-        requests: Edits, outside our loop; dictionaries need ``prompt`` and ``target``.
-        data: A data module of edits, or a JSONL file of such, outside our loop.
-        batch_size: Facts that go through the model together.
-        seed: Draws the control sets.
-        **kwargs: As for :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
+        known_only: Whether only facts that the pristine model answers correctly are used.
+        requests: Edits, without ``EditTrainer``; dictionaries need ``prompt`` and ``target``.
+        data: A data module of edits, or a JSONL file of edits, without ``EditTrainer``.
+        batch_size: Facts per batch.
+        seed: Seed of the control sets.
+        **kwargs: See :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
 
     Note:
         GIE (arXiv 2403.07825) is reconstructed from its abstract and summaries. One of them takes
-        closeness from the edited model; here it is the pristine model's, so that editors are
+        similarity from the edited model; here it is the pristine model's, so that editors are
         compared on the same facts. Under the protocol ``single`` values are means over edits.
 
     Raises:
@@ -102,10 +107,10 @@ class RippleCallback(MeasurementCallback):
         self.seed = seed
         self.facts: tuple[Fact, ...] = ()
         self.outcomes: tuple[FactOutcome, ...] = ()
-        self.places: dict[str, list[Placed]] = {}
+        self.places: dict[str, list[NeighbourFact]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the chosen facts and how the pristine model took them."""
+        """Return the checkpoint state: the chosen facts and the pristine model's outcomes."""
         return super().state_dict() | {
             "facts": [asdict(fact) for fact in self.facts],
             "outcomes": [(outcome.nll, outcome.rank) for outcome in self.outcomes],
@@ -113,7 +118,7 @@ class RippleCallback(MeasurementCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` returned.
+        """Restore the checkpoint state that :meth:`state_dict` returned.
 
         Args:
             state_dict: Plain containers.
@@ -124,17 +129,17 @@ class RippleCallback(MeasurementCallback):
         )
         self.outcomes = tuple(FactOutcome(*outcome) for outcome in state_dict["outcomes"])
         self.places = {
-            edit: [Placed(**place) for place in listed]
+            edit: [NeighbourFact(**place) for place in listed]
             for edit, listed in state_dict["places"].items()
         }
 
     def reset(self) -> None:
-        """Start anew."""
+        """Reset the state before a new run."""
         super().reset()
         self.facts, self.outcomes, self.places = (), (), {}
 
     def measure(self, context: EvalContext) -> Measurement:
-        """Choose the facts on the pristine model; later ask them again.
+        """Choose the facts around each edit on the pristine model; later, score them again.
 
         Args:
             context: The model, and the edits in force.
@@ -143,7 +148,7 @@ class RippleCallback(MeasurementCallback):
             context.model, context.tokenizer, self.representation, self.layer, self.batch_size
         )
         if self.before is None:
-            self._choose(context, reader)
+            self._choose_neighbourhoods(context, reader)
             return Measurement({"ripple/facts": float(len(self.facts))})
         edits = [request.id for request in context.requests if request.id in self.places]
         edits = edits or ([] if context.requests else list(self.places))
@@ -158,10 +163,10 @@ class RippleCallback(MeasurementCallback):
         ]
         metric = RippleScores(self.threshold).to(context.device)
         metric.update(ripples)
-        return Measurement(plain(metric.compute()), [self._row(ripple) for ripple in ripples])
+        return Measurement(to_floats(metric.compute()), [self._row(ripple) for ripple in ripples])
 
     def on_results(self, folder: RunFolder) -> None:
-        """Write ``ripple.jsonl``: the rows of every evaluation, each with its place in the stream.
+        """Write ``ripple.jsonl``: the rows of every evaluation, each with its point (``after``).
 
         Args:
             folder: The run's folder.
@@ -195,16 +200,16 @@ class RippleCallback(MeasurementCallback):
 
     # --------------------------------------------------------------------------------- choosing
 
-    def _choose(self, context: EvalContext, reader: FactReader) -> None:
-        requests = self._edits(context)
-        graph = FactGraph(self._facts(requests))
+    def _choose_neighbourhoods(self, context: EvalContext, reader: FactReader) -> None:
+        requests = self._requests_to_measure(context)
+        graph = FactGraph(self._candidate_facts(requests))
         if not graph.facts:
             raise ConfigError(
                 "no facts around the edits: their probes state none; give RippleCallback `facts` "
                 "a JSON Lines file of triples with prompts, or `atlas`"
             )
-        # Facts and edits in one list, so that processes share both.
-        asked = [*graph.facts, *map(_as_fact, requests)]
+        # Facts and edits in one list, so that both are sharded over processes.
+        asked = [*graph.facts, *map(_edit_as_fact, requests)]
         found = dict(gather(context.map_sharded(asked, lambda part: _read(reader, part))))
         outcomes = [found[number][0] for number in range(len(graph.facts))]
         vectors = torch.stack([found[number][1] for number in range(len(asked))])
@@ -215,10 +220,10 @@ class RippleCallback(MeasurementCallback):
         ]
         if not any(usable):
             log.warning(
-                "the model knows none of %d facts, so no ripple can be measured", len(usable)
+                "the model knows none of %d facts, so no ripple effect can be measured", len(usable)
             )
         chosen = {
-            request.id: choose(
+            request.id: choose_neighbourhoods(
                 graph.distances(request),
                 row,
                 usable,
@@ -227,29 +232,29 @@ class RippleCallback(MeasurementCallback):
             )
             for request, row in zip(requests, similar, strict=True)
         }
-        self._keep(graph.facts, outcomes, chosen)
+        self._keep_chosen(graph.facts, outcomes, chosen)
 
-    def _keep(
+    def _keep_chosen(
         self,
         facts: Sequence[Fact],
         outcomes: Sequence[FactOutcome],
-        chosen: Mapping[str, Sequence[Placed]],
+        chosen: Mapping[str, Sequence[NeighbourFact]],
     ) -> None:
-        """Keep the chosen facts alone, numbered anew."""
+        """Keep only the chosen facts, and renumber them."""
         used = sorted({place.fact for place in chain.from_iterable(chosen.values())})
         number = {old: new for new, old in enumerate(used)}
         self.facts = tuple(facts[old] for old in used)
         self.outcomes = tuple(outcomes[old] for old in used)
         self.places = {
-            edit: [Placed(number[p.fact], p.distance, p.similarity, p.set) for p in listed]
+            edit: [NeighbourFact(number[p.fact], p.distance, p.similarity, p.set) for p in listed]
             for edit, listed in chosen.items()
         }
 
-    def _edits(self, context: EvalContext) -> list[EditRequest]:
+    def _requests_to_measure(self, context: EvalContext) -> list[EditRequest]:
         if context.requests:
             return list(context.requests)
         if isinstance(self.data, str):
-            from lightning_edit.datamodules import JSONLDataModule  # reads files only when asked to
+            from lightning_edit.datamodules import JSONLDataModule  # imported only when needed
 
             self.data = JSONLDataModule(self.data)
         given = list(self.requests)
@@ -258,12 +263,12 @@ class RippleCallback(MeasurementCallback):
             given += self.data.edit_requests()
         if not given:
             raise ConfigError(
-                "RippleCallback looks at facts around edits and knows of none; outside "
+                "RippleCallback measures facts around edits, but got no edits; outside "
                 "`lightning-edit edit` give it `requests` or `data`"
             )
         return given
 
-    def _facts(self, requests: Sequence[EditRequest]) -> Sequence[Fact]:
+    def _candidate_facts(self, requests: Sequence[EditRequest]) -> Sequence[Fact]:
         if not isinstance(self.source, str):
             return self.source
         if self.source == "requests":
@@ -271,8 +276,8 @@ class RippleCallback(MeasurementCallback):
         return atlas_facts(load_atlas()) if self.source == "atlas" else read_facts(self.source)
 
 
-def _as_fact(request: EditRequest) -> Fact:
-    """Return an edit as a fact, for its representation."""
+def _edit_as_fact(request: EditRequest) -> Fact:
+    """Convert an edit to a fact, for its hidden representation."""
     return Fact(*triple_of(request), request.prompt, (request.target,), request.subject)
 
 

@@ -1,1 +1,1 @@
-"""The command line: one module a verb, and the parsers they share."""
+"""Command-line interface: one module per verb, and the argument parsers that they share."""

@@ -1,4 +1,4 @@
-"""``lightning-edit benchmark``: run a grid, cell by cell, and show its tables."""
+"""``lightning-edit benchmark``: run a benchmark grid cell by cell, and print its tables."""
 
 import argparse
 import shutil
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 _FORMATS = ("text", "markdown", "latex", "csv", "json")
 _SUFFIX = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}
-#: Width of the text table that is kept in a file.
-_PAGE = 120
+#: Width of the text table that is written to a file, in columns.
+_TABLE_WIDTH = 120
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "lightning-edit benchmark",
-        description="Run every cell of a grid that is not done yet, and show its tables.",
-        epilog="Call it again to go on where it was interrupted; several calls may run at once.",
+        description="Run every unfinished cell of a grid, and print its tables.",
+        epilog="Run it again to resume after an interruption; several processes may run at once.",
     )
-    parser.add_argument("grid", type=Path, help="its YAML file, see configs/benchmark")
+    parser.add_argument("grid", type=Path, help="YAML file of the grid, see configs/benchmark")
     parser.add_argument("--out", type=Path, help="folder; default: runs/benchmark/NAME")
     parser.add_argument(
         "--shard", default="1/1", metavar="I/N", help="run only every N-th cell, from the I-th on"
     )
     parser.add_argument("--retry", action="store_true", help="run cells that failed once more")
-    parser.add_argument("--list", action="store_true", help="list the cells and how they stand")
+    parser.add_argument("--list", action="store_true", help="list the cells and their status")
     parser.add_argument(
-        "--table", choices=_FORMATS, help="run nothing; print the tables of what is done"
+        "--table", choices=_FORMATS, help="run nothing; print the tables of the finished cells"
     )
     return parser.parse_args(argv)
 
@@ -53,8 +53,8 @@ def _shard(text: str, cells: Sequence[Cell]) -> list[Cell]:
     return shard(cells, int(number), int(of))
 
 
-def _missing(grid: Grid) -> dict[str, str]:
-    """Return the optional models that are not on this machine, and where they were looked for."""
+def _absent_models(grid: Grid) -> dict[str, str]:
+    """Return optional models that are absent from this machine, with the path of each."""
     return {
         name: str(model["lm"])
         for name, model in grid.models.items()
@@ -63,72 +63,76 @@ def _missing(grid: Grid) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
+    """Run ``lightning-edit benchmark``.
 
     Args:
-        argv: Arguments after ``benchmark``; ``None``: those of the process.
+        argv: Arguments after ``benchmark``; ``None`` reads ``sys.argv``.
 
     Returns:
-        Exit status: 0 every cell asked for is done, 1 interrupted or some failed.
+        Exit status: 0 if every selected cell is done, 1 if interrupted or if a cell failed.
     """
     options = _parse(argv)
     grid = read_grid(options.grid)
     out = options.out or Path("runs") / "benchmark" / grid.path.stem
-    missing = _missing(grid)
-    here = [cell for cell in grid.cells if cell.model not in missing]
+    absent = _absent_models(grid)
+    available = [cell for cell in grid.cells if cell.model not in absent]
     if options.table is not None:
-        width = shutil.get_terminal_size((_PAGE, 24)).columns
-        sys.stdout.write(_tables(grid, here, out, options.table, width))
+        width = shutil.get_terminal_size((_TABLE_WIDTH, 24)).columns
+        sys.stdout.write(_render_tables(grid, available, out, options.table, width))
         return 0
     console = Console(highlight=False, soft_wrap=True)
-    for name, place in missing.items():
+    for name, place in absent.items():
         console.print(f"{place} is absent: the cells of model {name} are left out.")
-    cells = _shard(options.shard, here)
+    cells = _shard(options.shard, available)
     if options.list:
         for cell in cells:
             console.print(f"{CellFolder(out, cell).status:<9}{cell.title}", markup=False)
         return 0
-    return _run(grid, cells, here, out, options.retry, console)
+    return _run(grid, cells, available, out, options.retry, console)
 
 
 def _run(
     grid: Grid,
     cells: Sequence[Cell],
-    here: Sequence[Cell],
+    available: Sequence[Cell],
     out: Path,
     retry: bool,
     console: Console,
 ) -> int:
     wanted = ("open", "started", "failed") if retry else ("open", "started")
     counts = Counter(CellFolder(out, cell).status for cell in cells)
-    told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    console.print(f"{grid.title}: {len(cells)} cells in {out} ({told or 'nothing to run'})")
+    status_counts = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    console.print(
+        f"{grid.title}: {len(cells)} cells in {out} ({status_counts or 'nothing to run'})"
+    )
     todo = [cell for cell in cells if CellFolder(out, cell).status in wanted]
     if not cells:
         return 0
     try:
         if todo:
-            _work(grid, todo, out, console)
+            _run_pending(grid, todo, out, console)
     except (KeyboardInterrupt, SystemExit):
-        sys.stderr.write("Interrupted. What was done is kept; the same command goes on with it.\n")
+        sys.stderr.write("Interrupted. Finished work is kept; repeat the same command to resume.\n")
         return 1
-    for form, suffix in _SUFFIX.items():
+    for table_format, suffix in _SUFFIX.items():
         path = out / f"tables.{suffix}"
-        write_atomic(path, _tables(grid, here, out, form, _PAGE).encode())
+        write_atomic(
+            path, _render_tables(grid, available, out, table_format, _TABLE_WIDTH).encode()
+        )
     console.print()
-    sys.stdout.write(_tables(grid, here, out, "text", console.width))
+    sys.stdout.write(_render_tables(grid, available, out, "text", console.width))
     console.print(f"Tables: {out}/tables.txt, .md, .tex, .csv, .json; runs: {out}/cells")
     failed = [cell for cell in cells if CellFolder(out, cell).status == "failed"]
     if failed:
         console.print(
-            f"{len(failed)} of {len(cells)} cells failed; the reasons stand under the tables, the "
-            "tracebacks in error.json of their folders. --retry runs them once more.",
+            f"{len(failed)} of {len(cells)} cells failed; the reasons are below the tables, the "
+            "tracebacks in error.json of their folders. --retry runs them again.",
         )
     return 1 if failed else 0
 
 
-def _work(grid: Grid, todo: Sequence[Cell], out: Path, console: Console) -> None:
-    # Lightning takes seconds to import; listing cells and showing tables need none of it.
+def _run_pending(grid: Grid, todo: Sequence[Cell], out: Path, console: Console) -> None:
+    # Lightning takes seconds to import; listing cells and printing tables does not need it.
     from lightning_edit.benchmark.quiet import quiet
     from lightning_edit.benchmark.run import run_cells
 
@@ -136,7 +140,7 @@ def _work(grid: Grid, todo: Sequence[Cell], out: Path, console: Console) -> None
     begin, done = time.monotonic(), 0
     with console.status("") as status:
 
-        def left() -> str:
+        def remaining() -> str:
             if not done:
                 return f"{len(todo)} cells to do"
             seconds = (time.monotonic() - begin) / done * (len(todo) - done)
@@ -144,24 +148,26 @@ def _work(grid: Grid, todo: Sequence[Cell], out: Path, console: Console) -> None
                 f"{done} of {len(todo)} cells done, about {timedelta(seconds=round(seconds))} left"
             )
 
-        def started(cell: Cell) -> None:
-            status.update(f"{cell.title} ({left()})")
+        def on_start(cell: Cell) -> None:
+            status.update(f"{cell.title} ({remaining()})")
 
-        def ended(outcome: "Outcome") -> None:
+        def on_end(outcome: "Outcome") -> None:
             nonlocal done
             done += 1
             console.print(
-                f"{outcome.cell.title}: {outcome.told} ({outcome.seconds:.0f} s; {left()})",
+                f"{outcome.cell.title}: {outcome.told} ({outcome.seconds:.0f} s; {remaining()})",
                 markup=False,
             )
 
-        run_cells(grid, todo, out, ended, started)
+        run_cells(grid, todo, out, on_end, on_start)
 
 
-def _tables(grid: Grid, cells: Sequence[Cell], out: Path, form: str, width: int) -> str:
+def _render_tables(
+    grid: Grid, cells: Sequence[Cell], out: Path, table_format: str, width: int
+) -> str:
     from lightning_edit.benchmark.formats import write
     from lightning_edit.benchmark.outcomes import read_outcomes
     from lightning_edit.benchmark.tables import tables_of
 
     tables = tables_of(grid, read_outcomes(cells, out))
-    return write(tables, form, width, len({cell.seed for cell in cells}), grid)
+    return write(tables, table_format, width, len({cell.seed for cell in cells}), grid)

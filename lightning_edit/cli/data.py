@@ -1,4 +1,4 @@
-"""``lightning-edit data check``: what a data file holds, and what in it deserves a look."""
+"""``lightning-edit data check``: validate data files, count probes, report errors and oddities."""
 
 import argparse
 import json
@@ -11,27 +11,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_edit.datamodules.formats import FORMS, Reading, read_requests
+from lightning_edit.datamodules.formats import FORMS, ParsedFile, read_requests
 from lightning_edit.datamodules.formats.record import shorten
 from lightning_edit.exceptions import DataError
 from lightning_edit.types import ASPECT_OF_KIND, EditRequest
 
-_SHOWN = 3
-_ERRORS = 10
+_MAX_EXAMPLES = 3
+_MAX_ERRORS = 10
 
 
-# Which records say what of one fact: (relation, subject) or ("", prompt), then the target.
+# Records by fact and by target; a fact is (relation, subject) or ("", prompt).
 _Facts = dict[tuple[str, str], dict[str, list[tuple[int, EditRequest]]]]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of oddity in a file.
+    """Warning about one kind of oddity in a data file.
 
     Args:
         what: The oddity.
-        count: How often it occurs.
-        examples: The first few, each with its record.
+        count: Number of occurrences.
+        examples: The first few, each with its record number.
     """
 
     what: str
@@ -41,16 +41,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in one file.
+    """Validation report of one data file.
 
     Args:
-        file: The file.
-        form: Title of its form; empty where the file could not be read at all.
-        records: Records in the file.
-        requests: Edits among them.
+        file: Path of the file.
+        form: Title of its format; empty if the file could not be read at all.
+        records: Number of records in the file.
+        requests: Number of edit requests in it.
         probes: Number of probes by kind, the edits (``rewrite``) included.
-        findings: Oddities that do not keep the file from being used.
-        errors: What keeps it from being used, one sentence each.
+        findings: Warnings; the file can be used in spite of them.
+        errors: Reasons why the file cannot be used, one sentence each.
     """
 
     file: str
@@ -63,28 +63,30 @@ class Report:
 
 
 def inspect(path: str, form: str = "auto") -> Report:
-    """Read one file and report on it; errors are part of the report."""
+    """Validate one data file; errors become part of the report."""
     try:
-        reading = read_requests(path, form, collect_errors=True)
+        parsed_file = read_requests(path, form, collect_errors=True)
     except DataError as error:
         return Report(path, "", 0, 0, {}, (), (str(error),))
-    found = Counter(probe.kind for request in reading.requests for probe in request.all_probes())
+    found = Counter(
+        probe.kind for request in parsed_file.requests for probe in request.all_probes()
+    )
     return Report(
         file=path,
-        form=FORMS[reading.form].title,
-        records=reading.records,
-        requests=len(reading.requests),
+        form=FORMS[parsed_file.form].title,
+        records=parsed_file.records,
+        requests=len(parsed_file.requests),
         probes={kind: found[kind] for kind in ASPECT_OF_KIND if found[kind]},
-        findings=tuple(_findings(reading)),
-        errors=tuple(str(error) for error in reading.errors),
+        findings=tuple(_findings(parsed_file)),
+        errors=tuple(str(error) for error in parsed_file.errors),
     )
 
 
 def check_files(paths: Sequence[str], form: str = "auto", as_json: bool = False) -> int:
-    """Report on files on the terminal, or as one JSON object.
+    """Validate data files; print the reports to the terminal or as one JSON object.
 
     Returns:
-        Exit status: 0 if every file can be used, 2 if one cannot.
+        Exit status: 0 if every file can be used, 2 otherwise.
     """
     reports = [inspect(path, form) for path in paths]
     broken = any(report.errors for report in reports)
@@ -92,60 +94,68 @@ def check_files(paths: Sequence[str], form: str = "auto", as_json: bool = False)
         content = {"ok": not broken, "files": [asdict(report) for report in reports]}
         sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
     else:
-        console, complaints = Console(), Console(stderr=True)
+        console, error_console = Console(), Console(stderr=True)
         for report in reports:
-            _show(report, console, complaints)
+            _show(report, console, error_console)
     return 2 if broken else 0
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``lightning-edit data`` with the arguments after its name; return the exit status."""
-    parser = argparse.ArgumentParser(prog="lightning-edit data", description="Look at data files.")
+    parser = argparse.ArgumentParser(prog="lightning-edit data", description="Inspect data files.")
     verbs = parser.add_subparsers(required=True, metavar="check")
-    text = "count what data files hold, and report what is wrong or odd in them"
+    text = "count records and probes of data files, and report errors and oddities"
     check = verbs.add_parser("check", help=text, description=text)
     check.add_argument("files", nargs="+", metavar="FILE", help="JSON list or JSON Lines")
     check.add_argument(
         "--format",
         choices=("auto", *FORMS),
         default="auto",
-        help="form of the records (default: told from the fields of the first one)",
+        help="format of the records (default: detected from the fields of the first one)",
     )
     check.add_argument("--json", action="store_true", help="print one JSON object instead")
     arguments = parser.parse_args(argv)
     return check_files(arguments.files, arguments.format, arguments.json)
 
 
-def _findings(reading: Reading) -> Iterable[Finding]:
+def _findings(parsed_file: ParsedFile) -> Iterable[Finding]:
     prompts: _Facts = defaultdict(lambda: defaultdict(list))
     same = []
     for request, where, relation in zip(
-        reading.requests, reading.wheres, reading.relations, strict=True
+        parsed_file.requests, parsed_file.locations, parsed_file.relations, strict=True
     ):
         entry = (where.number, request)
-        prompts["", _plain(request.prompt)][request.target].append(entry)
+        prompts["", _normalise(request.prompt)][request.target].append(entry)
         if relation and request.subject:
-            prompts[relation, _plain(request.subject)][request.target].append(entry)
-        if request.old_target is not None and _plain(request.target) == _plain(request.old_target):
+            prompts[relation, _normalise(request.subject)][request.target].append(entry)
+        if request.old_target is not None and _normalise(request.target) == _normalise(
+            request.old_target
+        ):
             same.append(f"record {where.number}: {request.target!r}")
-    yield from _finding("conflicting edits (one fact, several targets)", _conflicts(prompts))
-    yield from _finding("duplicate prompts (with one target)", _duplicates(prompts))
-    yield from _finding("target equal to the old target", same)
+    yield from _make_finding("conflicting edits (one fact, several targets)", _conflicts(prompts))
+    yield from _make_finding("duplicate prompts (with one target)", _duplicates(prompts))
+    yield from _make_finding("target equal to the old target", same)
     for aspect in ("generalization", "locality"):
-        have = [any(p.aspect == aspect for p in r.all_probes()) for r in reading.requests]
-        lack = [where.number for where, has in zip(reading.wheres, have, strict=True) if not has]
-        if len(lack) < len(have):
-            yield from _finding(f"no {aspect} probe", [f"record {number}" for number in lack])
+        have = [any(p.aspect == aspect for p in r.all_probes()) for r in parsed_file.requests]
+        missing = [
+            where.number for where, has in zip(parsed_file.locations, have, strict=True) if not has
+        ]
+        if len(missing) < len(have):
+            yield from _make_finding(
+                f"no {aspect} probe", [f"record {number}" for number in missing]
+            )
     by_kind: dict[str, list[str]] = defaultdict(list)
-    for note in reading.notes:
+    for note in parsed_file.notes:
         by_kind[note.kind].append(f"record {note.number}: {note.detail}")
     for kind, details in by_kind.items():
-        yield from _finding(kind, details)
+        yield from _make_finding(kind, details)
 
 
-def _finding(what: str, details: Sequence[str]) -> Iterable[Finding]:
+def _make_finding(what: str, details: Sequence[str]) -> Iterable[Finding]:
     if details:
-        yield Finding(what, len(details), tuple(shorten(text, 160) for text in details[:_SHOWN]))
+        yield Finding(
+            what, len(details), tuple(shorten(text, 160) for text in details[:_MAX_EXAMPLES])
+        )
 
 
 def _conflicts(facts: _Facts) -> list[str]:
@@ -159,13 +169,13 @@ def _conflicts(facts: _Facts) -> list[str]:
         first = entries[0][1]
         fact = f"{first.subject} ({relation})" if relation else first.prompt
         answers = ", ".join(map(repr, targets))
-        found.setdefault(records, f"records {_listed(records)}: {fact!r} → {answers}")
+        found.setdefault(records, f"records {_join_numbers(records)}: {fact!r} → {answers}")
     return list(found.values())
 
 
 def _duplicates(facts: _Facts) -> list[str]:
     return [
-        f"records {_listed([number for number, _ in entries])}: {entries[0][1].prompt!r}"
+        f"records {_join_numbers([number for number, _ in entries])}: {entries[0][1].prompt!r}"
         for (relation, _), targets in facts.items()
         for entries in targets.values()
         if not relation and len(entries) > 1
@@ -176,16 +186,16 @@ def _number(entry: tuple[int, EditRequest]) -> int:
     return entry[0]
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    more = f" +{len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
-    return ", ".join(map(str, numbers[:_SHOWN])) + more
+def _join_numbers(numbers: Sequence[int]) -> str:
+    more = f" +{len(numbers) - _MAX_EXAMPLES} more" if len(numbers) > _MAX_EXAMPLES else ""
+    return ", ".join(map(str, numbers[:_MAX_EXAMPLES])) + more
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _show(report: Report, console: Console, complaints: Console) -> None:
+def _show(report: Report, console: Console, error_console: Console) -> None:
     if report.form:
         console.print(Text(report.file, style="bold"), soft_wrap=True)
         console.print(f"{report.form}; records: {report.records:,}, edits: {report.requests:,}")
@@ -197,10 +207,10 @@ def _show(report: Report, console: Console, complaints: Console) -> None:
             console.print(Text(f"    {example}"), soft_wrap=True)
         if finding.count > len(finding.examples):
             console.print(f"    +{finding.count - len(finding.examples):,} more")
-    for error in report.errors[:_ERRORS]:
-        complaints.print(Text.assemble(("error: ", "bold red"), error), soft_wrap=True)
-    if len(report.errors) > _ERRORS:
-        complaints.print(f"+{len(report.errors) - _ERRORS:,} more errors")
+    for error in report.errors[:_MAX_ERRORS]:
+        error_console.print(Text.assemble(("error: ", "bold red"), error), soft_wrap=True)
+    if len(report.errors) > _MAX_ERRORS:
+        error_console.print(f"+{len(report.errors) - _MAX_ERRORS:,} more errors")
 
 
 def _counts(probes: Mapping[str, int]) -> Table:

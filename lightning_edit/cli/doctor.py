@@ -1,4 +1,4 @@
-"""``lightning-edit doctor``: what was found in a model, and what a method takes to edit it."""
+"""``lightning-edit doctor``: editable modules of a model, and the memory each editor needs."""
 
 import argparse
 from collections.abc import Sequence
@@ -23,34 +23,40 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report.
+    """Run ``lightning-edit doctor``.
 
     Args:
-        argv: Arguments after ``doctor``; the process's own when left out.
+        argv: Arguments after ``doctor``; ``None`` reads ``sys.argv``.
 
     Returns:
         0.
 
     Raises:
         ModelLoadError: If the model's config cannot be read.
-        ArchitectureError: If its parts are not found.
+        ArchitectureError: If an editable module is not found.
     """
     arguments = _parser().parse_args(argv)
-    # torch and transformers load only now, so that --help and a wrong option answer at once.
+    # torch and transformers are imported late, so that --help and usage errors stay fast.
     from rich.console import Console
 
-    from lightning_edit.cli.doctor_findings import final_editors, methods_table, parts, summary
+    from lightning_edit.cli.doctor_findings import (
+        final_editors,
+        methods_table,
+        parts_table,
+        summary_table,
+    )
     from lightning_edit.models.loading import build_empty
     from lightning_edit.models.view import resolve
 
     view = resolve(build_empty(arguments.model, arguments.dtype, arguments.revision))
     console = Console()
-    console.print(summary(arguments.model, view))
-    console.print(parts(view))
+    console.print(summary_table(arguments.model, view))
+    console.print(parts_table(view))
     console.print(methods_table(view, final_editors()))
     console.print(
-        "weights: memory of the model. editing: an estimate of what a method holds beside it, such "
-        "as key statistics and their factors, or its networks; activations of a pass come on top.",
+        "weights: memory of the model. editing: estimated additional memory of a method, such "
+        "as key statistics and their factors, or its networks; activations "
+        "of a forward pass are not included.",
         style="dim",
     )
     return 0

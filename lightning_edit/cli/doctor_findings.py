@@ -1,4 +1,4 @@
-"""Tables of what was found in a model; :mod:`lightning_edit.cli.doctor` prints them."""
+"""Tables of a model's structure, editable modules and memory, for ``lightning-edit doctor``."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from lightning_edit.models.weights import weight
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def readable(count: int) -> str:
-    """Write a number of bytes with a unit.
+def format_bytes(count: int) -> str:
+    """Format a number of bytes with a binary unit.
 
     Example:
-        >>> readable(1536)
+        >>> format_bytes(1536)
         '1.5 KiB'
     """
     value, unit = float(count), 0
@@ -26,7 +26,7 @@ def readable(count: int) -> str:
     return f"{value:.0f} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
-def _bytes(view: ModelView) -> int:
+def _model_bytes(view: ModelView) -> int:
     return sum(p.numel() * p.element_size() for p in view.model.parameters())
 
 
@@ -38,12 +38,12 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def summary(name: str, view: ModelView) -> Table:
-    """Tabulate what kind of model this is.
+def summary_table(name: str, view: ModelView) -> Table:
+    """Tabulate a model's class, architecture, parameter count, dtype, depth and widths.
 
     Args:
-        name: What the user calls it.
-        view: Its structure.
+        name: Name of the model, as the user gave it.
+        view: The model's structure.
     """
     count = sum(parameter.numel() for parameter in view.model.parameters())
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in view.model.parameters()})
@@ -56,7 +56,7 @@ def summary(name: str, view: ModelView) -> Table:
     for label, value in (
         ("class", type(view.model).__name__),
         ("kind", "encoder-decoder" if view.is_encoder_decoder else "decoder-only"),
-        ("parameters", f"{count:,} as {', '.join(dtypes)}: {readable(_bytes(view))}"),
+        ("parameters", f"{count:,} as {', '.join(dtypes)}: {format_bytes(_model_bytes(view))}"),
         ("blocks", blocks),
         ("widths", f"{view.hidden_size} hidden, {view.intermediate_size} inside the MLP"),
         ("head", f"tied to {', '.join(tied)}" if tied else "has weights of its own"),
@@ -65,8 +65,8 @@ def summary(name: str, view: ModelView) -> Table:
     return table
 
 
-def parts(view: ModelView) -> Table:
-    """Tabulate where the parts that editors touch were found, with shapes as (d_out × d_in).
+def parts_table(view: ModelView) -> Table:
+    """Tabulate module paths of the editable layers, with weight shapes as (d_out × d_in).
 
     Args:
         view: The model's structure.
@@ -75,7 +75,7 @@ def parts(view: ModelView) -> Table:
     for stack, blocks in (("", view.blocks), ("encoder ", view.encoder_blocks)):
         for label, path in _block_parts(blocks[0]) if blocks else ():
             star = path.replace(blocks[0].name, blocks[0].name.removesuffix("0") + "*", 1)
-            table.add_row(stack + label, star, *_linear(view, path))
+            table.add_row(stack + label, star, *_describe_linear(view, path))
     for label, module in (
         ("final norm", view.final_norm),
         ("head", view.head),
@@ -85,7 +85,7 @@ def parts(view: ModelView) -> Table:
             table.add_row(label, "none", "", "")
         else:
             path = view.name_of(module)
-            table.add_row(label, path, *_linear(view, path))
+            table.add_row(label, path, *_describe_linear(view, path))
     return table
 
 
@@ -99,8 +99,8 @@ def _block_parts(block: BlockView) -> Iterator[tuple[str, str]]:
         yield "cross-attention out", block.cross_attention_out
 
 
-def _linear(view: ModelView, path: str) -> tuple[str, str]:
-    """Shape as (d_out × d_in) and the kind of layer."""
+def _describe_linear(view: ModelView, path: str) -> tuple[str, str]:
+    """Return a layer's weight shape as (d_out × d_in), and its class."""
     module = view.model.get_submodule(path)
     if "weight" not in dict(module.named_parameters(recurse=False)):
         return "", type(module).__name__
@@ -110,29 +110,29 @@ def _linear(view: ModelView, path: str) -> tuple[str, str]:
 
 
 def final_editors() -> list[type[Any]]:
-    """Every editor of the library that is no family, by name."""
+    """Return all concrete editor classes of the library (no family base classes), by name."""
     import lightning_edit.editors  # noqa: F401  # importing it defines the classes
     from lightning_edit.editors.base import Editor
 
-    def below(cls: type[Any]) -> Iterator[type[Any]]:
+    def subclasses(cls: type[Any]) -> Iterator[type[Any]]:
         for child in cls.__subclasses__():
             yield child
-            yield from below(child)
+            yield from subclasses(child)
 
-    ours = {
+    concrete = {
         cls
-        for cls in below(Editor)
+        for cls in subclasses(Editor)
         if not cls._family and cls.__module__.startswith("lightning_edit.")
     }
-    return sorted(ours, key=lambda cls: cls.__name__)
+    return sorted(concrete, key=lambda cls: cls.__name__)
 
 
 def methods_table(view: ModelView, editors: Sequence[type[Any]]) -> Table:
-    """Tabulate each method's default layers, what must run first, and its memory.
+    """Tabulate each editor's default layers, required stages (``fit``, ``stats``) and memory.
 
     Args:
         view: The model's structure.
-        editors: Final editor classes; their class methods and flags are read.
+        editors: Concrete editor classes; their class methods and flags are read.
     """
     table = _table("Methods", "method", "default layers", "run first", "weights", "editing", "sum")
     kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
@@ -141,14 +141,14 @@ def methods_table(view: ModelView, editors: Sequence[type[Any]]) -> Table:
             table.add_row(cls.__name__, f"does not edit {kind} models", *[""] * 4)
             continue
         layers = cls.default_layers(view.num_blocks)
-        weights, extra = _bytes(view), cls.memory_bytes(view, layers)
+        weights, extra = _model_bytes(view), cls.memory_bytes(view, layers)
         needs = (("fit", cls.needs_fit), ("stats", cls.needs_statistics))
         table.add_row(
             cls.__name__,
             ", ".join(map(str, layers)) or "–",
             ", ".join(verb for verb, needed in needs if needed) or "–",
-            readable(weights),
-            readable(extra) if extra else "–",
-            readable(weights + extra),
+            format_bytes(weights),
+            format_bytes(extra) if extra else "–",
+            format_bytes(weights + extra),
         )
     return table

@@ -1,4 +1,4 @@
-"""``lightning-edit export``: ship the edits of a run."""
+"""``lightning-edit export``: write a run's edits as LoRA adapter, merged checkpoint or delta."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ Ship the edits of a run.
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Describe the options; imports nothing heavy, so that ``--help`` answers at once."""
+    """Build the argument parser; imports nothing heavy, so that ``--help`` stays fast."""
     parser = argparse.ArgumentParser(
         "lightning-edit export",
         description=_DESCRIPTION,
@@ -36,30 +36,28 @@ def build_parser() -> argparse.ArgumentParser:
         "--max_rank",
         type=_positive,
         metavar="N",
-        help="largest LoRA rank of a layer; beyond it the update is cut by singular values",
+        help="largest LoRA rank of a layer; a larger update is truncated by singular values",
     )
-    parser.add_argument(
-        "--model", help="where the unedited model lies now (default: as in the run)"
-    )
+    parser.add_argument("--model", help="path of the unedited model (default: as in the run)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
+    """Run ``lightning-edit export``.
 
     Args:
-        argv: Arguments after ``export``; ``None``: those of the process.
+        argv: Arguments after ``export``; ``None`` reads ``sys.argv``.
 
     Returns:
-        Exit code: 0, or 2 after an error that the user can mend.
+        Exit code: 0, or 2 after an error that the user can fix.
     """
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.max_rank is not None and options.format != "peft":
         parser.error("--max_rank is for --format peft; the other formats keep the whole update")
     try:
-        # Loads torch, transformers and peft, which take seconds.
+        # Imports torch, transformers and peft, which takes seconds.
         from lightning_edit.export.write import EXACT, export
 
         done = export(**vars(options))

@@ -1,8 +1,9 @@
-"""``lightning-edit mine``: which single edits make the model collapse. Loads no torch.
+"""``lightning-edit mine``: hard edits, i.e. single edits that make the model collapse.
 
-As for HardEdit (arXiv 2402.09656), each edit of a set is written alone on the pristine model and
-perplexity on fixed texts is measured; what raises it beyond a bound is hard. The measuring is an
-ordinary run (protocol ``single``, with ``CollapseCallback``), so it can be interrupted and resumed.
+As in HardEdit (arXiv 2402.09656), each edit is written alone into the pristine model and perplexity
+on fixed texts is measured; an edit that raises it beyond a bound is hard. The measurement is an
+ordinary run (protocol ``single`` with ``CollapseCallback``), so it can be interrupted and resumed.
+Loads no torch.
 """
 
 import argparse
@@ -24,12 +25,12 @@ _HOW = (
 
 
 @dataclass(frozen=True)
-class MinedEdit:
-    """One edit, and what it alone does to the model.
+class EditPerplexity:
+    """Perplexity of the model after one single edit.
 
     Args:
-        ids: Its request, or the requests of its case.
-        ratio: Perplexity on fixed texts over the pristine model's.
+        ids: The edit's request, or the requests of its case.
+        ratio: Perplexity on fixed texts, divided by the pristine model's.
         perplexity: Perplexity on fixed texts.
     """
 
@@ -38,19 +39,21 @@ class MinedEdit:
     perplexity: float
 
 
-def mined(folder: Path) -> list[MinedEdit]:
-    """Read what each edit of a run did alone, the worst first.
+def rank_edits_by_perplexity(folder: Path) -> list[EditPerplexity]:
+    """Read the perplexity after each single edit of a run, highest ratio first.
 
     Args:
         folder: A run of protocol ``single`` with ``CollapseCallback``, finished or not.
 
     Raises:
-        DataError: If it is not such a run.
+        DataError: If the folder is not such a run.
     """
     path = folder / "measures.jsonl"
     rows = read_rows(path) if path.exists() else []
     found = [
-        MinedEdit(tuple(row["edits"]), row["values"][_RATIO], row["values"]["collapse/perplexity"])
+        EditPerplexity(
+            tuple(row["edits"]), row["values"][_RATIO], row["values"]["collapse/perplexity"]
+        )
         for row in rows
         if "edits" in row and _RATIO in row.get("values", {})
     ]
@@ -59,27 +62,27 @@ def mined(folder: Path) -> list[MinedEdit]:
     return sorted(found, key=lambda edit: (-edit.ratio, edit.ids))
 
 
-def records_of(folder: Path, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Return requests of a run as records for ``JSONLDataModule``, in the order of ``ids``.
+def request_records(folder: Path, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Return edit requests of a run as ``JSONLDataModule`` records, in the order of ``ids``.
 
     Args:
-        folder: The run.
-        ids: Its requests.
+        folder: Folder of the run.
+        ids: Ids of requests.
     """
     known = {
         request["id"]: request
         for entry in Journal(folder / "ledger").commits()
         for request in entry.requests
     }
-    return [_plain(known[name]) for name in ids]
+    return [_drop_empty(known[name]) for name in ids]
 
 
-def _plain(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is not given, here and inside."""
+def _drop_empty(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop null and empty fields of a record, nested records included."""
     return {
-        name: [_plain(item) if isinstance(item, Mapping) else item for item in value]
+        name: [_drop_empty(item) if isinstance(item, Mapping) else item for item in value]
         if isinstance(value, list | tuple)
-        else _plain(value)
+        else _drop_empty(value)
         if isinstance(value, Mapping)
         else value
         for name, value in request.items()
@@ -88,16 +91,16 @@ def _plain(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
+    """Run ``lightning-edit mine``.
 
     Args:
-        argv: Arguments after ``mine``; ``None``: those of the process.
+        argv: Arguments after ``mine``; ``None`` reads ``sys.argv``.
 
     Returns:
         Exit status.
 
     Raises:
-        DataError: If the folder is no run that can be mined.
+        DataError: If the run has no perplexity after single edits.
     """
     parser = argparse.ArgumentParser(
         "lightning-edit mine",
@@ -111,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSONL file; default: hard.jsonl in the run")
     parser.add_argument("--show", type=int, default=10, metavar="N", help="edits to list (10)")
     options = parser.parse_args(argv)
-    edits = mined(options.run)
+    edits = rank_edits_by_perplexity(options.run)
     hard = [edit for edit in edits if edit.ratio > options.ratio]
     for edit in edits[: options.show]:
         names = ", ".join(edit.ids)
@@ -121,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if hard:
         out = options.out or options.run / "hard.jsonl"
-        write_rows(out, records_of(options.run, [name for edit in hard for name in edit.ids]))
+        write_rows(out, request_records(options.run, [name for edit in hard for name in edit.ids]))
         sys.stdout.write(f"; as data (JSONLDataModule): {out}")
     sys.stdout.write(".\n")
     return 0

@@ -1,4 +1,4 @@
-"""LightningCLI with editors: ``edit`` beside ``fit``, ``validate``, ``test`` and ``predict``."""
+"""LightningCLI with editors: adds ``edit`` to ``fit``, ``validate``, ``test`` and ``predict``."""
 
 import logging
 import sys
@@ -22,53 +22,53 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.session.trainer import EditTrainer, default_folder
 
 
-def reason_of(message: str) -> str:
-    """Return what is wrong out of the parser's account of everything that it tried.
+def parse_error_reason(message: str) -> str:
+    """Extract the reason from a jsonargparse error message.
 
     Args:
-        message: The parser's text.
+        message: Message of the parser, with every type that it tried.
     """
     first, *lines = [line.strip() for line in message.splitlines() if line.strip()]
     errors = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]
-    # An option that may be left out is tried as a union; what it was tried against is no news.
+    # An optional option has a union type; the failed attempts are no help to the user.
     key = first if first.startswith("Parser key") else ""
     text = f"{key} {'; '.join(errors)}" if errors else " ".join([first, *lines])
     return text.replace(". `--help` lists every option", "").strip().rstrip(".")
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` once; resuming a run leaves the file as it was written first."""
+    """Callback that saves ``config.yaml`` once; resuming a run does not overwrite it."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Save the configuration unless this run continues another.
+        """Save the configuration, unless this run resumes from a checkpoint.
 
         Args:
             trainer: The trainer.
-            pl_module: The module that runs.
-            stage: The stage.
+            pl_module: The module that is run.
+            stage: Lightning's stage.
         """
         if self.config.get("ckpt_path") is None:
             super().setup(trainer, pl_module, stage)
 
 
 class RunParser(LightningArgumentParser):
-    """A parser whose errors name the option and the reason, without two screens of usage."""
+    """Argument parser with short errors: the option and the reason, without the usage text."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong with an option.
+        """Raise a parser error as ``ConfigError``.
 
         Args:
-            message: What the parser found.
+            message: Message of the parser.
             ex: Its cause.
 
         Raises:
             ConfigError: Always.
         """
-        raise ConfigError(f"{reason_of(message)}. `--help` lists every option") from ex
+        raise ConfigError(f"{parse_error_reason(message)}. `--help` lists every option") from ex
 
 
 def add_language_model(parser: LightningArgumentParser) -> None:
-    """Add the options that say which language model is meant.
+    """Add the language model options (``--lm``, ``--lm_dtype``, ``--lm_bos``, ``--lm_revision``).
 
     Args:
         parser: Parser of one verb.
@@ -86,21 +86,21 @@ def add_language_model(parser: LightningArgumentParser) -> None:
 
 
 class EditCLI(LightningCLI):
-    """Lightning's command line over this library's editors and data modules.
+    """LightningCLI for this library's editors and data modules.
 
-    Every class of ``lightning_edit.editors`` and ``lightning_edit.datamodules`` is known by its
-    bare name; any other LightningModule by its dotted path.
+    Classes of ``lightning_edit.editors`` and ``lightning_edit.datamodules`` are given by bare name,
+    any other LightningModule by its dotted path.
     """
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the verbs, and the arguments of their methods that are filled by other options."""
+        """Return the subcommands, each with the method arguments that other options fill."""
         verbs = LightningCLI.subcommands()
         verbs["edit"] = {"model", "datamodule", "seed"}
         return verbs
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the language model.
+        """Add the language model options.
 
         Args:
             parser: Parser of one verb.
@@ -108,34 +108,34 @@ class EditCLI(LightningCLI):
         add_language_model(parser)
 
     def before_instantiate_classes(self) -> None:
-        """Name the run folder before the Trainer and the saved configuration need it."""
+        """Set the run folder before the Trainer and the saved configuration need it."""
         config = self.config[self.subcommand]
         folder = str(default_folder(config.model.class_path.rpartition(".")[2]))
         if self.subcommand == "edit":
             config.run = config.run or folder
             config.trainer.default_root_dir = config.run
             if config.trainer.logger is None:
-                # Scores go to results.json; a logger is there for those who name one.
+                # Scores go to results.json; a logger is used only if the user names one.
                 config.trainer.logger = False
         elif config.trainer.logger is False and config.trainer.default_root_dir is None:
             # Without a logger Lightning would write config.yaml into the working directory.
             config.trainer.default_root_dir = folder
 
     def instantiate_classes(self) -> None:
-        """Make the model, the data and the Trainer.
+        """Instantiate the model, the data module and the Trainer.
 
         Raises:
-            ConfigError: If one of them refuses its arguments.
+            ConfigError: If one of them rejects its arguments.
         """
         try:
             super().instantiate_classes()
         except LightningEditError:
             raise
         except ValueError as error:
-            raise ConfigError(reason_of(str(error))) from error
+            raise ConfigError(parse_error_reason(str(error))) from error
 
     def after_instantiate_classes(self) -> None:
-        """Give the editor its language model."""
+        """Load the language model and bind it to the editor."""
         if isinstance(self.model, Editor):
             if self.subcommand == "fit":
                 self.model.require_training()
@@ -146,17 +146,17 @@ class EditCLI(LightningCLI):
             self.model.bind(model, tokenizer)
 
     def edit(self, **arguments: Any) -> None:
-        """Run the verb ``edit`` with the seed of ``--seed_everything``, and keep its results.
+        """Run the verb ``edit`` with the seed of ``--seed_everything``, and print its results.
 
         Args:
-            **arguments: Those of :meth:`~lightning_edit.session.trainer.EditTrainer.edit`.
+            **arguments: Arguments of :meth:`~lightning_edit.session.trainer.EditTrainer.edit`.
         """
         seed = int(self._get(self.config, "seed_everything", default=0) or 0)
         folder = arguments["run"]
         try:
             results = cast("EditTrainer", self.trainer).edit(**arguments, seed=seed)
         except SystemExit:
-            # Lightning ends the process on Ctrl-C, after it has shut the run down in order.
+            # Lightning exits on Ctrl-C, after a graceful shutdown of the run.
             sys.stderr.write(
                 "Interrupted. Every committed edit is on disk; go on with\n"
                 f"  lightning-edit resume {folder}\n"
@@ -165,7 +165,7 @@ class EditCLI(LightningCLI):
         show(results, Path(folder))
 
 
-def _values(argv: Sequence[str], option: str) -> Iterator[str]:
+def _option_values(argv: Sequence[str], option: str) -> Iterator[str]:
     for position, argument in enumerate(argv):
         if argument == option and position + 1 < len(argv):
             yield argv[position + 1]
@@ -174,9 +174,9 @@ def _values(argv: Sequence[str], option: str) -> Iterator[str]:
 
 
 def check_names(argv: Sequence[str]) -> None:
-    """Load every class that has a bare name, and explain a mistyped one.
+    """Check class names of ``--model``, ``--data`` and callbacks; suggest a correction for typos.
 
-    Without it the parser would answer a mistyped name with an import error.
+    Imports every class with a bare name. Without this check a typo would end in an import error.
 
     Args:
         argv: Arguments of a verb.
@@ -185,13 +185,13 @@ def check_names(argv: Sequence[str]) -> None:
         ConfigError: If ``--model``, ``--data`` or ``--trainer.callbacks+`` names no class.
     """
     for name in data_modules.__all__:
-        getattr(data_modules, name)  # loaded lazily; the parser knows only what is loaded
+        getattr(data_modules, name)  # lazy import; the parser knows only imported classes
     for option, own, others in (
         ("--model", editors.__all__, ()),
         ("--data", data_modules.__all__, ()),
         ("--trainer.callbacks+", callbacks.__all__, lightning_callbacks.__all__),
     ):
-        for value in _values(argv, option):
+        for value in _option_values(argv, option):
             if value[:1] in "[{" or "." in value or "/" in value or value in {*own, *others}:
                 continue
             close = get_close_matches(value, [*own, *others], n=1)
@@ -203,17 +203,17 @@ def check_names(argv: Sequence[str]) -> None:
             )
 
 
-def quiet(verb: str) -> None:
-    """Keep Lightning's advertisements, and what only training needs, off the terminal.
+def silence_lightning(verb: str) -> None:
+    """Filter Lightning's tips, irrelevant warnings and training logs.
 
     Args:
         verb: The verb that runs.
     """
-    # Arguments may come from `resume`, so they are not always the process's own.
+    # `resume` passes arguments that are not those of `sys.argv`.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    # Without TensorBoard Lightning logs to CSV files, which needs no warning.
+    # Without TensorBoard Lightning logs to CSV files; no need to warn.
     warnings.filterwarnings("ignore", message=r"Starting from v1\.9\.0")
-    # Lightning 2.6 still calls a test that torch 2.13 deprecates.
+    # Lightning 2.6 still uses a class that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     lightning_log = logging.getLogger("lightning.pytorch")
     lightning_log.addFilter(lambda record: "Tip:" not in record.getMessage())
@@ -235,7 +235,7 @@ def _resume_arguments(rest: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb of Lightning's command line.
+    """Run a LightningCLI verb: ``edit``, ``resume``, ``fit``, ``validate``, ``test``, ``predict``.
 
     Args:
         argv: The verb and its options.
@@ -244,11 +244,11 @@ def main(argv: Sequence[str]) -> int:
         Exit status.
 
     Raises:
-        LightningEditError: What the user can mend; the caller prints it.
+        LightningEditError: An error that the user can fix; the caller prints it.
     """
     arguments = _resume_arguments(argv[1:]) if argv[0] == "resume" else list(argv)
     check_names(arguments)
-    quiet(arguments[0])
+    silence_lightning(arguments[0])
     EditCLI(
         model_class=pl.LightningModule,
         datamodule_class=pl.LightningDataModule,

@@ -1,4 +1,4 @@
-"""The command line: light verbs start at once, Lightning is imported only where it runs."""
+"""Command-line entry point: dispatch of verbs, with lazy imports of torch and Lightning."""
 
 import os
 import sys
@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from lightning_edit.exceptions import LightningEditError
 
-#: Verbs that need no Trainer, and what they do.
+#: Verbs that need no Trainer, with their help texts.
 LIGHT: dict[str, str] = {
     "data": "check FILE…: parse data files, count probes",
-    "doctor": "MODEL: what was found in a model, and its memory",
+    "doctor": "MODEL: editable parts of a model, and its memory",
     "stats": "collect the key statistics that ROME and MEMIT need",
     "trace": "which states of a model carry facts: causal tracing",
     "report": "RUN…: tables of finished runs, and one HTML page of them",
@@ -18,12 +18,12 @@ LIGHT: dict[str, str] = {
     "undo": "RUN --ids …: take edits back, or list those in force",
     "export": "RUN --format peft|merged|delta: ship the edits",
 }
-#: Studies of editors: they take an editor and data as ``edit`` does, so their help loads Lightning.
+#: Studies of editors: they take an editor and data like ``edit``, so their help loads Lightning.
 STUDIES: dict[str, str] = {
     "sweep": "try an editor at every layer of a model",
     "tradeoff": "an edit's success against its harm, part of the way (1-LI)",
 }
-#: Verbs of Lightning's command line.
+#: Verbs of LightningCLI, with their help texts.
 HEAVY: dict[str, str] = {
     "edit": "write a stream of edits into a model and measure what else moved",
     "resume": "RUN: go on with an interrupted run of edits",
@@ -61,8 +61,8 @@ def _help() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _unknown(verb: str) -> str:
-    from difflib import get_close_matches  # only needed when something was mistyped
+def _unknown_verb_message(verb: str) -> str:
+    from difflib import get_close_matches  # only needed for a typo
 
     verbs = [*HEAVY, *STUDIES, *LIGHT]
     close = get_close_matches(verb, verbs, n=1)
@@ -70,8 +70,8 @@ def _unknown(verb: str) -> str:
     return f"lightning-edit: there is no verb {verb!r}; {hint}\n"
 
 
-def _own(verb: str) -> Callable[[Sequence[str]], int]:
-    """Return the ``main`` of a verb; only its module is imported, so light verbs stay light."""
+def _load_verb(verb: str) -> Callable[[Sequence[str]], int]:
+    """Import a verb's module and return its ``main``; other verbs' modules are not imported."""
     match verb:
         case "data":
             from lightning_edit.cli.data import main
@@ -101,16 +101,16 @@ def _own(verb: str) -> Callable[[Sequence[str]], int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the ``lightning-edit`` command line.
 
     Args:
-        argv: Arguments after the program's name; ``None``: the process's own.
+        argv: Arguments after the program name; ``None`` reads ``sys.argv``.
 
     Returns:
-        Exit status: 0 done, 1 interrupted, 2 something the user can mend.
+        Exit status: 0 on success, 1 if interrupted, 2 after an error that the user can fix.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Idle OpenMP threads spin by default and starve other work on a shared core.
+    # Idle OpenMP threads spin by default and slow down other processes on a shared core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = arguments[0], arguments[1:]
     try:
         if verb in LIGHT or verb in STUDIES:
-            return _own(verb)(rest)
+            return _load_verb(verb)(rest)
         if verb in HEAVY:
             from lightning_edit.cli.lightning import main as lightning
 
@@ -131,12 +131,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LightningEditError as error:
         sys.stderr.write(f"lightning-edit {verb}: {error}\n")
         return 2
-    except SystemExit as leave:
-        # argparse and jsonargparse end the process themselves, after --help or a usage error.
-        return leave.code if isinstance(leave.code, int) else 0 if leave.code is None else 2
+    except SystemExit as stop:
+        # argparse and jsonargparse raise SystemExit themselves, after --help or a usage error.
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except BrokenPipeError:
-        # The reader of our output has left, as `| head` does.
+        # The reader of the output has closed the pipe, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    sys.stderr.write(_unknown(verb))
+    sys.stderr.write(_unknown_verb_message(verb))
     return 2

@@ -1,4 +1,4 @@
-"""``lightning-edit report``: tables and the page of finished runs. Nothing here imports torch."""
+"""``lightning-edit report``: tables and HTML page of finished runs. Loads no torch."""
 
 import argparse
 import sys
@@ -15,11 +15,11 @@ _NAME = "report.html"
 
 
 def show(results: Mapping[str, Any], folder: Path) -> None:
-    """Print a run's table, and where its results are.
+    """Print a run's result table, its timing and the paths of its result files.
 
     Args:
-        results: A record as in ``results.json``.
-        folder: The run's folder.
+        results: Content of ``results.json``.
+        folder: Folder of the run.
     """
     console = Console(highlight=False)
     console.print(render(results))
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "--html",
         type=Path,
         metavar="FILE",
-        help=f"where the page goes; default: {_NAME} in the run's folder, "
+        help=f"path of the page; default: {_NAME} in the run's folder, "
         "in the current folder for several runs",
     )
     page.add_argument("--no-html", action="store_true", help="tables only")
@@ -55,31 +55,31 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
+    """Run ``lightning-edit report``.
 
     Args:
-        argv: Arguments after ``report``; ``None``: those of the process.
+        argv: Arguments after ``report``; ``None`` reads ``sys.argv``.
 
     Returns:
         Exit status.
 
     Raises:
         DataError: If a folder holds no finished run.
-        ReportError: If the page was asked for by name and cannot be made.
+        ReportError: If the page was requested with ``--html`` and cannot be written.
     """
     options = _parser().parse_args(argv)
     for folder in options.run:
         show(read_results(folder), folder)
     if not options.no_html:
-        _page(options.run, options.html, options.open)
+        _write_report_page(options.run, options.html, options.open)
     return 0
 
 
-def _page(runs: Sequence[Path], html: Path | None, open_it: bool) -> None:
+def _write_report_page(runs: Sequence[Path], html: Path | None, open_it: bool) -> None:
     from lightning_edit.report.page import INSTALL, missing, write_page  # not for `--help`
 
     if html is None and (absent := missing()):
-        # The tables are there; only a page that was asked for by name is an error.
+        # Tables are printed in any case; a missing page is an error only with --html.
         sys.stderr.write(f"No page: {' and '.join(absent)} not installed. For it: {INSTALL}\n")
         return
     first = runs[0] if runs[0].is_dir() else runs[0].parent

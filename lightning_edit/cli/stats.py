@@ -1,4 +1,4 @@
-"""The verb ``stats``: collect the key statistics that closed-form editors need."""
+"""``lightning-edit stats``: collect the key statistics (second moments) of closed-form editors."""
 
 import argparse
 import hashlib
@@ -12,61 +12,61 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_edit.cli.stats_options import parsed
+from lightning_edit.cli.stats_options import parse_options
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.statistics.texts import Texts, texts_of
 
-if TYPE_CHECKING:  # the help must not wait for torch
+if TYPE_CHECKING:  # --help must not import torch
     from lightning_edit.distributed.sharding import Share
     from lightning_edit.statistics.moments import Moments
     from lightning_edit.statistics.partial import PartialSums
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
+    """Run ``lightning-edit stats``.
 
-    Under ``torchrun`` the processes share the passes, and the first one keeps the result.
+    Under ``torchrun`` the forward passes are sharded over processes; rank 0 saves the result.
 
     Args:
-        argv: Arguments after ``stats``; ``None``: those of the process.
+        argv: Arguments after ``stats``; ``None`` reads ``sys.argv``.
 
     Returns:
         Exit status: 0, or 1 when interrupted.
 
     Raises:
-        LightningEditError: What the user can mend; the caller prints it.
+        LightningEditError: An error that the user can fix; the caller prints it.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    arguments = parsed(given)
+    arguments = parse_options(given)
     if arguments.text is None:
         _decompose_cached(arguments)
         return 0
     texts = texts_of(
         arguments.text, arguments.text_config, arguments.text_split, arguments.text_field
     )
-    with _processes(arguments.device) as (share, device):
+    with _process_group(arguments.device) as (share, device):
         try:
             moments, partial = _collect(arguments, texts, share, device)
         except KeyboardInterrupt:
             rest = shlex.join(option for option in given if option != "--restart")
             sys.stderr.write(
-                "Interrupted. What is summed so far is kept; go on where it ended with\n"
+                "Interrupted. The partial sums are kept; go on where it ended with\n"
                 f"  lightning-edit stats {rest}\n"
             )
             return 1
         if share.rank == 0:
-            _report(moments, _kept(moments, arguments.out))
+            _print_summary(moments, _save_moments(moments, arguments.out))
         partial.discard()
         if arguments.projector is not None and share.rank == 0:
-            # Kept before: decomposing wide layers takes minutes.
-            moments = moments.decomposed()
-            _kept(moments, arguments.out)
-            _report_null_spaces(moments, arguments.projector)
+            # Saved before as well: the eigendecomposition of wide layers takes minutes.
+            moments = moments.decompose()
+            _save_moments(moments, arguments.out)
+            _print_null_spaces(moments, arguments.projector)
     return 0
 
 
-def _kept(moments: "Moments", out: Path | None) -> list[Path]:
-    """Write moments into the cache and to where the user wants them; return the files."""
+def _save_moments(moments: "Moments", out: Path | None) -> list[Path]:
+    """Save moments to the cache, and to ``--out`` if given; return the paths."""
     from lightning_edit.statistics.cache import store
 
     paths = store(moments)
@@ -79,23 +79,25 @@ def _kept(moments: "Moments", out: Path | None) -> list[Path]:
 def _collect(
     arguments: argparse.Namespace, texts: Texts, share: "Share", device: str
 ) -> tuple["Moments", "PartialSums"]:
-    # Only now: the help, and a wrong option, must not wait for torch.
+    # Imported late: --help and usage errors must not wait for torch.
     from lightning_edit.models.loading import load_language_model
     from lightning_edit.models.view import resolve
-    from lightning_edit.statistics.collect import collect, usual_batch_tokens
+    from lightning_edit.statistics.collect import collect, default_batch_tokens
 
-    # What passes are made of is part of what unfinished sums are known by.
-    arguments.batch_tokens = arguments.batch_tokens or usual_batch_tokens(device)
+    # The batch size is part of the key of the partial sums.
+    arguments.batch_tokens = arguments.batch_tokens or default_batch_tokens(device)
     model, tokenizer = load_language_model(
         arguments.lm, arguments.lm_dtype, arguments.lm_revision, arguments.lm_bos
     )
-    layers = _listed(arguments, resolve(model).num_blocks)
-    partial = _partial(arguments, texts, share, model, layers)
+    layers = _selected_layers(arguments, resolve(model).num_blocks)
+    partial = _partial_sums(arguments, texts, share, model, layers)
     if arguments.restart:
         partial.discard()
     total = None if arguments.max_tokens else texts.count()
-    bar = _bar(total or arguments.max_tokens, by_text=not arguments.max_tokens, share=share)
-    with _ending_in_order(partial), bar as step:
+    bar = _progress_bar(
+        total or arguments.max_tokens, by_text=not arguments.max_tokens, share=share
+    )
+    with _stop_after_save(partial), bar as step:
         moments = collect(
             model.to(device),  # type: ignore[arg-type]  # transformers' stub of `to` wants no str
             tokenizer,
@@ -112,12 +114,12 @@ def _collect(
     return moments, partial
 
 
-def _listed(arguments: argparse.Namespace, blocks: int) -> list[int]:
+def _selected_layers(arguments: argparse.Namespace, blocks: int) -> list[int]:
     return list(range(blocks)) if arguments.layers is None else list(arguments.layers)
 
 
 def _decompose_cached(arguments: argparse.Namespace) -> None:
-    """Store spectra beside the moments that editors of the model would find."""
+    """Add eigendecompositions to the cached moments of a model."""
     from lightning_edit.models.loading import load_language_model
     from lightning_edit.models.view import resolve
     from lightning_edit.statistics.cache import files_for
@@ -127,39 +129,39 @@ def _decompose_cached(arguments: argparse.Namespace) -> None:
         arguments.lm, arguments.lm_dtype, arguments.lm_revision, arguments.lm_bos
     )
     view = resolve(model)
-    layers = _listed(arguments, view.num_blocks)
+    layers = _selected_layers(arguments, view.num_blocks)
     for layer, path in files_for(model, tokenizer, layers, "auto").items():
         name = view.down_projection(layer)
         moments = Moments.load(path, with_spectra=True)
         if name not in moments.spectra:
-            moments = moments.decomposed()
+            moments = moments.decompose()
             moments.save(path)
-        _report_null_spaces(moments.only(name), arguments.projector)
+        _print_null_spaces(moments.only(name), arguments.projector)
 
 
-def _partial(
+def _partial_sums(
     arguments: argparse.Namespace, texts: Texts, share: "Share", model: Any, layers: list[int]
 ) -> "PartialSums":
-    """Name the file of unfinished sums after everything that changes them."""
+    """Return the file of partial sums, named by a hash of everything that changes the sums."""
     from lightning_edit.models.weights import weights_hash
     from lightning_edit.statistics.cache import cache_folder
     from lightning_edit.statistics.partial import PartialSums
 
-    told = [texts.identity, layers, share.rank, share.processes, weights_hash(model)]
+    fingerprint = [texts.identity, layers, share.rank, share.processes, weights_hash(model)]
     names = ("lm_bos", "max_tokens", "max_length", "batch_tokens", "shrinkage")
-    told += [getattr(arguments, name) for name in names]
-    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    fingerprint += [getattr(arguments, name) for name in names]
+    name = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()[:32]
     path = cache_folder() / "unfinished" / f"{name}.safetensors"
     return PartialSums(path, arguments.save_every)
 
 
 @contextmanager
-def _ending_in_order(partial: "PartialSums") -> Iterator[None]:
-    """Let Ctrl-C, and the notice of a batch system, end after a save; a second one ends at once."""
+def _stop_after_save(partial: "PartialSums") -> Iterator[None]:
+    """Stop after a save on SIGINT (Ctrl-C) or SIGTERM; a second signal stops at once."""
 
     def stop(number: int, frame: Any) -> None:
         signal.signal(number, signal.default_int_handler)
-        partial.stop_soon()
+        partial.request_stop()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -170,8 +172,8 @@ def _ending_in_order(partial: "PartialSums") -> Iterator[None]:
 
 
 @contextmanager
-def _processes(device: str | None) -> Iterator[tuple["Share", str]]:
-    """Join the other processes, if ``torchrun`` has started several; name this one's device."""
+def _process_group(device: str | None) -> Iterator[tuple["Share", str]]:
+    """Initialise the process group under ``torchrun``; yield this process's share and device."""
     import torch
     from torch import distributed
 
@@ -195,8 +197,8 @@ def _processes(device: str | None) -> Iterator[tuple["Share", str]]:
 
 
 @contextmanager
-def _bar(total: int | None, by_text: bool, share: "Share") -> Iterator[Any]:
-    """Show how far the pass is, with the time that is left; on the first process only."""
+def _progress_bar(total: int | None, by_text: bool, share: "Share") -> Iterator[Any]:
+    """Show a progress bar with the remaining time, on rank 0 only."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -217,7 +219,7 @@ def _bar(total: int | None, by_text: bool, share: "Share") -> Iterator[Any]:
         yield step
 
 
-def _report(moments: "Moments", paths: Sequence[Path]) -> None:
+def _print_summary(moments: "Moments", paths: Sequence[Path]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -229,8 +231,8 @@ def _report(moments: "Moments", paths: Sequence[Path]) -> None:
         console.print(f"  {path}", soft_wrap=True)
 
 
-def _report_null_spaces(moments: "Moments", threshold: tuple[Any, float]) -> None:
-    """Tell how many directions are free; a layer without any is told, and is no failure."""
+def _print_null_spaces(moments: "Moments", threshold: tuple[Any, float]) -> None:
+    """Print the null space dimension of each layer; a layer without a null space is no error."""
     from rich.console import Console
 
     from lightning_edit.exceptions import SolveError

@@ -1,4 +1,4 @@
-"""Options of the verb ``stats``. Torch-free: the help must not wait for it."""
+"""Command-line options of ``lightning-edit stats``. Loads no torch, so that ``--help`` is fast."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ def _layers(value: str) -> list[int]:
     return layers
 
 
-def _flag(value: str) -> bool:
+def _boolean(value: str) -> bool:
     if value.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
     return value.lower() == "true"
@@ -42,20 +42,20 @@ def _threshold(value: str) -> tuple[str, float]:
     return kind, number
 
 
-#: What --quick stands for.
+#: Option values of --quick.
 _QUICK: dict[str, Any] = {"max_tokens": 20_000, "max_length": 128, "shrinkage": "diagonal"}
-_USUAL: dict[str, Any] = {"max_tokens": None, "max_length": 1024, "shrinkage": "none"}
+_DEFAULTS: dict[str, Any] = {"max_tokens": None, "max_length": 1024, "shrinkage": "none"}
 
 
-def parsed(given: Sequence[str]) -> argparse.Namespace:
-    """Parse options; those that --quick stands for can still be given.
+def parse_options(given: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of ``stats``; explicit options override those of ``--quick``.
 
     Args:
         given: Arguments after ``stats``.
     """
     parser = _parser()
     arguments = parser.parse_args(given)
-    for name, value in (_QUICK if arguments.quick else _USUAL).items():
+    for name, value in (_QUICK if arguments.quick else _DEFAULTS).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
     if arguments.text is None and arguments.projector is None:
@@ -66,8 +66,8 @@ def parsed(given: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-edit stats",
-        description="Run a model over text once and keep the second moments of its MLPs' inputs. "
-        "An interrupted run goes on when it is given the same command again.",
+        description="Run a model over text once and save the second moments of its MLPs' inputs. "
+        "Repeat the same command to resume an interrupted run.",
     )
     model = parser.add_argument_group("language model")
     model.add_argument("--lm", default="atlas", help="atlas, a folder, or a hub name")
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     model.add_argument(
         "--lm_bos",
-        type=_flag,
+        type=_boolean,
         nargs="?",
         const=True,
         default=False,
@@ -93,44 +93,44 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--text_config", help="configuration of a data set")
     text.add_argument("--text_split", default="train", help="split of a data set (%(default)s)")
     text.add_argument("--text_field", default="text", help="field with the text (%(default)s)")
-    text.add_argument("--max_tokens", type=_positive, help="stop after so many tokens")
+    text.add_argument("--max_tokens", type=_positive, help="stop after this many tokens")
     text.add_argument("--max_length", type=_positive, help="tokens of a document (1024)")
-    few = parser.add_argument_group("quality")
-    few.add_argument(
+    quality = parser.add_argument_group("quality")
+    quality.add_argument(
         "--quick",
         action="store_true",
         help=f"{_QUICK['max_tokens']:,} tokens of many short documents, shrunk "
         f"(--max_tokens {_QUICK['max_tokens']} --max_length {_QUICK['max_length']} "
         f"--shrinkage {_QUICK['shrinkage']}); docs/statistics.md says what it costs",
     )
-    few.add_argument(
+    quality.add_argument(
         "--shrinkage",
         choices=["none", "identity", "diagonal"],
-        help="what moments of few tokens are pulled towards (none)",
+        help="target of the shrinkage of moments of few tokens (none)",
     )
-    few.add_argument(
+    quality.add_argument(
         "--projector",
         type=_threshold,
         metavar="KIND:BOUND",
-        help="also store what null spaces are read off, and tell their size below a bound: "
-        "relative:0.1 (of the mean eigenvalue) or absolute:0.02. Without --text: of what is in the "
-        "cache",
+        help="also store eigendecompositions for null spaces, and print their size below a bound: "
+        "relative:0.1 (of the mean eigenvalue) or absolute:0.02. Without --text: of the cached "
+        "statistics",
     )
     run = parser.add_argument_group("run")
     run.add_argument(
         "--batch_tokens",
         type=_positive,
         metavar="N",
-        help="tokens of one pass (1024 on a CPU, whose cache more would leave, else 4096)",
+        help="tokens of one forward pass (1024 on a CPU, to fit its cache, else 4096)",
     )
     run.add_argument(
         "--save_every",
         type=float,
         default=60.0,
-        help="seconds of work that a kill may cost (%(default)g)",
+        help="seconds between saves of the partial sums (%(default)g)",
     )
     run.add_argument(
-        "--restart", action="store_true", help="forget what an interrupted run has summed"
+        "--restart", action="store_true", help="discard the partial sums of an interrupted run"
     )
     run.add_argument("--out", type=Path, help="also write all layers to this file")
     return parser

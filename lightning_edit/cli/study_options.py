@@ -1,4 +1,4 @@
-"""What the verbs of this package are told: an editor, data and a model, as ``edit`` takes them."""
+"""Command-line options of ``sweep`` and ``tradeoff``: editor, data and language model."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from lightning_edit.cli.lightning import (
     RunParser,
     add_language_model,
     check_names,
-    quiet,
-    reason_of,
+    parse_error_reason,
+    silence_lightning,
 )
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
@@ -32,32 +32,35 @@ from lightning_edit.types import Mode, cases_of
 
 
 def study_parser(verb: str, description: str, facts: int) -> RunParser:
-    """Return a parser with the options that every verb of this package has.
+    """Return an argument parser with the options that all studies share.
 
     Args:
-        verb: Its name.
-        description: What it does.
+        verb: Name of the verb.
+        description: Description for ``--help``.
         facts: Default number of cases.
     """
     parser = RunParser(prog=f"lightning-edit {verb}", description=description)
-    parser.add_argument("-c", "--config", action="config", help="file with such options")
+    parser.add_argument("-c", "--config", action="config", help="YAML file with these options")
     group = parser.add_argument_group("Study")
     group.add_argument("--facts", type=int, default=facts, help="cases to edit, the first ones")
     group.add_argument(
         "--split",
         type=str,
         default="val",
-        help="split they come from, if the data has it, else test",
+        help="split of the cases, if the data has it, else test",
     )
     group.add_argument("--mode", type=Mode, default="tf", help="teacher forced or generated")
-    group.add_argument("--batch_size", type=int, default=16, help="cases searched for together")
-    group.add_argument("--eval_batch_size", type=int, default=64, help="rows scored together")
+    group.add_argument("--batch_size", type=int, default=16, help="cases per target search")
+    group.add_argument("--eval_batch_size", type=int, default=64, help="rows per scoring pass")
     group.add_argument("--seed", type=int, default=0, help="seed of everything random")
     group.add_argument(
         "--device", type=str | None, default=None, help="such as cuda:0; default: a GPU if any"
     )
     group.add_argument(
-        "--run", type=str | None, default=None, help="folder; one with a part of it is gone on with"
+        "--run",
+        type=str | None,
+        default=None,
+        help="folder of the study; an unfinished study is resumed",
     )
     group.add_argument(
         "--figures", type=list[str], default=["png"], help="formats of the plot: png, pdf, svg"
@@ -70,18 +73,18 @@ def study_parser(verb: str, description: str, facts: int) -> RunParser:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that one of the verbs works with.
+    """Inputs of a study: editor, language model, cases and folder.
 
     Args:
-        parser: The verb's parser.
-        argv: Its arguments.
-        config: What was parsed.
-        editor: The editor as it was asked for, not bound.
+        parser: Argument parser of the verb.
+        argv: Arguments of the verb.
+        config: The parsed arguments.
+        editor: The editor as configured, not bound.
         model: The language model.
         tokenizer: Its tokenizer.
-        cases: The cases.
-        split: Where they come from.
-        folder: Where the study is kept.
+        cases: The cases to edit.
+        split: Data split of the cases.
+        folder: Folder of the study.
     """
 
     parser: RunParser
@@ -95,74 +98,75 @@ class Study:
     folder: RunFolder
 
     @classmethod
-    def of(cls, parser: RunParser, argv: Sequence[str], verb: str) -> "Study":
-        """Read the arguments, and load what they name.
+    def from_arguments(cls, parser: RunParser, argv: Sequence[str], verb: str) -> "Study":
+        """Parse the arguments; load the editor, the data and the language model.
 
         Args:
-            parser: The verb's parser.
-            argv: Its arguments.
-            verb: Its name.
+            parser: Argument parser of the verb.
+            argv: Arguments of the verb.
+            verb: Name of the verb.
 
         Raises:
-            LightningEditError: What the user can mend.
+            LightningEditError: An error that the user can fix.
         """
         check_names(argv)
-        quiet("edit")
+        silence_lightning("edit")
         config = parser.parse_args(list(argv))
         for name in ("facts", "batch_size", "eval_batch_size"):
             if config[name] < 1:
                 raise ConfigError(f"--{name} must be 1 or more, got {config[name]}")
-        made = instantiated(parser, config)
-        if made.model.needs_fit:
+        objects = instantiate(parser, config)
+        if objects.model.needs_fit:
             raise ConfigError(
-                f"{type(made.model).__name__} is trained for the layers that it edits, so `{verb}` "
-                "has nothing to compare; train one with `lightning-edit fit` for each choice"
+                f"{type(objects.model).__name__} is trained for the layers that it edits, so "
+                f"`{verb}` has nothing to compare; train one with `lightning-edit fit` for each "
+                "choice"
             )
-        cases, split = _cases(made.data, config.split, config.facts)
+        cases, split = _cases(objects.data, config.split, config.facts)
         model, tokenizer = load_language_model(
             config.lm, config.lm_dtype, config.lm_revision, config.lm_bos
         )
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         placed: Any = model  # transformers' stub of `to` wants no str
         placed.to(device)
-        folder = config.run or default_folder(f"{verb}-{type(made.model).__name__}")
+        folder = config.run or default_folder(f"{verb}-{type(objects.model).__name__}")
         return cls(
-            parser, tuple(argv), config, made.model, placed, tokenizer, cases, split,
+            parser, tuple(argv), config, objects.model, placed, tokenizer, cases, split,
             RunFolder(folder),
         )  # fmt: skip
 
     @property
     def mode(self) -> Mode:
-        """Whether answers are teacher forced or generated."""
+        """Scoring mode: teacher forced (``tf``) or generated (``gen``)."""
         mode: Mode = self.config.mode
         return mode
 
     def editor_with(self, *options: str) -> Editor:
-        """Make the editor again with further options.
+        """Instantiate the editor with additional options.
 
         Args:
-            options: Such as ``--model.layers``, ``[3]``.
+            options: For example ``--model.layers``, ``[3]``.
 
         Raises:
-            ConfigError: If the editor refuses them.
+            ConfigError: If the editor rejects them.
         """
         config = self.parser.parse_args([*self.argv, *options])
-        editor: Editor = instantiated(self.parser, config).model
+        editor: Editor = instantiate(self.parser, config).model
         return editor
 
     def evaluation(self) -> Evaluation:
-        """Score the pristine model, or read what an interrupted study has scored."""
+        """Return the evaluation with its pristine baseline; a resumed study reads it from disk."""
         scorer = Scorer(self.model, self.tokenizer, self.config.eval_batch_size, (self.mode,))
         evaluation = Evaluation(scorer)
         evaluation.take_baseline([one for case in self.cases for one in case], self.folder)
         return evaluation
 
-    def facts(self) -> dict[str, Any]:
-        """Return what must be the same for a study to be gone on with, and goes into its record."""
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that a resumed study must share with its record."""
         requests = [one.to_dict() for case in self.cases for one in case]
         name = type(self.editor).__name__
         return {
-            "editor": {"class": name, "arguments": _plain(self.config.model)},
+            "editor": {"class": name, "arguments": _as_dict(self.config.model)},
             "language_model": {
                 "name": self.config.lm,
                 "dtype": self.config.lm_dtype,
@@ -180,10 +184,10 @@ class Study:
         }
 
     def resume_line(self, verb: str) -> str:
-        """Return the command that goes on with this study.
+        """Return the command that resumes this study.
 
         Args:
-            verb: Its name.
+            verb: Name of the verb.
         """
         given = list(self.argv)
         if self.config.run is None:
@@ -191,14 +195,14 @@ class Study:
         return f"lightning-edit {verb} {shlex.join(given)}"
 
     def write(self, path: Path, data: bytes) -> None:
-        """Write a file of the study whole or not at all.
+        """Write a file of the study atomically.
 
         Args:
             path: A file in the folder.
             data: Its content.
 
         Raises:
-            LedgerWriteError: If the disk refuses.
+            LedgerWriteError: If the write fails.
         """
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -207,32 +211,32 @@ class Study:
             raise write_error(error, path, "The model is unchanged.") from error
 
 
-def instantiated(parser: RunParser, config: Namespace) -> Any:
-    """Make the objects that were asked for.
+def instantiate(parser: RunParser, config: Namespace) -> Any:
+    """Instantiate the configured classes (editor and data module).
 
     Args:
         parser: The parser that read ``config``.
-        config: The arguments.
+        config: The parsed arguments.
 
     Raises:
-        ConfigError: If a class refuses its arguments.
+        ConfigError: If a class rejects its arguments.
     """
     try:
         return parser.instantiate_classes(config)
     except LightningEditError:
         raise
     except ValueError as error:
-        raise ConfigError(reason_of(str(error))) from error
+        raise ConfigError(parse_error_reason(str(error))) from error
 
 
-def host_of(editor: Editor) -> tuple[Editor, list[str]]:
-    """Return the innermost editor of a wrapped one, and the options that make it explicit.
+def innermost_editor(editor: Editor) -> tuple[Editor, list[str]]:
+    """Return the innermost editor of a wrapped one, and the options that name it explicitly.
 
     Args:
         editor: Any editor.
 
     Returns:
-        The editor whose layers are edited, and one ``--model.editor…`` option a wrapper.
+        The editor whose layers are edited, and one ``--model.editor…`` option per wrapper.
     """
     options, prefix = [], "--model"
     while isinstance(editor, WrappedEditor):
@@ -242,14 +246,14 @@ def host_of(editor: Editor) -> tuple[Editor, list[str]]:
     return editor, options
 
 
-def name_of(editor: Editor) -> str:
-    """Name an editor with its hosts, such as ``RECT(MEMIT)``.
+def editor_name(editor: Editor) -> str:
+    """Return the name of an editor with its wrapped editors, such as ``RECT(MEMIT)``.
 
     Args:
         editor: Any editor.
     """
     name = type(editor).__name__
-    return f"{name}({name_of(editor.editor)})" if isinstance(editor, WrappedEditor) else name
+    return f"{name}({editor_name(editor.editor)})" if isinstance(editor, WrappedEditor) else name
 
 
 def _cases(data: EditDataModule, split: str, facts: int) -> tuple[list[Case], str]:
@@ -261,7 +265,7 @@ def _cases(data: EditDataModule, split: str, facts: int) -> tuple[list[Case], st
     return cases_of(requests)[:facts], split
 
 
-def _plain(config: Namespace) -> Mapping[str, Any]:
-    """Return a class and its arguments as plain containers."""
+def _as_dict(config: Namespace) -> Mapping[str, Any]:
+    """Return a class path and its arguments as plain containers."""
     plain: Mapping[str, Any] = config.as_dict()
     return plain

@@ -1,4 +1,4 @@
-"""The verb ``trace``: which states of a model carry what it knows."""
+"""``lightning-edit trace``: causal tracing, i.e. which hidden states of a model carry facts."""
 
 import argparse
 import json
@@ -14,10 +14,10 @@ from lightning_edit.analysis.tracing.facts import Fact, of_request, read_facts
 from lightning_edit.analysis.tracing.show import finish
 from lightning_edit.exceptions import ConfigError, DataError
 
-if TYPE_CHECKING:  # the help must not wait for torch
+if TYPE_CHECKING:  # --help must not import torch
     from lightning_edit.analysis.tracing.restore import Prepared, Tracer
 
-#: 10 of GPT-2 XL's 48 blocks (the paper, section 2.2).
+#: Share of the blocks in a window: 10 of GPT-2 XL's 48 (the paper, section 2.2).
 _WINDOW = 10 / 48
 
 
@@ -27,7 +27,7 @@ def _positive(value: str) -> int:
     return int(value)
 
 
-def _flag(value: str) -> bool:
+def _boolean(value: str) -> bool:
     if value.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
     return value.lower() == "true"
@@ -36,16 +36,16 @@ def _flag(value: str) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-edit trace",
-        description="Causal tracing (ROME, section 2): noise goes on a subject's embeddings, one "
-        "clean state after the other is restored, and heat maps show how much of the answer comes "
-        "back. An interrupted run goes on when it is given its folder with --run. What to do with "
-        "the result: docs/layers.md.",
+        description="Causal tracing (ROME, section 2): noise is added to a subject's embeddings, "
+        "one clean hidden state after the other is restored, and heat maps show how much of the "
+        "answer's probability returns. An interrupted run is resumed when it is given its folder "
+        "with --run. How to use the result: docs/layers.md.",
     )
     model = parser.add_argument_group("language model")
     model.add_argument("--lm", default="atlas", help="atlas, a folder, or a hub name")
     model.add_argument("--lm_dtype", default="float32", help="type of its weights (%(default)s)")
     model.add_argument(
-        "--lm_bos", type=_flag, nargs="?", const=True, default=False,
+        "--lm_bos", type=_boolean, nargs="?", const=True, default=False,
         help="true: put BOS before every text",
     )  # fmt: skip
     model.add_argument("--lm_revision", help="revision on the hub")
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     facts.add_argument(
         "--limit", type=_positive, default=100,
-        help="trace so many facts that the model knows (%(default)s; the paper: 1000)",
+        help="number of known facts to trace (%(default)s; the paper: 1000)",
     )  # fmt: skip
     trace = parser.add_argument_group("tracing")
     trace.add_argument(
@@ -76,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--batch_rows", type=_positive, default=256, help="rows of one pass (%(default)s)"
+        "--batch_rows", type=_positive, default=256, help="rows of one forward pass (%(default)s)"
     )
-    run.add_argument("--run", type=Path, help="folder; one with a part of it is gone on with")
+    run.add_argument("--run", type=Path, help="folder of the run; an unfinished run is resumed")
     run.add_argument(
         "--figures", default="png", help="formats of the heat maps: png,pdf,svg (%(default)s)"
     )
@@ -86,16 +86,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
+    """Run ``lightning-edit trace``.
 
     Args:
-        argv: Arguments after ``trace``; ``None``: those of the process.
+        argv: Arguments after ``trace``; ``None`` reads ``sys.argv``.
 
     Returns:
         Exit status: 0, or 1 when interrupted.
 
     Raises:
-        LightningEditError: What the user can mend; the caller prints it.
+        LightningEditError: An error that the user can fix; the caller prints it.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(given)
@@ -130,7 +130,7 @@ def _facts(path: Path | None) -> list[Fact]:
 def _trace(
     options: argparse.Namespace, facts: list[Fact], folder: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Trace facts until enough are known to the model; returns the record and the traced ones."""
+    """Trace facts up to ``--limit`` known ones; return the run's record and the traced rows."""
     import torch
 
     from lightning_edit.analysis.tracing.restore import Tracer, embedding_std
@@ -144,7 +144,7 @@ def _trace(
     )
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     view = resolve(model.to(device))  # type: ignore[arg-type]  # transformers' stub of `to` wants no str
-    prepared = [_prepared(tokenizer, fact) for fact in facts]
+    prepared = [_tokenise_fact(tokenizer, fact) for fact in facts]
     usable = [one for one in prepared if not isinstance(one, str)]
     if not usable:
         raise ConfigError(f"no fact can be traced; of the first one: {prepared[0]}")
@@ -170,19 +170,19 @@ def _trace(
         "window": width,
         "seed": options.seed,
     }
-    kept = TraceRows(folder, record)
-    with _bar(min(options.limit, len(facts))) as step:
+    trace_rows = TraceRows(folder, record)
+    with _progress_bar(min(options.limit, len(facts))) as step:
         for number, (fact, tokens) in enumerate(zip(facts, prepared, strict=True)):
-            if kept.known >= options.limit:
+            if trace_rows.known >= options.limit:
                 break
-            if number >= len(kept.rows):
-                kept.append([_row(tracer, tokenizer, fact, tokens)])
-            step(kept.known_before(number + 1))
-    return record | kept.counts(options.limit), kept.traced(options.limit)
+            if number >= len(trace_rows.rows):
+                trace_rows.append([_trace_fact(tracer, tokenizer, fact, tokens)])
+            step(trace_rows.known_before(number + 1))
+    return record | trace_rows.counts(options.limit), trace_rows.traced(options.limit)
 
 
-def _prepared(tokenizer: Any, fact: Fact) -> "Prepared | str":
-    """Tokenise a fact; one odd fact among hundreds is left out, with the reason, not fatal."""
+def _tokenise_fact(tokenizer: Any, fact: Fact) -> "Prepared | str":
+    """Tokenise a fact, or return the reason why it cannot be traced; not fatal."""
     from lightning_edit.analysis.tracing.restore import Prepared
 
     try:
@@ -191,14 +191,16 @@ def _prepared(tokenizer: Any, fact: Fact) -> "Prepared | str":
         return str(error)
 
 
-def _row(tracer: "Tracer", tokenizer: Any, fact: Fact, tokens: "Prepared | str") -> dict[str, Any]:
-    """Trace one fact; one that the model does not know is noted with what it says instead."""
+def _trace_fact(
+    tracer: "Tracer", tokenizer: Any, fact: Fact, tokens: "Prepared | str"
+) -> dict[str, Any]:
+    """Trace one fact; for a fact that the model does not know, return its prediction instead."""
     row = {"prompt": fact.prompt, "subject": fact.subject, "answer": fact.answer}
     if isinstance(tokens, str):
         return row | {"impossible": tokens}
-    said = tracer.predicted(tokens)
-    if said != tokens.answer:
-        return row | {"says": tokenizer.decode([said])}
+    predicted = tracer.predicted(tokens)
+    if predicted != tokens.answer:
+        return row | {"says": tokenizer.decode([predicted])}
     found = tracer.trace(tokens)
     effects = {
         kind: [[round(value, 6) for value in line] for line in table.tolist()]
@@ -219,8 +221,8 @@ def _digest(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _bar(total: int) -> Any:
-    """Show how many facts are traced, with the time that is left."""
+def _progress_bar(total: int) -> Any:
+    """Show a progress bar of traced facts, with the remaining time."""
     from contextlib import contextmanager
 
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""The verb ``tradeoff``: an edit's success against its harm, over the length of its step (1-LI)."""
+"""``lightning-edit tradeoff``: edit success against locality, over 1-LI's interpolation α."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lightning_edit.analysis.sweep.measure import ASPECTS, found_alone
 from lightning_edit.analysis.sweep.tradeoff import Outcomes, Point, at_weights, check_weights
-from lightning_edit.cli.study_options import Study, name_of, study_parser
+from lightning_edit.cli.study_options import Study, editor_name, study_parser
 from lightning_edit.editors.wrappers.one_li import OneLI
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
@@ -24,10 +24,10 @@ from lightning_edit.report import sweep_plots
 _VERB = "tradeoff"
 _DESCRIPTION = (
     "Go only part of the way from the original to the edited weights (1-LI, arXiv 2303.00046), and "
-    "see what the edit loses and what other answers gain. Each edit is found once and scored at "
+    "see what the edit loses and what locality gains. Each edit is computed once and scored at "
     "every weight. --model is the host, such as ROME, or OneLI around one. An interrupted study "
-    "goes on when it is given its folder with --run. A weight chosen here is to be reported on "
-    "other facts; docs/layers.md."
+    "is resumed when it is given its folder with --run. Report a weight chosen here on other "
+    "facts; docs/layers.md."
 )
 _WEIGHTS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 
@@ -51,18 +51,18 @@ def _parser() -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
+    """Run ``lightning-edit tradeoff``.
 
     Args:
-        argv: Arguments after ``tradeoff``; ``None``: those of the process.
+        argv: Arguments after ``tradeoff``; ``None`` reads ``sys.argv``.
 
     Returns:
         Exit status: 0, or 1 when interrupted.
 
     Raises:
-        LightningEditError: What the user can mend; the caller prints it.
+        LightningEditError: An error that the user can fix; the caller prints it.
     """
-    study = Study.of(_parser(), list(sys.argv[1:] if argv is None else argv), _VERB)
+    study = Study.from_arguments(_parser(), list(sys.argv[1:] if argv is None else argv), _VERB)
     sweep_plots.check_formats(study.config.figures)
     weights = check_weights(study.config.weights)
     protocol = study.config.protocol
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--protocol must be single or batch, got {protocol!r}")
     if not study.editor.edits_weights:
         raise ConfigError(
-            f"{type(study.editor).__name__} acts at run time, so there are no weights to go part "
-            "of the way to; give an editor whose `edits_weights` is true"
+            f"{type(study.editor).__name__} acts at run time, so there are no weights to "
+            "interpolate; give an editor whose `edits_weights` is true"
         )
     try:
         points = _study(study, weights, protocol)
@@ -84,29 +84,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _study(study: Study, weights: list[float], protocol: str) -> list[Point]:
-    facts = {**study.facts(), "weights": weights, "protocol": protocol}
-    outcomes = Outcomes(study.folder.path / "tradeoff.jsonl", facts)
+    identity = {**study.identity(), "weights": weights, "protocol": protocol}
+    outcomes = Outcomes(study.folder.path / "tradeoff.jsonl", identity)
     evaluation = study.evaluation()
-    # The whole way is what 1-LI's host does; the command does the scaling.
+    # Use the full update of 1-LI's host; this command does the scaling.
     host = study.editor.editor if isinstance(study.editor, OneLI) else study.editor
-    waiting = [case for case in study.cases if case[0].id not in outcomes.cases]
-    if waiting:
+    pending = [case for case in study.cases if case[0].id not in outcomes.cases]
+    if pending:
         torch.manual_seed(study.config.seed)
         host.to(study.model.device)
         host.bind(study.model, study.tokenizer)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
             if protocol == "single":
-                _each_alone(study, host, waiting, weights, evaluation, outcomes, bar)
+                _score_single(study, host, pending, weights, evaluation, outcomes, bar)
             else:
-                _together(study, host, weights, evaluation, outcomes, bar)
+                _score_batch(study, host, weights, evaluation, outcomes, bar)
     points = [Point.of(weight, outcomes.found[weight]) for weight in weights]
-    record = {"schema": 1, "study": facts, "points": [point.to_row() for point in points]}
+    record = {"schema": 1, "study": identity, "points": [point.to_row() for point in points]}
     study.folder.write_json(study.folder.path / "tradeoff.json", record)
     return points
 
 
-def _each_alone(
+def _score_single(
     study: Study,
     host: Any,
     cases: list[Any],
@@ -123,7 +123,7 @@ def _each_alone(
         bar.advance(task)
 
 
-def _together(
+def _score_batch(
     study: Study,
     host: Any,
     weights: list[float],
@@ -131,7 +131,7 @@ def _together(
     outcomes: Outcomes,
     bar: Progress,
 ) -> None:
-    """Write all cases at once; the edit is kept, so that an interrupted study need not find it."""
+    """Score one batch edit of all cases at every weight; its delta is saved for a resumed study."""
     task = bar.add_task("Weights", total=len(weights))
     path = study.folder.path / "host.safetensors"
     if path.exists():
@@ -153,7 +153,7 @@ def _show(study: Study, points: Sequence[Point], protocol: str) -> None:
     console = Console(highlight=False)
     name = str(study.config.lm).rstrip("/").rpartition("/")[2]
     how = "each alone" if protocol == "single" else "all at once"
-    title = f"{name_of(study.editor)} on {name}: {len(study.cases)} facts, {how}"
+    title = f"{editor_name(study.editor)} on {name}: {len(study.cases)} facts, {how}"
     best = max(points, key=lambda point: point.score)
     console.print(_table(points, best, title))
     console.print(
@@ -171,10 +171,10 @@ def _show(study: Study, points: Sequence[Point], protocol: str) -> None:
         figure = sweep_plots.over_weights([point.weight for point in points], means, title)
         files += sweep_plots.save(figure, study.folder.path / "tradeoff", study.config.figures)
     console.print("Files: " + ", ".join(map(str, files)), soft_wrap=True, markup=False)
-    console.print(f"To edit so: {_line(study, best.weight)}", soft_wrap=True, markup=False)
+    console.print(f"To edit so: {_option_line(study, best.weight)}", soft_wrap=True, markup=False)
 
 
-def _line(study: Study, weight: float) -> str:
+def _option_line(study: Study, weight: float) -> str:
     if isinstance(study.editor, OneLI):
         return f"--model.alpha {weight:g}"
     name = type(study.editor).__name__

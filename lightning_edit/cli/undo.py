@@ -1,7 +1,7 @@
-"""``lightning-edit undo``: take edits of a run back. Loads no torch, so it answers at once.
+"""``lightning-edit undo``: undo edits of a run. Loads no torch, so it starts fast.
 
-What a run's weights are is defined by its journal: an undo is one more line there, and whatever is
-exported or resumed afterwards follows it.
+A run's weights are defined by its journal: an undo appends one line to it, and every later export
+or resume follows it.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from lightning_edit.exceptions import LedgerError, LightningEditError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Describe the options."""
+    """Build the argument parser of ``undo``."""
     parser = argparse.ArgumentParser(
         "lightning-edit undo",
-        description="Take edits of a run back. Edits that were solved together go together.",
+        description="Undo edits of a run. Edits that were solved together are undone together.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     which = parser.add_mutually_exclusive_group()
@@ -34,13 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
+    """Run ``lightning-edit undo``.
 
     Args:
-        argv: Arguments after ``undo``; ``None``: those of the process.
+        argv: Arguments after ``undo``; ``None`` reads ``sys.argv``.
 
     Returns:
-        Exit code: 0, or 2 after an error that the user can mend.
+        Exit code: 0, or 2 after an error that the user can fix.
     """
     parser = build_parser()
     options = parser.parse_args(argv)
@@ -48,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("say which edits: --ids ID …, --last N or --all (--list shows them)")
     try:
         journal = open_journal(options.run)
-        gone = choose(journal, options.ids, options.last, options.all)
-        if gone:
-            journal.undo([entry.seq for entry in gone], by="user")
-            stand = sum(len(entry.ids) for entry in journal.active())
-            undone = [request for entry in gone for request in entry.ids]
+        selected = select_commits(journal, options.ids, options.last, options.all)
+        if selected:
+            journal.undo([entry.seq for entry in selected], by="user")
+            undone = [request for entry in selected for request in entry.ids]
+            active_count = sum(len(entry.ids) for entry in journal.active())
+            total = _count_edits(active_count + len(undone))
             sys.stdout.write(
-                f"undid {_listed(undone)}; {stand} of {_edits(stand + len(undone))} in force. "
+                f"undid {_join_ids(undone)}; {active_count} of {total} in force. "
                 "Scores in results.json are those from before.\n"
             )
     except LightningEditError as error:
@@ -69,7 +70,7 @@ def open_journal(run: Path) -> Journal:
     """Open the journal of a run.
 
     Raises:
-        LedgerError: If there is none, or it is damaged.
+        LedgerError: If the journal is missing or damaged.
     """
     journal = Journal(run / "ledger")
     if journal.opening is None:
@@ -80,16 +81,16 @@ def open_journal(run: Path) -> Journal:
     return journal
 
 
-def choose(
+def select_commits(
     journal: Journal, ids: Sequence[str] | None, last: int | None, everything: bool
 ) -> list[Entry]:
-    """Find the commits to take back.
+    """Select the commits to undo.
 
     Args:
         journal: The run's journal.
-        ids: Requests by name.
+        ids: Ids of requests.
         last: Number of commits from the end.
-        everything: Whether all are meant.
+        everything: Whether to select all.
 
     Returns:
         Commits in force, in order.
@@ -112,11 +113,11 @@ def choose(
     return active[-last:] if last else []
 
 
-def _edits(count: int) -> str:
+def _count_edits(count: int) -> str:
     return "1 edit" if count == 1 else f"{count} edits"
 
 
-def _listed(ids: Sequence[str]) -> str:
+def _join_ids(ids: Sequence[str]) -> str:
     return ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
 
 
@@ -125,7 +126,7 @@ def _print_table(entries: Sequence[Entry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{_edits(sum(len(entry.ids) for entry in entries))} in force")
+    table = Table(title=f"{_count_edits(sum(len(entry.ids) for entry in entries))} in force")
     for column in ("commit", "id", "prompt", "target"):
         table.add_column(column, overflow="fold")
     for entry in entries:

@@ -1,7 +1,7 @@
-"""Data sets of edits, as LightningDataModules.
+"""LightningDataModules of edit requests: zsRE, COUNTERFACT, KnowEdit, MQuAKE, JSON Lines, ….
 
-Names are loaded when they are used: reading a file (:mod:`lightning_edit.datamodules.formats`) or
-checking one (:mod:`lightning_edit.cli.data`) then costs neither torch nor Lightning.
+Classes are imported lazily, so that parsing a file (:mod:`lightning_edit.datamodules.formats`) or
+checking one (:mod:`lightning_edit.cli.data`) loads neither torch nor Lightning.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What every data set of edits has in common: splits, limits, seeds, and loaders of plain lists."""
+"""Base data module of edit requests: splits, limits, seeds, and loaders of plain lists."""
 
 import hashlib
 import json
@@ -20,19 +20,19 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def as_list(batch: list[EditRequest]) -> list[EditRequest]:
-    """Collate by leaving the requests as they are; whoever has the tokenizer encodes them."""
+    """Collate a batch as the plain list of requests; tokenisation comes later."""
     return batch
 
 
 class EpochShuffle(Sampler[int]):
-    """A new order for every epoch that follows from the seed and the epoch alone.
+    """Shuffling sampler whose order depends on the seed and the epoch alone, for exact resume.
 
-    So a training that is resumed at an epoch sees what the uninterrupted one would have seen;
-    ``shuffle=True`` would start again with the order of the first epoch.
+    A training run resumed at an epoch sees the batches of an uninterrupted run; ``shuffle=True``
+    would start again with the order of the first epoch.
 
     Args:
-        size: Requests to order.
-        seed: Seed of all orders.
+        size: Number of requests.
+        seed: Seed of the orders.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -41,7 +41,7 @@ class EpochShuffle(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order. Lightning calls this before every epoch, also after a resume."""
+        """Set the epoch of the order. Lightning calls it before every epoch, also on resume."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -54,18 +54,18 @@ class EpochShuffle(Sampler[int]):
 
 
 class EditDataModule(LightningDataModule, ABC):
-    """Edit requests in splits, and loaders that yield ``list[EditRequest]``.
+    """Base LightningDataModule of edit requests, with loaders that yield ``list[EditRequest]``.
 
     Args:
-        limit: Use at most that many requests of each split: the first ones, in the order of the
-            source, as papers that report "the first 1,000 records" do. ``None`` uses all. The
-            requests of one case count as one, so no case is cut.
-        seed: Order of the training loader, and whatever else a subclass draws.
+        limit: Maximum number of requests of each split: the first ones, in the order of the source,
+            as in papers that report "the first 1,000 records". ``None`` uses all. The requests of
+            one case count as one, so no case is cut.
+        seed: Seed of the training loader's order, and of all sampling in a subclass.
         split: The split that :meth:`edit_requests` streams.
-        batch_size: Requests in one list of a loader.
-        num_workers: Processes that prepare batches; 0 is right unless parsing is slow.
-        other_task: Small unrelated tasks (arithmetic, spelling, …) added to every request as
-            locality probes, drawn with the seed; not in the training split.
+        batch_size: Requests per batch of a loader.
+        num_workers: Worker processes of the loaders; 0 is enough unless parsing is slow.
+        other_task: Number of unrelated tasks (arithmetic, spelling, …) added to every request as
+            locality probes, sampled with the seed; not in the training split.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class EditDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load_split(self, split: str) -> list[EditRequest]:
-        """Return every request of ``split`` (``train``, ``val`` or ``test``) in a fixed order.
+        """Load every request of ``split`` (``train``, ``val`` or ``test``) in a fixed order.
 
         Limits are applied afterwards. An empty list means that the source has no such split.
 
         Raises:
-            DataError: If a file or record is not of its form.
+            DataError: If a file or record does not match its format.
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the splits that ``stage`` needs now, so that errors come before training starts.
+        """Load the splits of a stage, so that data errors are raised before training starts.
 
         Args:
             stage: ``fit``, ``validate``, ``test``, ``predict``, or ``edit`` for a stream of edits.
@@ -107,14 +107,16 @@ class EditDataModule(LightningDataModule, ABC):
             self.requests(split)
 
     def requests(self, split: str) -> list[EditRequest]:
-        """Return the requests of one split, limited, in the order of the source; read once."""
+        """Return the requests of one split, up to ``limit``, in source order; loaded once."""
         if split not in self._loaded:
             self.check_options(split)
-            requests = self._limited(self.load_split(split))
-            self._loaded[split] = requests if split == "train" else self._with_tasks(requests)
+            requests = self._apply_limit(self.load_split(split))
+            self._loaded[split] = (
+                requests if split == "train" else self._add_other_task_probes(requests)
+            )
         return self._loaded[split]
 
-    def _limited(self, requests: list[EditRequest]) -> list[EditRequest]:
+    def _apply_limit(self, requests: list[EditRequest]) -> list[EditRequest]:
         if self.limit is None:
             return requests
         try:
@@ -123,7 +125,7 @@ class EditDataModule(LightningDataModule, ABC):
             raise DataError(str(error)) from error
         return [request for case in cases[: self.limit] for request in case]
 
-    def _with_tasks(self, requests: list[EditRequest]) -> list[EditRequest]:
+    def _add_other_task_probes(self, requests: list[EditRequest]) -> list[EditRequest]:
         if not self.other_task:
             return requests
         return [
@@ -138,13 +140,13 @@ class EditDataModule(LightningDataModule, ABC):
         ]
 
     def check_options(self, split: str) -> None:
-        """Refuse options that cannot be right, before the first split is read.
+        """Validate the options, before the first split is loaded.
 
-        This is not done in the constructor: a command line that builds the object would bury the
-        sentence in an error of its own.
+        The constructor does not validate: jsonargparse would wrap the message in an error of its
+        own.
 
         Raises:
-            DataError: Naming the option, what it must be, and what it was.
+            DataError: With the option, the expected and the given value.
         """
         limit, size, workers = self.limit, self.batch_size, self.num_workers
         _require(limit is None or limit >= 1, "limit", "a number of at least 1, or null", limit)
@@ -154,15 +156,15 @@ class EditDataModule(LightningDataModule, ABC):
         _require(self.other_task >= 0, "other_task", "0 or more", self.other_task)
 
     def edit_requests(self) -> list[EditRequest]:
-        """Return the stream of edits: the requests of the chosen split.
+        """Return the stream of edit requests: those of the split ``split``.
 
         Raises:
             DataError: If the split is empty.
         """
-        return self._some(self.split)
+        return self._nonempty_requests(self.split)
 
     def data_hash(self) -> str:
-        """Return the SHA-256 of the stream of edits, probes included, for the record of a run."""
+        """Return the SHA-256 hash of the edit stream, probes included, for the record of a run."""
         canonical = json.dumps(
             [request.to_dict() for request in self.edit_requests()],
             sort_keys=True,
@@ -172,19 +174,19 @@ class EditDataModule(LightningDataModule, ABC):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def train_dataloader(self) -> DataLoader[EditRequest]:
-        """Shuffled batches of the training facts; the order depends on ``seed`` and the epoch."""
-        return self._loader(self._some("train"), shuffle=True)
+        """Return the shuffled training loader; its order depends on ``seed`` and the epoch."""
+        return self._loader(self._nonempty_requests("train"), shuffle=True)
 
     def val_dataloader(self) -> DataLoader[EditRequest] | list[Any]:
-        """Batches of the validation facts in order; no loader at all where the source has none."""
+        """Return the validation loader, in order; no loader if the source has no such split."""
         requests = self.requests("val")
         return self._loader(requests) if requests else []
 
     def test_dataloader(self) -> DataLoader[EditRequest]:
-        """Batches of the test facts in order."""
-        return self._loader(self._some("test"))
+        """Return the test loader, in order."""
+        return self._loader(self._nonempty_requests("test"))
 
-    def _some(self, split: str) -> list[EditRequest]:
+    def _nonempty_requests(self, split: str) -> list[EditRequest]:
         requests = self.requests(split)
         if not requests:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Data sets that are read from files: the published benchmarks, and your own facts."""
+"""Data modules of files: zsRE, COUNTERFACT, KnowEdit, MQuAKE, RippleEdits, own JSON Lines."""
 
 import logging
 import random
@@ -17,19 +17,19 @@ _log = logging.getLogger(__name__)
 
 
 class FileDataModule(EditDataModule):
-    """Edit requests from one file, or from one file a split.
+    """Base data module of edit requests from one file, or from one file per split.
 
-    ``path`` is the test split, whole, unless ``fractions`` divides it; editing and testing need no
-    more. Training needs ``train_path``, or ``fractions``.
+    The whole of ``path`` is the test split, unless ``fractions`` divides it; that is enough for
+    editing and testing. Training needs ``train_path`` or ``fractions``.
 
     Args:
-        path: The data: a JSON list or JSON Lines file, a URL, or the name of a data set on the hub
+        path: A JSON list or JSON Lines file, a URL, or the name of a data set on the hub
             (``owner/name`` or ``owner/name:file.json``).
-        train_path: A file for the training split.
-        val_path: A file for the validation split.
+        train_path: File of the training split.
+        val_path: File of the validation split.
         fractions: Shares of train, validation and test (``[0.8, 0.1, 0.1]``) to divide ``path``
-            into. All requests about one subject, and all of one case, come into the same split.
-        **kwargs: As for :class:`EditDataModule`; ``seed`` also draws the fractions.
+            into. All requests about one subject, and all of one case, are in the same split.
+        **kwargs: As for :class:`EditDataModule`; ``seed`` also seeds the division.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class FileDataModule(EditDataModule):
         self.train_path = train_path
         self.val_path = val_path
         self.fractions = fractions
-        self._parts: dict[str, list[EditRequest]] = {}
+        self._split_cache: dict[str, list[EditRequest]] = {}
 
     @property
     @abstractmethod
     def form(self) -> str:
-        """Name of the form of the files in :data:`lightning_edit.datamodules.formats.FORMS`."""
+        """Name of the file format in :data:`lightning_edit.datamodules.formats.FORMS`."""
 
     def check_options(self, split: str) -> None:
-        """Refuse options that cannot be right; see :meth:`EditDataModule.check_options`."""
+        """Validate the options; see :meth:`EditDataModule.check_options`."""
         super().check_options(split)
         fractions = self.fractions
         if fractions is None:
@@ -70,29 +70,29 @@ class FileDataModule(EditDataModule):
             )
 
     def prepare_data(self) -> None:
-        """Download what is not on this machine yet, once for all processes."""
+        """Download missing files, once for all processes."""
         for source in (self.path, self.train_path, self.val_path):
             if source is not None:
                 local_file(source)
 
     def load(self, path: str) -> list[EditRequest]:
-        """Read every request of one source; what was left out is counted in the log.
+        """Parse all edit requests of one source; log the number of skipped probes and records.
 
         Raises:
-            DataError: If the source cannot be had or read.
+            DataError: If the source cannot be downloaded or read.
         """
-        reading = read_requests(local_file(path), self.form)
-        for kind, count in reading.note_counts().items():
+        parsed_file = read_requests(local_file(path), self.form)
+        for kind, count in parsed_file.note_counts().items():
             _log.warning("%s: %d × %s (details: lightning-edit data check)", path, count, kind)
-        return reading.requests
+        return parsed_file.requests
 
     def load_split(self, split: str) -> list[EditRequest]:
-        """Return every request of a split, from its own file or as a share of ``path``."""
+        """Load every request of a split, from its own file or as a fraction of ``path``."""
         if self.fractions is not None:
-            if not self._parts:
+            if not self._split_cache:
                 shares = split_by_fact(self.load(self.path), self.fractions, self.seed)
-                self._parts = dict(zip(SPLITS, shares, strict=True))
-            return self._parts[split]
+                self._split_cache = dict(zip(SPLITS, shares, strict=True))
+            return self._split_cache[split]
         source = {"train": self.train_path, "val": self.val_path, "test": self.path}[split]
         if source is None and split == "train":
             raise DataError(
@@ -104,19 +104,19 @@ class FileDataModule(EditDataModule):
 
 
 class ZsREDataModule(FileDataModule):
-    """zsRE question answering in the form of MEND, with EasyEdit's portability splits."""
+    """zsRE question answering in MEND's format, with EasyEdit's portability splits."""
 
     form = "zsre"
 
 
 class CounterFactDataModule(FileDataModule):
-    """COUNTERFACT in the form of ROME or of EasyEdit, told apart record by record."""
+    """COUNTERFACT in ROME's or EasyEdit's format, detected record by record."""
 
     form = "counterfact"
 
 
 class KnowEditDataModule(FileDataModule):
-    """KnowEdit, with its portability and locality questions."""
+    """KnowEdit, with its portability and locality probes."""
 
     form = "knowedit"
 
@@ -134,7 +134,7 @@ class RippleEditsDataModule(FileDataModule):
 
 
 class JSONLDataModule(FileDataModule):
-    """Your own facts, one JSON object a line, with ``prompt`` and ``target`` at least."""
+    """JSON Lines file of own facts: one object per line, at least ``prompt`` and ``target``."""
 
     form = "jsonl"
 
@@ -142,10 +142,10 @@ class JSONLDataModule(FileDataModule):
 def split_by_fact(
     requests: Sequence[EditRequest], fractions: Sequence[float], seed: int
 ) -> tuple[list[EditRequest], ...]:
-    """Divide requests into shares that have no subject (or prompt) and no case in common.
+    """Split requests into train, validation and test without shared subjects, prompts or cases.
 
-    Which facts go where is drawn with ``seed``; inside a share the order of the source is kept.
-    Shares are met up to the size of one group.
+    ``seed`` shuffles the facts; within a split the order of the source is kept. Fractions are met
+    up to the size of one group (a case, or the requests about one subject).
 
     Example:
         >>> facts = [EditRequest(str(i), f"The capital of A{i} is", "B") for i in range(10)]

@@ -1,7 +1,7 @@
-"""Small tasks that have nothing to do with facts: sums, spelling, opposites, sequences, sense.
+"""Locality probes from unrelated tasks: sums, spelling, opposites, sequences, common sense.
 
-The items are written for this project. A model need not solve them: ``kept`` asks whether it says
-what it said before. Nothing here imports torch.
+The items are written for this project. A model need not solve them: ``kept`` compares its answer
+with the pristine model's. Nothing here imports torch.
 """
 
 import random
@@ -14,11 +14,11 @@ ITEMS = Path(__file__).parent / "data" / "other_task.jsonl"
 
 
 def other_task_probes(count: int | None = None, seed: int | str = 0) -> list[Probe]:
-    """Return probes of kind ``other_task``.
+    """Sample probes of kind ``other_task``.
 
     Args:
-        count: How many to draw, each at most once; ``None``: all, in order.
-        seed: Draws them.
+        count: Number of probes, drawn without replacement; ``None``: all, in order.
+        seed: Seed of the sample.
     """
     rows = read_rows(ITEMS)
     probes = [Probe.of("other_task", row["prompt"], row["answers"]) for row in rows]

@@ -1,4 +1,4 @@
-"""From what a user names (a file, a URL, a data set on the hub) to a file on this machine."""
+"""Download of data files: a local path, a URL, or a data set on the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -17,14 +17,14 @@ _INSTALL = (
 
 
 def local_file(source: str) -> Path:
-    """Return a data file on this machine, downloading it where ``source`` is a URL or a hub name.
+    """Return the local path of a data file; download it if ``source`` is a URL or a hub name.
 
-    A file that exists wins. ``owner/name``, ``owner/name:folder/file.json`` and
-    ``owner/name@revision:file.json`` name a data set on the hub. Only data files are fetched; no
+    An existing file takes precedence. ``owner/name``, ``owner/name:folder/file.json`` and
+    ``owner/name@revision:file.json`` name a data set on the hub. Only data files are downloaded; no
     code of a data set is ever run.
 
     Raises:
-        DataError: If it cannot be had, with the reason and what to do.
+        DataError: If it cannot be downloaded, with the reason and a remedy.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -32,7 +32,7 @@ def local_file(source: str) -> Path:
     if _URL.match(source):
         return _download(source)
     name = _NAME.fullmatch(source)
-    # `data/facts.json` has the shape of a hub name, and means a file that is not there.
+    # `data/facts.json` looks like a hub name, but means a missing file.
     if name is None or (name["file"] is None and source.endswith((*_SUFFIXES, ".txt", ".csv"))):
         return path
     return _from_hub(name["repo"], name["revision"], name["file"])
@@ -46,7 +46,7 @@ def _download(url: str) -> Path:
     try:
         return Path(DownloadManager().download(url))
     except (OSError, ValueError) as error:
-        _unavailable(url, error)
+        _raise_unavailable(url, error)
 
 
 def _from_hub(repo: str, revision: str | None, file: str | None) -> Path:
@@ -58,23 +58,22 @@ def _from_hub(repo: str, revision: str | None, file: str | None) -> Path:
             f"{repo}: there is no such file here, and loading by name needs the package "
             f"`huggingface_hub`; {_INSTALL}"
         ) from error
-    # Its parents are OSError and the root error of the HTTP client in use, which the hub changes at
-    # times.
+    # Its bases are OSError and the root error of the HTTP client, which differs by hub version.
     unavailable: tuple[type[Any], ...] = HfHubHTTPError.__bases__
     try:
         if file is None:
             names = HfApi().list_repo_files(repo, revision=revision, repo_type="dataset")
-            file = _only(repo, [name for name in names if name.endswith(_SUFFIXES)])
+            file = _single_data_file(repo, [name for name in names if name.endswith(_SUFFIXES)])
         return Path(hf_hub_download(repo, file, revision=revision, repo_type="dataset"))
     except RepositoryNotFoundError as error:
         raise DataError(
             f"{repo}: neither a file nor a public data set has that name; check the spelling"
         ) from error
     except unavailable as error:
-        _unavailable(repo, error)
+        _raise_unavailable(repo, error)
 
 
-def _only(repo: str, names: list[str]) -> str:
+def _single_data_file(repo: str, names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     if not names:
@@ -88,7 +87,7 @@ def _only(repo: str, names: list[str]) -> str:
     )
 
 
-def _unavailable(source: str, error: Exception) -> NoReturn:
+def _raise_unavailable(source: str, error: Exception) -> NoReturn:
     reason = str(error).strip().splitlines()
     why = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
     raise DataError(

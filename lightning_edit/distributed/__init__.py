@@ -1,1 +1,1 @@
-"""Work divided among processes: shares, gathering, sharded weights."""
+"""Data-parallel evaluation and editing: work sharding, all-gather, sharded weights."""

@@ -1,4 +1,4 @@
-"""Work divided among processes (data parallel): shares, gathered results, sharded weights."""
+"""Data-parallel work sharding over ranks, all-gather of results, detection of sharded weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Say whether the model's weights are spread over processes (FSDP2, tensor parallel).
+    """Return whether the model's weights are sharded over processes (FSDP2, tensor parallel).
 
     Args:
         model: The language model.
@@ -22,10 +22,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def gather(items: Sequence[_Item]) -> list[_Item]:
-    """Return the items of all processes to each of them.
+    """All-gather the items of all processes.
 
     Args:
-        items: This process's, as plain containers.
+        items: This process's items, as plain containers.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return list(items)
@@ -36,22 +36,21 @@ def gather(items: Sequence[_Item]) -> list[_Item]:
 
 @dataclass(frozen=True)
 class Share:
-    """Which items are this process's: every ``processes``-th from ``rank`` on.
+    """Data-parallel share of a rank: every ``processes``-th item from ``rank`` on.
 
-    In collecting statistics the items are forward passes. All processes read and tokenise the same
-    text, so together they do the passes that one process would do, and a token budget is kept to
-    the token.
+    For key statistics the items are forward passes. All processes read and tokenise the same text,
+    so together they run the passes that one process would run, and a token budget is exact.
 
     Args:
-        rank: Number of this process.
-        processes: How many there are.
+        rank: Rank of this process.
+        processes: Number of processes.
     """
 
     rank: int = 0
     processes: int = 1
 
     def mine(self, number: int) -> bool:
-        """Return whether a pass of this number is done here."""
+        """Return whether the item with this index belongs to this rank."""
         return number % self.processes == self.rank
 
     def map(
@@ -60,19 +59,19 @@ class Share:
         work: Callable[[Sequence[_Item]], Sequence[_Result]],
         model: nn.Module,
     ) -> list[tuple[int, _Result]]:
-        """Do work on this process's share of some items.
+        """Map a function over this rank's share of the items.
 
-        Where each process holds a part of every weight, all processes do all of the work, since
-        each forward pass needs them all; the share then is what each of them counts.
+        If the weights are sharded over processes, all processes run all items, since each forward
+        pass needs them all; each process then counts only its share of the results.
 
         Args:
             items: All items, the same on every process.
-            work: One result an item. It must not wait for other processes by itself.
-            model: The language model that the work runs.
+            work: Returns one result per item. It must not wait for other processes by itself.
+            model: The language model that ``work`` runs.
 
         Returns:
-            Numbers and results of the items that are this process's to count; empty where there
-            are fewer items than processes.
+            Indices and results of the items that this process counts; empty where there are fewer
+            items than processes.
         """
         mine = range(self.rank, len(items), self.processes)
         if self.processes > 1 and is_sharded(model):

@@ -1,4 +1,4 @@
-"""Editors. Importing this package is their registration: the command line finds them by name."""
+"""Knowledge editors, registered by this import so that the command line finds them by name."""
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.gradient.ft import FT, FTL, FTM

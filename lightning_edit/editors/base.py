@@ -1,4 +1,4 @@
-"""What every editor is: a LightningModule that turns a batch of requests into a delta."""
+"""Editor base class: a LightningModule that turns a batch of requests into a weight delta."""
 
 import time
 from abc import ABC, abstractmethod
@@ -23,40 +23,39 @@ from lightning_edit.types import EditBatch, EditRequest
 
 
 class Editor(pl.LightningModule, ABC):
-    """Base class of all editors.
+    """Base class of all editors: requests in, weight deltas out.
 
     An editor is bound to one language model and turns batches of requests into deltas. It never
-    changes
-    the model: a :class:`~lightning_edit.edits.ledger.Ledger` applies a delta, takes it back, and
-    tells the editor so through :meth:`remember` and :meth:`forget`.
+    changes the model: a :class:`~lightning_edit.edits.ledger.Ledger` commits or undoes a delta and
+    notifies the editor through :meth:`remember` and :meth:`forget`.
 
     The language model is deliberately no submodule: checkpoints, optimisers and model summaries see
     only what the editor owns. Hyper-parameters are typed ``__init__`` arguments kept as attributes
-    (an editor nested in another one finds the outer one's values in ``self.hparams``).
+    (a nested editor sees the outer editor's values in ``self.hparams``).
 
-    Subclasses are either *families* (declared with ``family=True``, never used by themselves) or
-    final: to change a final editor, wrap it.
+    Subclasses are either *families* (declared with ``family=True``, abstract) or final: to change a
+    final editor, wrap it.
     """
 
     needs_fit: ClassVar[bool] = False
-    """Whether it must be trained (``Trainer.fit``) before it can edit."""
+    """Whether the editor must be trained (``Trainer.fit``) before it can edit."""
     needs_statistics: ClassVar[bool] = False
-    """Whether it needs second moments of the edited layers' keys."""
+    """Whether the editor needs key second moments (covariance) of the edited layers."""
     needs_subject: ClassVar[bool] = False
     """Whether every request must name its subject."""
     batched: ClassVar[bool] = True
-    """Whether several requests are solved together; otherwise a batch is written one by one."""
+    """Whether a batch is solved jointly; otherwise its requests are written one by one."""
     sequential: ClassVar[bool] = True
-    """Whether it is meant to be applied again and again to one model."""
+    """Whether the editor supports sequential (lifelong) editing of one model."""
     edits_weights: ClassVar[bool] = True
-    """Whether it changes weights, so that its edits can be merged and exported."""
+    """Whether the editor changes weights, so that its edits can be merged and exported."""
     architectures: ClassVar[tuple[str, ...]] = ("decoder-only",)
-    """Kinds of language model it can edit."""
+    """Model architectures that the editor supports."""
     decoder_only_because: ClassVar[str] = (
         "it learns prompt and answer as one text that one stack of blocks reads, while here an "
         "encoder reads the prompt and a decoder the answer"
     )
-    """Why it cannot edit encoder-decoder models, for the error."""
+    """Why encoder-decoder models are not supported, for the error message."""
 
     _family: ClassVar[bool] = True
 
@@ -72,12 +71,12 @@ class Editor(pl.LightningModule, ABC):
         # A tuple hides the language model from nn.Module's registration; see the class docstring.
         self._bound: tuple[nn.Module, Any, ModelView] | None = None
         self._stages: dict[str, float] = {}
-        self._inside = 0.0
+        self._nested_seconds = 0.0
 
     # ------------------------------------------------------------------------------------ binding
 
     def bind(self, model: nn.Module, tokenizer: Any) -> "Editor":
-        """Give the editor the language model it edits.
+        """Bind the editor to a language model and its tokenizer.
 
         Args:
             model: A Hugging Face language model, in eval mode.
@@ -92,14 +91,14 @@ class Editor(pl.LightningModule, ABC):
         view = resolve(model)
         kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
         if kind not in self.architectures:
-            raise ArchitectureError(self._refusal(model, kind))
+            raise ArchitectureError(self._architecture_message(model, kind))
         self._bound = (model, tokenizer, view)
         self.on_bind()
         return self
 
-    def _refusal(self, model: nn.Module, kind: str) -> str:
-        """Say why this editor cannot edit a kind of model, and what can be done."""
-        able = sorted(cls.__name__ for cls in _finals(Editor) if kind in cls.architectures)
+    def _architecture_message(self, model: nn.Module, kind: str) -> str:
+        """Return the error message for an unsupported architecture, with a remedy."""
+        able = sorted(cls.__name__ for cls in _final_editors(Editor) if kind in cls.architectures)
         reason = f": {self.decoder_only_because}" if kind == "encoder-decoder" else ""
         remedy = f"use {', '.join(able)}, or" if able else f"no editor here edits {kind} models;"
         return (
@@ -109,7 +108,7 @@ class Editor(pl.LightningModule, ABC):
         )
 
     def on_bind(self) -> None:
-        """Prepare what depends on the model, such as default layers and shapes of buffers."""
+        """Set up model-dependent state after binding, such as default layers and buffer shapes."""
 
     def _require_bound(self) -> tuple[nn.Module, Any, ModelView]:
         if self._bound is None:
@@ -131,11 +130,11 @@ class Editor(pl.LightningModule, ABC):
 
     @property
     def view(self) -> ModelView:
-        """Where the bound model's blocks, projections and head are."""
+        """The bound model's structure: its blocks, projections and head."""
         return self._require_bound()[2]
 
     def setup(self, stage: str) -> None:
-        """Refuse, before any work is done, to fit what needs no training or has no model.
+        """Check before ``fit`` that the editor can be trained and has a language model.
 
         Raises:
             NothingToTrainError: If there is nothing to train.
@@ -146,7 +145,7 @@ class Editor(pl.LightningModule, ABC):
         self._require_bound()
 
     def place_language_model(self) -> None:
-        """Move the language model to the editor's device; a model spread over devices stays."""
+        """Move the language model to the editor's device, unless it is sharded over devices."""
         model = self.language_model
         if getattr(model, "hf_device_map", None) is None and model.device != self.device:
             model.to(self.device)
@@ -155,9 +154,9 @@ class Editor(pl.LightningModule, ABC):
 
     @abstractmethod
     def edit(self, batch: EditBatch) -> Delta:
-        """Find what writes the batch's requests into the model.
+        """Compute the weight update (delta) that writes a batch of requests into the model.
 
-        The model is bit for bit the same when this returns.
+        The model is unchanged, bit for bit, when this returns.
 
         Args:
             batch: Requests and their token ids.
@@ -167,7 +166,7 @@ class Editor(pl.LightningModule, ABC):
         """
 
     def edit_independent(self, batch: EditBatch) -> list[Delta]:
-        """Find one delta per request, each as if it were alone on the current model.
+        """Compute one independent delta per request, each as a single edit of the current model.
 
         Families that can search for several requests at once override this; the results are the
         same.
@@ -176,50 +175,50 @@ class Editor(pl.LightningModule, ABC):
             batch: Requests and their token ids.
 
         Returns:
-            One delta a request.
+            One delta per request.
         """
         return [self.edit(part) for part in batch.split()]
 
     def remember(self, delta: Delta) -> None:
-        """Take a committed delta into the editor's history. Called by the ledger."""
+        """Add a committed delta to the editor's history. Called by the ledger."""
 
     def forget(self, delta: Delta) -> None:
-        """Take an undone delta out of the editor's history, exactly. Called by the ledger."""
+        """Remove an undone delta from the editor's history, exactly. Called by the ledger."""
 
     def recall(self, delta: Delta) -> None:
-        """Learn that a delta is in force whose history a checkpoint has restored already.
+        """Register a delta in force after a resume; a checkpoint has restored its history already.
 
-        Called by the ledger, in the order of the commits, when an interrupted run goes on.
+        Called by the ledger, in the order of the commits, when an interrupted run resumes.
         """
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time of a ``with`` block towards a stage of editing.
+        """Time a ``with`` block as a stage of editing.
 
-        The time of a stage inside another one counts only there.
+        The time of a nested stage is not counted in the outer one.
 
         Args:
-            name: ``search`` (target vectors, gradient steps), ``keys`` (what the model reads where
-                it is edited) or ``solve``.
+            name: ``search`` (target vectors, gradient steps), ``keys`` (reading the edited layers'
+                inputs) or ``solve``.
         """
-        self._finish_queued_work()
-        outside, self._inside = self._inside, 0.0
+        self._synchronize()
+        outer_seconds, self._nested_seconds = self._nested_seconds, 0.0
         begin = time.perf_counter()
         try:
             yield
         finally:
-            self._finish_queued_work()
+            self._synchronize()
             seconds = time.perf_counter() - begin
-            self._stages[name] = self._stages.get(name, 0.0) + seconds - self._inside
-            self._inside = outside + seconds
+            self._stages[name] = self._stages.get(name, 0.0) + seconds - self._nested_seconds
+            self._nested_seconds = outer_seconds + seconds
 
-    def _finish_queued_work(self) -> None:
+    def _synchronize(self) -> None:
         device = self.language_model.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     def take_stages(self) -> dict[str, float]:
-        """Return seconds by stage since the last call, of editors inside this one too."""
+        """Return and reset the stage timings in seconds, nested editors included."""
         taken: dict[str, float] = {}
         for module in self.modules():
             if isinstance(module, Editor):
@@ -229,13 +228,13 @@ class Editor(pl.LightningModule, ABC):
         return taken
 
     def subject_positions(self, batch: EditBatch) -> list[int]:
-        """Return each request's last subject token.
+        """Return the position of each request's last subject token.
 
         Args:
             batch: Requests and their token ids.
 
         Returns:
-            One position a request.
+            One position per request.
 
         Raises:
             SubjectNotFoundError: If a request names no subject.
@@ -262,13 +261,13 @@ class Editor(pl.LightningModule, ABC):
         requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
         seed: int = 0,
     ) -> EditedModel:
-        """Edit a model without a Trainer.
+        """Edit a Hugging Face model directly, without a Trainer.
 
         Args:
             model: A Hugging Face language model; it is changed in place until ``undo``.
             tokenizer: Its fast tokenizer.
             requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
-            seed: Seed of everything random in the edit.
+            seed: Seed of all randomness in the edit.
 
         Returns:
             A handle with ``generate``, ``edit`` (more requests) and ``undo``.
@@ -283,19 +282,19 @@ class Editor(pl.LightningModule, ABC):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Blocks that are edited unless ``layers`` is given.
+        """Return the default layers (block indices) to edit when ``layers`` is not given.
 
         Args:
-            num_blocks: Blocks of the language model.
+            num_blocks: Number of blocks of the language model.
 
         Returns:
-            Their numbers, lowest first. Empty for an editor without layers.
+            Block indices, lowest first. Empty for an editor without layers.
         """
         return []
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
-        """Estimate the memory that one edit needs beside the model.
+        """Estimate the extra memory of one edit, without the model itself.
 
         Args:
             view: The model's structure.
@@ -309,21 +308,22 @@ class Editor(pl.LightningModule, ABC):
     # ----------------------------------------------------------------------------------- Lightning
 
     def on_fit_start(self) -> None:
-        """Bring the language model to where the editor is trained."""
+        """Move the language model to the training device."""
         self.place_language_model()
 
-    # Lightning asks for the two below before anything else; `setup` then says what is wrong.
+    # Lightning requires the two methods below before it calls anything; `setup` then raises a clear
+    # error.
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Train on one batch, in editors that are trained."""
+        """Run one training step; only trained editors override this."""
         self.require_training()
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser, in editors that are trained."""
+        """Return the optimiser; only trained editors override this."""
         self.require_training()
 
     def require_training(self) -> None:
-        """Refuse ``fit`` for an editor that has nothing to train.
+        """Raise an error on ``fit`` for an editor that needs no training.
 
         Raises:
             NothingToTrainError: If there is nothing to train.
@@ -335,9 +335,9 @@ class Editor(pl.LightningModule, ABC):
             )
 
 
-def _finals(base: type[Any]) -> Iterator[type[Editor]]:
-    """Yield the editors that can be used, not their families."""
+def _final_editors(base: type[Any]) -> Iterator[type[Editor]]:
+    """Yield the concrete editor classes below a base class, without the abstract families."""
     for child in base.__subclasses__():
-        yield from _finals(child)
+        yield from _final_editors(child)
         if not child._family:
             yield child

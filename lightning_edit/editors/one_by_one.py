@@ -1,4 +1,4 @@
-"""Several updates as one."""
+"""Editing a batch one request at a time, with the low-rank updates concatenated into one delta."""
 
 from contextlib import ExitStack
 
@@ -9,15 +9,15 @@ from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.types import EditBatch
 
 
-def one_after_another(editor: Editor, batch: EditBatch) -> Delta:
-    """Write each request into the model that its predecessors changed.
+def edit_one_by_one(editor: Editor, batch: EditBatch) -> Delta:
+    """Edit sequentially within a batch: each request sees the updates of the ones before it.
 
     Args:
-        editor: Finds low-rank updates of one request at a time.
-        batch: Its requests.
+        editor: An editor that computes low-rank updates of one request at a time.
+        batch: The requests.
 
     Returns:
-        All updates as one.
+        One delta, the sum of all updates.
     """
     deltas: list[Delta] = []
     with ExitStack() as stack:
@@ -36,10 +36,10 @@ def one_after_another(editor: Editor, batch: EditBatch) -> Delta:
 
 
 def concat_low_rank(first: LowRank | None, second: LowRank) -> LowRank:
-    """Return the sum of two low-rank updates, as one.
+    """Return the sum of two low-rank updates by concatenating their factors.
 
     Args:
-        first: ``None`` for nothing.
+        first: An update; ``None``: zero.
         second: Another update of the same weight.
     """
     if first is None:

@@ -1,1 +1,1 @@
-"""An edit as a value (delta), and the ledger that applies and undoes it exactly."""
+"""Deltas (weight updates), and the ledger that commits and undoes them exactly."""

@@ -1,8 +1,8 @@
-"""How much of a committed update is a restraint, and not the update that its editor found.
+"""Correction that a wrapper adds to its host editor's update, kept in the delta's history.
 
-A wrapper may write more than its host's update: what holds back the total of many edits. Both the
-wrapper and a host that looks back at its own updates have to tell the two apart, so the restraint
-stands in the delta's history.
+A wrapper may write more than its host's update: a correction that restrains the total of many
+edits. Both the wrapper and a host that uses its own earlier updates must separate the two, so the
+correction is stored in the delta's history.
 """
 
 from dataclasses import replace
@@ -11,26 +11,26 @@ from torch import Tensor
 
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
 
-#: What the names of restraints begin with.
+#: Prefix of the history tensors of a correction.
 RESTRAINT = "restraint/"
 
 
 def with_correction(shaped: Delta, found: Delta) -> Delta:
-    """Note in a delta's history what it has beside the host's updates.
+    """Store the correction, written update minus the host's update, in a delta's history.
 
     Args:
-        shaped: What will be written.
-        found: What the host found; updates that were passed on as they are have no restraint.
+        shaped: The delta to be written.
+        found: The host's delta; updates that were passed on unchanged have no correction.
     """
     history = dict(shaped.history)
     for name, update in found.weights.items():
         if (written := shaped.weights[name]) is not update:
-            parts = _beyond(update, written).tensors().items()
+            parts = _update_difference(update, written).tensors().items()
             history |= {f"{RESTRAINT}{name}/{part}": value for part, value in parts}
     return replace(shaped, history=history)
 
 
-def _beyond(update: WeightUpdate, written: WeightUpdate) -> WeightUpdate:
+def _update_difference(update: WeightUpdate, written: WeightUpdate) -> WeightUpdate:
     if isinstance(update, LowRank) and isinstance(written, LowRank):
         # Copies: two tensors that share their memory cannot be saved as one file.
         rank = update.rank
@@ -39,14 +39,14 @@ def _beyond(update: WeightUpdate, written: WeightUpdate) -> WeightUpdate:
 
 
 def correction_of(delta: Delta, name: str) -> Tensor | None:
-    """Return what a delta adds to a matrix beside the host's update, in float64.
+    """Return the wrapper's correction of a matrix, without the host's update, in float64.
 
     Args:
-        delta: A delta as it was written.
-        name: The parameter.
+        delta: A committed delta.
+        name: Parameter name.
 
     Returns:
-        ``None`` where nothing was added.
+        The correction; ``None`` if there is none.
     """
     left, right, value = (
         delta.history.get(f"{RESTRAINT}{name}/{part}") for part in ("left", "right", "value")
@@ -57,11 +57,11 @@ def correction_of(delta: Delta, name: str) -> Tensor | None:
 
 
 def host_update(delta: Delta, name: str) -> Tensor:
-    """Return the host's update of a matrix, in float64.
+    """Return the host editor's update of a matrix, without the correction, in float64.
 
     Args:
-        delta: A delta as it was written.
-        name: The parameter.
+        delta: A committed delta.
+        name: Parameter name.
     """
-    written, restraint = delta.weights[name].dense(), correction_of(delta, name)
-    return written if restraint is None else written - restraint.to(written.device)
+    written, correction = delta.weights[name].dense(), correction_of(delta, name)
+    return written if correction is None else written - correction.to(written.device)

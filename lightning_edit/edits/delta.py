@@ -1,4 +1,4 @@
-"""An edit as a value: what it adds to which weight, to apply, save, export and take back.
+"""Delta of an edit: low-rank or dense weight updates, to apply, save, export and undo.
 
 Axis names: ``d_out``/``d_in`` -- a weight acts as ``y = W k``; ``r`` -- rank of an update.
 """
@@ -25,7 +25,7 @@ _FORMAT = "lightning-edit-delta/1"
 
 @dataclass(frozen=True)
 class LowRank:
-    """An update of a matrix kept as two factors, ``left @ right``.
+    """Low-rank update of a matrix, stored as two factors ``left @ right``.
 
     Args:
         left: Factor of shape (d_out, r).
@@ -36,8 +36,8 @@ class LowRank:
     right: Float[Tensor, "r d_in"]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "left", _compact(self.left))
-        object.__setattr__(self, "right", _compact(self.right))
+        object.__setattr__(self, "left", _own_contiguous(self.left))
+        object.__setattr__(self, "right", _own_contiguous(self.right))
 
     @property
     def rank(self) -> int:
@@ -46,44 +46,44 @@ class LowRank:
 
     @property
     def numel(self) -> int:
-        """Numbers stored."""
+        """Number of stored values."""
         return self.left.numel() + self.right.numel()
 
     def dense(
         self, dtype: torch.dtype = torch.float64, device: torch.device | None = None
     ) -> Float[Tensor, "d_out d_in"]:
-        """Multiply the factors out in ``dtype``.
+        """Return the dense update: the product of the factors in ``dtype``.
 
         Args:
-            dtype: Type of the product.
-            device: Where they are multiplied, since a product has other last bits elsewhere;
-                ``None``: where the factors are.
+            dtype: Dtype of the product.
+            device: Device of the product, since products round differently on other devices;
+                ``None``: the device of the factors.
         """
         return self.left.to(device, dtype) @ self.right.to(device, dtype)
 
     def norm(self) -> float:
-        """Frobenius norm, from the two r × r Gram matrices: the product is never formed."""
+        """Frobenius norm, from the two r × r Gram matrices without forming the product."""
         left, right = self.left.double(), self.right.double()
         squared = ((left.mT @ left) * (right @ right.mT)).sum()
         return float(squared.clamp_min(0).sqrt())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Named tensors, for saving."""
+        """Named tensors of the update, for saving."""
         return {"left": self.left, "right": self.right}
 
 
 @dataclass(frozen=True)
 class Dense:
-    """An update stored entry by entry: a matrix (d_out, d_in) or a bias.
+    """Dense update of a matrix (d_out, d_in) or a bias.
 
     Args:
-        value: What is added.
+        value: Values to add.
     """
 
     value: Float[Tensor, "..."]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _compact(self.value))
+        object.__setattr__(self, "value", _own_contiguous(self.value))
 
     @property
     def rank(self) -> int:
@@ -92,17 +92,17 @@ class Dense:
 
     @property
     def numel(self) -> int:
-        """Numbers stored."""
+        """Number of stored values."""
         return self.value.numel()
 
     def dense(
         self, dtype: torch.dtype = torch.float64, device: torch.device | None = None
     ) -> Float[Tensor, "..."]:
-        """Return the update in ``dtype``.
+        """Return the dense update in ``dtype``.
 
         Args:
-            dtype: Type of the result.
-            device: Where it goes; ``None``: where the update is.
+            dtype: Dtype of the result.
+            device: Device of the result; ``None``: the device of the update.
         """
         return self.value.to(device, dtype)
 
@@ -111,7 +111,7 @@ class Dense:
         return float(self.value.double().norm())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Named tensors, for saving."""
+        """Named tensors of the update, for saving."""
         return {"value": self.value}
 
 
@@ -120,22 +120,22 @@ WeightUpdate = LowRank | Dense
 
 @dataclass(frozen=True)
 class Delta:
-    """What one commit changes.
+    """Delta of one commit: weight updates, run-time state, prompts and editor history.
 
     Args:
-        request_ids: The requests it serves.
+        request_ids: Ids of the requests it serves.
         weights: Updates by parameter name, matrices in (d_out, d_in) whatever the module stores.
-        state: Tensors of an editor that acts at run time (codebook entries, extra neurons,
+        state: Tensors of an editor that acts at inference time (codebook entries, extra neurons,
             histories).
-        prompts: Text put in front of a prompt, by request, for in-context editors.
-        info: Figures about how the edit was found (loss, steps, residual), for the run's record.
+        prompts: Text to prepend to a prompt, by request, for in-context editors.
+        info: Statistics of the search (loss, steps, residual), for the run's record.
         history: Tensors that the editor keeps of this edit while it is in force (keys of a
-            least-squares history). They change nothing in the model, so exports leave them out.
+            least-squares history). They do not change the model, so exports omit them.
 
     Note:
-        Tensors are copied where they are views or not in row order, and a file keeps the order of
-        their names, so that a delta is in memory as the same delta read from disk: sums and
-        products of the two have the same bits.
+        Tensors that are views or not row-major are copied, and a file keeps the order of their
+        names, so that a delta in memory equals the same delta read from disk: sums and products of
+        the two are bit-identical.
     """
 
     request_ids: tuple[str, ...]
@@ -148,11 +148,11 @@ class Delta:
     def __post_init__(self) -> None:
         for name in ("state", "history"):
             tensors: dict[str, Tensor] = getattr(self, name)
-            object.__setattr__(self, name, {key: _compact(v) for key, v in tensors.items()})
+            object.__setattr__(self, name, {key: _own_contiguous(v) for key, v in tensors.items()})
 
     @property
     def is_empty(self) -> bool:
-        """Whether it changes nothing at all."""
+        """Whether the delta has no weight update, state or prompt."""
         return not (self.weights or self.state or self.prompts)
 
     def norm(self) -> dict[str, float]:
@@ -164,12 +164,12 @@ class Delta:
         return {name: update.rank for name, update in self.weights.items()}
 
     def numel(self) -> int:
-        """Numbers that the delta stores, without the editor's history."""
+        """Number of stored values, without the editor's history."""
         parts = [update.numel for update in self.weights.values()]
         return sum(parts) + sum(tensor.numel() for tensor in self.state.values())
 
     def not_finite(self) -> list[str]:
-        """Names of weights, state or history with an infinite or undefined entry."""
+        """Names of weights, state or history tensors with NaN or infinite entries."""
         bad = [
             name
             for name, update in self.weights.items()
@@ -181,7 +181,7 @@ class Delta:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Add the weight updates inside a ``with`` block; the exact old bits return afterwards.
+        """Apply the weight updates inside a ``with`` block, and restore the exact bits afterwards.
 
         Args:
             model: The language model.
@@ -199,13 +199,13 @@ class Delta:
                     handles[name].raw().copy_(value)
 
     def to_lora(self, max_rank: int | None = None) -> dict[str, tuple[Tensor, Tensor, float]]:
-        """Factor every matrix update as LoRA's ``B @ A``.
+        """Convert every matrix update to LoRA factors ``B @ A``.
 
-        Low-rank updates are taken as they are when they fit; others are cut by a singular value
-        decomposition in float64.
+        Low-rank updates that fit are used unchanged; others are truncated by a singular value
+        decomposition (SVD) in float64.
 
         Args:
-            max_rank: Largest rank allowed; ``None``: as many as the update has.
+            max_rank: Maximum rank; ``None``: the rank of the update.
 
         Returns:
             By parameter name: B of shape (d_out, r), A of shape (r, d_in), and the share of the
@@ -220,16 +220,16 @@ class Delta:
                 "LoRA holds updates of matrices only, but this edit also changes "
                 f"{biases or 'state used at run time'}; export it with --format delta or merged"
             )
-        return {name: _lora(update, max_rank) for name, update in self.weights.items()}
+        return {name: _lora_factors(update, max_rank) for name, update in self.weights.items()}
 
     def save(self, path: Path) -> None:
-        """Write the delta as safetensors with its description in the header, whole or not at all.
+        """Save the delta as safetensors, atomically, with its description in the header.
 
         Args:
             path: File to write.
 
         Raises:
-            OSError: If the disk refuses; a file that stood there is untouched.
+            OSError: If the disk write fails; an existing file is unchanged.
         """
         tensors = {
             f"weights/{name}/{part}": value
@@ -249,11 +249,11 @@ class Delta:
 
     @classmethod
     def load(cls, path: Path, device: str | torch.device = "cpu") -> "Delta":
-        """Read what :meth:`save` wrote.
+        """Load a delta file of :meth:`save`.
 
         Args:
             path: The file.
-            device: Where the tensors go.
+            device: Device of the tensors.
 
         Returns:
             The delta.
@@ -265,7 +265,7 @@ class Delta:
             with safe_open(str(path), framework="pt", device=str(device)) as file:
                 header = file.metadata() or {}
                 names = file.keys()
-                # A copy: tensors of a file begin wherever they stand in it.
+                # A copy, since tensors in a file may begin at any memory offset.
                 tensors = {name: file.get_tensor(name).clone() for name in names}
         except (OSError, SafetensorError) as error:
             raise LedgerError(
@@ -276,8 +276,11 @@ class Delta:
             raise LedgerError(f"{path}: expected format {_FORMAT}, got {found}; not a delta file")
         weights: dict[str, WeightUpdate] = {}
         written = sorted({key.split("/")[1] for key in tensors if key.startswith("weights/")})
-        order = [written, *(sorted(_under(kind, tensors)) for kind in ("state/", "history/"))]
-        if "order" in header:  # not in a file of an older version
+        order = [
+            written,
+            *(sorted(_strip_prefix(kind, tensors)) for kind in ("state/", "history/")),
+        ]
+        if "order" in header:  # absent in files of older versions
             order = json.loads(header["order"])
         for name in order[0]:
             stem = f"weights/{name}"
@@ -295,10 +298,10 @@ class Delta:
         )
 
 
-def _compact(tensor: Tensor) -> Tensor:
-    """Return a tensor with memory of its own in row order; itself where it has that already.
+def _own_contiguous(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor with its own memory; the tensor itself if it already is one.
 
-    Vectorised kernels may round differently where memory begins elsewhere or lies otherwise.
+    Vectorised kernels may round differently with another memory offset or layout.
     """
     own = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     # `is_contiguous` does not look at axes of length one, but products choose kernels by them.
@@ -307,14 +310,14 @@ def _compact(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, without it."""
+def _strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Select the tensors with a name prefix, and strip the prefix."""
     return {
         key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
     }
 
 
-def _lora(update: WeightUpdate, max_rank: int | None) -> tuple[Tensor, Tensor, float]:
+def _lora_factors(update: WeightUpdate, max_rank: int | None) -> tuple[Tensor, Tensor, float]:
     if isinstance(update, LowRank) and (max_rank is None or update.rank <= max_rank):
         return update.left, update.right, 1.0
     if isinstance(update, LowRank):
@@ -325,7 +328,7 @@ def _lora(update: WeightUpdate, max_rank: int | None) -> tuple[Tensor, Tensor, f
     else:
         U, S, Vh = torch.linalg.svd(update.dense(), full_matrices=False)
     total = float((S**2).sum())
-    # Below this the singular values are rounding of the float32 entries, not part of the edit.
+    # Singular values below this are float32 rounding error, not part of the edit.
     numerical = int((S[0] * 1e-7 < S).sum()) if total > 0 else 1
     rank = max(1, numerical if max_rank is None else min(max_rank, numerical))
     kept = float((S[:rank] ** 2).sum()) / total if total > 0 else 1.0

@@ -1,4 +1,4 @@
-"""An edited model in the hand: generate from it, edit on, take it back."""
+"""Edited model: edit, generate and undo in Python, without a run folder."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from lightning_edit.types.requests import as_requests
 
 
 class EditedModel:
-    """A language model and the edits that were written into it.
+    """Language model with its edits: edit, generate, undo.
 
     Args:
         editor: An editor bound to the model.
@@ -30,7 +30,7 @@ class EditedModel:
         requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
         seed: int = 0,
     ) -> "EditedModel":
-        """Write further requests on top of the edits so far.
+        """Edit the model with further requests, on top of the edits so far.
 
         Args:
             requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
@@ -48,11 +48,11 @@ class EditedModel:
 
     @torch.no_grad()
     def generate(self, prompt: str, max_new_tokens: int = 16) -> str:
-        """Continue a prompt greedily until the model stops.
+        """Generate a greedy continuation of a prompt, up to EOS.
 
         Args:
             prompt: Text to continue.
-            max_new_tokens: Most tokens to add.
+            max_new_tokens: Maximum number of new tokens.
 
         Returns:
             The continuation, without the prompt.
@@ -68,10 +68,10 @@ class EditedModel:
         return str(self.tokenizer.decode(output[0, start:], skip_special_tokens=True)).strip()
 
     def undo(self, ids: Sequence[str] | None = None) -> "EditedModel":
-        """Take edits back; after all of them the model is bit-identical to the original.
+        """Undo edits; after undoing all of them the model is bit-identical to the original.
 
         Args:
-            ids: Requests to undo; ``None``: all.
+            ids: Request ids to undo; ``None``: all.
 
         Returns:
             This handle.

@@ -1,4 +1,4 @@
-"""Requests into token ids, once."""
+"""Tokenisation of edit requests: prompt ids, target ids, subject's last token."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def encode_request(tokenizer: Any, request: EditRequest) -> Encoded:
 
 
 def encode_batch(tokenizer: Any, requests: Sequence[EditRequest], seed: int = 0) -> EditBatch:
-    """Tokenise the requests that are written together.
+    """Tokenise an edit batch: the requests that are written together.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer.

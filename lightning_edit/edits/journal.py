@@ -1,8 +1,8 @@
-"""The journal of a run on disk: one line an operation; a kill at any point loses nothing.
+"""Journal of a run on disk: append-only, hash-chained, one line per operation, crash-safe.
 
 Every line carries a hash over itself and the line before. A last line that was cut off by a kill is
-dropped; any other line that does not fit is an error. Nothing here imports torch, so that
-``undo`` answers at once.
+dropped; any other line with a wrong hash is an error. Nothing here imports torch, so that ``undo``
+starts fast.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ from lightning_edit.storage.atomic import write_atomic, write_error
 from lightning_edit.storage.jsonl import append_synced, complete_lines
 
 SCHEMA = 1
-_START = "0" * 64
+_FIRST_HASH = "0" * 64
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One commit of the journal.
+    """Journal entry of one commit.
 
     Args:
-        seq: Number of the commit, from 1.
-        ids: Requests it serves.
+        seq: Sequence number of the commit, from 1.
+        ids: Ids of the requests it serves.
         file: Name of its delta file inside the journal's folder.
         sha256: Hash of that file.
         requests: The requests as dictionaries.
@@ -54,16 +54,16 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _chain(previous: str, line: Mapping[str, Any]) -> str:
+def _chain_hash(previous: str, line: Mapping[str, Any]) -> str:
     text = json.dumps(line, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256((previous + text).encode()).hexdigest()
 
 
 class Journal:
-    """The list of operations of one run.
+    """Append-only journal of the commits and undos of one run.
 
     Args:
-        directory: Folder of ``journal.jsonl`` and the delta files; made when missing.
+        directory: Folder of ``journal.jsonl`` and the delta files; created if missing.
 
     Raises:
         LedgerError: If a line other than a cut-off last one is damaged.
@@ -73,23 +73,23 @@ class Journal:
         self.directory = directory
         self.path = directory / "journal.jsonl"
         self._lines: list[dict[str, Any]] = []
-        self._bytes = 0
-        self._size = 0
+        self._valid_bytes = 0
+        self._file_size = 0
         self._commits = 0
         if self.path.exists():
             self._read()
 
     def _read(self) -> None:
         content = self.path.read_bytes()
-        self._size = len(content)
-        previous = _START
+        self._file_size = len(content)
+        previous = _FIRST_HASH
         for number, piece in enumerate(complete_lines(content), start=1):
             try:
                 line = json.loads(piece)
                 chain = line.pop("chain")
             except (ValueError, KeyError, TypeError, AttributeError):
                 line, chain = {}, ""
-            if chain != _chain(previous, line):
+            if chain != _chain_hash(previous, line):
                 raise LedgerError(
                     f"{self.path}, line {number}: the journal was changed or damaged after it was "
                     "written; restore the file, or start the run again in a new folder"
@@ -97,60 +97,60 @@ class Journal:
             previous = chain
             self._lines.append({**line, "chain": chain})
             self._commits += line["op"] == "commit"
-            self._bytes += len(piece) + 1
+            self._valid_bytes += len(piece) + 1
 
     @property
     def head(self) -> str:
-        """Hash of the whole journal so far."""
-        return str(self._lines[-1]["chain"]) if self._lines else _START
+        """Hash of the last line, which covers the whole journal."""
+        return str(self._lines[-1]["chain"]) if self._lines else _FIRST_HASH
 
     def __len__(self) -> int:
         return len(self._lines)
 
     @property
     def opening(self) -> Mapping[str, Any] | None:
-        """What the run was opened with (model hash, editor), or ``None``."""
+        """First line of the journal (model hash, editor), or ``None``."""
         return self._lines[0] if self._lines else None
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a line and wait until it is on disk.
+        """Append a line and sync it to disk.
 
         Args:
             line: Plain containers.
 
         Raises:
-            LedgerWriteError: If the disk refuses; the journal is as it was.
+            LedgerWriteError: If the disk write fails; the journal is unchanged.
         """
-        chained = {**line, "chain": _chain(self.head, line)}
+        chained = {**line, "chain": _chain_hash(self.head, line)}
         data = (json.dumps(chained, ensure_ascii=False) + "\n").encode()
-        if self._size != (self.path.stat().st_size if self.path.exists() else 0):
+        if self._file_size != (self.path.stat().st_size if self.path.exists() else 0):
             raise LedgerError(
-                f"{self.path} was written by another process meanwhile; let only one work on a run "
-                "folder, and start this one again"
+                f"{self.path} was changed by another process meanwhile; use a run folder with one "
+                "process at a time, and start this one again"
             )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            # A cut-off tail of an earlier kill, or of a write that failed, is overwritten.
-            append_synced(self.path, self._bytes, data)
+            # A partial last line of an earlier kill or failed write is overwritten.
+            append_synced(self.path, self._valid_bytes, data)
         except OSError as error:
             self._drop_tail()
             raise write_error(error, self.path, "Every earlier edit is safe.") from error
         self._lines.append(chained)
         self._commits += line["op"] == "commit"
-        self._bytes += len(data)
-        self._size = self._bytes
+        self._valid_bytes += len(data)
+        self._file_size = self._valid_bytes
 
     def _drop_tail(self) -> None:
-        """Take back a line whose write failed after it had reached the file."""
+        """Truncate a partial line whose write failed after it had reached the file."""
         with suppress(OSError):
-            os.truncate(self.path, self._bytes)
-            self._size = self._bytes
+            os.truncate(self.path, self._valid_bytes)
+            self._file_size = self._valid_bytes
 
     def open(self, **facts: Any) -> None:
-        """Write the first line, or check that it says the same.
+        """Write the opening line, or check that it matches.
 
         Args:
-            **facts: What identifies the run: model hash, editor.
+            **facts: Facts that identify the run: model hash, editor.
 
         Raises:
             LedgerError: If the journal belongs to another model or editor.
@@ -180,26 +180,26 @@ class Journal:
         return entry
 
     def undo(self, seqs: Sequence[int], by: str = "run") -> None:
-        """Record that commits were taken back.
+        """Record the undo of commits.
 
         Args:
-            seqs: Their numbers.
-            by: ``run`` for the editing loop itself, ``user`` for a later hand.
+            seqs: Their sequence numbers.
+            by: ``run`` for the edit loop itself, ``user`` for a later undo by the user.
         """
         self.append({"op": "undo", "of": list(seqs), "by": by})
 
     @property
     def next_seq(self) -> int:
-        """Number of the next commit."""
+        """Sequence number of the next commit."""
         return 1 + self._commits
 
     def active(self) -> list[Entry]:
-        """Return the commits that stand, in order."""
+        """Return the commits in force, in order."""
         gone = {seq for line in self._lines if line["op"] == "undo" for seq in line["of"]}
         return [entry for entry in self.commits() if entry.seq not in gone]
 
     def commits(self) -> list[Entry]:
-        """Return every commit ever made, in order."""
+        """Return every commit, including undone ones, in order."""
         return [
             Entry(
                 line["seq"],
@@ -213,13 +213,13 @@ class Journal:
         ]
 
     def truncate(self, lines: int) -> None:
-        """Go back to an earlier state, to redo what came after it.
+        """Truncate the journal to an earlier state, so that later operations are redone.
 
         Args:
-            lines: Lines to keep.
+            lines: Number of lines to keep.
 
         Raises:
-            LedgerError: If there are fewer, or if somebody undid edits by hand since.
+            LedgerError: If there are fewer, or if the user has undone edits since.
         """
         if lines > len(self._lines):
             raise LedgerError(
@@ -238,22 +238,22 @@ class Journal:
             write_atomic(self.path, data)
         except OSError as error:
             raise write_error(error, self.path, "Every earlier edit is safe.") from error
-        self._lines, self._bytes, self._size = kept, len(data), len(data)
+        self._lines, self._valid_bytes, self._file_size = kept, len(data), len(data)
         self._commits = sum(line["op"] == "commit" for line in kept)
 
 
 def select(active: Sequence[Entry], ids: Sequence[str]) -> list[Entry]:
-    """Find the commits that hold the given requests and nothing else.
+    """Select the commits that hold exactly the given requests.
 
     Args:
-        active: Commits that stand.
-        ids: Requests to take back.
+        active: Commits in force.
+        ids: Request ids to undo.
 
     Returns:
         Their commits, in order.
 
     Raises:
-        LedgerError: If a request is unknown, or shares its commit with one that is to stay.
+        LedgerError: If a request is unknown, or shares its commit with one that stays in force.
     """
     wanted = set(ids)
     known = {request for entry in active for request in entry.ids}

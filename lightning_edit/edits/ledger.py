@@ -1,9 +1,9 @@
-"""The ledger owns a model's weights while it is edited: commit, undo, roll back, replay.
+"""Ledger of edits: commit, undo, rollback and replay of weight deltas, exact to the bit.
 
 The effective weight is always ``cast(W0 + Σ Δ)``: the pristine weight plus the float64 sum of all
 deltas in the order of their commits, cast once. Nothing is ever added to or subtracted from a
-rounded weight, so undoing everything gives back the original bits, and replaying a journal gives
-the same bits as the run that wrote it.
+rounded weight, so undoing everything restores the original bits, and replaying a journal gives the
+same bits as the run that wrote it.
 """
 
 import logging
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Touched:
-    """A weight that some delta in force changes.
+class EditedWeight:
+    """Edited weight: its pristine values and the float64 sum of deltas.
 
     Args:
-        handle: The weight as it is.
-        pristine: Its values before the first edit, in its own type.
-        total: What all deltas in force add, in float64.
+        handle: Handle of the current weight.
+        pristine: Its values before the first edit, in its own dtype.
+        total: Sum of all deltas in force, in float64.
     """
 
     handle: Weight
@@ -42,12 +42,12 @@ class Touched:
 
 
 class Ledger:
-    """Applies deltas to one model and takes them back exactly.
+    """Ledger that commits deltas to one model and undoes them exactly.
 
     Args:
         model: The language model; nothing else may write its edited weights meanwhile.
-        editor: Told of every commit and undo, so that its history follows; ``None`` to replay
-            weights.
+        editor: Notified of every commit and undo, so that its history follows; ``None`` to replay
+            weights only.
         directory: Folder of the journal; ``None`` keeps everything in memory.
 
     Raises:
@@ -64,15 +64,15 @@ class Ledger:
         self.editor = editor
         self.journal = None if directory is None else Journal(directory)
         self._active: list[tuple[Entry, Delta]] = []
-        self._touched: dict[str, Touched] = {}
+        self._touched: dict[str, EditedWeight] = {}
         self._ids: set[str] = set()
-        self._next = 1
+        self._next_seq = 1
 
     # ---------------------------------------------------------------------------------- reading
 
     @property
     def request_ids(self) -> tuple[str, ...]:
-        """Requests in force, in the order of their commits."""
+        """Request ids of the edits in force, in the order of their commits."""
         return tuple(request for entry, _ in self._active for request in entry.ids)
 
     @property
@@ -81,30 +81,30 @@ class Ledger:
         return [delta for _, delta in self._active]
 
     @property
-    def touched(self) -> dict[str, Touched]:
-        """Weights that the deltas in force change, by parameter name, in alphabetical order."""
+    def touched(self) -> dict[str, EditedWeight]:
+        """Edited weights, by parameter name, in alphabetical order."""
         return dict(sorted(self._touched.items()))
 
     def update_norms(self) -> dict[str, float]:
-        """Frobenius norm of what all edits together add to each weight."""
+        """Frobenius norm of the total update of each weight."""
         return {name: float(touched.total.norm()) for name, touched in self.touched.items()}
 
     # ---------------------------------------------------------------------------------- writing
 
     def commit(self, delta: Delta, requests: Sequence[EditRequest]) -> Entry:
-        """Write a delta into the model, and into the journal first.
+        """Commit a delta: write it to the journal, then into the model's weights.
 
         Args:
             delta: The update.
             requests: The requests that it serves.
 
         Returns:
-            The commit.
+            The journal entry.
 
         Raises:
             LedgerError: If a request is in force already.
-            NotFiniteError: If the delta, or a weight with it, is not finite.
-            LedgerWriteError: If the disk refuses. The model is unchanged in every case.
+            NotFiniteError: If the delta, or an edited weight, is not finite.
+            LedgerWriteError: If the disk write fails. The model is unchanged in every case.
         """
         if double := sorted(set(delta.request_ids) & self._ids):
             raise LedgerError(
@@ -131,11 +131,11 @@ class Ledger:
         return entry
 
     def undo(self, ids: Sequence[str], by: str = "run") -> None:
-        """Take edits back.
+        """Undo edits by request id, and restore the weights without them.
 
         Args:
-            ids: Their requests. Requests that were solved together go together.
-            by: Who asks, for the journal.
+            ids: Request ids. Requests that were solved together must be undone together.
+            by: Who undoes them, for the journal.
 
         Raises:
             LedgerError: If a request is not in force, or shares a commit with one that stays.
@@ -156,13 +156,13 @@ class Ledger:
                 self.editor.forget(delta)
 
     def rollback(self, commits: int = 1) -> None:
-        """Take the last commits back.
+        """Roll back the last commits.
 
         Args:
-            commits: How many.
+            commits: Number of commits.
 
         Raises:
-            LedgerError: If there are not that many.
+            LedgerError: If fewer are in force.
         """
         if not 0 <= commits <= len(self._active):
             raise LedgerError(
@@ -174,24 +174,24 @@ class Ledger:
     # ----------------------------------------------------------------------------------- on disk
 
     def open(self, **facts: Any) -> None:
-        """Start the journal, or check that it belongs to this model.
+        """Open the journal, or check that it belongs to this model.
 
         Args:
-            **facts: Further facts that must agree, such as the editor's name.
+            **facts: Further facts that must match, such as the editor's name.
 
         Raises:
-            LedgerError: If the journal was opened for something else.
+            LedgerError: If the journal was opened with other facts.
         """
         if self.journal is not None:
             self.journal.open(model=weights_hash(self.model), **facts)
 
     def replay(self, lines: int | None = None, remember: bool = True) -> None:
-        """Bring a pristine model to the state that the journal describes.
+        """Replay the journal on a pristine model.
 
         Args:
-            lines: Go back to this many journal lines first; ``None``: all of them.
-            remember: Whether the editor takes every delta into its history; otherwise a checkpoint
-                has restored the history, and the editor is only told what is in force.
+            lines: Truncate the journal to this many lines first; ``None``: keep all.
+            remember: Whether the editor adds every delta to its history; otherwise a checkpoint has
+                restored the history, and the editor only registers the deltas in force.
 
         Raises:
             LedgerError: If the ledger is not empty, or a delta file is missing or was changed.
@@ -206,13 +206,13 @@ class Ledger:
             self._active.append((entry, delta))
             self._ids.update(delta.request_ids)
             if self.editor is not None:
-                tell = self.editor.remember if remember else self.editor.recall
-                tell(delta)
+                update_history = self.editor.remember if remember else self.editor.recall
+                update_history(delta)
 
     def _record(self, delta: Delta, requests: Sequence[EditRequest]) -> Entry:
         if self.journal is None:
-            self._next += 1
-            return Entry(self._next - 1, delta.request_ids, "", "", ())
+            self._next_seq += 1
+            return Entry(self._next_seq - 1, delta.request_ids, "", "", ())
         name = f"{self.journal.next_seq:06d}.safetensors"
         path = self.journal.directory / name
         try:
@@ -226,15 +226,15 @@ class Ledger:
 
     # ----------------------------------------------------------------------------------- weights
 
-    def _stage(self, delta: Delta) -> dict[str, tuple[Touched, Tensor, Tensor]]:
-        """Compute every new weight before anything is written: a commit is all or nothing."""
+    def _stage(self, delta: Delta) -> dict[str, tuple[EditedWeight, Tensor, Tensor]]:
+        """Compute every new weight before anything is written, so that a commit is atomic."""
         staged = {}
         for name, update in delta.weights.items():
             touched = self._touched.get(name)
             if touched is None:
                 handle = weight(self.model, name)
                 zero = torch.zeros(handle.shape, dtype=torch.float64, device=handle.device)
-                touched = Touched(handle, handle.read(handle.dtype), zero)
+                touched = EditedWeight(handle, handle.read(handle.dtype), zero)
             total = touched.total + update.dense(device=touched.total.device)
             value = (touched.pristine.double() + total).to(touched.handle.dtype)
             if not torch.isfinite(value).all():
@@ -245,7 +245,7 @@ class Ledger:
             staged[name] = (touched, total, value)
         return staged
 
-    def _install(self, staged: dict[str, tuple[Touched, Tensor, Tensor]]) -> bool:
+    def _install(self, staged: dict[str, tuple[EditedWeight, Tensor, Tensor]]) -> bool:
         changed = False
         for name, (touched, total, value) in staged.items():
             changed |= not torch.equal(touched.handle.read(touched.handle.dtype), value)
@@ -261,7 +261,7 @@ class Ledger:
             touched.total = torch.zeros_like(touched.total)
             for update in updates:
                 touched.total += update.dense(device=touched.total.device)
-            # The pristine value itself is written when no edit is left: the original bits.
+            # Without edits the pristine value itself is written, to restore the original bits.
             value = touched.pristine.double() + touched.total if updates else touched.pristine
             touched.handle.write(value)
             if not updates:
@@ -269,12 +269,12 @@ class Ledger:
 
 
 def load_entry(directory: Path, entry: Entry, device: str = "cpu") -> Delta:
-    """Read a commit's delta and check that nobody changed it.
+    """Load a commit's delta file and verify its SHA-256 hash.
 
     Args:
         directory: The journal's folder.
-        entry: The commit.
-        device: Where the tensors go.
+        entry: The journal entry.
+        device: Device of the tensors.
 
     Returns:
         The delta.

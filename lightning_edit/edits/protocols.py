@@ -1,4 +1,4 @@
-"""Protocols: what the ledger and an edited model ask of an editor, so that neither imports one."""
+"""Editor protocols (structural types) for the ledger and edited model, to avoid import cycles."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,21 +8,21 @@ from lightning_edit.types import EditBatch
 
 @runtime_checkable  # the tests check types while they run
 class EditHistory(Protocol):
-    """An editor as its ledger sees it: told of every commit and undo, so that history follows."""
+    """Editor history that follows every commit and undo of the ledger."""
 
     def remember(self, delta: Delta) -> None:
-        """Take a committed delta into the history."""
+        """Add a committed delta to the history."""
 
     def forget(self, delta: Delta) -> None:
-        """Take an undone delta out of the history, exactly."""
+        """Remove an undone delta from the history, exactly."""
 
     def recall(self, delta: Delta) -> None:
-        """Learn that a delta is in force whose history a checkpoint has restored already."""
+        """Register a delta in force whose history a checkpoint has already restored."""
 
 
 @runtime_checkable
 class BoundEditor(EditHistory, Protocol):
-    """An editor with its language model."""
+    """Editor that is bound to a language model."""
 
     @property
     def batched(self) -> bool:
@@ -30,11 +30,11 @@ class BoundEditor(EditHistory, Protocol):
 
     @property
     def language_model(self) -> Any:
-        """The model that is edited."""
+        """Language model that is edited."""
 
     @property
     def tokenizer(self) -> Any:
-        """Its tokenizer."""
+        """Tokenizer of the language model."""
 
     def edit(self, batch: EditBatch) -> Delta:
-        """Find what writes a batch's requests into the model, which stays as it is."""
+        """Compute the delta for a batch of requests; the model itself is not changed."""

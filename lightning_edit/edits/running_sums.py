@@ -1,4 +1,4 @@
-"""Sums over the edits in force, for editors that look back at what they have done."""
+"""Running sums over the edits in force, for editors with a history (such as Σ K Kᵀ)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -9,73 +9,73 @@ from lightning_edit.edits.delta import Delta
 
 
 class RunningSums:
-    """Named sums over the deltas in force, whatever was committed and undone before.
+    """Running sums of tensors over the deltas in force, exact after any commits and undos.
 
-    After an edit is forgotten the sums are added up again from the others, in their order, when
-    somebody looks: they have the bits they would have had without it.
+    After an undo the sums are recomputed from the other deltas, in their order, on the next read:
+    they are bit-identical to sums without the undone edit.
 
     Args:
-        addends: What a delta adds to which sum.
+        addends: Returns what a delta adds to each named sum.
     """
 
     def __init__(self, addends: Callable[[Delta], Mapping[str, Tensor]]) -> None:
         self._addends = addends
-        self._kept: list[Delta] = []
+        self._in_force: list[Delta] = []
         self._sums: dict[str, Tensor] = {}
         self._stale = False
 
     @property
     def in_force(self) -> list[Delta]:
-        """The deltas that the sums are made of, in the order of their commits."""
-        return list(self._kept)
+        """Deltas in the sums, in the order of their commits."""
+        return list(self._in_force)
 
     def add(self, delta: Delta) -> None:
-        """Take an edit in."""
-        self._settle()
-        self._kept.append(delta)
-        self._sums = self._plus(self._sums, delta)
+        """Add a committed delta to the sums."""
+        self._recompute_if_stale()
+        self._in_force.append(delta)
+        self._sums = self._with_delta(self._sums, delta)
 
     def note(self, delta: Delta) -> None:
-        """Note that an edit is in force which the sums contain already."""
-        self._kept.append(delta)
+        """Register a delta in force that the sums already contain, after a checkpoint."""
+        self._in_force.append(delta)
 
     def remove(self, delta: Delta) -> bool:
-        """Take an edit out; one that is not in force (an earlier binding's) changes nothing.
+        """Remove an undone delta; one that is not in force (of an earlier binding) is ignored.
 
         Returns:
-            Whether it was in.
+            Whether it was in force.
         """
-        left = [kept for kept in self._kept if kept is not delta]
-        found = len(left) < len(self._kept)
-        self._kept, self._stale = left, self._stale or found
+        left = [kept for kept in self._in_force if kept is not delta]
+        found = len(left) < len(self._in_force)
+        self._in_force, self._stale = left, self._stale or found
         return found
 
     def get(self, name: str) -> Tensor | None:
-        """Return a sum; ``None`` while nothing was added to it."""
-        self._settle()
+        """Return a named sum; ``None`` if nothing was added to it."""
+        self._recompute_if_stale()
         return self._sums.get(name)
 
     def state(self) -> dict[str, Tensor]:
-        """Return all sums, for a checkpoint."""
-        self._settle()
+        """Return the checkpoint state: all sums."""
+        self._recompute_if_stale()
         return dict(self._sums)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take the sums of a checkpoint; the edits themselves are noted one by one."""
-        self._sums, self._kept, self._stale = dict(state), [], False
+        """Restore the sums of a checkpoint; the deltas are registered by :meth:`note`."""
+        self._sums, self._in_force, self._stale = dict(state), [], False
 
     def summed(self, deltas: Iterable[Delta]) -> dict[str, Tensor]:
-        """Return the sums over some deltas; over those in force, with the bits of :meth:`state`."""
+        """Compute the sums over given deltas; bit-identical to :meth:`state` for those in force."""
         sums: dict[str, Tensor] = {}
         for delta in deltas:
-            sums = self._plus(sums, delta)
+            sums = self._with_delta(sums, delta)
         return sums
 
-    def _settle(self) -> None:
+    def _recompute_if_stale(self) -> None:
         if self._stale:
-            self._stale, self._sums = False, self.summed(self._kept)
+            self._stale, self._sums = False, self.summed(self._in_force)
 
-    def _plus(self, sums: Mapping[str, Tensor], delta: Delta) -> dict[str, Tensor]:
+    def _with_delta(self, sums: Mapping[str, Tensor], delta: Delta) -> dict[str, Tensor]:
         # Not in place: a checkpoint, or the delta itself, may hold the tensor.
         found = dict(sums)
         for name, value in self._addends(delta).items():

@@ -1,1 +1,1 @@
-"""Scores of a model: outcomes of probes, the pristine baseline, facts around an edit."""
+"""Evaluation of a model: probe scoring, pristine baseline, perplexity texts, facts around edits."""

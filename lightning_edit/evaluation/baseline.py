@@ -1,4 +1,4 @@
-"""The pristine model's outcomes, measured once, and lines of outcomes on disk."""
+"""Baseline: probe outcomes of the pristine model, scored once before the first edit."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from lightning_edit.exceptions import DataError
 
 
 class Baseline:
-    """The pristine model's outcomes, looked up by question.
+    """Baseline outcomes of the pristine model, looked up by probe.
 
     Args:
-        scores: Outcomes of every probe, measured before the first edit.
+        scores: Outcomes of every probe, scored before the first edit.
     """
 
     def __init__(self, scores: Iterable[ProbeScore] = ()) -> None:
@@ -23,10 +23,10 @@ class Baseline:
         return len(self.scores)
 
     def compare(self, scores: Sequence[ProbeScore]) -> list[ProbeScore]:
-        """Put the pristine outcome beside each of ``scores``.
+        """Attach the pristine outcome to each of ``scores``.
 
         Raises:
-            DataError: If a question was not measured on the pristine model.
+            DataError: If a probe was not scored on the pristine model.
         """
         compared = []
         for score in scores:
@@ -40,10 +40,10 @@ class Baseline:
         return compared
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return plain containers, for JSON or a checkpoint."""
+        """Serialise to plain containers, for JSON or a checkpoint."""
         return [score.to_row() for score in self.scores]
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> "Baseline":
-        """Read what :meth:`to_rows` wrote."""
+        """Deserialise the rows of :meth:`to_rows`."""
         return cls(ProbeScore.from_row(row) for row in rows)

@@ -1,6 +1,6 @@
-"""Texts that stay the same over a run, and what a language model makes of them.
+"""Fixed evaluation texts: perplexity, hidden states and top-k sampled continuations.
 
-Nothing here depends on the batch size or on the number of processes beyond float32 rounding.
+No result depends on the batch size or on the number of processes beyond float32 rounding.
 
 Axis names: ``n`` -- texts; ``l`` -- layers; ``d`` -- hidden width; ``b`` -- rows of a batch;
 ``t`` -- token positions; ``v`` -- vocabulary.
@@ -27,18 +27,18 @@ from lightning_edit.models.view import resolve
 from lightning_edit.statistics.texts import FileTexts
 
 Ids = tuple[int, ...]
-#: Most tokens of a prompt that is continued; a bound of its own, so that no text depends on others.
-_PROMPT = 16
+#: Maximum tokens of a prompt to continue; a fixed bound, so that no text depends on the others.
+_MAX_PROMPT_TOKENS = 16
 
 
 def fixed_texts(source: str | Sequence[str] | None, limit: int) -> tuple[str, ...]:
-    """Return the texts that are to be read.
+    """Load the fixed evaluation texts from a file, a list or the embedded atlas.
 
     Args:
-        source: A ``.txt`` file (a text a line) or ``.jsonl`` file (field ``text``), the texts
+        source: A ``.txt`` file (one text per line) or ``.jsonl`` file (field ``text``), the texts
             themselves, or ``None`` for sentences of the embedded atlas that its model was not
             trained on.
-        limit: How many to take, the first ones.
+        limit: Number of texts, the first ones.
 
     Raises:
         DataError: If there are none, or the file cannot be read.
@@ -55,17 +55,17 @@ def fixed_texts(source: str | Sequence[str] | None, limit: int) -> tuple[str, ..
 
 
 class TextReader:
-    """Reads texts with one language model.
+    """Log-likelihoods, hidden states and continuations of running text from one language model.
 
     Args:
         model: A decoder-only Hugging Face model.
         tokenizer: Its tokenizer.
-        batch_size: Texts that go through the model together.
-        max_tokens: Texts are cut to so many tokens.
+        batch_size: Texts per batch.
+        max_tokens: Texts are truncated to this many tokens.
 
     Raises:
-        ArchitectureError: If the model is an encoder-decoder, which gives running text no
-            probability.
+        ArchitectureError: If the model is an encoder-decoder, which assigns no probability to
+            running text.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class TextReader:
     ) -> None:
         if model.config.is_encoder_decoder:
             raise ArchitectureError(
-                f"{type(model).__name__} is an encoder-decoder, which gives running text no "
-                "probability; perplexity and drift on texts need a decoder-only model"
+                f"{type(model).__name__} is an encoder-decoder, which assigns no probability to "
+                "running text; perplexity and drift on texts need a decoder-only model"
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -83,13 +83,13 @@ class TextReader:
         self.max_tokens = min(max_tokens, self.room or max_tokens)
 
     def nlls(self, texts: Sequence[str]) -> list[tuple[float, int]]:
-        """Return each text's negative log probability in nats, and how many tokens it is of.
+        """Return each text's negative log-likelihood in nats, and its number of predicted tokens.
 
-        The first token is not predicted, since nothing stands before it; where the tokenizer adds a
-        BOS, that is the first.
+        The first token is not predicted, since it has no context; if the tokenizer adds a BOS, that
+        is the first.
 
         Args:
-            texts: Texts; one of a single token has nothing that is predicted, (0.0, 0).
+            texts: Texts; a single-token text has no predicted token and gives (0.0, 0).
         """
         found: dict[int, tuple[float, int]] = {}
         for numbers, ids, mask, output in self._forward(texts):
@@ -107,16 +107,16 @@ class TextReader:
 
         Args:
             texts: Texts.
-            layers: Numbers of blocks, from 0, whose outputs are read; of the last block what the
-                output head reads, the final norm included, as in transformers' ``hidden_states``.
+            layers: Indices of blocks, from 0, whose outputs are read; for the last block the input
+                of the output head, after the final norm, as in transformers' ``hidden_states``.
                 ``None``: the middle block and the last.
 
         Raises:
-            ArchitectureError: If the model has no block of a number.
+            ArchitectureError: If the model has no block with an index.
 
         Note:
-            The hooks are gone afterwards. Those of ``output_hidden_states`` would stay on the
-            model, see nothing that was hooked in later, and keep it from being pickled.
+            The forward hooks are removed afterwards. Those of ``output_hidden_states`` would stay
+            on the model, miss hooks that are added later, and prevent pickling.
         """
         view = resolve(self.model)
         chosen = layers if layers is not None else default_layers(view.num_blocks)
@@ -128,7 +128,7 @@ class TextReader:
             for numbers, _, mask, _ in self._forward(texts):
                 last = mask.sum(1) - 1
                 rows = torch.arange(len(numbers), device=last.device)
-                read = torch.stack([_at(seen[name], rows, last) for name in places], dim=1)
+                read = torch.stack([_states_at(seen[name], rows, last) for name in places], dim=1)
                 found.update(zip(numbers, read, strict=True))
         return torch.stack([found[number] for number in range(len(texts))])
 
@@ -140,24 +140,24 @@ class TextReader:
         top_k: int = 5,
         seed: int = 0,
     ) -> list[str]:
-        """Return prompts with sampled continuations of one length; the text may end and go on.
+        """Generate top-k sampled continuations of one length, ignoring EOS, with their prompts.
 
-        Each prompt draws from random numbers of its own, so a continuation depends neither on the
-        other prompts nor on the process that writes it.
+        Each prompt has its own random generator, so a continuation depends neither on the other
+        prompts nor on the process that generates it.
 
         Args:
-            prompts: Beginnings, 16 tokens at most.
-            numbers: A number for each prompt; with the seed it decides the random numbers.
-            max_new_tokens: Tokens to write; fewer where the model has no room for them.
-            top_k: Most probable tokens to sample from.
+            prompts: Prompts, truncated to 16 tokens.
+            numbers: An index for each prompt; with ``seed`` it seeds the prompt's generator.
+            max_new_tokens: Tokens to generate; fewer if the model's context is shorter.
+            top_k: Number of most probable tokens to sample from.
             seed: Seed of all prompts.
         """
-        rows = [self._ids(prompt)[:_PROMPT] for prompt in prompts]
-        room = max_new_tokens if self.room is None else max(1, self.room - _PROMPT)
+        rows = [self._ids(prompt)[:_MAX_PROMPT_TOKENS] for prompt in prompts]
+        room = max_new_tokens if self.room is None else max(1, self.room - _MAX_PROMPT_TOKENS)
         written: dict[int, str] = {}
         for places in length_sorted([len(row) for row in rows], self.batch_size):
             ids, mask = pad([rows[place] for place in places], left=True)
-            sampler = TopKNoise(top_k, [f"{seed}/{numbers[place]}" for place in places])
+            sampler = GumbelTopK(top_k, [f"{seed}/{numbers[place]}" for place in places])
             with evaluating(self.model):
                 output = self.model.generate(
                     input_ids=ids.to(self._device),
@@ -178,7 +178,7 @@ class TextReader:
 
     @property
     def _device(self) -> torch.device:
-        # A model that is spread over devices takes its ids where the embedding lies.
+        # A model that is split over devices takes input ids on the device of its embedding.
         weight: Tensor = self.model.get_input_embeddings().weight
         return weight.device
 
@@ -199,48 +199,48 @@ class TextReader:
 
 
 def default_layers(blocks: int) -> tuple[int, int]:
-    """Return the middle block and the last one."""
+    """Return the indices of the middle block and the last one."""
     return (blocks - 1) // 2, blocks - 1
 
 
-def _at(states: Tensor, rows: Tensor, last: Tensor) -> Float[Tensor, "b d"]:
+def _states_at(states: Tensor, rows: Tensor, last: Tensor) -> Float[Tensor, "b d"]:
     return states[rows.to(states.device), last.to(states.device)].detach().float().cpu()
 
 
-class TopKNoise(LogitsProcessor):
-    """Makes greedy generation sample: Gumbel noise on the ``k`` best scores of each row.
+class GumbelTopK(LogitsProcessor):
+    """Gumbel-max top-k sampling as a logits processor for greedy generation, seeded per row.
 
-    The arg-max of log probabilities plus Gumbel noise is a sample of the distribution. Each row has
+    The argmax of log-probabilities plus Gumbel noise is a sample of the distribution. Each row has
     its own generator, on the CPU, so that a row is the same in any batch.
 
     Args:
-        k: Scores that may win.
-        seeds: One text a row.
+        k: Number of highest scores to sample from.
+        seeds: One seed text per row.
     """
 
     def __init__(self, k: int, seeds: Sequence[str]) -> None:
         self.k = k
-        self.generators = [torch.Generator().manual_seed(_number(seed)) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(_generator_seed(seed)) for seed in seeds]
 
     def __call__(
         self, input_ids: Int[Tensor, "b t"], scores: Float[Tensor, "b v"]
     ) -> Float[Tensor, "b v"]:
-        """Return scores of which the largest is the sampled token.
+        """Add Gumbel noise to the top-k scores, so that the argmax is the sampled token.
 
         Args:
             input_ids: Tokens so far.
-            scores: Scores of the next one.
+            scores: Logits of the next token.
         """
         best = scores.float().topk(min(self.k, scores.shape[-1]))
         uniform = torch.stack(
             [torch.rand(best.values.shape[-1], generator=each) for each in self.generators]
         )
-        # `rand` may give 0, whose noise would be minus infinity.
+        # `rand` may return 0, which would give a noise of minus infinity.
         noise = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
         drawn = torch.full_like(scores, -torch.inf, dtype=torch.float32)
         return drawn.scatter(-1, best.indices, best.values + noise.to(scores.device))
 
 
-def _number(seed: str) -> int:
-    # Python's own hash of a text differs from process to process.
+def _generator_seed(seed: str) -> int:
+    # Python's own `hash` of a string differs between processes.
     return int.from_bytes(seed.encode(), "big") % (2**63 - 25)

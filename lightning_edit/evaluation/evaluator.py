@@ -1,4 +1,4 @@
-"""Probes of a stream of edits, scored against the pristine model."""
+"""Evaluation of a stream of edits: probe scores compared with the pristine baseline."""
 
 import json
 import logging
@@ -18,21 +18,21 @@ from lightning_edit.types import EditRequest
 
 log = logging.getLogger(__name__)
 
-#: Requests scored between two steps of the progress bar.
+#: Requests per step of the progress bar.
 _CHUNK = 32
 
 
-def _chunks(requests: Sequence[EditRequest]) -> Iterator[list[ScoredProbe]]:
+def _probe_chunks(requests: Sequence[EditRequest]) -> Iterator[list[ScoredProbe]]:
     for start in range(0, len(requests), _CHUNK):
         part = requests[start : start + _CHUNK]
         yield [probe for request in part for probe in probes_of(request)]
 
 
 class Evaluation:
-    """Scores requests before and after editing.
+    """Evaluation of requests before and after editing, with a pristine baseline on disk.
 
     Args:
-        scorer: Puts probes to the language model.
+        scorer: Scorer of the language model.
         progress: Whether the baseline pass shows a progress bar.
     """
 
@@ -42,11 +42,11 @@ class Evaluation:
         self.baseline = Baseline()
 
     def choose_layout(self, requests: Sequence[EditRequest], folder: RunFolder) -> None:
-        """Choose the layout of all passes of a run, or take the one that the run began with.
+        """Choose the layout of all forward passes of a run, or load the one it began with.
 
         Args:
             requests: Every request of the stream.
-            folder: Where ``passes.json`` is kept.
+            folder: Run folder with ``passes.json``.
 
         Raises:
             DataError: If the file on disk cannot be read.
@@ -63,21 +63,21 @@ class Evaluation:
                     "restore the run folder as a whole, or start a new run"
                 ) from error
             return
-        # Not when the scorer was made: callbacks may hook into the model as the run begins.
+        # Not in the scorer's constructor: callbacks may hook into the model at the start of a run.
         layout = self.scorer.layout = PassLayout.choose(self.scorer.model)
-        # A run of an older version has a baseline that was scored without a record of the guess.
+        # Baselines of older versions were scored without a recorded guess.
         if not folder.baseline.exists():
-            probes = [probe for part in _chunks(requests) for probe in part]
+            probes = [probe for part in _probe_chunks(requests) for probe in part]
             after = self.scorer.guess_after_answer(probes)
             layout = self.scorer.layout = replace(layout, after_answer=after)
         folder.write_json(folder.passes, layout.to_dict())
 
     def take_baseline(self, requests: Sequence[EditRequest], folder: RunFolder) -> None:
-        """Score the pristine model once, or read what an interrupted run scored.
+        """Score the pristine baseline once, or load it from an interrupted run.
 
         Args:
             requests: Every request of the stream.
-            folder: Where ``passes.json`` and ``baseline.jsonl`` are kept.
+            folder: Run folder with ``passes.json`` and ``baseline.jsonl``.
 
         Raises:
             DataError: If a file on disk cannot be read, or is of another stream.
@@ -85,7 +85,7 @@ class Evaluation:
         self.choose_layout(requests, folder)
         if folder.baseline.exists():
             self.baseline = Baseline.from_rows(read_rows(folder.baseline))
-            asked = [(p.edit_id, p.probe.prompt) for part in _chunks(requests) for p in part]
+            asked = [(p.edit_id, p.probe.prompt) for part in _probe_chunks(requests) for p in part]
             if [(score.edit_id, score.prompt) for score in self.baseline.scores] != asked:
                 raise DataError(
                     f"{folder.baseline} holds other probes than this run asks; "
@@ -103,15 +103,15 @@ class Evaluation:
         folder.write_lines(folder.baseline, self.baseline.to_rows())
 
     def scores(self, requests: Sequence[EditRequest]) -> list[ProbeScore]:
-        """Score requests on the model as it is now, compared with the pristine one.
+        """Score probes on the current model and compare them with the pristine baseline.
 
         Args:
-            requests: Whose probes to ask.
+            requests: Requests whose probes are scored.
 
         Returns:
-            One outcome a probe.
+            One outcome per probe.
         """
-        scores = [score for part in _chunks(requests) for score in self.scorer.score(part)]
+        scores = [score for part in _probe_chunks(requests) for score in self.scorer.score(part)]
         return self.baseline.compare(scores)
 
     def _score(self, requests: Sequence[EditRequest], title: str) -> Iterable[ProbeScore]:
@@ -122,7 +122,7 @@ class Evaluation:
             *columns, TextColumn("probes"), TimeRemainingColumn(), disable=not self.progress
         ) as bar:
             task = bar.add_task(title, total=total)
-            for part in _chunks(requests):
+            for part in _probe_chunks(requests):
                 scores += self.scorer.score(part)
                 bar.advance(task, len(part))
         return scores

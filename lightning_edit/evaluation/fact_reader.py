@@ -1,4 +1,4 @@
-"""A language model and facts in; the outcome and the representation of each fact out."""
+"""Teacher-forced scoring of facts, with the hidden representation of each fact."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,17 +32,17 @@ class _FactRow:
 
 
 class FactReader:
-    """Asks a decoder-only model for facts, teacher forced.
+    """Teacher-forced fact scores and hidden representations from a decoder-only model.
 
     Args:
         model: A Hugging Face language model.
         tokenizer: Its fast tokenizer.
-        representation: What stands for a fact in hidden space. ``last_token``, ``subject_last``:
-            output of the block at the prompt's or the subject's last token; ``mean``: its mean
-            over the prompt; ``key``: what the block's MLP down-projection reads at the subject's
-            last token, the key that locate-then-edit methods write to.
-        layer: Number of the block; ``None``: the one in the middle.
-        batch_size: Facts that go through the model together; no outcome depends on it.
+        representation: Representation of a fact in hidden space. ``last_token``, ``subject_last``:
+            block output at the prompt's or the subject's last token; ``mean``: its mean over the
+            prompt; ``key``: input of the block's MLP down-projection at the subject's last token,
+            the key that locate-then-edit methods write to.
+        layer: Index of the block; ``None``: the middle one.
+        batch_size: Facts per batch; no outcome depends on it.
 
     Raises:
         ValueError: On an unknown representation.
@@ -73,17 +73,17 @@ class FactReader:
         self.representation = representation
         self.batch_size = batch_size
         key = representation == "key"
-        self._module = view.down_projection(number) if key else view.block(number).name
-        self._side: Literal["input", "output"] = "input" if key else "output"
+        self._hooked_module = view.down_projection(number) if key else view.block(number).name
+        self._hooked_side: Literal["input", "output"] = "input" if key else "output"
 
     def outcomes(self, facts: Sequence[Fact]) -> list[FactOutcome]:
-        """Ask for facts.
+        """Score facts by teacher forcing.
 
         Args:
             facts: The facts.
 
         Returns:
-            One outcome a fact, in order.
+            One outcome per fact, in order.
 
         Raises:
             DataError: If a prompt and its answer cannot be tokenised or do not fit into the model.
@@ -91,13 +91,13 @@ class FactReader:
         return self._read(facts, hidden=False)[0]
 
     def read(self, facts: Sequence[Fact]) -> tuple[list[FactOutcome], Tensor]:
-        """Ask for facts, and take their representations from the same pass.
+        """Score facts and read their hidden representations in the same forward pass.
 
         Args:
             facts: At least one fact.
 
         Returns:
-            One outcome a fact, and representations of shape (facts, width), float32 on the CPU.
+            One outcome per fact, and representations of shape (facts, width), float32 on the CPU.
 
         Raises:
             DataError: As :meth:`outcomes`.
@@ -106,7 +106,7 @@ class FactReader:
         return outcomes, torch.stack(hidden)
 
     def _read(self, facts: Sequence[Fact], hidden: bool) -> tuple[list[FactOutcome], list[Tensor]]:
-        rows = [self._row(fact) for fact in facts]
+        rows = [self._encode_fact(fact) for fact in facts]
         lengths = [len(row.context) + len(row.answer) for row in rows]
         outcomes: dict[int, FactOutcome] = {}
         vectors: dict[int, Tensor] = {}
@@ -115,9 +115,9 @@ class FactReader:
                 batch = [rows[number] for number in numbers]
                 seen: dict[str, Tensor] = {}
                 if hidden:
-                    with capture(self.model, {self._module: self._side}) as seen:
+                    with capture(self.model, {self._hooked_module: self._hooked_side}) as seen:
                         found = self._forward(batch)
-                    taken = self._vectors(batch, seen[self._module])
+                    taken = self._representations(batch, seen[self._hooked_module])
                     vectors |= dict(zip(numbers, taken, strict=True))
                 else:
                     found = self._forward(batch)
@@ -125,7 +125,7 @@ class FactReader:
         in_order = range(len(rows))
         return [outcomes[n] for n in in_order], [vectors[n] for n in in_order if hidden]
 
-    def _row(self, fact: Fact) -> _FactRow:
+    def _encode_fact(self, fact: Fact) -> _FactRow:
         try:
             context, answer = encode_pair(self.tokenizer, fact.prompt, fact.answers[0])
             end = fact.subject_end
@@ -138,7 +138,7 @@ class FactReader:
                 f"fact {fact.prompt[:60]!r}: {len(context)} tokens of prompt and {len(answer)} of "
                 f"answer, but the model takes {room} and needs a prompt; change the prompt"
             )
-        # A subject that is not in the prompt has no last token; the prompt's stands in for it.
+        # A subject that is not in the prompt has no last token; the prompt's is used instead.
         place = len(context) - 1 if last is None else min(last, len(context) - 1)
         return _FactRow(tuple(context), tuple(answer), place)
 
@@ -160,7 +160,7 @@ class FactReader:
             FactOutcome(mean(list(islice(nlls, size))), max(islice(ranks, size))) for size in sizes
         ]
 
-    def _vectors(self, batch: Sequence[_FactRow], states: Tensor) -> list[Tensor]:
+    def _representations(self, batch: Sequence[_FactRow], states: Tensor) -> list[Tensor]:
         states = states.float().cpu()
         if self.representation == "mean":
             return [state[: len(r.context)].mean(0) for r, state in zip(batch, states, strict=True)]

@@ -1,8 +1,8 @@
-"""Which facts are looked at around an edit. Nothing here imports torch.
+"""Neighbourhoods of an edit: near facts in hidden space, hops in the graph, random controls.
 
-GIE (arXiv 2403.07825) asks what an edit does to facts that lie close to it in the model's hidden
-space though not in the knowledge graph. Only its abstract and summaries could be had: the sets, the
-distances and the score are reconstructed from those.
+GIE (arXiv 2403.07825) measures what an edit does to facts that are close to it in the model's
+hidden space but not in the knowledge graph. Only its abstract and summaries were available: the
+sets, the distances and the score are reconstructed from those. Nothing here imports torch.
 """
 
 import random
@@ -12,22 +12,22 @@ from typing import Literal, get_args
 
 FactSet = Literal["near", "hop_1", "hop_2", "random"]
 SETS: tuple[FactSet, ...] = get_args(FactSet)
-#: Similarities of which the rounding of a pass is smaller than this, and most differences larger.
-_EQUAL = 1e-5
-#: Beyond so many steps in the graph a fact counts as unrelated to an edit.
-RELATED = 2
+#: Tie tolerance of similarities: above the rounding of a pass, below most true differences.
+_TIE_TOLERANCE = 1e-5
+#: Steps in the graph beyond which a fact counts as unrelated to an edit.
+MAX_RELATED_DISTANCE = 2
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A fact beside an edit.
+class NeighbourFact:
+    """Neighbour of an edit: a fact with its graph distance, similarity and set.
 
     Args:
-        fact: Number of the fact.
-        distance: Steps in the knowledge graph; ``None`` where no path leads.
-        similarity: Cosine of the two representations.
+        fact: Index of the fact.
+        distance: Steps in the knowledge graph; ``None`` if there is no path.
+        similarity: Cosine similarity of the two representations.
         set: ``near``: close in hidden space, unrelated in the graph; ``hop_1``, ``hop_2``: by
-            distance in the graph; ``random``: unrelated, of any closeness.
+            distance in the graph; ``random``: unrelated, of any similarity.
     """
 
     fact: int
@@ -38,12 +38,12 @@ class Placed:
 
 @dataclass(frozen=True)
 class FactOutcome:
-    """How a model takes the object of a fact, teacher forced.
+    """Teacher-forced outcome of a fact: negative log-likelihood and rank of its object.
 
     Args:
-        nll: Mean negative log probability of a token of the preferred answer, in nats: the
-            logarithm of its perplexity.
-        rank: The worst place of its tokens in the vocabulary; 1 if each is the first choice.
+        nll: Mean negative log-probability per token of the preferred answer, in nats: the logarithm
+            of its perplexity.
+        rank: Worst vocabulary rank of its tokens; 1 if each is the argmax.
     """
 
     nll: float
@@ -51,23 +51,23 @@ class FactOutcome:
 
     @property
     def right(self) -> bool:
-        """Whether each token is the model's first choice."""
+        """Exact match: whether each token is the model's argmax."""
         return self.rank == 1
 
 
 @dataclass(frozen=True)
 class Ripple:
-    """What became of one fact beside one edit.
+    """Ripple effect of one edit on one neighbouring fact.
 
     Args:
-        edit_id: The edit.
-        place: The fact.
-        before: The pristine model's outcome.
-        after: The model's outcome now.
+        edit_id: Id of the edit.
+        place: The neighbouring fact.
+        before: Outcome on the pristine model.
+        after: Outcome on the current model.
     """
 
     edit_id: str
-    place: Placed
+    place: NeighbourFact
     before: FactOutcome
     after: FactOutcome
 
@@ -77,49 +77,49 @@ class Ripple:
         return self.after.nll - self.before.nll
 
 
-def choose(
+def choose_neighbourhoods(
     distances: Sequence[int | None],
     similarities: Sequence[float],
     usable: Sequence[bool],
     size: int,
     draw: random.Random,
-) -> list[Placed]:
-    """Choose the facts that are looked at around one edit; no fact is in two sets.
+) -> list[NeighbourFact]:
+    """Choose the neighbouring facts of one edit; no fact is in two sets.
 
     Args:
-        distances: Of every fact from the edit.
-        similarities: Of every fact to the edit.
+        distances: Graph distance of every fact from the edit.
+        similarities: Similarity of every fact to the edit.
         usable: Which facts may be chosen: known to the model, and not edited themselves.
-        size: Most facts of a set.
-        draw: Draws the control sets.
+        size: Maximum number of facts in a set.
+        draw: Random generator of the control sets.
 
     Returns:
-        Sets in the order of :data:`SETS`; ``near`` begins with the closest fact. Similarities no
-        more than 1e-5 apart count as a tie, where the fact with the lower number comes first: facts
-        with one prompt have one similarity, of which passes of other sizes differ by rounding.
+        Sets in the order of :data:`SETS`; ``near`` begins with the closest fact. Similarities at
+        most 1e-5 apart are ties, and the fact with the lower index comes first: facts with the same
+        prompt have the same similarity up to rounding, which depends on the batch shape.
     """
     facts = [number for number, use in enumerate(usable) if use]
-    far = [n for n in facts if (d := distances[n]) is None or d > RELATED]
-    near = _closest_first(far, similarities)[:size]
+    far = [n for n in facts if (d := distances[n]) is None or d > MAX_RELATED_DISTANCE]
+    near = _sort_by_similarity(far, similarities)[:size]
     rest = sorted(set(far) - set(near))
     pools: dict[FactSet, list[int]] = {
         "near": near,
         "hop_1": [n for n in facts if distances[n] == 1],
-        "hop_2": [n for n in facts if distances[n] == RELATED],
+        "hop_2": [n for n in facts if distances[n] == MAX_RELATED_DISTANCE],
         "random": rest,
     }
     return [
-        Placed(number, distances[number], similarities[number], name)
+        NeighbourFact(number, distances[number], similarities[number], name)
         for name, pool in pools.items()
         for number in (pool if len(pool) <= size else sorted(draw.sample(pool, size)))
     ]
 
 
-def _closest_first(facts: Sequence[int], similarities: Sequence[float]) -> list[int]:
-    """Sort facts by similarity; those that are as good as equal by number."""
+def _sort_by_similarity(facts: Sequence[int], similarities: Sequence[float]) -> list[int]:
+    """Sort facts by similarity, highest first; ties within the tolerance by index."""
     ranked = sorted(facts, key=lambda n: -similarities[n])
     tie, ties = 0, {}
     for before, number in zip([ranked[0], *ranked] if ranked else [], ranked, strict=False):
-        tie += similarities[before] - similarities[number] > _EQUAL
+        tie += similarities[before] - similarities[number] > _TIE_TOLERANCE
         ties[number] = tie
     return sorted(ranked, key=lambda n: (ties[n], n))

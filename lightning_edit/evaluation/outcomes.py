@@ -1,4 +1,4 @@
-"""One probe's outcome: as it is kept, compared with the pristine model, and written to a line.
+"""Probe outcomes: raw results, measures, comparison with the pristine model, JSON rows.
 
 Nothing here imports torch, so results can be read and re-scored without it.
 """
@@ -14,13 +14,13 @@ from lightning_edit.types import ASPECT_OF_KIND, EditRequest, Expect, Group, Pro
 
 @dataclass(frozen=True)
 class ScoredProbe:
-    """A probe, and whose it is.
+    """Probe with its request id and contrast answer, ready to be scored.
 
     Args:
         edit_id: Id of the request that the probe tests.
-        probe: The question.
-        contrast: The answer that should lose: the old target where the new one is expected, the new
-            target where nothing may change. ``None`` where there is none.
+        probe: The probe.
+        contrast: The answer that should be less probable: the old target where the new one is
+            expected, the new target where nothing may change. ``None`` if there is none.
         case: Case of the request, see :class:`~lightning_edit.types.EditRequest`.
     """
 
@@ -31,9 +31,9 @@ class ScoredProbe:
 
 
 def probes_of(request: EditRequest) -> list[ScoredProbe]:
-    """List a request's probes, each with the answer that should lose against the right one.
+    """List a request's probes, each with the contrast answer that should be less probable.
 
-    As in COUNTERFACT, only requests with an old target have such an answer.
+    As in COUNTERFACT, only requests with an old target have a contrast.
     """
     wrong: dict[str, str | None] = {"target": request.old_target, "answer": None}
     wrong["unchanged"] = request.target if request.old_target is not None else None
@@ -48,13 +48,13 @@ def probes_of(request: EditRequest) -> list[ScoredProbe]:
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """How a model, given the prompt and each token before, takes the tokens of one answer.
+    """Teacher-forced score of one answer: argmax and negative log-probability of each token.
 
     Args:
         text: The answer.
-        target_ids: Its tokens.
-        argmax_ids: The model's most probable token at each of their places.
-        nlls: Negative log probability of each token, in nats.
+        target_ids: Its token ids.
+        argmax_ids: The model's most probable token at each position.
+        nlls: Negative log-probability of each token, in nats.
     """
 
     text: str
@@ -64,21 +64,21 @@ class AnswerScore:
 
     @property
     def nll(self) -> float:
-        """Mean negative log probability of a token, in nats."""
+        """Mean negative log-probability per token, in nats."""
         return mean(self.nlls)
 
     @property
     def token_acc(self) -> float:
-        """Share of tokens that are the most probable one."""
+        """Token accuracy: share of tokens that are the argmax."""
         return agreement(self.argmax_ids, self.target_ids)
 
     @property
     def em(self) -> float:
-        """1.0 if every token is the most probable one, else 0.0."""
+        """Exact match: 1.0 if every token is the argmax, else 0.0."""
         return float(self.argmax_ids == self.target_ids)
 
     def to_row(self) -> dict[str, Any]:
-        """Return plain containers, for JSON."""
+        """Serialise to plain containers, for JSON."""
         return {
             "text": self.text,
             "target_ids": list(self.target_ids),
@@ -88,7 +88,7 @@ class AnswerScore:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "AnswerScore":
-        """Read what :meth:`to_row` wrote."""
+        """Deserialise a row of :meth:`to_row`."""
         return cls(
             row["text"], tuple(row["target_ids"]), tuple(row["argmax_ids"]), tuple(row["nlls"])
         )
@@ -96,9 +96,9 @@ class AnswerScore:
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """What a model answered to one probe. Every measure is computed from these raw results.
+    """Outcome of one probe: raw results from which every measure is computed.
 
-    A measure is ``None`` where it does not apply: its mode was not run, there is no contrast, or no
+    A measure is ``None`` if it does not apply: its mode was not run, there is no contrast, or no
     pristine model to compare with. Definitions: ``docs/metrics.md``.
 
     Args:
@@ -106,13 +106,13 @@ class ProbeScore:
         kind: The probe's kind.
         prompt: Its prompt.
         answers: Accepted answers, the preferred one first.
-        expect: What is expected of the edited model, see :class:`~lightning_edit.types.Probe`.
-        forced: One score an answer, teacher forced; empty if that mode was not run.
-        contrast: Score of the answer that should lose.
+        expect: Expected behaviour of the edited model, see :class:`~lightning_edit.types.Probe`.
+        forced: One teacher-forced score per answer; empty if that mode was not run.
+        contrast: Score of the answer that should be less probable.
         generated: Greedy continuation up to its natural stop; ``None`` if that mode was not run.
         pristine: The same probe on the pristine model, see :func:`compare`.
-        case: Case of the request; ``None`` where it stands for itself.
-        group: The test that the question is part of.
+        case: Case of the request; ``None`` if the request is a case of its own.
+        group: The multi-question test that the probe is part of.
     """
 
     edit_id: str
@@ -129,68 +129,68 @@ class ProbeScore:
 
     @property
     def aspect(self) -> str:
-        """The aspect of the report this probe counts towards."""
+        """Aspect that this probe counts towards, such as ``locality``."""
         return ASPECT_OF_KIND[self.kind]
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The question as such: equal for equal prompts and answers, whichever edit asks it."""
+        """Lookup key: prompt and answers, the same for every edit that has this probe."""
         return (self.prompt, *self.answers)
 
     @property
     def token_acc(self) -> float | None:
-        """Share of answer tokens that are the most probable one; the best of the answers."""
+        """Token accuracy: share of answer tokens that are the argmax; the best of the answers."""
         return max((answer.token_acc for answer in self.forced), default=None)
 
     @property
     def em(self) -> float | None:
-        """1.0 if every token of one of the answers is the most probable one, else 0.0."""
+        """Exact match: 1.0 if every token of one of the answers is the argmax, else 0.0."""
         return max((answer.em for answer in self.forced), default=None)
 
     @property
     def nll(self) -> float | None:
-        """Mean negative log probability of a token of the preferred answer, in nats."""
+        """Mean negative log-probability per token of the preferred answer, in nats."""
         return self.forced[0].nll if self.forced else None
 
     @property
     def margin(self) -> float | None:
-        """Probability of the preferred answer minus that of the contrast, length-normalised."""
+        """Margin: probability of the preferred answer minus the contrast's, length-normalised."""
         if not self.forced or self.contrast is None:
             return None
         return probability_margin(self.forced[0].nll, self.contrast.nll)
 
     @property
     def margin_sign(self) -> float | None:
-        """1.0 if the preferred answer is more probable than the contrast, else 0.0."""
+        """Sign of the margin: 1.0 if the preferred answer beats the contrast, else 0.0."""
         if not self.forced or self.contrast is None:
             return None
         return float(self.contrast.nll > self.forced[0].nll)
 
     @property
     def em_gen(self) -> float | None:
-        """1.0 if the generated text gives one of the answers, else 0.0."""
+        """Exact match of the generated text: 1.0 if it gives one of the answers, else 0.0."""
         if self.generated is None:
             return None
         return float(answers_match(self.generated, self.answers))
 
     @property
     def kept(self) -> float | None:
-        """Share of the preferred answer's places where the pristine model's choice is the same."""
+        """Agreement with the pristine model: share of equal argmax tokens, preferred answer."""
         if self.pristine is None or not self.forced or not self.pristine.forced:
             return None
         return agreement(self.forced[0].argmax_ids, self.pristine.forced[0].argmax_ids)
 
     @property
     def kept_gen(self) -> float | None:
-        """1.0 if the generated text is the pristine model's after normalisation, else 0.0."""
+        """Agreement of generated texts: 1.0 if equal to the pristine one, normalised; else 0.0."""
         if self.pristine is None or self.generated is None or self.pristine.generated is None:
             return None
         return float(normalise(self.generated) == normalise(self.pristine.generated))
 
     def measures(self) -> dict[str, float]:
-        """Return the measures that count for this probe, by ``<measure>@<mode>``.
+        """Return the measures of this probe, by ``<measure>@<mode>``.
 
-        ``kept`` counts only where nothing may change.
+        ``kept`` is included only for probes that must not change.
         """
         values = {
             "token_acc@tf": self.token_acc,
@@ -205,7 +205,7 @@ class ProbeScore:
         return {name: value for name, value in values.items() if value is not None}
 
     def to_row(self) -> dict[str, Any]:
-        """Return plain containers for one line of ``cases.jsonl``: raw results and measures."""
+        """Serialise raw results and measures to one row of ``cases.jsonl``."""
         row: dict[str, Any] = {
             "edit_id": self.edit_id,
             "aspect": self.aspect,
@@ -224,12 +224,12 @@ class ProbeScore:
             row["group"] = asdict(self.group)
         if self.pristine is not None:
             before = self.pristine.to_row()
-            row["pristine"] = {name: before[name] for name in _OF_PRISTINE}
+            row["pristine"] = {name: before[name] for name in _PRISTINE_FIELDS}
         return row
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "ProbeScore":
-        """Read what :meth:`to_row` wrote; measures are computed anew from the raw results."""
+        """Deserialise a row of :meth:`to_row`; measures are recomputed from the raw results."""
         contrast = row.get("contrast")
         pristine = row.get("pristine")
         group = row.get("group")
@@ -250,29 +250,29 @@ class ProbeScore:
         )
 
 
-#: What a row repeats of the pristine model's: the rest is the same question.
-_OF_PRISTINE = ("generated", "measures", "forced", "contrast")
+#: Fields that a row stores of the pristine outcome; the others are the same.
+_PRISTINE_FIELDS = ("generated", "measures", "forced", "contrast")
 
 
 def compare(post: ProbeScore, pre: ProbeScore) -> ProbeScore:
-    """Put the pristine model's outcome beside an edited model's.
+    """Attach the pristine model's outcome to the edited model's outcome of the same probe.
 
     Args:
         post: Outcome after editing.
-        pre: Outcome of the same question on the pristine model, perhaps asked for another edit.
+        pre: Outcome of the same probe on the pristine model, perhaps scored for another edit.
 
     Returns:
-        ``post`` with ``pristine`` filled in, so that ``kept`` and ``kept_gen`` exist.
+        ``post`` with ``pristine`` filled in, so that ``kept`` and ``kept_gen`` are defined.
 
     Raises:
-        ValueError: If the two are not the same question.
+        ValueError: If prompt or answers differ.
     """
     if post.key != pre.key:
         raise ValueError(
             f"{post.prompt!r} with answers {post.answers} cannot be compared with {pre.prompt!r} "
             f"and {pre.answers}; compare outcomes of one question"
         )
-    # The contrast belongs to an edit, not to the question: another edit's says nothing here.
+    # The contrast belongs to the edit, not to the probe: another edit's does not apply here.
     contrast = pre.contrast if pre.edit_id == post.edit_id else None
     pristine = replace(
         pre,

@@ -1,7 +1,7 @@
-"""A language model in, the outcome of every probe out.
+"""Probe scoring with teacher forcing and greedy generation.
 
-Outcomes depend neither on the batch size nor on the tokenizer's padding side, and each row's token
-limit is its own.
+Outcomes depend neither on the batch size nor on the tokenizer's padding side, and each row has its
+own token limit.
 """
 
 from collections import Counter
@@ -47,18 +47,18 @@ __all__ = [
     "probes_of",
 ]
 
-#: Tokens a model may generate beyond the longest accepted answer, e.g. "the city of" before it.
-_SLACK = 8
-#: Rows from which what follows an answer is guessed.
-_SAMPLE = 16
+#: New tokens allowed beyond the longest accepted answer, e.g. for "the city of" before it.
+_EXTRA_TOKENS = 8
+#: Minimum number of rows to guess the token after an answer from.
+_GUESS_ROWS = 16
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation without gradients, and every module back to its mode afterwards.
+    """Run a block in eval mode without gradients, and restore every module's mode afterwards.
 
     Args:
-        model: Any model; one that is being trained finds its dropout as it left it.
+        model: Any model; in training, the mode of each dropout module is restored.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -71,19 +71,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Scorer:
-    """Puts probes to one language model.
+    """Probe scorer of one language model: teacher-forced answers and greedy generations.
 
-    The model is read at every call, so a scorer made before an edit measures the edited model too.
+    The model is read at every call, so a scorer made before an edit also scores the edited model.
 
     Args:
         model: A Hugging Face language model, decoder-only or encoder-decoder.
         tokenizer: Its fast tokenizer, of any padding side.
-        batch_size: Rows that go through the model together; results do not depend on it.
-        modes: ``tf``: given answers, teacher forced. ``gen``: greedy generation.
-        max_new_tokens: Most tokens to generate. ``None``: for each probe its longest accepted
+        batch_size: Rows per batch; results do not depend on it.
+        modes: ``tf``: given answers under teacher forcing. ``gen``: greedy generation.
+        max_new_tokens: Maximum number of new tokens. ``None``: for each probe its longest accepted
             answer plus 8, rounded up to a multiple of 8.
-        layout: How texts are laid out in forward passes; ``None``: chosen here, from the model as
-            it is now. A run that is resumed gives the one it began with.
+        layout: Layout of texts in forward passes; ``None``: chosen here, from the current model. A
+            resumed run passes the layout it began with.
 
     Raises:
         ValueError: On an unknown mode or a batch size below 1.
@@ -110,40 +110,46 @@ class Scorer:
         self.layout = PassLayout.choose(model) if layout is None else layout
 
     def score(self, probes: Sequence[ScoredProbe]) -> list[ProbeScore]:
-        """Put every probe to the model; rows that repeat are computed once.
+        """Score probes by teacher forcing and greedy generation; repeated rows are computed once.
 
         Args:
-            probes: Questions and whose they are, see
+            probes: Probes with their request ids, see
                 :func:`~lightning_edit.evaluation.outcomes.probes_of`.
 
         Returns:
-            One outcome a probe, in order, not yet compared with a pristine model.
+            One outcome per probe, in order, not yet compared with a pristine model.
 
         Raises:
             DataError: If a text cannot be tokenised or does not fit into the model.
         """
-        own = self._prompt_ids(probes) if self._two_stacks or "gen" in self.modes else {}
-        pairs = self._pairs(probes, own)
-        prompts = [self._prompt(item, own, pairs) if own else None for item in probes]
-        writer = GreedyGenerator(self.model, self.tokenizer, self.batch_size, self._room)
+        own = self._prompt_ids(probes) if self._is_encoder_decoder or "gen" in self.modes else {}
+        pairs = self._encode_answers(probes, own)
+        prompts = [self._generation_prompt(item, own, pairs) if own else None for item in probes]
+        generator = GreedyGenerator(
+            self.model, self.tokenizer, self.batch_size, self._max_positions
+        )
         force = TeacherForcing(self.model, self.batch_size, self.layout)
         end = self.layout.after_answer
         with evaluating(self.model):
-            ahead = dict.fromkeys(_first(probes, pairs), end) if self._tells(writer) else {}
+            ahead = (
+                dict.fromkeys(_rows_with_next_token(probes, pairs), end)
+                if self._reuses_forced_pass(generator)
+                else {}
+            )
             rows = set(pairs.values()) if "tf" in self.modes else set(ahead)
             forced = force(rows, ahead)
             texts: dict[Prompt, str] = {}
             if "gen" in self.modes:
-                told = {(row[0], row[1] + end): forced[row].chosen for row in ahead}
-                asked = {prompt for prompt in prompts if prompt is not None}
-                texts = writer.texts(_known(writer, asked, told))
+                argmax = {(row[0], row[1] + end): forced[row].chosen for row in ahead}
+                unique = {prompt for prompt in prompts if prompt is not None}
+                texts = generator.texts(_partial_continuations(generator, unique, argmax))
         if "tf" not in self.modes:
             forced = {}
         scores = []
         for item, prompt in zip(probes, prompts, strict=True):
             answers = {
                 text: AnswerScore(text, pair[1], forced[pair].best, forced[pair].nlls)
-                for text in _texts(item)
+                for text in _answer_texts(item)
                 if (pair := pairs[item.probe.prompt, text]) in forced
             }
             scores.append(
@@ -163,10 +169,10 @@ class Scorer:
         return scores
 
     def score_each(self, units: Sequence[Sequence[ScoredProbe]]) -> list[list[ProbeScore]]:
-        """Put groups of probes to the model, all of them together.
+        """Score groups of probes in one call, with the outcomes of each group.
 
         Args:
-            units: Probes that belong together, such as those of one request.
+            units: Groups of probes, such as those of one request.
 
         Returns:
             The outcomes of each group.
@@ -177,27 +183,27 @@ class Scorer:
     # ------------------------------------------------------------------------------- tokenising
 
     @property
-    def _two_stacks(self) -> bool:
+    def _is_encoder_decoder(self) -> bool:
         return bool(self.model.config.is_encoder_decoder)
 
     def _prompt_ids(self, probes: Sequence[ScoredProbe]) -> dict[str, Ids]:
-        """Return the tokens of each prompt by itself."""
+        """Tokenise each prompt without an answer."""
         prompts = list(dict.fromkeys(item.probe.prompt for item in probes))
         listed = encode_prompts(self.tokenizer, [prompt.rstrip() for prompt in prompts])
-        # An encoder expects the closing token; a decoder would take it for the end of the text.
-        end = None if self._two_stacks else self.tokenizer.eos_token_id
+        # An encoder expects a final EOS token; a decoder would read it as the end of the text.
+        end = None if self._is_encoder_decoder else self.tokenizer.eos_token_id
         return {
             prompt: tuple(ids[:-1] if len(ids) > 1 and ids[-1] == end else ids)
             for prompt, ids in zip(prompts, listed, strict=True)
         }
 
-    def _pairs(
+    def _encode_answers(
         self, probes: Sequence[ScoredProbe], own: Mapping[str, Ids]
     ) -> dict[tuple[str, str], AnswerRow]:
-        """Return what the model reads before each answer, and the answer."""
+        """Tokenise each prompt with each of its answers, as (context ids, answer ids)."""
         asked: dict[tuple[str, str], ScoredProbe] = {}
         for item in probes:
-            for text in _texts(item):
+            for text in _answer_texts(item):
                 asked.setdefault((item.probe.prompt, text), item)
         found = encode_pairs(self.tokenizer, list(asked))
         pairs = {}
@@ -206,20 +212,20 @@ class Scorer:
                 context, answer = next(found)
             except ValueError as error:
                 raise DataError(f"request {item.edit_id}: {error}") from error
-            if self._two_stacks:
+            if self._is_encoder_decoder:
                 pairs[pair] = own[item.probe.prompt], tuple(answer)
             else:
-                self._check_room(item, len(context), len(answer))
+                self._check_length(item, len(context), len(answer))
                 pairs[pair] = tuple(context), tuple(answer)
         return pairs
 
-    def _check_room(self, item: ScoredProbe, context: int, answer: int) -> None:
+    def _check_length(self, item: ScoredProbe, context: int, answer: int) -> None:
         if context == 0:
             raise DataError(
-                f"request {item.edit_id}: the prompt {item.probe.prompt!r} melts into its answer's "
-                "first token, so nothing stands before the answer; make the prompt longer"
+                f"request {item.edit_id}: the prompt {item.probe.prompt!r} merges with its "
+                "answer's first token, so the answer has no context; make the prompt longer"
             )
-        room = self._room
+        room = self._max_positions
         if room is not None and context + answer > room:
             raise DataError(
                 f"request {item.edit_id}: the prompt {item.probe.prompt[:60]!r}… and its answer "
@@ -227,92 +233,94 @@ class Scorer:
             )
 
     @property
-    def _room(self) -> int | None:
-        """Positions of a decoder-only model; ``None`` where positions are not limited."""
-        if self._two_stacks:
+    def _max_positions(self) -> int | None:
+        """Maximum positions of a decoder-only model; ``None`` if not limited."""
+        if self._is_encoder_decoder:
             return None
         return getattr(self.model.config, "max_position_embeddings", None)
 
-    def _prompt(
+    def _generation_prompt(
         self, item: ScoredProbe, own: Mapping[str, Ids], pairs: Mapping[tuple[str, str], AnswerRow]
     ) -> Prompt:
-        """Return what a continuation starts from, and how many tokens it may have."""
+        """Return the prompt ids and the maximum number of new tokens for generation."""
         prompt = own[item.probe.prompt]
         longest = max(len(pairs[item.probe.prompt, text][1]) for text in item.probe.answers)
-        limit = self.max_new_tokens or -(-(longest + _SLACK) // LIMIT_STEP) * LIMIT_STEP
-        if self._room is not None:
-            limit = max(1, min(limit, self._room - len(prompt)))
+        limit = self.max_new_tokens or -(-(longest + _EXTRA_TOKENS) // LIMIT_STEP) * LIMIT_STEP
+        if self._max_positions is not None:
+            limit = max(1, min(limit, self._max_positions - len(prompt)))
         return prompt, limit
 
     # ---------------------------------------------------------------------------------- running
 
-    def _tells(self, writer: GreedyGenerator) -> bool:
-        """Say whether a forced pass tells how a continuation begins: both read the same prompt."""
-        return "gen" in self.modes and not self._two_stacks and writer.is_plain
+    def _reuses_forced_pass(self, generator: GreedyGenerator) -> bool:
+        """Return whether generation can start from the teacher-forced pass over the same prompt."""
+        return "gen" in self.modes and not self._is_encoder_decoder and generator.is_plain
 
     def guess_after_answer(self, probes: Sequence[ScoredProbe]) -> Ids:
-        """Guess what the model writes behind an answer, such as a full stop, from a few probes.
+        """Guess the token that the model generates after an answer, such as a full stop.
 
-        The guess saves generating where it is right, and every forced pass checks it; but passes
-        that read another token have other last digits. So a run makes it once, on the pristine
+        A correct guess saves generation steps, and every teacher-forced pass verifies it. But a
+        pass over another token rounds differently, so a run makes the guess once, on the pristine
         model, and keeps it in its :class:`~lightning_edit.inference.pass_layout.PassLayout`.
 
         Args:
-            probes: All questions of a run.
+            probes: All probes of a run.
 
         Returns:
-            The token that most often follows, or nothing: where that is the end of the text, where
-            fewer than 16 answers are known, and where nothing is generated.
+            The token that most often follows; empty if that is the end of the text, if there are
+            fewer than 16 answers, or if nothing is generated.
 
         Raises:
             DataError: As :meth:`score`.
         """
-        writer = GreedyGenerator(self.model, self.tokenizer, self.batch_size, self._room)
-        if not self._tells(writer):
+        generator = GreedyGenerator(
+            self.model, self.tokenizer, self.batch_size, self._max_positions
+        )
+        if not self._reuses_forced_pass(generator):
             return ()
-        rows = _first(probes, self._pairs(probes, {}))
-        if len(rows) < _SAMPLE:
+        rows = _rows_with_next_token(probes, self._encode_answers(probes, {}))
+        if len(rows) < _GUESS_ROWS:
             return ()
-        some = dict.fromkeys(sorted(rows)[:: len(rows) // _SAMPLE], ())
+        sample = dict.fromkeys(sorted(rows)[:: len(rows) // _GUESS_ROWS], ())
         with evaluating(self.model):
-            seen = TeacherForcing(self.model, self.batch_size, self.layout)(some, some)
-        behind = Counter(one.chosen[-1] for row, one in seen.items() if one.best == row[1])
-        # Of equally many the lowest number, whatever order they were counted in.
-        token = min(behind, key=lambda token: (-behind[token], token), default=None)
-        return () if token is None or token in writer.ends else (token,)
+            forced = TeacherForcing(self.model, self.batch_size, self.layout)(sample, sample)
+        counts = Counter(one.chosen[-1] for row, one in forced.items() if one.best == row[1])
+        # Ties go to the lowest token id, so that the order of counting does not matter.
+        token = min(counts, key=lambda token: (-counts[token], token), default=None)
+        return () if token is None or token in generator.ends else (token,)
 
 
 def evaluate(
     scorer: Scorer, requests: Iterable[EditRequest], baseline: Baseline | None = None
 ) -> list[ProbeScore]:
-    """Score every probe of some requests.
+    """Score every probe of the requests, compared with a pristine baseline.
 
     Args:
-        scorer: The model, and how it is asked.
-        requests: Whose probes are scored.
+        scorer: Scorer of the model.
+        requests: Requests whose probes are scored.
         baseline: Outcomes on the pristine model to compare with; ``None`` to make the baseline.
 
     Returns:
-        One outcome a probe, requests in order.
+        One outcome per probe, in the order of the requests.
 
     Raises:
-        DataError: If a text cannot be tokenised, or the baseline lacks a question.
+        DataError: If a text cannot be tokenised, or the baseline lacks a probe.
     """
     scores = scorer.score([probe for request in requests for probe in probes_of(request)])
     return scores if baseline is None else baseline.compare(scores)
 
 
-def _texts(item: ScoredProbe) -> list[str]:
-    """Return every answer whose probability is wanted."""
+def _answer_texts(item: ScoredProbe) -> list[str]:
+    """Return the answers to teacher-force: accepted answers and the contrast."""
     return [*item.probe.answers, *([] if item.contrast is None else [item.contrast])]
 
 
-def _first(
+def _rows_with_next_token(
     probes: Iterable[ScoredProbe], pairs: Mapping[tuple[str, str], AnswerRow]
 ) -> set[AnswerRow]:
-    """Return the rows that are read behind their answer too.
+    """Return the rows whose pass also reads the token after the answer, for generation.
 
-    Where a model does not say the first answer, it often says the one that should lose.
+    A model that does not generate the first answer often generates the contrast.
     """
     return {
         pairs[item.probe.prompt, text]
@@ -322,13 +330,16 @@ def _first(
     }
 
 
-def _known(
-    writer: GreedyGenerator, prompts: Set[Prompt], forced: Mapping[AnswerRow, Ids]
+def _partial_continuations(
+    generator: GreedyGenerator, prompts: Set[Prompt], forced: Mapping[AnswerRow, Ids]
 ) -> dict[Prompt, PartialContinuation]:
-    """Return how each continuation begins, as far as some forced answer tells."""
-    told: dict[Ids, Ids] = {}
+    """Return the start of each greedy continuation that the teacher-forced passes determine."""
+    prefixes: dict[Ids, Ids] = {}
     for (context, given), chosen in forced.items():
         tokens = follow(given, chosen)
-        if len(tokens) > len(told.get(context, ())):
-            told[context] = tokens
-    return {(prompt, limit): writer.begun(told.get(prompt, ()), limit) for prompt, limit in prompts}
+        if len(tokens) > len(prefixes.get(context, ())):
+            prefixes[context] = tokens
+    return {
+        (prompt, limit): generator.begun(prefixes.get(prompt, ()), limit)
+        for prompt, limit in prompts
+    }

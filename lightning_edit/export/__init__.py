@@ -1,1 +1,1 @@
-"""Ship an edit: as a PEFT adapter, as a full checkpoint, or as one delta file."""
+"""Export of edits: as a PEFT adapter (LoRA), a merged checkpoint, or a single delta file."""

@@ -1,4 +1,4 @@
-"""Export as a LoRA adapter that ``peft`` loads on the unedited model."""
+"""Export as a LoRA adapter that ``peft`` loads onto the unedited model."""
 
 import warnings
 from pathlib import Path
@@ -18,34 +18,34 @@ Factors = dict[str, tuple[Tensor, Tensor, float]]
 
 
 def write_adapter(folder: Path, delta: Delta, model_name: str, max_rank: int | None) -> float:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors``.
+    """Write a LoRA adapter: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-    The base model is built without its weights, so that size does not matter.
+    The base model is built on the meta device, without weights, so its size does not matter.
 
     Args:
-        folder: Where the files go.
-        delta: All edits in one.
+        folder: Output folder.
+        delta: The sum of all edits.
         model_name: Folder or hub name of the unedited model.
-        max_rank: Largest rank of a weight's factors; ``None``: as high as needed.
+        max_rank: Largest LoRA rank of a weight's factors; ``None``: as high as needed.
 
     Returns:
         The smallest share of a weight's squared update that was kept; 1.0 is exact.
 
     Raises:
-        ExportError: If LoRA cannot express the edit.
+        ExportError: If a LoRA adapter cannot express the edit.
     """
     config = load_config(model_name)
     with torch.device("meta"):
         skeleton: nn.Module = auto_class(config).from_config(config)
     transposed = check_expressible(delta, skeleton)
-    factors = _factors(delta, max_rank)
-    ranks = {_module(name): left.shape[1] for name, (left, _, _) in factors.items()}
+    factors = _lora_factors(delta, max_rank)
+    ranks = {_module_name(name): left.shape[1] for name, (left, _, _) in factors.items()}
     top = max(ranks.values())
     lora = LoraConfig(
         r=top,
         lora_alpha=top,
         rank_pattern=ranks,
-        alpha_pattern=ranks,  # alpha / rank is 1 in every layer: the factors count as they are
+        alpha_pattern=ranks,  # alpha / rank is 1 in every layer: LoRA does not scale the factors
         target_modules=sorted(ranks),
         fan_in_fan_out=transposed,
         lora_dropout=0.0,
@@ -57,17 +57,17 @@ def write_adapter(folder: Path, delta: Delta, model_name: str, max_rank: int | N
 
 
 def check_expressible(delta: Delta, model: nn.Module) -> bool:
-    """Check that LoRA can hold a delta.
+    """Check that a LoRA adapter can express a delta.
 
     Args:
-        delta: All edits in one.
-        model: The edited model; its weights are not read.
+        delta: The sum of all edits.
+        model: The model; its weights are not read.
 
     Returns:
-        Whether the edited layers store their weights as (d_in, d_out).
+        Whether the edited layers store their weights as (d_in, d_out), as Conv1D does.
 
     Raises:
-        ExportError: If not; says which format works instead.
+        ExportError: If it cannot; the message names a format that works.
     """
     if delta.state or delta.prompts:
         raise ExportError(
@@ -79,7 +79,7 @@ def check_expressible(delta: Delta, model: nn.Module) -> bool:
     layouts: dict[bool, str] = {}
     for name, update in delta.weights.items():
         handle = weight(model, name)
-        owner = model.get_submodule(_module(name))
+        owner = model.get_submodule(_module_name(name))
         if len(handle.shape) != 2:
             raise ExportError(
                 f"the edits also change {name}, which is a vector, and LoRA holds updates of "
@@ -109,14 +109,14 @@ def check_expressible(delta: Delta, model: nn.Module) -> bool:
     return next(iter(layouts))
 
 
-def _module(parameter_name: str) -> str:
+def _module_name(parameter_name: str) -> str:
     return parameter_name.rpartition(".")[0]
 
 
-def _factors(delta: Delta, max_rank: int | None) -> Factors:
+def _lora_factors(delta: Delta, max_rank: int | None) -> Factors:
     factors: Factors = {}
     for name, update in delta.weights.items():
-        # More rank than the matrix has is waste; the cut to it loses nothing.
+        # A rank above that of the matrix is wasted; truncating to it is lossless.
         limit = min(update.dense().shape)
         limit = limit if max_rank is None else min(limit, max_rank)
         factors |= Delta(delta.request_ids, {name: update}).to_lora(limit)
@@ -127,18 +127,18 @@ def _save(
     folder: Path, skeleton: nn.Module, config: LoraConfig, factors: Factors, source: str
 ) -> None:
     with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5.23 for an attribute under its old name.
+        # peft 0.21 reads a deprecated attribute name of transformers 5.23.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         adapter: Any = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
     hit = set(adapter.base_model.targeted_module_names)
-    if hit != {_module(name) for name in factors}:
+    if hit != {_module_name(name) for name in factors}:
         raise ExportError(
             f"the names of the edited layers also match {', '.join(sorted(hit)[:4])}; "
             "use --format merged or delta"
         )
     tensors: dict[str, Tensor] = {}
     for name, (left, right, _) in factors.items():
-        stem = f"base_model.model.{_module(name)}"
+        stem = f"base_model.model.{_module_name(name)}"
         tensors[f"{stem}.lora_A.default.weight"] = right.float().contiguous()
         tensors[f"{stem}.lora_B.default.weight"] = left.float().contiguous()
     adapter.peft_config["default"].base_model_name_or_path = source

@@ -1,4 +1,4 @@
-"""The texts beside an exported edit: the list of requests and a card that says what was done."""
+"""Model card (``README.md``) and request list (``edits.jsonl``) of an export."""
 
 import html
 import json
@@ -10,16 +10,16 @@ from lightning_edit.export.folder import EDITS
 from lightning_edit.export.selection import Selection
 from lightning_edit.storage.jsonl import write_rows
 
-#: Rows of the card's table; ``edits.jsonl`` has all.
+#: Maximum rows of the card's table; ``edits.jsonl`` lists every request.
 MAX_ROWS = 200
 
 
 def write_edits(folder: Path, selection: Selection) -> None:
-    """Write the requests as ``edits.jsonl``, one a line.
+    """Write the requests to ``edits.jsonl``, one per line.
 
     Args:
-        folder: Where the file goes.
-        selection: What is exported.
+        folder: Output folder.
+        selection: The exported edits.
     """
     write_rows(folder / EDITS, selection.requests)
 
@@ -27,34 +27,35 @@ def write_edits(folder: Path, selection: Selection) -> None:
 def write_card(
     folder: Path, selection: Selection, head: Mapping[str, Any], use: str, notes: list[str]
 ) -> None:
-    """Write ``README.md``, the model card of the edit.
+    """Write the model card ``README.md`` of an export.
 
     Args:
-        folder: Where the file goes.
-        selection: What is exported.
-        head: Entries of the card's front matter.
-        use: Python lines that load the export.
+        folder: Output folder.
+        selection: The exported edits.
+        head: Entries of the YAML front matter.
+        use: Python code that loads the export.
         notes: Sentences about this format.
     """
     opening = selection.opening
     editor = str(opening.get("editor", "unknown"))
-    # JSON is YAML, and its strings need no further care.
+    # JSON is valid YAML, so no further escaping is needed.
     matter = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
     facts = [
-        f"- base model: {cell(selection.language_model('name'))} "
-        f"({cell(selection.language_model('dtype'))}), SHA-256 of its weights "
+        f"- base model: {escape_cell(selection.language_model('name'))} "
+        f"({escape_cell(selection.language_model('dtype'))}), SHA-256 of its weights "
         f"`{selection.model_hash}`",
-        f"- editor: {cell(editor)}, protocol: {cell(str(opening.get('protocol', 'unknown')))}",
+        f"- editor: {escape_cell(editor)}, "
+        f"protocol: {escape_cell(str(opening.get('protocol', 'unknown')))}",
         *(f"- {note}" for note in notes),
     ]
     if selection.picked:
         facts.append(
-            "- The edits were picked out of a longer run by name; scores of the run do not hold "
-            "for them."
+            "- The edits were picked out of a longer run by name; scores of the run do not apply "
+            "to them."
         )
     columns = ("id", "prompt", "old_target", "target")
     rows = [
-        "| " + " | ".join(cell(str(request.get(key) or "–")) for key in columns) + " |"
+        "| " + " | ".join(escape_cell(str(request.get(key) or "–")) for key in columns) + " |"
         for request in selection.requests[:MAX_ROWS]
     ]
     if (more := len(selection.requests) - MAX_ROWS) > 0:
@@ -67,7 +68,7 @@ def write_card(
         "# An edited language model",
         "",
         f"{len(selection.requests)} facts were written into the base model with lightning-edit. "
-        "Facts that follow from them, or stand near them, may have moved too.",
+        "Facts that follow from them, or are related to them, may have changed too.",
         "",
         *facts,
         "",
@@ -87,17 +88,17 @@ def write_card(
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
 
-def cell(text: str) -> str:
-    r"""Make any text safe inside a Markdown table.
+def escape_cell(text: str) -> str:
+    r"""Escape a text for a cell of a Markdown table.
 
     Args:
         text: Text from a data file.
 
     Returns:
-        One line without markup.
+        One line in which HTML and Markdown are escaped.
 
     Example:
-        >>> print(cell("a|b\n<i>*c*"))
+        >>> print(escape_cell("a|b\n<i>*c*"))
         a\|b &lt;i&gt;\*c\*
     """
     line = html.escape(" ".join(text.split()), quote=False)

@@ -1,4 +1,4 @@
-"""Export as a full checkpoint with the edits in its weights."""
+"""Export as a merged checkpoint: the full model with the edits in its weights."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from lightning_edit.models.weights import weights_hash
 
 
 def write_checkpoint(folder: Path, selection: Selection, model_name: str) -> None:
-    """Load the unedited model, write the edits into it, save it with its tokenizer.
+    """Write a merged checkpoint: the unedited model with the edits committed, and its tokenizer.
 
     Args:
-        folder: Where the checkpoint goes.
+        folder: Output folder.
         selection: The edits.
         model_name: Folder or hub name of the unedited model.
 
     Raises:
-        ExportError: If the model is not the one that was edited, or the edits are not in weights.
-        ModelLoadError: If it cannot be loaded.
+        ExportError: If the model is not the one that was edited, or the edits act at run time.
+        ModelLoadError: If the model cannot be loaded.
     """
     if any(delta.state or delta.prompts for delta in selection.deltas):
         raise ExportError(

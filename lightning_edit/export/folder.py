@@ -1,4 +1,4 @@
-"""Write a folder so that it is either whole or not there."""
+"""Atomic folder writes: an export folder is complete or absent."""
 
 import errno
 import shutil
@@ -11,40 +11,40 @@ from safetensors import SafetensorError
 
 from lightning_edit.exceptions import ExportError
 
-#: Every export writes this file, so that ``--overwrite`` knows its own folders.
+#: Every export contains this file; ``--overwrite`` only replaces folders that have it.
 EDITS = "edits.jsonl"
 
 
 @contextmanager
-def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside ``out`` and move it there when the block ends well.
+def atomic_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Write a folder atomically: yield a temporary folder that replaces ``out`` on success.
 
     Args:
-        out: Where the folder is to stand.
-        overwrite: Whether an earlier export that stands there is replaced.
+        out: Final path of the folder.
+        overwrite: Whether to replace an earlier export at this path.
 
     Raises:
-        ExportError: If something else stands there, or the disk refuses; nothing is left behind.
+        ExportError: If something else is at ``out``, or the write fails; nothing is left behind.
     """
     _check_target(out, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         part = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
-        raise _explain(error, out) from error
+        raise _write_error(error, out) from error
     try:
         yield part
-        part.chmod(0o755)  # mkdtemp makes it private
-        _move(part, out)
+        part.chmod(0o755)  # mkdtemp creates it with mode 0700
+        _replace_folder(part, out)
     except (OSError, SafetensorError) as error:
-        # Errors of ours that are also the system's (a model that does not load) explain themselves.
-        raise (error if _is_ours(error) else _explain(error, out)) from error
+        # Library errors that are also OSErrors (a model load error) already explain the cause.
+        raise (error if _is_library_error(error) else _write_error(error, out)) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def size_of(folder: Path) -> str:
-    """Return the size of a folder for people: ``12.3 KB``."""
+def human_size(folder: Path) -> str:
+    """Return the size of a folder as readable text, such as ``12.3 KB``."""
     size = float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
     for unit in ("B", "KB", "MB"):
         if size < 1000:
@@ -69,7 +69,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
         )
 
 
-def _move(part: Path, out: Path) -> None:
+def _replace_folder(part: Path, out: Path) -> None:
     old = part.with_name(part.name + ".old")
     if out.exists():
         out.rename(old)
@@ -82,11 +82,11 @@ def _move(part: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _is_ours(error: Exception) -> bool:
+def _is_library_error(error: Exception) -> bool:
     return type(error).__module__.startswith("lightning_edit.")
 
 
-def _explain(error: Exception, out: Path) -> ExportError:
+def _write_error(error: Exception, out: Path) -> ExportError:
     text = str(error).strip().partition("\n")[0]
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
         f"os error {code})" in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

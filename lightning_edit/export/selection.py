@@ -1,4 +1,4 @@
-"""Which edits of a run are exported, and their deltas added up."""
+"""Selection of a run's edits for export, and the sum of their deltas."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from lightning_edit.exceptions import ExportError
 
 @dataclass(frozen=True)
 class Selection:
-    """The edits of one run that are to be shipped.
+    """The selected edits of one run: commits and deltas.
 
     Args:
         run: The run folder.
         opening: First line of its journal: model hash, editor, language model.
-        entries: Commits, in the order in which they were made.
+        entries: Journal entries of the commits, in commit order.
         deltas: Their deltas.
-        picked: Whether the user named the edits, rather than taking what stands.
+        picked: Whether the user named the edits; otherwise they are the edits in force.
     """
 
     run: Path
@@ -34,46 +34,46 @@ class Selection:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Requests that are exported."""
+        """Ids of the exported requests."""
         return tuple(request for entry in self.entries for request in entry.ids)
 
     @property
     def requests(self) -> list[Mapping[str, Any]]:
-        """The requests as dictionaries."""
+        """Exported requests as dictionaries."""
         return [request for entry in self.entries for request in entry.requests]
 
     @property
     def model_hash(self) -> str:
-        """Hash of the weights of the model that was edited."""
+        """Hash of the unedited model's weights."""
         return str(self.opening["model"])
 
     def language_model(self, key: str) -> str:
-        """Return ``name`` or ``dtype`` of the model that was edited.
+        """Return the ``name`` or ``dtype`` of the edited language model.
 
         Raises:
-            ExportError: If the journal does not say.
+            ExportError: If the journal does not record it.
         """
         facts = self.opening.get("language_model") or {}
         if key not in facts:
             raise ExportError(
-                f"the journal of {self.run} does not say the language model's {key}; "
+                f"the journal of {self.run} does not record the language model's {key}; "
                 "export from a run that `lightning-edit edit` made"
             )
         return str(facts[key])
 
 
 def select_edits(run: Path, ids: Sequence[str] | None = None) -> Selection:
-    """Read the edits of a run from its journal.
+    """Select the edits of a run from its journal and load their deltas.
 
     Args:
         run: The run folder.
-        ids: Requests to take, also such that were undone; ``None``: all edits in force.
+        ids: Ids of the requests to select, undone ones included; ``None``: all edits in force.
 
     Returns:
         The edits with their deltas.
 
     Raises:
-        ExportError: If there is no run, or no edit to export.
+        ExportError: If there is no journal, or no edit to export.
         LedgerError: If the journal or a delta file is damaged.
     """
     folder = run / "ledger"
@@ -83,14 +83,14 @@ def select_edits(run: Path, ids: Sequence[str] | None = None) -> Selection:
             f"{run} holds no edits (no {folder / 'journal.jsonl'}); "
             "give the folder that `lightning-edit edit` wrote"
         )
-    entries = journal.active() if ids is None else _named(journal, ids)
+    entries = journal.active() if ids is None else _find_commits(journal, ids)
     if not entries:
-        raise ExportError(_nothing_in_force(run, journal))
+        raise ExportError(_explain_no_edits(run, journal))
     deltas = tuple(load_entry(folder, entry) for entry in entries)
     return Selection(run, journal.opening, tuple(entries), deltas, picked=ids is not None)
 
 
-def _nothing_in_force(run: Path, journal: Journal) -> str:
+def _explain_no_edits(run: Path, journal: Journal) -> str:
     made = journal.commits()
     if not made:
         return f"{run} has no edit yet; run `lightning-edit edit` to the end first"
@@ -104,8 +104,8 @@ def _nothing_in_force(run: Path, journal: Journal) -> str:
     )
 
 
-def _named(journal: Journal, ids: Sequence[str]) -> list[Entry]:
-    """Find the commits that hold the given requests: those in force, else the latest ones."""
+def _find_commits(journal: Journal, ids: Sequence[str]) -> list[Entry]:
+    """Find the commits of the given request ids: those in force, else the latest ones."""
     latest = {request: entry for entry in journal.commits() for request in entry.ids}
     latest |= {request: entry for entry in journal.active() for request in entry.ids}
     if missing := [request for request in ids if request not in latest]:
@@ -126,23 +126,26 @@ def _named(journal: Journal, ids: Sequence[str]) -> list[Entry]:
 
 
 def combine(selection: Selection) -> Delta:
-    """Add the deltas up into one.
+    """Sum the deltas of a selection into one delta.
 
-    Low-rank factors are put side by side, which is exact; where their ranks exceed that of any
-    matrix of this shape, and for dense updates, the sum is formed in float64 and kept in float32.
+    Low-rank factors are concatenated, which is exact. Where the total rank exceeds the largest
+    rank of the matrix, and for dense updates, the sum is dense, formed in float64 and stored in
+    float32.
 
     Args:
-        selection: What is exported.
+        selection: The selected edits.
 
     Returns:
-        One delta.
+        The summed delta.
 
     Raises:
-        ExportError: If two edits keep run-time state under one name, which cannot be added.
+        ExportError: If two edits have run-time state of the same name, which cannot be summed.
     """
     names = sorted({name for delta in selection.deltas for name in delta.weights})
     weights = {
-        name: _stack([delta.weights[name] for delta in selection.deltas if name in delta.weights])
+        name: _sum_updates(
+            [delta.weights[name] for delta in selection.deltas if name in delta.weights]
+        )
         for name in names
     }
     state: dict[str, Tensor] = {}
@@ -160,7 +163,7 @@ def combine(selection: Selection) -> Delta:
     return Delta(selection.ids, weights, state, prompts, info)
 
 
-def _stack(updates: Sequence[WeightUpdate]) -> WeightUpdate:
+def _sum_updates(updates: Sequence[WeightUpdate]) -> WeightUpdate:
     if len(updates) == 1:
         return updates[0]
     low = [update for update in updates if isinstance(update, LowRank)]

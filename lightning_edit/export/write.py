@@ -1,4 +1,4 @@
-"""Write an export of one of the three formats."""
+"""Export a run's edits as PEFT adapter, merged checkpoint or delta file."""
 
 import json
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from typing import Literal, NamedTuple
 from lightning_edit.export.adapter import write_adapter
 from lightning_edit.export.card import write_card, write_edits
 from lightning_edit.export.checkpoint import write_checkpoint
-from lightning_edit.export.folder import new_folder, size_of
+from lightning_edit.export.folder import atomic_folder, human_size
 from lightning_edit.export.selection import Selection, combine, select_edits
 from lightning_edit.models.loading import ATLAS, auto_class, load_config, locate
 
 Format = Literal["peft", "merged", "delta"]
 
-#: Name of the file of format ``delta`` inside its folder.
+#: File name of an export of format ``delta``.
 DELTA = "delta.safetensors"
 
-#: Shares of the squared update above this differ from 1 by rounding only.
+#: Kept shares of the squared update above this differ from 1 only by rounding.
 EXACT = 1 - 1e-9
 
 _TAGS = ["knowledge-editing", "lightning-edit"]
@@ -26,13 +26,13 @@ _TAGS = ["knowledge-editing", "lightning-edit"]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Summary of a finished export: path, size, edits, loading code, kept share.
 
     Args:
         path: The folder.
-        size: Its size, for people.
-        edits: Number of requests in it.
-        code: A line of Python that loads it.
+        size: Its size as readable text.
+        edits: Number of exported requests.
+        code: A line of Python that loads the export.
         kept: Smallest share of a weight's squared update that was kept; 1.0 is exact.
     """
 
@@ -52,30 +52,30 @@ def export(
     model: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Ship the edits of a run.
+    """Export the edits of a run to a folder.
 
     Args:
         run: The run folder.
         format: ``peft``: LoRA adapter; ``merged``: full checkpoint; ``delta``: one safetensors
             file that :meth:`~lightning_edit.edits.delta.Delta.load` reads.
         out: Folder to write; ``RUN/export/FORMAT`` when left out.
-        ids: Requests to export, also undone ones; ``None``: all edits in force.
-        max_rank: Largest LoRA rank; beyond it the update is cut by singular values.
-        model: Where the unedited model lies now, if it moved.
-        overwrite: Whether an earlier export at ``out`` is replaced.
+        ids: Ids of the requests to export, undone ones included; ``None``: all edits in force.
+        max_rank: Largest LoRA rank; a larger update is truncated by its SVD.
+        model: Folder or hub name of the unedited model, if it moved.
+        overwrite: Whether to replace an earlier export at ``out``.
 
     Returns:
-        What was written. The folder is whole or not there at all.
+        Summary of the export. The folder is written atomically.
 
     Raises:
-        ExportError: If there is nothing to export, or the format cannot hold it.
+        ExportError: If there is nothing to export, or the format cannot express the edits.
         LedgerError: If the run's journal or a delta file is damaged.
         ModelLoadError: If the unedited model is needed and cannot be loaded.
     """
     selection = select_edits(run, ids)
     out = run / "export" / format if out is None else out
     base = model or selection.language_model("name")
-    with new_folder(out, overwrite) as folder:
+    with atomic_folder(out, overwrite) as folder:
         if format == "peft":
             part = _peft(folder, selection, base, max_rank)
         elif format == "merged":
@@ -84,33 +84,33 @@ def export(
             part = _delta(folder, selection)
         write_edits(folder, selection)
         imports, code, head, notes, kept = part
-        # The card travels with the folder, so it names the folder and not where it lies today.
+        # The folder may be moved with its card, so the card uses the folder's name, not its path.
         use = "\n".join([*imports, code.replace("PATH", json.dumps(out.name))])
         write_card(folder, selection, {"tags": _TAGS, **head}, use, notes)
     shown = code.rpartition("\n")[2].replace("PATH", json.dumps(str(out)))
-    return Exported(out, size_of(out), len(selection.ids), shown, kept)
+    return Exported(out, human_size(out), len(selection.ids), shown, kept)
 
 
-class _Part(NamedTuple):
+class _FormatResult(NamedTuple):
     imports: list[str]
     code: str
-    """How to load it; PATH stands for the folder."""
+    """Python code that loads the export; PATH is a placeholder for the folder."""
     head: dict[str, object]
     notes: list[str]
     kept: float = 1.0
 
 
-def _peft(folder: Path, selection: Selection, base: str, max_rank: int | None) -> _Part:
+def _peft(folder: Path, selection: Selection, base: str, max_rank: int | None) -> _FormatResult:
     kept = write_adapter(folder, combine(selection), base, max_rank)
     auto = auto_class(load_config(base)).__name__
     note = f"The rank was cut: at least {kept:.2%} of each squared update was kept."
     if kept > EXACT:
         note = "The adapter adds the edits exactly; alpha / rank is 1 in every layer."
     load = f"from transformers import {auto}", f"{auto}.from_pretrained({json.dumps(base)})"
-    if base == ATLAS:  # transformers does not know the model inside the package by its name
+    if base == ATLAS:  # transformers cannot resolve the name of the packaged model
         module = "lightning_edit.models.loading"
         load = f"from {module} import load_language_model", "load_language_model()[0]"
-    return _Part(
+    return _FormatResult(
         ["from peft import PeftModel", load[0], ""],
         f"base_model = {load[1]}\nmodel = PeftModel.from_pretrained(base_model, PATH)",
         {"library_name": "peft", **_base_model(base)},
@@ -119,10 +119,10 @@ def _peft(folder: Path, selection: Selection, base: str, max_rank: int | None) -
     )
 
 
-def _merged(folder: Path, selection: Selection, base: str) -> _Part:
+def _merged(folder: Path, selection: Selection, base: str) -> _FormatResult:
     write_checkpoint(folder, selection, base)
     auto = auto_class(load_config(base)).__name__
-    return _Part(
+    return _FormatResult(
         [f"from transformers import {auto}", ""],
         f'model = {auto}.from_pretrained(PATH, dtype="auto")',
         {"library_name": "transformers", **_base_model(base)},
@@ -130,9 +130,9 @@ def _merged(folder: Path, selection: Selection, base: str) -> _Part:
     )
 
 
-def _delta(folder: Path, selection: Selection) -> _Part:
+def _delta(folder: Path, selection: Selection) -> _FormatResult:
     combine(selection).save(folder / DELTA)
-    return _Part(
+    return _FormatResult(
         ["from pathlib import Path", "from lightning_edit.edits.delta import Delta", ""],
         f'delta = Delta.load(Path(PATH) / "{DELTA}")',
         {"library_name": "lightning-edit"},
@@ -141,5 +141,5 @@ def _delta(folder: Path, selection: Selection) -> _Part:
 
 
 def _base_model(base: str) -> dict[str, object]:
-    """Name the base model in the card's front matter, which is for hub names only."""
+    """Return the ``base_model`` entry of the card's front matter, for hub names only."""
     return {} if Path(locate(base)).is_dir() else {"base_model": base}

@@ -1,1 +1,1 @@
-"""functional."""
+"""Pure functions: least-squares solvers, losses, scores, text matching and tokenization."""

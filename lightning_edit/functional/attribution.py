@@ -1,4 +1,4 @@
-"""Which neurons carry a fact: points of an integral, thresholds, and what several prompts share.
+"""Knowledge-neuron attribution: integrated-gradient points, thresholds, shared neurons.
 
 Axis names: ``l`` -- layers; ``f`` -- neurons of a layer; ``p`` -- prompts; ``m`` -- points.
 """
@@ -13,7 +13,7 @@ Rule = Literal["left", "ends"]
 
 
 def path_points(steps: int, rule: Rule) -> Float[Tensor, " m"]:
-    """Return the fractions of a neuron's activation at which its gradient is taken.
+    """Return the integrated-gradient points: activation fractions where gradients are taken.
 
     Args:
         steps: Number of points m.
@@ -21,8 +21,8 @@ def path_points(steps: int, rule: Rule) -> Float[Tensor, " m"]:
             from 0 to 1, both included, as in its ports to GPT.
 
     Raises:
-        ValueError: If there are fewer than two points: at the first every neuron is zero, so that
-            one alone says nothing about the fact.
+        ValueError: If there are fewer than two points: at the first all neurons are zero, so a
+            single point says nothing about the fact.
 
     Example:
         >>> path_points(4, "left")
@@ -39,7 +39,7 @@ def path_points(steps: int, rule: Rule) -> Float[Tensor, " m"]:
 
 
 def above_share_of_largest(scores: Float[Tensor, "p l f"], share: float) -> Bool[Tensor, "p l f"]:
-    """Mark each prompt's neurons whose attribution exceeds a share of that prompt's largest."""
+    """Threshold attributions: mark neurons above a share of each prompt's largest."""
     return scores > share * scores.amax((1, 2), keepdim=True)
 
 
@@ -53,11 +53,11 @@ def shared_neurons(
     neuron is common to enough prompts, those common to the most are returned.
 
     Args:
-        marked: Neurons of each prompt.
+        marked: Marked neurons of each prompt.
         share: Share of the prompts that must have a neuron, at first.
-        fewest: Fewest neurons that will do.
-        most: Most neurons that will do.
-        rounds: Most changes of the share.
+        fewest: Minimum number of neurons.
+        most: Maximum number of neurons.
+        rounds: Maximum number of changes of the share.
 
     Example:
         >>> marked = torch.tensor([[[True, True, False]], [[True, False, False]]])
@@ -66,14 +66,14 @@ def shared_neurons(
     """
     counts = marked.sum(0)
     for _ in range(rounds):
-        number = int((counts >= _needed(share, len(marked))).sum())
+        number = int((counts >= _min_prompts(share, len(marked))).sum())
         if fewest <= number <= most:
             break
         share += 0.05 if number > most else -0.05
-    needed = min(_needed(share, len(marked)), int(counts.max()))
+    needed = min(_min_prompts(share, len(marked)), int(counts.max()))
     return (counts >= needed).nonzero()
 
 
-def _needed(share: float, prompts: int) -> float:
-    """Prompts that must have a neuron: at least one, however low the share."""
+def _min_prompts(share: float, prompts: int) -> float:
+    """Return the number of prompts that must share a neuron: at least 1 for any share."""
     return max(1.0, min(share, 1.0) * prompts - 1e-9)

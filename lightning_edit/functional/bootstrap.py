@@ -17,22 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-#: Resamples: the ends of a 95 % interval then move by less than a tenth of its width.
+#: Number of resamples; the ends of a 95 % interval then move by less than 1/10 of its width.
 _RESAMPLES = 2000
-_COVER = (2.5, 97.5)
+_PERCENTILES = (2.5, 97.5)
 #: The normal distribution's 97.5 % quantile.
 _Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and where it would lie with other requests.
+    """Mean over requests with its 95 % confidence interval.
 
     Args:
         value: The mean.
-        low: Lower end of its 95 % interval.
+        low: Lower end of the interval.
         high: Upper end.
-        n: Requests behind it.
+        n: Number of requests behind it.
     """
 
     value: float
@@ -42,15 +42,15 @@ class Mean:
 
     @property
     def half(self) -> float:
-        """Half the width of the interval."""
+        """Half-width of the confidence interval."""
         return (self.high - self.low) / 2
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a share of ``n`` requests (Wilson, 1927).
+    """Return Wilson's 95 % score interval of a share of ``n`` requests (Wilson, 1927).
 
     Args:
-        share: How many of them, 0 to 1.
+        share: Share of the requests, 0 to 1.
         n: Number of requests, at least one.
 
     Example:
@@ -64,16 +64,16 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 class Resampling:
-    """Resamples of requests, and of seeds where there are several, shared by all methods.
+    """Bootstrap resamples of requests (and of seeds, if several), shared by all methods.
 
-    Sharing them pairs the methods: what is hard about a request is hard for both, and drops out of
+    Sharing them pairs the methods: the difficulty of a request is the same for both and cancels in
     their difference.
 
     Args:
         requests: Number of requests.
         seeds: Number of seeds.
-        resamples: How many draws.
-        seed: Seed of the draws; with one seed the same table is made on every call.
+        resamples: Number of draws.
+        seed: Seed of the draws; the same seed gives the same table on every call.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class Resampling:
         self._seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
 
     def mean(self, values: Floats) -> Mean | None:
-        """Return a mean and its interval.
+        """Return a mean and its 95 % confidence interval.
 
         Args:
-            values: One a seed and request, shape (s, r); NaN where a request has none.
+            values: One per seed and request, shape (s, r); NaN where a request has none.
 
         Returns:
             ``None`` where no request has a value.
@@ -97,15 +97,15 @@ class Resampling:
         if not known.any():
             return None
         mean, n = float(values[known].mean()), int(known.any(0).sum())
-        # With several seeds their own spread counts too, which Wilson's interval does not know.
+        # With several seeds their own spread counts too, which Wilson's interval ignores.
         share = len(values) == 1 and np.isin(values[known], (0.0, 1.0)).all()
         if share or (mean in (0.0, 1.0) and bool((values[known] == mean).all())):
             return Mean(mean, *wilson(mean, n), n)
-        low, high = np.percentile(self._means(values), _COVER)
+        low, high = np.percentile(self._means(values), _PERCENTILES)
         return Mean(mean, float(low), float(high), n)
 
     def table_means(self, values: Floats) -> Floats:
-        """Return the means of several columns in every resample, of candidates that share it.
+        """Return bootstrap means by aspect in every resample, of candidates that share it.
 
         Args:
             values: By candidate, request and aspect, shape (c, r, a); NaN where a request has no
@@ -122,15 +122,15 @@ class Resampling:
         return means
 
     def differ(self, first: Floats, second: Floats) -> bool:
-        """Return whether the mean of ``first - second`` is beyond its own spread."""
+        """Test whether the paired mean of ``first - second`` differs from 0 at the 95 % level."""
         difference = first - second
         if np.isnan(difference).all() or not np.nanmax(np.abs(difference)) > 0:
             return False
-        low, high = np.percentile(self._means(difference), _COVER)
+        low, high = np.percentile(self._means(difference), _PERCENTILES)
         return bool(low > 0 or high < 0)
 
     def _means(self, values: Floats) -> Floats:
-        """Return the mean in every resample that draws a value at all."""
+        """Return the bootstrap mean of every resample that draws at least one value."""
         known = ~np.isnan(values)
         filled = np.where(known, values, 0.0)
         seeds: Any = self._seeds

@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 def add_keys(factor: Float[Tensor, "f f"], keys: Float[Tensor, "f n"]) -> Float[Tensor, "f f"]:
-    r"""Return the lower Cholesky factor of :math:`L L^\top + K K^\top`.
+    r"""Return the updated lower Cholesky factor, that of :math:`L L^\top + K K^\top`.
 
-    Block after block, an orthogonal Q turns the rows ``[L_jj  K_j]`` into a triangle with zeros
-    behind it, and is applied to the rows below (Golub & Van Loan, Matrix Computations, section
-    6.5.4, in blocks). This takes about ``f² (b + n)² / b`` operations with blocks of b, where
-    factoring anew takes ``f³ / 3``; nothing is subtracted, so it is as stable.
+    Block by block, an orthogonal Q reduces the rows ``[L_jj  K_j]`` to a triangle followed by
+    zeros, and is applied to the rows below (Golub & Van Loan, Matrix Computations, section
+    6.5.4, in blocks). This takes about ``f² (b + n)² / b`` operations with blocks of b, where a new
+    factorisation takes ``f³ / 3``; nothing is subtracted, so it is as stable.
 
     Args:
         factor: L, lower triangular.
-        keys: K, one column a key.
+        keys: K, one column per key.
 
     Returns:
         A new matrix; positive on the diagonal.

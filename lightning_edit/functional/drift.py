@@ -1,4 +1,4 @@
-"""How far a model has moved from what it was, and how long edits last.
+"""Drift of hidden states from the unedited model, and the half-life of edits.
 
 Axis names: ``n`` -- texts; ``d`` -- hidden width.
 """
@@ -10,17 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 DISTANCE_CAP = 1000.0
-"""Most that one relative distance may count, so that a broken model's mean is a number."""
+"""Cap on one relative distance, so that a broken model's mean stays finite."""
 
 
 def cosine_distance(now: Float[Tensor, "n d"], before: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Return 1 − cos between hidden states, line by line; 0 is the same direction.
+    """Return the cosine distance 1 − cos of hidden states, row by row; 0 is the same direction.
 
     Computed as half the squared distance of the unit vectors, which is exact for small angles.
 
     Args:
-        now: Hidden states of the edited model; what is not finite counts as 1.
-        before: The same of the pristine one.
+        now: Hidden states of the edited model; a distance that is not finite counts as 1.
+        before: Hidden states of the unedited model.
     """
     now, before = now.double(), before.double()
     tiny = torch.finfo(torch.float64).tiny
@@ -32,12 +32,12 @@ def cosine_distance(now: Float[Tensor, "n d"], before: Float[Tensor, "n d"]) -> 
 def relative_distance(
     now: Float[Tensor, "n d"], before: Float[Tensor, "n d"]
 ) -> Float[Tensor, " n"]:
-    """Return ‖now − before‖ / ‖before‖ of hidden states, line by line.
+    """Return the relative distance ‖now − before‖ / ‖before‖ of hidden states, row by row.
 
     Args:
-        now: Hidden states of the edited model; what is not finite counts as 1000, which is also the
-            most that a finite one counts.
-        before: The same of the pristine one.
+        now: Hidden states of the edited model; a distance that is not finite counts as 1000, which
+            also caps finite ones.
+        before: Hidden states of the unedited model.
     """
     now, before = now.double(), before.double()
     tiny = torch.finfo(torch.float64).tiny
@@ -46,7 +46,7 @@ def relative_distance(
 
 
 def slope(count: float, x: float, y: float, xx: float, xy: float) -> float | None:
-    """Return the slope of the least-squares line through points, from sums over them.
+    """Return the slope of the least-squares line through points, from their sums.
 
     Args:
         count: Number of points.
@@ -63,13 +63,13 @@ def slope(count: float, x: float, y: float, xx: float, xy: float) -> float | Non
 
 
 def half_life(ages: Sequence[float], shares: Sequence[float]) -> float | None:
-    """Return the age at which a retention curve falls to one half.
+    """Return the half-life of edits: the age at which a retention curve falls to one half.
 
     The curve is taken as straight between its points and begins at (0, 1).
 
     Args:
         ages: Ages, ascending.
-        shares: What share was still there.
+        shares: Share of edits that are still retained.
 
     Returns:
         The first crossing; ``None`` if the curve stays above one half.

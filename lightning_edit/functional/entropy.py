@@ -1,4 +1,4 @@
-"""Variety and likelihood of text on plain numbers. Torch is not needed."""
+"""N-gram entropy and perplexity of text, on plain numbers. Torch is not needed."""
 
 import math
 import re
@@ -6,22 +6,22 @@ from collections import Counter
 from collections.abc import Sequence
 
 LOG_PERPLEXITY_CAP = 80.0
-"""Most that a mean of nats may count in a perplexity: e⁸⁰ is a number in float32 too."""
+"""Cap on the mean loss in a perplexity, in nats: e⁸⁰ is finite in float32 too."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def perplexity(nll: float, tokens: int) -> float:
-    """Return e to the mean negative log probability of a token, e⁸⁰ at most.
+    """Return the perplexity: e to the mean negative log-probability of a token, e⁸⁰ at most.
 
     Args:
         nll: Sum over the tokens, in nats.
-        tokens: How many.
+        tokens: Number of tokens.
     """
     return math.exp(min(nll / tokens, LOG_PERPLEXITY_CAP))
 
 
 def words(text: str) -> list[str]:
-    """Return words and marks of a text.
+    """Split a text into words and punctuation marks.
 
     Example:
         >>> words("It's in Rome.")
@@ -48,7 +48,7 @@ def ngram_entropy(tokens: Sequence[str], n: int) -> float:
 
 
 def weighted_entropy(text: str) -> float:
-    """Return the mean of 2/3 of the bigrams' and 4/3 of the trigrams' entropy, in bits.
+    """Return the weighted n-gram entropy: mean of 2/3 bigram and 4/3 trigram entropy, in bits.
 
     The fluency GE of COUNTERFACT (ROME, arXiv 2202.05262, section 3.4), before it is printed times
     100.

@@ -1,4 +1,4 @@
-"""The arithmetic of editors that learn to transform gradients (MEND; shared with MALMEN and KE).
+"""Hypernetwork arithmetic: learned transforms of gradients (MEND; shared with MALMEN and KE).
 
 Axis names: ``n`` -- tokens, of all edits of a batch; ``a`` -- answer tokens; ``v`` -- vocabulary;
 ``d_in``/``d_out`` -- an edited weight acts as ``y = W u``; ``d`` -- ``d_in + d_out`` or either of
@@ -18,7 +18,7 @@ STD_EPSILON = 1e-7
 def informative_rows(
     inputs: Float[Tensor, "*n d_in"], gradients: Float[Tensor, "*n d_out"]
 ) -> Bool[Tensor, "*n"]:
-    """Mark tokens that contribute to the gradient: neither of their factors is all zero.
+    """Mask tokens that contribute to the gradient: neither of their factors is all zero.
 
     Padding, and positions that the loss does not depend on, drop out here. Earlier prompt tokens
     stay wherever attention carries gradient to them.
@@ -36,7 +36,7 @@ def merge_moments(
     squares: Float[Tensor, " d"],
     rows: Float[Tensor, "n d"],
 ) -> tuple[Int[Tensor, ""], Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Take rows into a running mean and a running sum of squared deviations.
+    """Merge new rows into a running mean and sum of squared deviations (variance).
 
     Chan, Golub and LeVeque's merge of two samples: the same result as Welford's update row by row,
     in one step.
@@ -48,7 +48,7 @@ def merge_moments(
         rows: At least one new row.
 
     Returns:
-        The three after the new rows.
+        The updated count, mean and squares.
 
     Example:
         >>> start = torch.tensor(0), torch.zeros(1), torch.zeros(1)
@@ -73,7 +73,7 @@ def residual_block(
     scale: Float[Tensor, " d"],
     shift: Float[Tensor, " d"],
 ) -> Float[Tensor, "n d"]:
-    r"""Apply one block of MEND's editor network.
+    r"""Apply one residual block of MEND's hypernetwork (editor network).
 
     :math:`z + \max(0,\; s_\ell \odot (U V z + b) + o_\ell)` (MEND, arXiv 2110.11309, equation 4).
 
@@ -98,18 +98,18 @@ def drift_kl(before: Float[Tensor, "a v"], after: Float[Tensor, "a v"]) -> Float
     r"""Mean :math:`\mathrm{KL}(p_\text{before} \,\|\, p_\text{after})` over answer tokens, in nats.
 
     Args:
-        before: Scores of the unedited model.
-        after: Scores of the edited model at the same places.
+        before: Logits of the unedited model.
+        after: Logits of the edited model at the same positions.
     """
     old, new = before.float().log_softmax(-1), after.float().log_softmax(-1)
     return nn.functional.kl_div(new, old, log_target=True, reduction="sum") / before.shape[0]
 
 
 class RunningNorm(nn.Module):
-    """Standardise the two factors of a gradient with statistics collected while training.
+    """Running standardisation of the two factors of a gradient, collected in training.
 
     Everything that later updates depend on is a buffer, the number of rows included, so a run that
-    is resumed from a checkpoint goes on with the same statistics.
+    resumes from a checkpoint continues with the same statistics.
 
     Args:
         d_in: Width of layer inputs.
@@ -134,7 +134,7 @@ class RunningNorm(nn.Module):
             self.register_buffer(f"{name}_squares", torch.zeros(width))
 
     def update(self, inputs: Float[Tensor, "n d_in"], gradients: Float[Tensor, "n d_out"]) -> None:
-        """Take rows into the statistics."""
+        """Update the running statistics with rows of both factors."""
         if not inputs.shape[0]:
             return
         for name, rows in (("input", inputs), ("gradient", gradients)):
@@ -147,10 +147,9 @@ class RunningNorm(nn.Module):
     def forward(
         self, inputs: Float[Tensor, "n d_in"], gradients: Float[Tensor, "n d_out"]
     ) -> Float[Tensor, "n d"]:
-        """Standardise both factors and put them side by side.
+        """Standardise both gradient factors and concatenate them.
 
-        With fewer than two rows seen there is no standard deviation, and the rows are left as they
-        are.
+        With fewer than two rows seen there is no standard deviation, and the rows stay unchanged.
         """
         if int(self.count) < 2:
             return torch.cat((inputs, gradients), -1)
@@ -162,7 +161,7 @@ class RunningNorm(nn.Module):
 
 
 class GradientTransform(nn.Module):
-    """MEND's editor network for all edited weights of one shape.
+    """MEND's hypernetwork (editor network) for all edited weights of one shape.
 
     Args:
         d_in: Width of layer inputs.
@@ -192,14 +191,14 @@ class GradientTransform(nn.Module):
         layer: int,
         update_norm: bool = False,
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
-        """Map tokens of one edited weight to the factors of its pseudo-gradient.
+        """Transform gradient factors of one edited weight into those of its pseudo-gradient.
 
         Args:
             inputs: Inputs of the layer; :func:`informative_rows` only.
             gradients: Gradients at its output.
             layer: Number of the weight among those of its shape.
-            update_norm: Take the tokens into the normaliser's statistics first, as training does.
-                It is asked for and not read off the training mode, which a new module is in.
+            update_norm: Update the normaliser's statistics with the tokens first, as in training.
+                It is an explicit argument because a new module is already in training mode.
 
         Returns:
             Transformed factors of every token.

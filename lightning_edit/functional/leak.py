@@ -1,4 +1,4 @@
-"""Whether an edited answer turns up where it was not asked for. Torch is not needed."""
+"""Leakage of an edited answer into text that did not ask for it. Torch is not needed."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from lightning_edit.functional.text import normalise
 
 
 def mentions(continuation: str, answers: Sequence[str]) -> bool:
-    """Say whether one of some answers stands in a generated text, as whole words in order.
+    """Return whether a generated text contains one of the answers, as whole words in order.
 
     Args:
         continuation: Generated text.
-        answers: What is looked for.
+        answers: Answers to search for.
 
     Example:
         >>> mentions("He lives in Rome.", ["rome"]), mentions("a romantic", ["Roma"])
@@ -22,9 +22,9 @@ def mentions(continuation: str, answers: Sequence[str]) -> bool:
 
 
 def probability(nll: float) -> float:
-    """Return e to minus the mean negative log probability of an answer's tokens.
+    """Return an answer's probability: e to minus the mean negative log-probability of its tokens.
 
     Args:
-        nll: Mean over the tokens, in nats.
+        nll: Mean negative log-probability over the tokens, in nats.
     """
     return math.exp(-nll)

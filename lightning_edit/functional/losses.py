@@ -1,7 +1,7 @@
-"""Objectives of target search and of gradient editors.
+"""Losses of target search and of gradient editors: log-probability, KL drift, bag of tokens.
 
-Axis names: ``m`` -- places where a token is predicted; ``v`` -- vocabulary; ``r`` -- rows;
-``n`` -- requests; ``k`` -- places with a target; ``w`` -- places without.
+Axis names: ``m`` -- positions where a token is predicted; ``v`` -- vocabulary; ``r`` -- rows;
+``n`` -- requests; ``k`` -- positions with a target; ``w`` -- positions without.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from torch.autograd.function import once_differentiable
 def log_probs(
     logits: Float[Tensor, "m v"], targets: Int[Tensor, " k"]
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "w v"]]:
-    """Return a target's log-probability at the first places, and every word's at the others.
+    """Return target log-probabilities at the first positions, and every token's at the others.
 
-    What the search reads of a pass, with one gradient for both: a line of words is gone through
-    once there and written once.
+    This is all that target search reads of a pass. Both share one backward function, which reads
+    and writes each row over the vocabulary once.
 
     Args:
-        logits: One line a place.
-        targets: The token wanted at each of the first places.
+        logits: One row per position.
+        targets: Target token at each of the first positions.
 
     Returns:
-        One value a target, and one line for each of the w other places.
+        One value per target, and one row for each of the w other positions.
 
     Example:
         >>> chosen, others = log_probs(torch.zeros(3, 4), torch.tensor([0, 1]))
@@ -47,7 +47,7 @@ class _LogProbs(torch.autograd.Function):
         every = torch.log_softmax(logits, dim=-1)
         ctx.save_for_backward(every, targets)
         first, others = every[: len(targets)], every[len(targets) :]
-        # The others outlive the pass, and are not to keep the first ones alive.
+        # The others outlive the pass; without a copy they would keep the first rows in memory.
         return first.gather(1, targets[:, None]).squeeze(1), others.clone()
 
     @staticmethod
@@ -67,11 +67,11 @@ class _LogProbs(torch.autograd.Function):
 def mean_by(
     values: Float[Tensor, " m"], groups: Int[Tensor, " m"], count: int
 ) -> Float[Tensor, " r"]:
-    """Return the mean of each group of values.
+    """Return the mean of each group of values (segment mean).
 
     Args:
         values: Any values.
-        groups: The group that each belongs to; every group has at least one.
+        groups: Group of each value; every group has at least one.
         count: Number of groups.
 
     Example:
@@ -83,11 +83,11 @@ def mean_by(
 
 
 def drift(now: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:
-    """Return KL(now ‖ before), in that direction, as the authors of ROME compute it.
+    """Return the KL divergence KL(now ‖ before), in that direction, as the authors of ROME do.
 
     Args:
         now: The model's log-probabilities now.
-        reference: Those before.
+        reference: The model's log-probabilities before.
     """
     return (now.exp() * (now - reference)).sum(-1)
 
@@ -96,11 +96,11 @@ def bag_nll(logits: Float[Tensor, "n v"], answers: Sequence[Sequence[int]]) -> F
     """Return the negative log-likelihood of all tokens of each answer at one position.
 
     Args:
-        logits: One line an answer.
+        logits: One row per answer.
         answers: Token ids of the answers.
 
     Returns:
-        One value an answer, mean over its tokens.
+        One value per answer, mean over its tokens.
     """
     log_probs = torch.log_softmax(logits, dim=-1)
     each = [-line[list(answer)].mean() for line, answer in zip(log_probs, answers, strict=True)]

@@ -1,4 +1,4 @@
-"""Measures on plain numbers. Torch is not needed, so stored results can be re-scored without it."""
+"""Token agreement and probability margins, without torch so that results can be re-scored."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ def mean(values: Sequence[float]) -> float:
 
 
 def agreement(first: Sequence[int], second: Sequence[int]) -> float:
-    """Return the share of places where two token sequences of one length agree.
+    """Return the token agreement: share of positions where two sequences of one length agree.
 
     Args:
         first: Token ids.
-        second: As many token ids.
+        second: Token ids, equally many.
 
     Raises:
         ValueError: If the lengths differ or there is no token.
@@ -28,13 +28,36 @@ def agreement(first: Sequence[int], second: Sequence[int]) -> float:
 
 
 def probability_margin(nll_right: float, nll_wrong: float) -> float:
-    r"""Return how much more probable the right answer is: :math:`e^{-\ell(r)} - e^{-\ell(w)}`.
+    r"""Return the probability margin of the right answer: :math:`e^{-\ell(r)} - e^{-\ell(w)}`.
 
     The magnitudes EM, PM and NM of COUNTERFACT (ROME, arXiv 2202.05262, section 3.4); :math:`\ell`
-    is the mean negative log probability of an answer's tokens.
+    is the mean negative log-probability of an answer's tokens.
 
     Args:
-        nll_right: Mean negative log probability of the answer that should win, in nats.
+        nll_right: Mean negative log-probability of the answer that should win, in nats.
         nll_wrong: The same of the answer that should lose.
     """
     return math.exp(-nll_right) - math.exp(-nll_wrong)
+
+
+def means_by_request(
+    values: Sequence[float], edits: Sequence[int], kinds: Sequence[str] = ()
+) -> list[float]:
+    """Average the scores of probes within a request: per kind, then over its kinds.
+
+    The same definition as :func:`lightning_edit.metrics.request_means`, so that a score has one
+    meaning in training, evaluation and results: a request with many probes counts as one.
+
+    Args:
+        values: One score a probe.
+        edits: Number of the request of each probe.
+        kinds: Kind of each probe; empty where all are of one kind.
+
+    Returns:
+        One mean per request that has a probe.
+    """
+    of_request: dict[int, dict[str, list[float]]] = {}
+    for number, (value, edit) in enumerate(zip(values, edits, strict=True)):
+        kind = kinds[number] if kinds else ""
+        of_request.setdefault(edit, {}).setdefault(kind, []).append(float(value))
+    return [mean([mean(listed) for listed in found.values()]) for found in of_request.values()]

@@ -1,4 +1,4 @@
-"""Which entries of a key matter.
+"""Selection of the most active neurons (entries of a key).
 
 Axis names: ``f`` -- width of a key; ``n`` -- keys; ``s`` -- entries chosen.
 """
@@ -8,17 +8,18 @@ from torch import Tensor
 
 
 def most_active(keys: Float[Tensor, "f n"], share: float) -> Int[Tensor, " s"]:
-    """Return the entries that together carry a share of the keys' activity (NSE, 2410.04045).
+    """Return the neurons that together carry a share of the keys' activity (NSE, 2410.04045).
 
-    An entry's activity is the sum of its absolute values over all keys. Entries are taken in the
-    order of their activity as long as their sum does not exceed the share; at least one is.
+    The activity of a neuron (an entry of a key) is the sum of its absolute values over all keys.
+    Neurons are taken in descending order of activity as long as their sum does not exceed the
+    share; at least one is.
 
     Args:
-        keys: One column a key.
+        keys: One column per key.
         share: From 0 to 1.
 
     Returns:
-        Their numbers, in rising order.
+        Their indices, in rising order.
 
     Example:
         >>> import torch
@@ -26,7 +27,7 @@ def most_active(keys: Float[Tensor, "f n"], share: float) -> Int[Tensor, " s"]:
         tensor([1, 2])
     """
     activity, order = keys.abs().sum(1).sort(descending=True)
-    # The last sum may round to a little more than the whole.
+    # The last cumulative sum may round to slightly more than the total.
     limit = share * activity.sum() * (1 + 1e-12)
     count = max(1, int((activity.cumsum(0) <= limit).sum()))
     chosen: Tensor = order[:count].sort().values

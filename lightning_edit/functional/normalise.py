@@ -1,7 +1,7 @@
-"""Running standardisation over a sequence of edits, and the value shifts made from it (UltraEdit).
+"""Running standardisation over a sequence of edits, and value shifts from it (UltraEdit).
 
 Axis names: ``n`` -- tokens; ``d_in``/``d_out`` -- width of a layer's input and output; ``w`` --
-``d_in + d_out``, a key with the gradient at the layer's output behind it.
+``d_in + d_out``, a key concatenated with the gradient at the layer's output.
 """
 
 from typing import Literal
@@ -17,10 +17,10 @@ EPSILON = float(torch.finfo(torch.float32).eps)
 
 
 def sums(rows: Float[Tensor, "n w"], variance: Variance = "exact") -> Float[Tensor, "3 w"]:
-    r"""Return what a mini-batch adds to the running statistics.
+    r"""Return the sums of a mini-batch for the running statistics.
 
-    The rows are n, :math:`\sum x` and :math:`\sum x^2`. Sums add up in any order and can be taken
-    back, so an edit that is undone leaves no trace.
+    The rows are n, :math:`\sum x` and :math:`\sum x^2`. Sums can be added in any order and
+    subtracted, so an undone edit leaves no trace.
 
     Args:
         rows: At least one token.
@@ -42,11 +42,11 @@ def sums(rows: Float[Tensor, "n w"], variance: Variance = "exact") -> Float[Tens
 def standardise(
     rows: Float[Tensor, "n w"], total: Float[Tensor, "3 w"], epsilon: float = EPSILON
 ) -> Float[Tensor, "n w"]:
-    r"""Return :math:`(x - \mu) / (\sigma + \epsilon)` with the statistics of :func:`sums`.
+    r"""Standardise tokens, :math:`(x - \mu) / (\sigma + \epsilon)`, with totals of :func:`sums`.
 
     Args:
         rows: Tokens.
-        total: Added-up sums of at least two tokens.
+        total: Total of the sums, over at least two tokens.
         epsilon: ε.
     """
     count, mean = total[0], total[1] / total[0]
@@ -55,7 +55,7 @@ def standardise(
 
 
 def scale_alone(rows: Float[Tensor, "n w"], epsilon: float = EPSILON) -> Float[Tensor, "n w"]:
-    """Divide every token by its own root mean square, for want of statistics."""
+    """Scale every token by its own root mean square, used while there are no statistics."""
     rows = rows.double()
     return rows / (rows.square().mean(1, keepdim=True).sqrt() + epsilon)
 
@@ -63,7 +63,7 @@ def scale_alone(rows: Float[Tensor, "n w"], epsilon: float = EPSILON) -> Float[T
 def value_shifts(
     keys: Float[Tensor, "n d_in"], gradients: Float[Tensor, "n d_out"], eta: float
 ) -> Float[Tensor, "n d_out"]:
-    r"""Return :math:`-\eta \|\hat k\|^2 \hat g`, the wanted change of the output at every token.
+    r"""Return value shifts :math:`-\eta \|\hat k\|^2 \hat g`: the wanted output change per token.
 
     UltraEdit, arXiv 2505.14679, section 4.
 

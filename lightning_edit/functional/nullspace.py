@@ -1,4 +1,4 @@
-"""Directions of key space that ordinary text hardly uses.
+"""Null space of a second moment: directions of key space that ordinary text hardly uses.
 
 Axis names: ``f`` -- width of a key; ``r`` -- directions kept.
 """
@@ -17,13 +17,13 @@ ThresholdKind = Literal["absolute", "relative"]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues and eigenvectors of a second moment: every null space of it, whatever the bound.
+    """Eigendecomposition of a second moment: gives its null space for any threshold.
 
     Make it with :meth:`of`.
 
     Args:
-        values: Ascending, float64.
-        vectors: Orthonormal columns, float64.
+        values: Eigenvalues, ascending, float64.
+        vectors: Eigenvectors as orthonormal columns, float64.
     """
 
     values: Float[Tensor, " f"]
@@ -31,7 +31,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, moment: Float[Tensor, "f f"], where: str = "the edited layer") -> "Spectrum":
-        """Decompose a second moment.
+        """Compute the eigendecomposition of a second moment.
 
         Args:
             moment: Uncentred second moment E[k kᵀ].
@@ -54,13 +54,13 @@ class Spectrum:
         kind: ThresholdKind = "absolute",
         where: str = "the edited layer",
     ) -> Float[Tensor, "f r"]:
-        r"""Return eigenvectors whose eigenvalue is small (AlphaEdit, 2410.02355).
+        r"""Return a null-space basis: eigenvectors of small eigenvalues (AlphaEdit, 2410.02355).
 
-        :math:`P = U U^\top` projects on what they span; a key of ordinary text has about
+        :math:`P = U U^\top` projects onto their span; a key of ordinary text has about
         ``eigenvalue`` of its squared length in each of these directions.
 
         Args:
-            threshold: Eigenvalues below are small.
+            threshold: Eigenvalues below it are small.
             kind: ``absolute``: the threshold is an eigenvalue, so what is kept depends on the
                 scale of the model's activations. ``relative``: it is a share of the mean
                 eigenvalue.

@@ -1,4 +1,4 @@
-"""Rows of token ids into one tensor, and where their answers are predicted.
+"""Padding of token ids to one tensor, and the positions that predict answers.
 
 Axis names: ``n`` -- rows; ``t`` -- token positions; ``p`` -- predicted tokens of all rows.
 """
@@ -13,29 +13,29 @@ from torch import Tensor
 def pad(
     rows: Sequence[Sequence[int]], left: bool = False
 ) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
-    """Make one tensor of rows of different lengths.
+    """Pad rows of token ids to one tensor, with an attention mask.
 
     Args:
         rows: Token ids.
-        left: Whether to pad before a row, as generation needs it.
+        left: Whether to pad on the left, as generation needs it.
 
     Returns:
-        Ids and attention mask. The padding's id is masked, so any will do.
+        Ids and attention mask. The padding id is masked, so any id will do.
     """
     longest = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for number, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[number, place] = torch.tensor(row)
-        mask[number, place] = 1
+        columns = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[number, columns] = torch.tensor(row)
+        mask[number, columns] = 1
     return ids, mask
 
 
 def prediction_places(
     firsts: Sequence[int], lengths: Sequence[int]
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """Return where a decoder predicts answer tokens: one place *before* each of them.
+    """Return the positions that predict answer tokens: one position *before* each of them.
 
     Args:
         firsts: Position of the first answer token in each right-padded row.

@@ -1,4 +1,4 @@
-"""Formulas of ripple effects: closeness in hidden space, ranks, and percentiles of changes.
+"""Ripple effects: cosine similarity in hidden space, token ranks, percentiles of changes.
 
 Axis names: ``e`` -- edits; ``f`` -- facts; ``n`` -- answer tokens; ``v`` -- vocabulary; ``d`` --
 width.
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 def cosine(edits: Float[Tensor, "e d"], facts: Float[Tensor, "f d"]) -> Float[Tensor, "e f"]:
-    """Return the cosine of the angle between each edit's and each fact's representation.
+    """Return the cosine similarity of each edit's and each fact's representation.
 
     Args:
-        edits: One row an edit.
-        facts: One row a fact.
+        edits: One row per edit.
+        facts: One row per fact.
 
     Returns:
         Values from -1 to 1; 0 where a row is zero.
@@ -26,15 +26,15 @@ def cosine(edits: Float[Tensor, "e d"], facts: Float[Tensor, "f d"]) -> Float[Te
 
 
 def token_ranks(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Return the place of each answer token among all tokens, 1 for the most probable.
+    """Return the rank of each answer token among all tokens, 1 for the most probable.
 
     Args:
-        logits: Scores of the next token, read where each answer token is to be predicted.
+        logits: Next-token logits at the positions that predict the answer tokens.
         targets: The answer tokens.
 
     Returns:
-        One more than the tokens with a higher score. A score that is not a number counts as the
-        lowest, and as the answer's it gives the last place.
+        One more than the tokens with a higher score. A score of NaN counts as the lowest; if it is
+        the answer's, it gives the last rank.
     """
     scores = logits.float().nan_to_num(nan=-torch.inf)
     own = logits.float().gather(-1, targets[:, None])
@@ -43,14 +43,14 @@ def token_ranks(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Int
 
 
 def percentile(values: Float[Tensor, " f"], share: float) -> Float[Tensor, ""]:
-    """Return the smallest of some values that a share of them does not exceed (nearest rank).
+    """Return the nearest-rank percentile: the smallest value that a share of them does not exceed.
 
-    It moves as far as a value moves: inputs that differ by rounding give results that do.
+    It changes by no more than a value does: inputs that differ by rounding give results that do.
 
     Args:
         values: At least one number, in any order.
         share: Such as 0.95.
     """
-    # The small number keeps 0.95 * 20 = 19.000000000000004 from asking for the 20th.
+    # The small offset keeps 0.95 * 20 = 19.000000000000004 from selecting the 20th.
     rank = max(1, math.ceil(share * len(values) - 1e-9))
     return values.sort().values[rank - 1]

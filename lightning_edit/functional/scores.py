@@ -1,4 +1,4 @@
-"""Scores of given answer tokens, and the harmonic mean of scores.
+"""Teacher-forcing scores of answer tokens (loss, argmax), and the harmonic mean of scores.
 
 Axis names: ``n`` -- answer tokens, of one answer or of several; ``v`` -- vocabulary; ``a`` --
 aspects (reliability, generalization, locality).
@@ -9,20 +9,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 NLL_CAP = 1000.0
-"""Most that one token may count, in nats. A broken model's NaN or infinity counts as this."""
+"""Cap on one token's loss, in nats. A broken model's NaN or infinity counts as this."""
 
 
 def token_scores(
     logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-    """Score answer tokens under teacher forcing.
+    """Score answer tokens under teacher forcing: loss and most probable token.
 
     Args:
-        logits: Scores of the next token, read where each answer token is to be predicted.
+        logits: Next-token logits at the positions that predict the answer tokens.
         targets: The answer tokens.
 
     Returns:
-        Negative log probability of each token in nats, and the most probable token at its place.
+        Negative log-probability of each token in nats, and the most probable token at its position.
     """
     # Half precision would round probabilities near one to exactly one.
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
@@ -37,7 +37,7 @@ def harmonic_mean(values: Float[Tensor, "... a"]) -> Float[Tensor, "..."]:
     As ROME's score S (arXiv 2202.05262, section 3.4) it is high only where every part is.
 
     Args:
-        values: Shares, 0 to 1. A part that was not measured is nan and left out.
+        values: Shares, 0 to 1. A part that was not measured is NaN and left out.
     """
     measured = ~values.isnan()
     inverse = torch.where(measured, values.reciprocal(), 0.0)

@@ -1,4 +1,4 @@
-"""What is done to an update after it was found, so that it harms less.
+"""Post-processing of updates against side effects: sparsification (RECT), spectrum (PRUNE).
 
 Axis names: ``d_out``/``d_in`` -- a weight acts as ``y = W k``; ``r`` -- singular values.
 """
@@ -12,14 +12,14 @@ from torch import Tensor
 
 Reduction = Literal["log", "linear"]
 
-#: Keeps a weight of zero from a division by zero: AlphaEdit's copy of RECT.
+#: Avoids a division by a weight of zero, as AlphaEdit's copy of RECT does.
 _EPSILON = 1e-8
 
 
 def keep_relatively_largest(
     update: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"], kept: float
 ) -> Float[Tensor, "d_out d_in"]:
-    r"""Set all entries of an update to zero but those that change their weight most.
+    r"""Sparsify an update: zero all entries but those that change their weight most.
 
     An entry stays if :math:`|\Delta_{ij} / W_{ij}|` reaches the (1 - ``kept``) quantile over the
     matrix (RECT, arXiv 2401.04700, section 5).
@@ -45,7 +45,7 @@ def keep_relatively_largest(
 def restrain(
     singular: Float[Tensor, " r"], largest: float, reduction: Reduction, base: float
 ) -> Float[Tensor, " r"]:
-    r"""Shrink the singular values of a total update that exceed the weight's own largest.
+    r"""Shrink singular values of a total update that exceed the weight's own largest.
 
     ``log``: :math:`\log_\alpha \hat\sigma - \log_\alpha \sigma_0 + \sigma_0` with α = ``base``;
     ``linear``: :math:`(\hat\sigma + \sigma_0) / 2` (PRUNE, arXiv 2405.16821, equation 5 and its

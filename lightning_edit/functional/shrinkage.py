@@ -1,4 +1,4 @@
-r"""Second moments of few samples, pulled towards a matrix that is known better.
+r"""Ledoit-Wolf shrinkage: second moments of few samples, pulled towards a target matrix.
 
 Ledoit & Wolf, A well-conditioned estimator for large-dimensional covariance matrices, J.
 Multivariate Analysis 88 (2004): of all mixtures :math:`(1-\rho) S + \rho T` the one with least
@@ -25,7 +25,7 @@ Target = Literal["identity", "diagonal"]
 
 @dataclass(frozen=True)
 class Shrunk:
-    """A second moment after shrinkage.
+    """Second moment after shrinkage, with the shrinkage intensity.
 
     Args:
         moment: (1-ρ)·S + ρ·T.
@@ -43,7 +43,7 @@ def shrink(
     fourth_of_entries: float,
     target: Target,
 ) -> Shrunk:
-    r"""Return the mixture of a sample second moment and a target that errs least.
+    r"""Shrink a sample second moment towards a target with the least expected squared error.
 
     The variances are those of independent samples: :math:`\sum_{ij} \mathrm{Var}(S_{ij})` is
     estimated by :math:`(E\|k\|^4 - \|S\|_F^2)/n`, and without the diagonal by
@@ -54,8 +54,8 @@ def shrink(
         samples: n.
         fourth: E‖k‖⁴.
         fourth_of_entries: E Σᵢ kᵢ⁴.
-        target: ``identity``: the mean eigenvalue in every direction. ``diagonal``: S without what
-            its entries have in common.
+        target: ``identity``: the mean eigenvalue in every direction. ``diagonal``: the diagonal of
+            S, without what entries have in common.
 
     Note:
         The tokens of a text are not independent, so the estimated ρ is a lower bound of the best.
@@ -74,6 +74,6 @@ def shrink(
             torch.diag(diagonal),
         )
     distance = float((S - T).square().sum())
-    # A moment that is its target has no error to trade.
+    # A moment that equals its target has no error to trade.
     intensity = 1.0 if distance == 0 else min(1.0, max(0.0, variance / samples / distance))
     return Shrunk((1 - intensity) * S + intensity * T, intensity)

@@ -1,10 +1,10 @@
-"""The one least-squares core of every closed-form editor.
+"""Least-squares solver of every closed-form editor, through Cholesky factors.
 
 For one linear layer ``y = W k`` it finds the update that writes residuals R at keys K:
 
     min ‖ΔK − R‖² + λ·tr(Δ C Δᵀ) + ‖Δ K_p‖² + μ‖Δ‖²   subject to Δ = ΔP
 
-with everything that no new edit changes gathered in A = λC + K_pK_pᵀ + μI. ROME, MEMIT, EMMET,
+where A = λC + K_pK_pᵀ + μI collects all terms that no new edit changes. ROME, MEMIT, EMMET,
 AlphaEdit, ENCORE and their relatives are settings of it.
 
 Axis names: ``f`` -- width of a key, the layer's input; ``d`` -- the layer's output; ``n`` -- keys;
@@ -32,11 +32,11 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class Solution:
-    """An update as two factors, with figures about the system it solves.
+    """Low-rank update as two factors, with the condition number and unwritten share of its system.
 
     Args:
         left: The residuals, (d, n), or for many keys the identity, (d, d).
-        right: One row a key, (n, f), or the update, (d, f); the update is ``left @ right``.
+        right: One row per key, (n, f), or the update, (d, f); the update is ``left @ right``.
         condition: Lower bound of the condition number of A, from its Cholesky factor.
         unwritten: ‖R − ΔK‖ / ‖R‖: the share of the residuals that was given up to keep old keys.
     """
@@ -49,7 +49,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Preserved:
-    """A = λC + K_pK_pᵀ + μI inside the range of P, factored once and used by many solves.
+    """Cholesky factor of A = λC + K_pK_pᵀ + μI inside the range of P, reused by many solves.
 
     Make it with :meth:`of`.
 
@@ -75,7 +75,7 @@ class Preserved:
         basis: Float[Tensor, "f r"] | None = None,
         where: str = "the edited layer",
     ) -> "Preserved":
-        """Factor what edits are to leave alone.
+        """Compute the Cholesky factor of what edits must preserve.
 
         Args:
             moment: Uncentred second moment C of the layer's keys; ``None`` for none.
@@ -113,21 +113,21 @@ class Preserved:
         return float((diagonal.max() / diagonal.min()) ** 2)
 
     def reduce(self, keys: Float[Tensor, "f n"]) -> Float[Tensor, "r n"]:
-        """Return keys in the coordinates of the factor."""
+        """Project keys to the coordinates of the Cholesky factor."""
         keys = keys.double()
         return keys if self.basis is None else self.basis.mT @ keys
 
     def inverse_times(self, reduced: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
-        """Return A⁻¹ times reduced keys."""
+        """Solve with the Cholesky factor: return A⁻¹ times reduced keys."""
         if self.factor is None:
             return reduced / self.ridge
         return torch.cholesky_solve(reduced, self.factor)
 
     def with_keys(self, keys: Float[Tensor, "f n"]) -> "Preserved":
-        """Return the system with further keys to preserve, A + KKᵀ; the factor is updated.
+        """Return A + KKᵀ, with further keys to preserve, by a low-rank Cholesky update.
 
         Args:
-            keys: One column a key.
+            keys: One column per key.
 
         Raises:
             SolveError: If a key is not finite.
@@ -141,7 +141,7 @@ class Preserved:
             return replace(self, factor=add_keys(plain, reduced))
         return replace(self, factor=add_keys(self.factor, reduced))
 
-    def plus(self, reduced: Float[Tensor, "r n"]) -> Float[Tensor, "r r"]:
+    def cholesky_with(self, reduced: Float[Tensor, "r n"]) -> Float[Tensor, "r r"]:
         """Return the lower Cholesky factor of A + KKᵀ."""
         if self.factor is None:
             size = len(reduced)
@@ -158,7 +158,7 @@ def least_squares(
     mode: SolveMode = "ridge",
     damping: float | None = None,
 ) -> Solution:
-    r"""Write residuals at keys while moving what is preserved as little as possible.
+    r"""Solve for the least-squares update that writes residuals at keys and preserves the rest.
 
     ``ridge`` trades the two off, :math:`\Delta = R K^\top (A + K K^\top)^{-1}` (MEMIT eq. 14).
     ``equality`` writes exactly, :math:`\Delta = R (K^\top A^{-1} K + \alpha I)^{-1} K^\top A^{-1}`
@@ -168,9 +168,9 @@ def least_squares(
     too (Woodbury), with :math:`\alpha = 1`.
 
     Args:
-        keys: Inputs of the layer, one column a key.
+        keys: Inputs of the layer, one column per key.
         residuals: Wanted change of the layer's output at each key.
-        preserved: What to leave alone, factored.
+        preserved: Factored system of what to preserve.
         mode: ``ridge`` or ``equality``.
         damping: α of ``equality``; 0 unless given.
 
@@ -202,7 +202,7 @@ def least_squares(
         if len(R) < reduced.shape[1]:
             left = torch.eye(len(R), dtype=R.dtype, device=R.device)
         wanted = reduced @ R.mT if left is not R else reduced
-        right = torch.cholesky_solve(wanted, preserved.plus(reduced)).mT
+        right = torch.cholesky_solve(wanted, preserved.cholesky_with(reduced)).mT
     else:
         half = preserved.inverse_times(reduced)
         gram = reduced.mT @ half
@@ -222,10 +222,10 @@ def _scaled(moment: Tensor | None, weight: float) -> Tensor | None:
 
 
 def _cholesky(matrix: Tensor, where: str) -> Tensor:
-    """Return the lower factor; of the matrix only the lower triangle is read."""
+    """Return the lower Cholesky factor; only the lower triangle of the matrix is read."""
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
-    # A number that is not finite comes down to the diagonal of its row.
+    # An entry that is not finite propagates to the diagonal of its row.
     if int(info) or not bool(torch.isfinite(factor.diagonal()).all()):
         if not bool(torch.isfinite(matrix).all()):
             raise SolveError(f"{where}: the system is not finite; check its statistics, {_REMEDY}")

@@ -1,4 +1,4 @@
-"""How much of an update a lower rank keeps.
+"""Singular-value spectrum of an update, and the energy that a low-rank approximation keeps.
 
 Axis names: ``d_out``/``d_in`` -- a weight acts as ``y = W k``; ``r`` -- rank of the factors;
 ``s`` -- singular values; ``a``/``b`` -- sides of any matrix.
@@ -41,7 +41,7 @@ def squared_singular_values_of_product(
 
 
 def energy_of_rank(squared: Float[Tensor, " s"], rank: int) -> float:
-    """Return the share of a matrix's squared norm that its best approximation of a rank keeps.
+    """Return the energy share (squared norm) that a matrix's best low-rank approximation keeps.
 
     By the theorem of Eckart and Young, that of its largest singular values.
 

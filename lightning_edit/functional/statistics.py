@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs.
+"""Second-moment statistics of keys (a layer's inputs), summed over processes.
 
 Axis names: ``k`` -- tokens; ``f`` -- width of a key.
 """
@@ -17,7 +17,7 @@ _STRIPS = 8
 class SecondMoment(Metric):
     """Uncentred second moment E[k kᵀ] of keys, accumulated in float64.
 
-    The states are sums, so processes that saw different texts add theirs.
+    The states are sums, so processes (ranks) that saw different texts add theirs.
 
     Args:
         width: Entries of a key.
@@ -40,7 +40,7 @@ class SecondMoment(Metric):
         self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, keys: Float[Tensor, "k f"]) -> None:
-        """Add keys, one a row."""
+        """Add a batch of keys, one per row."""
         keys = keys.double()
         width = keys.shape[1]
         height = -(-width // _STRIPS)
@@ -51,7 +51,7 @@ class SecondMoment(Metric):
         self.count += len(keys)
 
     def compute(self) -> Float[Tensor, "f f"]:
-        """Return the mean of k kᵀ.
+        """Return the second moment, the mean of k kᵀ.
 
         Raises:
             ValueError: If no key was seen.
@@ -63,7 +63,7 @@ class SecondMoment(Metric):
 
 
 class FourthMoments(Metric):
-    """E‖k‖⁴ and E Σᵢ kᵢ⁴ of keys: how far a second moment of few keys may be off.
+    """Fourth moments E‖k‖⁴ and E Σᵢ kᵢ⁴ of keys: the error of a second moment of few keys.
 
     Example:
         >>> fourth = FourthMoments()
@@ -83,13 +83,13 @@ class FourthMoments(Metric):
         self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, keys: Float[Tensor, "k f"]) -> None:
-        """Add keys, one a row."""
+        """Add a batch of keys, one per row."""
         squares = keys.double().square()
         self.total += torch.stack([squares.sum(1).square().sum(), squares.square().sum()])
         self.count += len(keys)
 
     def compute(self) -> Float[Tensor, "2"]:
-        """Return both means.
+        """Return both fourth moments.
 
         Raises:
             ValueError: If no key was seen.

@@ -1,4 +1,4 @@
-"""When a generated text counts as an answer.
+"""Answer matching: when a generated text counts as an answer, after normalisation.
 
 Texts are compared after :func:`normalise`, and an answer may be followed by further sentences but
 by nothing else: see :func:`candidates`.
@@ -9,21 +9,21 @@ import unicodedata
 from collections.abc import Sequence
 
 _ARTICLES = frozenset({"a", "an", "the"})
-# A mark that ends a sentence, with the brackets and quotes that close behind it, before a blank.
+# A mark that ends a sentence, with the brackets and quotes that close after it, before a space.
 _SENTENCE_END = re.compile(r"""[.!?…][\])}"'»”’]*(?=\s|$)|[。！？][」』”’]*""")
 
 
 def normalise(text: str) -> str:
-    """Bring a text into the form in which answers are compared.
+    """Normalise a text for answer comparison.
 
     Unicode is folded (NFKC); case, punctuation and the English articles are dropped; dashes count
-    as blanks, and blanks are single. A text that consists of nothing else keeps what it has.
+    as spaces, and spaces are single. A text that consists of nothing else keeps what it has.
 
     Args:
         text: Any text.
 
     Returns:
-        Words with one blank between them.
+        Words with one space between them.
 
     Example:
         >>> normalise("The  U.S.") == normalise("us")
@@ -45,7 +45,7 @@ def normalise(text: str) -> str:
 
 
 def first_line(text: str) -> str:
-    """Return a continuation up to its first line break, where models stop answering.
+    """Truncate a continuation at its first line break, where models stop answering.
 
     Args:
         text: A continuation; blank lines before the first text are skipped.
@@ -54,7 +54,7 @@ def first_line(text: str) -> str:
 
 
 def candidates(continuation: str) -> list[str]:
-    """Return what a continuation may be read as: itself, and every prefix that ends a sentence.
+    """Return candidate answers of a continuation: itself, and every prefix that ends a sentence.
 
     Stopping at the first full stop alone would turn "U.S. law" into "U"; taking every sentence end
     loses no answer, and a wrong word before it still counts as wrong.
@@ -75,7 +75,7 @@ def candidates(continuation: str) -> list[str]:
 
 
 def answers_match(continuation: str, accepted: Sequence[str]) -> bool:
-    """Say whether a generated continuation gives one of the accepted answers.
+    """Return whether a generated continuation matches one of the accepted answers.
 
     Args:
         continuation: Generated text without its prompt, one line.

@@ -1,7 +1,7 @@
-"""From text to token ids: prompt, answer, and the subject's last token.
+"""Tokenization of prompts and answers, and the position of the subject's last token.
 
 An answer follows its prompt after one space, and both are tokenised *together*: sentence-piece
-tokenizers put the space into the first token of a word, and tokenising the pieces apart gives ids
+tokenizers put the space into the first token of a word, and tokenising them separately gives ids
 that the model never sees in running text.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What is needed of a Hugging Face fast tokenizer."""
+    """Fast tokenizer of Hugging Face, as far as it is needed here."""
 
     is_fast: bool
 
@@ -20,7 +20,7 @@ class Tokenizer(Protocol):
 
 
 Encoded = tuple[list[int], list[tuple[int, int]]]
-"""A text's ids, and the characters that each covers."""
+"""Token ids of a text, and the character offsets of each."""
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
@@ -39,12 +39,12 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of prompts with the special tokens that the tokenizer adds (a BOS)."""
+    """Tokenise prompts, with the special tokens that the tokenizer adds (a BOS)."""
     return list(tokenizer(list(prompts), verbose=False)["input_ids"]) if prompts else []
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return a prompt's ids with the special tokens that the tokenizer adds (a BOS)."""
+    """Tokenise one prompt, with the special tokens that the tokenizer adds (a BOS)."""
     return encode_prompts(tokenizer, [prompt])[0]
 
 
@@ -58,7 +58,7 @@ def encode_pair(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[in
 
     Returns:
         The prompt's ids (with a BOS where the tokenizer adds one) and the answer's ids. A token
-        that covers text of both counts to the answer. A token appended by the tokenizer (an EOS)
+        that covers text of both belongs to the answer. A token appended by the tokenizer (an EOS)
         is dropped.
 
     Raises:
@@ -80,14 +80,14 @@ def encode_pairs(
         The ids of each prompt and of its answer.
 
     Raises:
-        ValueError: In the turn of an answer that has no token of its own.
+        ValueError: On reaching an answer that has no token of its own.
     """
     texts = [f"{prompt.rstrip()} {answer.strip()}" for prompt, answer in pairs]
     for (prompt, answer), (ids, offsets) in zip(pairs, _encode(tokenizer, texts), strict=True):
-        yield _parted(prompt.rstrip(), answer, ids, offsets)
+        yield _split_answer(prompt.rstrip(), answer, ids, offsets)
 
 
-def _parted(
+def _split_answer(
     prompt: str, answer: str, ids: list[int], offsets: list[tuple[int, int]]
 ) -> tuple[list[int], list[int]]:
     ends = [(index, end) for index, (start, end) in enumerate(offsets) if end > start]
@@ -96,14 +96,14 @@ def _parted(
         raise ValueError(
             f"the answer {answer!r} has no token after the prompt {prompt!r}; give it text"
         )
-    # A blank of its own ("▁") between prompt and answer is the answer's: the model must produce it.
+    # A space token ("▁") between prompt and answer is the answer's: the model must produce it.
     if first > 0 and offsets[first - 1] == (len(prompt), len(prompt) + 1):
         first -= 1
     return ids[:first], ids[first : ends[-1][0] + 1]
 
 
 def subject_last_index(tokenizer: Tokenizer, prompt: str, subject_end: int) -> int:
-    """Return the position of the token that holds the subject's last character.
+    """Return the position of the subject's last token: it holds the subject's last character.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -120,7 +120,7 @@ def subject_last_index(tokenizer: Tokenizer, prompt: str, subject_end: int) -> i
 
 
 def subject_last_indices(tokenizer: Tokenizer, places: Sequence[tuple[str, int]]) -> list[int]:
-    """Return the token of the subject's last character in many texts.
+    """Return the positions of the subjects' last tokens in many texts.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -134,12 +134,12 @@ def subject_last_indices(tokenizer: Tokenizer, places: Sequence[tuple[str, int]]
     """
     encoded = _encode(tokenizer, [prompt for prompt, _ in places])
     return [
-        _covering(prompt, offsets, end - 1)
+        _token_at(prompt, offsets, end - 1)
         for (prompt, end), (_, offsets) in zip(places, encoded, strict=True)
     ]
 
 
-def _covering(prompt: str, offsets: Sequence[tuple[int, int]], last: int) -> int:
+def _token_at(prompt: str, offsets: Sequence[tuple[int, int]], last: int) -> int:
     for index, (start, end) in enumerate(offsets):
         if start <= last < end:
             return index
@@ -150,14 +150,15 @@ def _covering(prompt: str, offsets: Sequence[tuple[int, int]], last: int) -> int
 
 
 def length_sorted(lengths: list[int], budget: int) -> list[list[int]]:
-    """Group row numbers into batches of similar length.
+    """Batch row numbers by length, so that rows of a batch need little padding.
 
     Args:
         lengths: Tokens of each row.
-        budget: Rows a batch.
+        budget: Rows per batch.
 
     Returns:
-        Row numbers a batch, longest rows first so that a batch too large for memory fails at once.
+        Row numbers per batch, longest rows first so that a batch too large for memory fails at
+        once.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     return [order[start : start + budget] for start in range(0, len(order), budget)]

@@ -1,4 +1,4 @@
-"""Arithmetic of causal tracing: Meng et al., 2022, arXiv 2202.05262, section 2.
+"""Causal tracing arithmetic: Meng et al., 2022, arXiv 2202.05262, section 2.
 
 Axis names: ``s`` -- noise samples; ``t`` -- tokens; ``d`` -- hidden width; ``l`` -- layers.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def noise(samples: int, tokens: int, width: int, scale: float, seed: int) -> Float[Tensor, "s t d"]:
-    """Return Gaussian noise for the embeddings of a subject's tokens.
+    """Draw Gaussian noise for the embeddings of a subject's tokens.
 
     Args:
         samples: Corrupted runs (10 in the authors' code).
@@ -23,10 +23,10 @@ def noise(samples: int, tokens: int, width: int, scale: float, seed: int) -> Flo
 
 
 def window(layer: int, width: int, num_blocks: int) -> range:
-    """Return the blocks of a window around a layer, cut at both ends of the model.
+    """Return the window of blocks around a layer, cut at both ends of the model.
 
     Args:
-        layer: Its middle; of an even width the later one of the two.
+        layer: Middle of the window; with an even width the later of the two.
         width: Blocks in a whole window.
         num_blocks: Blocks of the model.
     """
@@ -37,7 +37,7 @@ def window(layer: int, width: int, num_blocks: int) -> range:
 def indirect_effect(
     restored: Float[Tensor, "t l"], corrupted: Float[Tensor, ""]
 ) -> Float[Tensor, "t l"]:
-    """Return how much of an answer's probability comes back when one state is restored.
+    """Return the indirect effect: the answer's probability regained by restoring one state.
 
     IE = P(answer | corrupted, one clean state) - P(answer | corrupted), both averaged over noise.
 

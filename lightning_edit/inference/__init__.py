@@ -1,1 +1,1 @@
-"""How a language model is run: hooks, teacher forcing, generation, packed and partial passes."""
+"""Forward passes: hooks, teacher forcing, KV-cache generation, padding-free and suffix passes."""

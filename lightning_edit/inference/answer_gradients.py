@@ -1,4 +1,4 @@
-"""Gradients behind given answers, at the answer tokens alone.
+"""Per-row loss gradients of answers under teacher forcing, at the answer tokens only.
 
 Axis names: ``b`` -- rows (a prompt with its answer); ``t`` -- positions; ``a`` -- answer tokens of
 all rows, row after row; ``d``, ``d_in``, ``d_out`` -- width of the hidden state, of a layer's input
@@ -29,12 +29,12 @@ from lightning_edit.models.view import ModelView
 
 @dataclass(frozen=True)
 class AnswerFactors:
-    """A loss and the factors of its gradient.
+    """Per-row loss and its gradient factors: layer inputs and output gradients.
 
     Args:
         loss: Mean negative log-likelihood of each row, in nats.
-        factors: By module name, inputs and output gradients at the places that predict the answer
-            tokens.
+        factors: By module name, inputs and output gradients at the positions that predict the
+            answer tokens.
     """
 
     loss: Float[Tensor, " b"]
@@ -44,11 +44,11 @@ class AnswerFactors:
 def answer_factors(
     view: ModelView, rows: Sequence[AnswerRow], modules: Sequence[str]
 ) -> AnswerFactors:
-    r"""Return each row's loss and, per layer, the factors of its gradient at the answer tokens.
+    r"""Return each row's loss and, per layer, its gradient factors at the answer tokens.
 
-    The gradient is that of every row's own mean, as if it were alone. The last block's MLP and the
-    head run at the places that predict the answers only: nobody reads them anywhere else. The
-    numbers are those of :func:`~lightning_edit.inference.answers.token_factors` up to rounding.
+    The gradient is that of each row's own mean loss, as in a batch of one. The last block's MLP and
+    the head run only at the positions that predict the answers: no other output is read. Results
+    equal those of :func:`~lightning_edit.inference.answers.token_factors` up to rounding.
 
     Args:
         view: A decoder-only language model; its weights may be frozen.
@@ -65,8 +65,8 @@ def answer_factors(
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         batch = AnswerRows.pad(rows, view.embeddings.get_parameter("weight").device)
         at = batch.rows, batch.positions
-        stack.enter_context(_last_mlp_at(view, batch))
-        seen = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
+        stack.enter_context(_run_last_mlp_at_answers(view, batch))
+        captured = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
         for name in modules:
             hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
             stack.enter_context(hook)
@@ -78,37 +78,37 @@ def answer_factors(
         losses = batch.per_row(nll)
         gradients = torch.autograd.grad(losses.sum(), [zeros[name] for name in modules])
     factors = {
-        name: (_at_answers(seen[name].detach(), batch), _at_answers(gradient, batch))
+        name: (_select_answers(captured[name].detach(), batch), _select_answers(gradient, batch))
         for name, gradient in zip(modules, gradients, strict=True)
     }
     return AnswerFactors(losses.detach(), factors)
 
 
 @contextmanager
-def _last_mlp_at(view: ModelView, batch: AnswerRows) -> Iterator[None]:
-    """Let the last block's MLP see the places of the answers, each as a row of one position."""
+def _run_last_mlp_at_answers(view: ModelView, batch: AnswerRows) -> Iterator[None]:
+    """Run the last block's MLP at the answer positions only, each as a row of one position."""
     block = view.blocks[-1]
     if block.mlp == block.mlp_down:
-        # No module holds the whole MLP (OPT), so it runs everywhere.
+        # No module holds the whole MLP (OPT), so it runs at all positions.
         yield
         return
     mlp = view.model.get_submodule(block.mlp)
 
-    def gathered(hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "a 1 d"]:
+    def gather(hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "a 1 d"]:
         return hidden[batch.rows, batch.positions].unsqueeze(1)
 
-    def spread(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def scatter(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         found = first_tensor(output)
         zeros = found.new_zeros(*batch.ids.shape, found.shape[-1])
         whole = zeros.index_put((batch.rows, batch.positions), found[:, 0])
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-    with hooked(mlp, after=spread), replace_input(mlp, gathered):
+    with hooked(mlp, after=scatter), replace_input(mlp, gather):
         yield
 
 
-def _at_answers(values: Tensor, batch: AnswerRows) -> Float[Tensor, "a w"]:
-    """Return values at the answers; inside the last MLP they are there alone."""
+def _select_answers(values: Tensor, batch: AnswerRows) -> Float[Tensor, "a w"]:
+    """Select values at the answer positions; inside the last MLP there are no others."""
     if values.shape[:2] == batch.ids.shape:
         return values[batch.rows, batch.positions]
     return values.squeeze(1)

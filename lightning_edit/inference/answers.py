@@ -1,4 +1,4 @@
-"""Run given answers through a decoder-only model: their logits, and the gradients behind them.
+"""Answer logits and gradient factors of decoder-only models under teacher forcing.
 
 Axis names: ``b`` -- rows (a prompt with its answer); ``t`` -- positions; ``a`` -- answer tokens of
 all rows, row after row; ``v`` -- vocabulary; ``d_in``/``d_out`` -- width of a layer's input and
@@ -24,13 +24,13 @@ AnswerRow = tuple[Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True)
 class AnswerRows:
-    """Prompts with their answers, padded on the right, and where each answer token is predicted.
+    """Right-padded batch of prompts and answers, with the positions that predict answer tokens.
 
     Args:
         ids: Input tokens; an answer's last token predicts nothing and is left out.
         mask: True where a row has a token.
-        rows: The row of each answer token.
-        positions: The position that predicts it.
+        rows: Row index of each answer token.
+        positions: Position that predicts it.
         targets: The answer token.
     """
 
@@ -42,12 +42,12 @@ class AnswerRows:
 
     @classmethod
     def pad(cls, rows: Sequence[AnswerRow], device: torch.device | str = "cpu") -> "AnswerRows":
-        """Lay rows side by side.
+        """Pad prompts and answers on the right into one batch.
 
         Args:
-            rows: Token ids of prompts and answers. An empty answer stands for the one place after
-                the prompt, with -100 as its target.
-            device: Where the tensors go.
+            rows: Token ids of prompts and answers. An empty answer stands for the one position
+                after the prompt, with -100 as its target.
+            device: Device of the tensors.
 
         Raises:
             ValueError: If there is no row, or a prompt has no token.
@@ -61,24 +61,24 @@ class AnswerRows:
         width = max(map(len, inputs))
         ids = torch.tensor([line + [0] * (width - len(line)) for line in inputs], device=device)
         lengths = torch.tensor([len(line) for line in inputs], device=device)
-        places = [
+        predictions = [
             (row, len(prompt) - 1 + offset, token)
             for row, (prompt, answer) in enumerate(rows)
             for offset, token in enumerate(answer or (-100,))
         ]
-        row, position, token = torch.tensor(places, device=device).unbind(1)
+        row, position, token = torch.tensor(predictions, device=device).unbind(1)
         mask = torch.arange(width, device=device) < lengths[:, None]
         return cls(ids, mask, row, position, token)
 
     def buckets(self) -> list[tuple["AnswerRows", Int[Tensor, " b2"], Int[Tensor, " a2"]]]:
-        """Part short rows from long ones where that saves a quarter of the positions or more.
+        """Bucket rows by length: split off short ones if that saves at least 1/4 of the positions.
 
         Returns:
-            One or two parts, each with the numbers of its rows and of its answer tokens.
+            One or two batches, each with the indices of its rows and of its answer tokens.
         """
         lengths, order = self.mask.sum(1).sort()
         count, width = self.ids.shape
-        # The cost of cutting after each row: short rows at their own width, long ones at the full.
+        # Cost of a split after each row: short rows at their own width, long ones at full width.
         cuts = torch.arange(1, count + 1, device=lengths.device)
         cost = cuts * lengths + (count - cuts) * width
         best = int(cost.argmin())
@@ -101,7 +101,7 @@ class AnswerRows:
         return parts
 
     def per_row(self, values: Float[Tensor, " a"]) -> Float[Tensor, " b"]:
-        """Average a value of every answer token over each row."""
+        """Average per-token values over each row's answer tokens."""
         sums = values.new_zeros(self.ids.shape[0]).index_add(0, self.rows, values)
         return sums / values.new_zeros(sums.shape[0]).index_add(
             0, self.rows, torch.ones_like(values)
@@ -111,26 +111,26 @@ class AnswerRows:
 def answer_logits(
     model: nn.Module, batch: AnswerRows, parameters: Mapping[str, Tensor] | None = None
 ) -> Float[Tensor, "a v"]:
-    """Return the logits that predict the answer tokens.
+    """Return the logits that predict the answer tokens, from a teacher-forced pass.
 
     Args:
         model: A decoder-only Hugging Face model.
         batch: Rows on the model's device.
-        parameters: Values used in place of the model's own, by name. With them, gradients flow to
-            them alone: the model's own parameters count as constants.
+        parameters: Values that replace the model's parameters, by name. Gradients then flow to them
+            only: the model's own parameters are constants.
     """
-    values = _values(model, parameters) if parameters else {}
+    values = _parameter_values(model, parameters) if parameters else {}
     parts = batch.buckets()
-    return _in_order(
+    return _restore_order(
         [_logits(model, rows, values) for rows, _, _ in parts], [answers for *_, answers in parts]
     )
 
 
-def _values(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _parameter_values(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in model.named_parameters()} | dict(parameters)
 
 
-def _in_order(parts: Sequence[Tensor], numbers: Sequence[Tensor]) -> Tensor:
+def _restore_order(parts: Sequence[Tensor], numbers: Sequence[Tensor]) -> Tensor:
     return torch.cat(tuple(parts))[torch.cat(tuple(numbers)).argsort()]
 
 
@@ -155,16 +155,16 @@ def answer_logits_each(
     changes: Mapping[str, tuple[Float[Tensor, "e d_out r"], Float[Tensor, "e r d_in"]]],
     edits: Int[Tensor, " b"],
 ) -> Float[Tensor, "a v"]:
-    """Return the logits that predict the answer tokens, every row under an edit of its own.
+    """Return the answer tokens' logits, with a separate low-rank update for each row.
 
     Args:
         model: A decoder-only Hugging Face model.
         batch: Rows on the model's device.
-        changes: Two factors of ``e`` alternative updates, by dotted name of the linear layer;
-            gradients flow to them alone.
-        edits: Which of the updates holds for a row.
+        changes: Low-rank factors of ``e`` alternative updates, by dotted name of the linear layer;
+            gradients flow to them only.
+        edits: Index of the update that applies to each row.
     """
-    values = _values(model, {})
+    values = _parameter_values(model, {})
     logits, numbers = [], []
     for rows, part, answers in batch.buckets():
         with ExitStack() as stack:
@@ -173,7 +173,7 @@ def answer_logits_each(
                 stack.enter_context(hooked(model.get_submodule(name), after=hook))
             logits.append(_logits(model, rows, values))
             numbers.append(answers)
-    return _in_order(logits, numbers)
+    return _restore_order(logits, numbers)
 
 
 def _add_change(
@@ -184,7 +184,7 @@ def _add_change(
     args: tuple[Any, ...],
     output: Tensor,
 ) -> Tensor:
-    # OPT's MLP sees rows and positions on one axis.
+    # OPT flattens rows and positions to one axis before its MLP.
     inputs = args[0].view(*shape, -1).to(right.dtype)
     change = inputs @ right.mT @ left.mT
     edited: Tensor = output + change.view(output.shape).to(output.dtype)
@@ -198,20 +198,21 @@ def token_factors(
     device: torch.device | str = "cpu",
     each: bool = False,
 ) -> tuple[float, dict[str, tuple[Float[Tensor, "b t d_in"], Float[Tensor, "b t d_out"]]]]:
-    r"""Return the answers' loss and, per layer, the factors of its gradient at every token.
+    r"""Return the answers' loss and, per layer, its gradient factors at every token.
 
-    The gradient of the mean negative log-likelihood by a layer's weight is
+    The gradient of the mean negative log-likelihood with respect to a layer's weight is
     :math:`\sum_i \delta_i u_i^\top` with :math:`u_i` the layer's input and :math:`\delta_i` the
     gradient at its output. Works inside ``torch.no_grad`` and ``torch.inference_mode`` and with
-    frozen weights: a zero that needs a gradient is added to every output, so no weight has to.
+    frozen weights: a zero tensor that requires a gradient is added to every output, so no weight
+    has to.
 
     Args:
         model: A decoder-only Hugging Face model.
         rows: Token ids of prompts and answers, none of them empty.
         modules: Dotted names of linear layers.
-        device: Where the model takes its input.
-        each: Take the gradient of every row's own mean, as if it were alone, and not of the mean
-            over the answer tokens of all rows.
+        device: Device of the model's inputs.
+        each: Take the gradient of each row's own mean loss, as in a batch of one, instead of the
+            mean over the answer tokens of all rows.
 
     Returns:
         The mean loss in nats, and by module name inputs and output gradients of every position
@@ -224,7 +225,7 @@ def token_factors(
         return hidden + zeros[name]
 
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-        seen = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
+        captured = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
         for name in modules:
             hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
             stack.enter_context(hook)
@@ -235,7 +236,7 @@ def token_factors(
         loss = batch.per_row(nll).sum() if each else nll.mean()
         gradients = torch.autograd.grad(loss, [zeros[name] for name in modules])
     factors = {
-        name: (seen[name].detach(), gradient)
+        name: (captured[name].detach(), gradient)
         for name, gradient in zip(modules, gradients, strict=True)
     }
     return nll.mean().item(), factors

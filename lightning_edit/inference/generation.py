@@ -1,8 +1,8 @@
-"""Greedy continuations of prompts: what a teacher-forced pass already tells, then the model's loop.
+"""Greedy generation of continuations, started from tokens that a teacher-forced pass gave.
 
-Where the model's choice agrees with a given answer token by token, greedy decoding would have
-written that answer, and the pass that scored it has the next token too. Only continuations that
-leave the given answers, or go on after them, are generated.
+Where the argmax agrees with a given answer token by token, greedy decoding would have generated
+that answer, and the pass that scored it also gives the next token. Only continuations that diverge
+from the given answers, or continue after them, are generated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ from lightning_edit.functional.text import first_line
 from lightning_edit.functional.tokens import length_sorted
 
 Ids = tuple[int, ...]
-#: What a continuation starts from, and how many tokens it may have.
+#: Token ids of a prompt, and the token limit of its continuation.
 Prompt = tuple[Ids, int]
 
 #: Limits are rounded up to multiples of this, so that rows of similar limits share a batch.
 LIMIT_STEP = 8
-#: Tokens written at first to all prompts, and then to those that go on.
+#: Token limits of the first rounds; later rounds take only unfinished continuations.
 _BURSTS = (4,)
-#: Settings with which a model's own loop does not always write its likeliest token.
-_CHANGING = (
+#: Generation settings with which `generate` does not always pick the argmax token.
+_NON_GREEDY_SETTINGS = (
     "suppress_tokens",
     "begin_suppress_tokens",
     "bad_words_ids",
@@ -42,11 +42,11 @@ _CHANGING = (
 
 @dataclass(frozen=True)
 class PartialContinuation:
-    """A continuation of which some tokens are known.
+    """Known first tokens of a greedy continuation, and whether it is complete.
 
     Args:
         tokens: The first tokens.
-        done: Whether nothing follows them.
+        done: Whether the continuation ends after them.
     """
 
     tokens: Ids = ()
@@ -54,11 +54,11 @@ class PartialContinuation:
 
 
 def follow(answer: Sequence[int], chosen: Sequence[int]) -> Ids:
-    """Return what greedy decoding writes as far as a forced pass tells.
+    """Return the greedy tokens that a teacher-forced pass determines.
 
     Args:
-        answer: The tokens that were given.
-        chosen: The model's choice at each of them, and after the last one.
+        answer: The teacher-forced tokens.
+        chosen: The argmax token at each of them, and after the last one.
     """
     agreed = len(
         list(takewhile(lambda pair: pair[0] == pair[1], zip(answer, chosen, strict=False)))
@@ -67,13 +67,13 @@ def follow(answer: Sequence[int], chosen: Sequence[int]) -> Ids:
 
 
 class GreedyGenerator:
-    """Writes greedy continuations with one language model.
+    """Greedy generation with a KV cache, started from the teacher-forced pass.
 
     Args:
         model: A Hugging Face language model in evaluation mode.
         tokenizer: Its tokenizer.
-        batch_size: Rows that go through the model together.
-        room: Positions of the model; ``None`` where they are not limited.
+        batch_size: Rows per forward pass.
+        room: Context length of the model, in positions; ``None`` if unlimited.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int, room: int | None) -> None:
@@ -85,16 +85,16 @@ class GreedyGenerator:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the model's loop always writes its likeliest token, so that `follow` is right."""
+        """Whether `generate` always picks the argmax token, as :func:`follow` assumes."""
         settings = self.model.generation_config
-        return not any(getattr(settings, name, None) for name in _CHANGING)
+        return not any(getattr(settings, name, None) for name in _NON_GREEDY_SETTINGS)
 
     def begun(self, tokens: Ids, limit: int) -> PartialContinuation:
-        """Say whether a beginning is all there is.
+        """Truncate first tokens at an end token or the limit, and check whether generation is done.
 
         Args:
             tokens: First tokens of a continuation.
-            limit: Most tokens it may have.
+            limit: Maximum number of its tokens.
         """
         kept = tuple(takewhile(lambda token: token not in self.ends, tokens[:limit]))
         done = (
@@ -105,26 +105,26 @@ class GreedyGenerator:
         return PartialContinuation(kept, done)
 
     def texts(self, known: Mapping[Prompt, PartialContinuation]) -> dict[Prompt, str]:
-        """Return each prompt's continuation up to its natural stop.
+        """Generate each prompt's greedy continuation, up to an end token, line break or limit.
 
         Args:
-            known: By prompt, what is known of its continuation.
+            known: Known first tokens of each prompt's continuation.
         """
         begun = dict(known)
-        # A decoder's continuation can be taken up where it was left; most end within few tokens.
-        for burst in () if self._two_stacks else _BURSTS:
-            begun |= self._on(begun, burst)
-        begun |= self._on(begun, None)
+        # A decoder's continuation can be resumed later; most end within a few tokens.
+        for burst in () if self._is_encoder_decoder else _BURSTS:
+            begun |= self._extend(begun, burst)
+        begun |= self._extend(begun, None)
         return {one: first_line(self._text(found.tokens)) for one, found in begun.items()}
 
     @property
-    def _two_stacks(self) -> bool:
+    def _is_encoder_decoder(self) -> bool:
         return bool(self.model.config.is_encoder_decoder)
 
-    def _on(
+    def _extend(
         self, begun: Mapping[Prompt, PartialContinuation], burst: int | None
     ) -> dict[Prompt, PartialContinuation]:
-        """Generate up to so many tokens of what is not done; ``None``: up to each limit."""
+        """Extend unfinished continuations by up to ``burst`` tokens; ``None``: to each limit."""
         rest: dict[int, list[Prompt]] = {}
         for one, found in sorted(begun.items(), key=lambda item: item[0]):
             if not found.done:
@@ -141,7 +141,7 @@ class GreedyGenerator:
         return more
 
     def _limit(self, prompt: Prompt, begun: PartialContinuation) -> int:
-        """Return how many more tokens are generated; what exceeds the limit is cut off later."""
+        """Return the number of new tokens to generate; the excess over the limit is cut later."""
         left = prompt[1] - len(begun.tokens)
         rounded = -(-left // LIMIT_STEP) * LIMIT_STEP
         taken = len(prompt[0]) + len(begun.tokens)
@@ -151,14 +151,14 @@ class GreedyGenerator:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _generate(self, batch: Sequence[Ids], limit: int) -> list[list[int]]:
-        """Generate greedily; returns new tokens only, an end token and what follows included."""
-        ids, mask = pad(batch, left=not self._two_stacks)
-        start = 1 if self._two_stacks else ids.shape[1]
-        # A model that is spread over devices takes its ids where the embedding lies.
+        """Run greedy `generate`; return new tokens, an end token and what follows it included."""
+        ids, mask = pad(batch, left=not self._is_encoder_decoder)
+        start = 1 if self._is_encoder_decoder else ids.shape[1]
+        # A model sharded over devices expects its ids on the embedding's device.
         device = self.model.get_input_embeddings().weight.device
         # BART's settings force an end token at the limit; one more token keeps it out of the text.
         closes = int(self.model.generation_config.forced_eos_token_id is not None)
-        # The model's own generation settings may penalise or forbid tokens; greedy means greedy.
+        # The model's generation settings may penalise or forbid tokens; greedy decoding must not.
         output = self.model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -170,13 +170,13 @@ class GreedyGenerator:
             use_cache=True,
             eos_token_id=self.ends or None,
             pad_token_id=self.ends[0] if self.ends else 0,
-            stopping_criteria=StoppingCriteriaList([_LineEnd(self.tokenizer, start)]),
+            stopping_criteria=StoppingCriteriaList([_StopAtLineBreak(self.tokenizer, start)]),
         ).tolist()
         return [row[start : start + limit] for row in output]
 
 
-class _LineEnd(StoppingCriteria):
-    """Ends a row when its line has ended: nothing after that is read."""
+class _StopAtLineBreak(StoppingCriteria):
+    """Stopping criterion at the first line break of a row: nothing after it is read."""
 
     def __init__(self, tokenizer: Any, start: int) -> None:
         self.tokenizer = tokenizer
@@ -190,7 +190,7 @@ class _LineEnd(StoppingCriteria):
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Return the tokens that end a text, by the model's settings or the tokenizer's."""
+    """Return the end-of-text tokens of the model's generation config and of the tokenizer."""
     own = model.generation_config.eos_token_id
     listed = own if isinstance(own, list) else [own]
     return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})

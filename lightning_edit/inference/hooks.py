@@ -1,8 +1,9 @@
-"""Watch and change what flows through the modules of a model, for the length of a ``with`` block.
+"""Forward hooks that capture or replace hidden states of a model inside a ``with`` block.
 
 Modules may take their hidden state as first argument or as keyword, and may return a tensor or a
-tuple that starts with one; OPT's MLP layers see (b·t, d) instead of (b, t, d). The managers here
-hide all of that. Axis names: ``b`` -- rows of the batch; ``t`` -- token positions; ``d`` -- width.
+tuple that starts with one; OPT's MLP layers see (b·t, d) instead of (b, t, d). The context managers
+here hide these differences. Axis names: ``b`` -- rows of the batch; ``t`` -- token positions; ``d``
+-- width.
 
 Note:
     Hooks that are added after ``torch.compile`` are ignored by it unless
@@ -19,12 +20,12 @@ from lightning_edit.exceptions import ArchitectureError
 
 Side = Literal["input", "output", "both"]
 
-#: Arguments from which the shape of a batch is read, in the order a decoder prefers.
+#: Forward arguments that give the batch shape; those of a decoder come first.
 _BATCH_ARGUMENTS = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
 
 
 class _StopForwardError(Exception):
-    """Ends a forward pass whose remaining modules are not needed; never leaves this module."""
+    """Early stop of a forward pass that captured everything wanted; never leaves this module."""
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -43,7 +44,7 @@ def _replace_first(value: Any, new: Tensor) -> Any:
 
 
 def _hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden state among a module's arguments; Llama's attention gets it as a keyword."""
+    """Return a module's hidden-state argument; Llama's attention gets it as a keyword."""
     return first_tensor(args[0] if args else kwargs.get("hidden_states"))
 
 
@@ -55,7 +56,7 @@ def hooked(
     *,
     with_kwargs: bool = False,
 ) -> Iterator[None]:
-    """Register forward hooks of a module inside the ``with`` block; every hook goes through here.
+    """Register forward hooks on a module inside the ``with`` block; all hooks go through here.
 
     Args:
         module: The module.
@@ -73,7 +74,7 @@ def hooked(
 
 
 class _BatchShape:
-    """Remembers (b, t) of the running forward pass, to give flat activations their axes back."""
+    """Batch shape (b, t) of the running forward pass, to unflatten (b·t, d) activations."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, int] | None = None
@@ -84,7 +85,7 @@ class _BatchShape:
         self.shape = (ids.shape[0], ids.shape[1]) if isinstance(ids, Tensor) else None
 
     def unflatten(self, hidden: Tensor) -> Tensor:
-        """Give (b·t, d) its two axes back; leave everything else as it is."""
+        """Reshape (b·t, d) to (b, t, d); return any other shape unchanged."""
         if self.shape is None or hidden.dim() != 2 or hidden.shape[0] != _product(self.shape):
             return hidden
         return hidden.view(*self.shape, hidden.shape[-1])
@@ -98,23 +99,24 @@ def _product(shape: tuple[int, int]) -> int:
 def capture(
     model: nn.Module, wanted: Mapping[str, Side], *, stop: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """Record inputs or outputs of modules while a forward pass runs inside the ``with`` block.
+    """Capture inputs or outputs of modules during a forward pass inside the ``with`` block.
 
     Args:
         model: The model; run it as a whole (``model(**batch)``) inside the block.
         wanted: Dotted module name to ``"input"``, ``"output"`` or ``"both"``.
-        stop: End the forward pass as soon as everything wanted was seen. The ``with`` block ends
-            there, so the call of the model must be its last statement.
+        stop: Stop the forward pass as soon as everything wanted is captured. The ``with`` block
+            ends there, so the call of the model must be its last statement.
 
     Yields:
-        A dictionary that fills up: one entry under the module's name, or for ``"both"`` two, under
-        ``name@input`` and ``name@output``. Tensors are (b, t, d) and keep their graph, so run under
-        ``torch.no_grad()`` where no gradient is wanted. A later forward pass overwrites them.
+        A dictionary that the forward pass fills: one entry under the module's name, or for
+        ``"both"`` two, under ``name@input`` and ``name@output``. Tensors are (b, t, d) and keep
+        their autograd graph, so run under ``torch.no_grad()`` where no gradient is wanted. A later
+        forward pass overwrites them.
 
     Raises:
         ArchitectureError: If the model has no module of that name.
     """
-    seen: dict[str, Tensor] = {}
+    captured: dict[str, Tensor] = {}
     needed = {
         (f"{name}@{side}" if sides == "both" else name): (name, side)
         for name, sides in wanted.items()
@@ -122,31 +124,31 @@ def capture(
     }
     batch = _BatchShape()
 
-    def note(key: str, hidden: Tensor) -> None:
-        seen[key] = batch.unflatten(hidden)
-        if stop and seen.keys() >= needed.keys():
+    def record(key: str, hidden: Tensor) -> None:
+        captured[key] = batch.unflatten(hidden)
+        if stop and captured.keys() >= needed.keys():
             raise _StopForwardError
 
     with ExitStack() as stack:
         stack.enter_context(hooked(model, batch, with_kwargs=True))
         for key, (name, side) in needed.items():
-            stack.enter_context(_watched(_module(model, name), key, side, note))
+            stack.enter_context(_capture_hook(_module(model, name), key, side, record))
         try:
-            yield seen
+            yield captured
         except _StopForwardError:
             return
 
 
-def _watched(
-    module: nn.Module, key: str, side: str, note: Callable[[str, Tensor], None]
+def _capture_hook(
+    module: nn.Module, key: str, side: str, record: Callable[[str, Tensor], None]
 ) -> AbstractContextManager[None]:
     if side == "input":
         return hooked(
             module,
-            lambda _, args, kwargs: note(key, _hidden_argument(args, kwargs)),
+            lambda _, args, kwargs: record(key, _hidden_argument(args, kwargs)),
             with_kwargs=True,
         )
-    return hooked(module, after=lambda _, args, output: note(key, first_tensor(output)))
+    return hooked(module, after=lambda _, args, output: record(key, first_tensor(output)))
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:
@@ -163,7 +165,7 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 def replace_output(
     module: nn.Module, fn: Callable[[Tensor], Tensor], *, within: nn.Module | None = None
 ) -> Iterator[None]:
-    """Pass what a module returns through a function, keeping the rest of a tuple.
+    """Replace a module's output by a function of it, keeping the rest of a tuple.
 
     Args:
         module: The module whose output changes.
@@ -187,7 +189,7 @@ def replace_output(
 
 @contextmanager
 def replace_input(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Pass the hidden state that a module receives through a function, positional or keyword.
+    """Replace a module's input hidden state by a function of it, positional or keyword.
 
     Args:
         module: The module whose input changes.
@@ -206,13 +208,13 @@ def replace_input(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator
 
 @contextmanager
 def returns_tuples(module: nn.Module) -> Iterator[list[bool]]:
-    """Note at every call whether a module returns a tuple, which :func:`returning` must know.
+    """Record at every call whether a module returns a tuple, which :func:`returning` must know.
 
     Args:
-        module: Such as a block.
+        module: The module, for example a block.
 
     Yields:
-        A list that gets one entry a call.
+        A list that gets one entry per call.
     """
     kinds: list[bool] = []
     with hooked(module, after=lambda *call: kinds.append(type(call[2]) is tuple)):
@@ -221,7 +223,7 @@ def returns_tuples(module: nn.Module) -> Iterator[list[bool]]:
 
 @contextmanager
 def returning(module: nn.Module, value: Tensor | None, as_tuple: bool) -> Iterator[None]:
-    """Let a block return a value, or what it was given, instead of running.
+    """Skip a block: return a given hidden state, or the block's input, instead of running it.
 
     Args:
         module: The block.
@@ -233,7 +235,7 @@ def returning(module: nn.Module, value: Tensor | None, as_tuple: bool) -> Iterat
         result = hidden if value is None else value
         return (result, None) if as_tuple else result
 
-    # An instance's own `forward` exists where another library (accelerate) has put a wrapper.
+    # An instance has its own `forward` where another library (accelerate) has wrapped it.
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
     try:
@@ -247,7 +249,7 @@ def returning(module: nn.Module, value: Tensor | None, as_tuple: bool) -> Iterat
 
 @contextmanager
 def select_head_positions(model: nn.Module, index: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Let the output head see only chosen positions, so no logits are computed that nobody reads.
+    """Compute logits at chosen positions only, by giving the output head no other positions.
 
     Inside the block the model's ``logits`` are (pairs, 1, v) in the order of ``index``. What
     follows the head (soft-capping, a bias on the logits) works unchanged. Call the model without

@@ -1,8 +1,8 @@
-"""Which layout forward passes over prompts and answers have: chosen once a run, and kept.
+"""Layout of forward passes (prefix tree or padded rows), chosen once per run and recorded.
 
-Two layouts of the same texts, a prefix tree and padded rows, give the same numbers but not the same
-last bits. A run that chose anew at every pass would depend on what the process did before, so the
-choice is made before the first pass, is recorded in the run folder, and holds until the run ends.
+The two layouts give the same results except for the last bits. If the layout were chosen at every
+pass, a run would depend on what the process did before, so it is chosen before the first pass,
+recorded in the run folder, and kept until the run ends.
 """
 
 from collections.abc import Mapping
@@ -15,21 +15,20 @@ from lightning_edit.exceptions import PassLayoutError
 from lightning_edit.inference.packed.backend import packable
 
 Kind = Literal["prefix_tree", "padded"]
-#: Home of the hooks with which transformers records hidden states and attention. It leaves them on
-#: the model after the first call that asks for them; they do nothing in any other call.
+#: Module of the hooks with which transformers records hidden states and attention. It leaves them
+#: on the model after the first call that asks for them; they do nothing in any other call.
 _RECORDERS = "transformers.utils.output_capturing"
 
 
 @dataclass(frozen=True)
 class PassLayout:
-    """How texts are laid out in the forward passes of one run.
+    """Forward-pass layout of one run: prefix tree or padded rows.
 
     Args:
-        kind: ``prefix_tree``: what texts begin with is computed once, in one row with an attention
-            mask that follows the tree. ``padded``: a row a text, padded on the right.
-        after_answer: Tokens that usually follow an answer (a full stop). A teacher-forced pass
-            reads one token behind them, so that a continuation begins later; empty: nothing is
-            guessed.
+        kind: ``prefix_tree``: shared prefixes are computed once, in one row with a tree attention
+            mask. ``padded``: one row per text, padded on the right.
+        after_answer: Tokens that usually follow an answer (a full stop). A teacher-forced pass also
+            predicts the token after them, so that generation starts later; empty: no guess.
 
     Example:
         >>> PassLayout.from_dict({"kind": "padded", "after_answer": [13]}).after_answer
@@ -41,10 +40,10 @@ class PassLayout:
 
     @classmethod
     def choose(cls, model: nn.Module) -> "PassLayout":
-        """Choose a layout for a model as it is now, hooks included.
+        """Choose the layout that a model supports in its present state, hooks included.
 
-        Whoever has hooked into a model may count on a row for each text, so such a model gets
-        padded rows, as does one whose attention cannot be replaced.
+        Existing hooks may expect one row per text, so a model with hooks gets padded rows, as does
+        one whose attention cannot be replaced.
 
         Args:
             model: A Hugging Face language model.
@@ -54,44 +53,44 @@ class PassLayout:
         return cls("prefix_tree" if plain else "padded")
 
     def require(self, model: nn.Module) -> None:
-        """Refuse a model that can no longer run in a prefix tree that was chosen for it.
+        """Check that a model can still run in the prefix-tree layout that was chosen for it.
 
         Args:
             model: The model that is about to run.
 
         Raises:
-            PassLayoutError: If it has hooks, or an attention function, that it did not have.
+            PassLayoutError: If it got hooks or another attention implementation since then.
         """
         if self.kind != "prefix_tree":
             return
         if not packable(model):
             raise PassLayoutError(
                 f"{type(model).__name__} has another attention implementation than when this run "
-                "began; other passes would give scores other last digits, so choose it before the "
-                "run begins"
+                "began; another layout would change the last digits of scores, so set the "
+                "attention implementation before the run begins"
             )
         if hooked := hooked_modules(model):
             listed = ", ".join(name or type(model).__name__ for name in hooked[:3])
             raise PassLayoutError(
                 f"{listed}{' and more' if len(hooked) > 3 else ''} got a forward hook after this "
-                "run had begun without hooks; other passes would give scores other last digits, so "
-                "register hooks before the run begins (before the Trainer, Scorer or edit is "
-                "started), or remove them before the model is scored"
+                "run had begun without hooks; another layout would change the last digits of "
+                "scores, so register hooks before the run begins (before the Trainer, Scorer or "
+                "edit is started), or remove them before the model is scored"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain containers, for a run folder or a checkpoint."""
+        """Serialise the layout to plain containers, for a run folder or a checkpoint."""
         return {"kind": self.kind, "after_answer": list(self.after_answer)}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "PassLayout":
-        """Read what :meth:`to_dict` wrote.
+        """Restore a layout from the output of :meth:`to_dict`.
 
         Args:
             state: Plain containers.
 
         Raises:
-            ValueError: If it is something else.
+            ValueError: If ``state`` is not such an output.
         """
         kinds: tuple[Kind, ...] = get_args(Kind)
         kind = next((kind for kind in kinds if kind == state.get("kind")), None)
@@ -109,7 +108,7 @@ def hooked_modules(model: nn.Module) -> list[str]:
     """Return the names of modules with forward hooks, without transformers' own recorders.
 
     Args:
-        model: The model; its own name is the empty text.
+        model: The model; its own name is the empty string.
     """
     return [
         name

@@ -1,7 +1,7 @@
-"""Token sequences that begin alike, run once for what they share.
+"""Prefix tree of token sequences: shared prefixes run once, under a tree attention mask.
 
-All tokens stand in one row, where each sees those that go before it in its own sequences. What two
-sequences begin with is there once, so a question that is asked with ten answers is read once.
+All tokens are in one row, where each attends to those before it in its own sequences. A shared
+prefix is stored once, so a prompt with ten answers is computed once.
 
 Axis names: ``m`` -- tokens of the row.
 """
@@ -22,14 +22,14 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class TokenTree:
-    """Sequences as the paths of a tree.
+    """Prefix tree (trie) of token sequences, laid out in one row.
 
     Make it with :meth:`of`.
 
     Args:
         ids: The tokens.
-        positions: How many tokens go before each in its sequences.
-        places: Where the tokens of each sequence stand in the row.
+        positions: Position id of each: the number of tokens before it in its sequences.
+        places: Row indices of each sequence's tokens.
     """
 
     ids: Int[Tensor, "1 m"]
@@ -38,11 +38,11 @@ class TokenTree:
 
     @classmethod
     def of(cls, sequences: Sequence[Ids], device: torch.device | str = "cpu") -> "TokenTree":
-        """Lay sequences out.
+        """Build the prefix tree of token sequences.
 
         Args:
             sequences: Token ids, none of them empty.
-            device: Where the tensors go.
+            device: Device of the tensors.
         """
         known: dict[tuple[int, int], int] = {}
         ids: list[int] = []
@@ -61,22 +61,22 @@ class TokenTree:
         tokens, steps = torch.tensor([[ids], [positions]], device=device)
         return cls(tokens, steps, tuple(places))
 
-    def seen(self) -> Bool[Tensor, "m m"]:
-        """Return which tokens each one sees: those before it in its sequences, and itself."""
+    def attention_mask(self) -> Bool[Tensor, "m m"]:
+        """Return the tree attention mask: each token sees itself and its prefixes' tokens."""
         size = self.ids.shape[1]
         longest = max(map(len, self.places))
-        # A further token that nobody sees fills up short sequences.
+        # One extra token, which no other attends to, pads short sequences.
         paths = torch.tensor([[*path, *[size] * (longest - len(path))] for path in self.places])
-        seen = torch.zeros(size + 1, size + 1, dtype=torch.bool)
+        visible = torch.zeros(size + 1, size + 1, dtype=torch.bool)
         below = torch.ones(longest, longest, dtype=torch.bool).tril()
         later = paths[:, :, None].expand(-1, -1, longest)[:, below]
         earlier = paths[:, None].expand(-1, longest, -1)[:, below]
-        seen[later, earlier] = True
-        return seen[:size, :size].to(self.ids.device)
+        visible[later, earlier] = True
+        return visible[:size, :size].to(self.ids.device)
 
 
-def shared(first: Ids, second: Ids) -> int:
-    """Return how many tokens two sequences begin with alike."""
+def common_prefix_length(first: Ids, second: Ids) -> int:
+    """Return the length of the common prefix of two sequences."""
     count = 0
     for one, other in zip(first, second, strict=False):
         if one != other:
@@ -85,24 +85,24 @@ def shared(first: Ids, second: Ids) -> int:
     return count
 
 
-def batches(sequences: Sequence[Ids], most_rows: int, most_tokens: int) -> list[list[int]]:
-    """Group sequences that begin alike.
+def prefix_batches(sequences: Sequence[Ids], max_rows: int, max_tokens: int) -> list[list[int]]:
+    """Batch sequences by shared prefixes.
 
     Args:
         sequences: Token ids.
-        most_rows: Most sequences of a group.
-        most_tokens: Most tokens of its tree, unless a single sequence has more.
+        max_rows: Maximum number of sequences in a batch.
+        max_tokens: Maximum number of tokens in its tree, unless a single sequence has more.
 
     Returns:
-        Numbers of the sequences, by group.
+        Indices of the sequences, by batch.
     """
     groups: list[list[int]] = []
     tokens = 0
     order = sorted(range(len(sequences)), key=lambda number: sequences[number])
     for place, number in enumerate(order):
         own = sequences[number]
-        new = len(own) - (shared(sequences[order[place - 1]], own) if place else 0)
-        if not groups or len(groups[-1]) == most_rows or tokens + new > most_tokens:
+        new = len(own) - (common_prefix_length(sequences[order[place - 1]], own) if place else 0)
+        if not groups or len(groups[-1]) == max_rows or tokens + new > max_tokens:
             groups.append([])
             tokens, new = 0, len(own)
         groups[-1].append(number)
@@ -111,8 +111,8 @@ def batches(sequences: Sequence[Ids], most_rows: int, most_tokens: int) -> list[
 
 
 @contextmanager
-def attending_tree(model: Any, tree: TokenTree) -> Iterator[None]:
-    """Let a model's attention follow the paths of a tree; call it once inside the ``with`` block.
+def tree_attention(model: Any, tree: TokenTree) -> Iterator[None]:
+    """Use tree attention in a model; call the model once inside the ``with`` block.
 
     Args:
         model: A decoder-only Hugging Face model; call it with the tree's ids and positions, without
@@ -120,18 +120,18 @@ def attending_tree(model: Any, tree: TokenTree) -> Iterator[None]:
         tree: The sequences.
 
     Raises:
-        NotPackableError: If the model's attention cannot be told which tokens belong together.
+        NotPackableError: If the model's attention cannot be replaced by tree attention.
     """
     if not packable(model):
         raise NotPackableError
-    seen = tree.seen()
-    ran: list[nn.Module] = []
+    visible = tree.attention_mask()
+    called: list[nn.Module] = []
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
     ) -> Tensor:
-        ran.append(module)
-        mask = seen.to(query.device)
+        called.append(module)
+        mask = visible.to(query.device)
         found = nn.functional.scaled_dot_product_attention(
             query, key, value, mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         )
@@ -139,6 +139,6 @@ def attending_tree(model: Any, tree: TokenTree) -> Iterator[None]:
 
     with replaced_attention(model, attend, int(tree.positions.max()) + 1):
         yield
-    # Whatever else mixes tokens would not know the paths.
-    if len(ran) != getattr(model.config.get_text_config(), "num_hidden_layers", None):
+    # Any other layer that mixes tokens would ignore the tree.
+    if len(called) != getattr(model.config.get_text_config(), "num_hidden_layers", None):
         raise NotPackableError

@@ -1,19 +1,19 @@
-"""A prompt in tokens, with the positions that a pass over it reads."""
+"""Tokenized prompt with the positions that a forward pass reads."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """One text in tokens.
+    """Token ids of one text, with the positions of its subject, answer and watched token.
 
     Args:
         request: Number of the request in its batch.
-        ids: Input tokens; the answer's last token is no input, since nothing is predicted from it.
+        ids: Input ids; the answer's last token is left out, since nothing is predicted from it.
         subject: Position of the subject's last token.
-        answer: Tokens that the last ``len(answer)`` positions are to predict; empty for keys.
-        watch: Position whose whole distribution is to stay, or ``None``.
-        lead: Tokens that come from the context template alone, so that other texts have them too.
+        answer: Target tokens of the last ``len(answer)`` positions; empty for keys.
+        watch: Position whose next-token distribution is to be preserved, or ``None``.
+        lead: Number of prefix tokens that come from the context template alone and are shared.
     """
 
     request: int
@@ -24,7 +24,7 @@ class TokenizedText:
     lead: int = 0
 
     def until_subject(self) -> "TokenizedText":
-        """Return the text up to the subject's last token, which is all that its key depends on."""
+        """Truncate the text after the subject's last token; its key depends on no later token."""
         return TokenizedText(
             self.request, self.ids[: self.subject + 1], self.subject, lead=self.lead
         )

@@ -1,4 +1,4 @@
-"""torchmetrics over outcomes of probes and of edits. Definitions: ``docs/metrics.md``."""
+"""Editing metrics as torchmetrics, computed from probe outcomes. See ``docs/metrics.md``."""
 
 from lightning_edit.metrics.aspects import ASPECTS, MEASURES, AspectScores, request_means, summarise
 from lightning_edit.metrics.collapse import NgramEntropy, Perplexity

@@ -1,4 +1,4 @@
-"""Outcomes of probes into the numbers of a report: one sum and one count for each of them.
+"""Scores by aspect (reliability, generalization, locality, portability) from probe outcomes.
 
 Axis names: ``g`` -- groups (the aspects, then the kinds); ``m`` -- measures.
 """
@@ -25,23 +25,23 @@ MEASURES: tuple[str, ...] = (
     "margin@tf",
     "margin_sign@tf",
 )
-"""Measures of a report, see ``docs/metrics.md``."""
+"""Measures of a probe that are averaged, see ``docs/metrics.md``."""
 
 ASPECTS: tuple[str, ...] = tuple(dict.fromkeys(ASPECT_OF_KIND.values()))
 _KINDS_OF = {
     aspect: [kind for kind, of in ASPECT_OF_KIND.items() if of == aspect] for aspect in ASPECTS
 }
-#: An aspect of one kind needs no second name for it.
+#: Kinds with a metric name of their own; an aspect with one kind needs none.
 _NAMED_KINDS = {
     kind: f"{aspect}.{kind}" for aspect, kinds in _KINDS_OF.items() for kind in kinds if kinds[1:]
 }
 _GROUPS: tuple[str, ...] = (*ASPECTS, *_NAMED_KINDS.values())
-#: First letter of COUNTERFACT's scores, and the group that each is about.
+#: First letter of COUNTERFACT's scores, and the group of each.
 _COUNTERFACT = {"E": "reliability", "P": "generalization", "N": "locality.neighborhood"}
 
 
 def request_means(scores: Sequence[ProbeScore]) -> dict[tuple[str, str], float]:
-    """Average the outcomes of *one* request.
+    """Average the probe outcomes of *one* request, by group and measure.
 
     As in COUNTERFACT the probes of a request are averaged first, so that a request with many probes
     does not outweigh one with few. An aspect's value is the mean over its kinds, so that a kind
@@ -71,10 +71,10 @@ def request_means(scores: Sequence[ProbeScore]) -> dict[tuple[str, str], float]:
 
 
 def counterfact_names(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return COUNTERFACT's scores under their published names (ROME, arXiv 2202.05262).
+    """Compute COUNTERFACT's scores by their published names (ROME, arXiv 2202.05262).
 
     Args:
-        values: What :class:`AspectScores` computes.
+        values: Values of :class:`AspectScores`.
 
     Returns:
         ``counterfact/ES@tf``, ``PS``, ``NS`` and the magnitudes ``EM``, ``PM``, ``NM``, as far as
@@ -99,10 +99,10 @@ class AspectScores(Metric):
     """Reliability, generalization, locality, portability and known facts, in every measure.
 
     ``compute`` returns ``<aspect>/<measure>@<mode>`` and, for aspects of several kinds,
-    ``<aspect>.<kind>/<measure>@<mode>``: means over requests of :func:`request_means`. Beside them
-    stand ``<group>/n``, the requests behind a group, and ``<group>/probes``, and
-    :func:`counterfact_names`. What was not measured has no key. States are sums, so processes may
-    hold any share of the requests, even none; a process without requests calls ``update([])``.
+    ``<aspect>.<kind>/<measure>@<mode>``: means over requests of :func:`request_means`. It also
+    returns ``<group>/n`` (number of requests in a group), ``<group>/probes``, and
+    :func:`counterfact_names`. What was not measured has no key. States are sums, so each process
+    may hold any share of the requests, even none; a rank without requests calls ``update([])``.
 
     Example:
         >>> from lightning_edit.evaluation.outcomes import AnswerScore
@@ -123,17 +123,17 @@ class AspectScores(Metric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         shape = (len(_GROUPS), len(MEASURES))
-        # float64: a mean over many requests is the same to every printed digit in any order.
+        # float64: a mean over many requests prints the same digits in any order of summation.
         self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         for name, size in [("counts", shape), ("requests", shape[:1]), ("probes", shape[:1])]:
             self.add_state(name, torch.zeros(size, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, scores: Sequence[ProbeScore]) -> None:
-        """Add outcomes.
+        """Add probe outcomes of whole requests.
 
         Args:
-            scores: Outcomes of whole requests: all of one request come in one call. None at all is
-                right for a process without requests.
+            scores: Outcomes; all of one request must come in one call. A rank without requests
+                passes an empty list.
         """
         by_request: dict[str, list[ProbeScore]] = {}
         for score in scores:
@@ -149,7 +149,7 @@ class AspectScores(Metric):
                 self.requests[_GROUPS.index(group)] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Return means over requests by name, and counts."""
+        """Compute means over requests, by metric name, and counts."""
         result = {}
         for row, group in enumerate(_GROUPS):
             if self.probes[row] == 0:
@@ -169,30 +169,30 @@ def _groups_of(score: ProbeScore) -> list[str]:
 
 
 def summarise(scores: Sequence[ProbeScore]) -> dict[str, float]:
-    """Return every score of these outcomes, by aspect and by criterion, as plain numbers.
+    """Summarise probe outcomes on one process: all scores, by aspect and by criterion, as floats.
 
     Args:
         scores: Outcomes of whole cases.
     """
-    return computed(
+    return compute_all(
         [AspectScores(sync_on_compute=False), CriterionScores(sync_on_compute=False)], scores
     )
 
 
-def computed(metrics: Sequence[Metric], scores: Sequence[ProbeScore]) -> dict[str, float]:
-    """Return what metrics over outcomes compute, as plain numbers.
+def compute_all(metrics: Sequence[Metric], scores: Sequence[ProbeScore]) -> dict[str, float]:
+    """Update metrics with probe outcomes and compute them, as floats.
 
     Args:
-        metrics: New metrics of this package; they synchronise as they were made to.
+        metrics: New metrics of this package; ``sync_on_compute`` decides whether they synchronise.
         scores: This process's outcomes of whole cases.
     """
     values: dict[str, Tensor] = {}
     for metric in metrics:
         metric.update(scores)
         values |= metric.compute()
-    return plain(values)
+    return to_floats(values)
 
 
-def plain(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Turn tensors into numbers."""
+def to_floats(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Convert scalar tensors to floats."""
     return {name: value.item() for name, value in values.items()}

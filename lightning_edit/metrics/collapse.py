@@ -1,4 +1,4 @@
-"""Signs that a model stops being a language model. Definitions: ``docs/metrics.md``.
+"""Model-collapse metrics: perplexity and n-gram entropy. Definitions: ``docs/metrics.md``.
 
 Axis names: ``s`` -- the fixed texts; ``n`` -- texts of one update.
 """
@@ -20,13 +20,13 @@ class Perplexity(Metric):
     ``compute`` returns ``perplexity`` (e to the mean over all tokens), ``perplexity_median``,
     ``perplexity_clipped`` (mean over texts of the perplexity of each, ``clip`` at most) and
     ``perplexity_mean`` (the same without clipping: ME-PPL of arXiv 2402.09656, which a few texts
-    can dominate). The states have one place a text, zero until it was scored, so that they are
-    sums and the median is exact: processes may score any share of the texts, even none.
+    can dominate). The states have one entry per text, zero until it is scored, so that they are
+    sums and the median is exact: each process may score any share of the texts, even none.
 
     Args:
-        texts: How many texts there are.
-        clip: Most that one text's perplexity counts in the clipped mean. 1000 is where the
-            authors of ME-PPL call a model collapsed.
+        texts: Number of texts.
+        clip: Maximum perplexity of one text in the clipped mean. At 1000 the authors of ME-PPL
+            call a model collapsed.
 
     Example:
         >>> metric = Perplexity(texts=2)
@@ -50,19 +50,19 @@ class Perplexity(Metric):
     def update(
         self, numbers: Int[Tensor, " n"], nll: Float[Tensor, " n"], tokens: Int[Tensor, " n"]
     ) -> None:
-        """Add texts that were scored; none at all is right for a process without a share.
+        """Add negative log-likelihoods of texts; a rank without a share may add none.
 
         Args:
-            numbers: Which texts.
-            nll: Sum of each text's negative log probabilities, in nats.
-            tokens: Tokens that were predicted.
+            numbers: Indices of the texts.
+            nll: Sum of each text's negative log-probabilities, in nats.
+            tokens: Number of predicted tokens.
         """
         device = self.nll.device
         self.nll.index_add_(0, numbers.to(device), nll.to(device, torch.float64))
         self.tokens.index_add_(0, numbers.to(device), tokens.to(device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the values by name; empty if no text was scored."""
+        """Compute perplexities by name; empty if no text was scored."""
         seen = self.tokens > 0
         if not bool(seen.any()):
             return {}
@@ -80,8 +80,8 @@ class Perplexity(Metric):
 class NgramEntropy(Metric):
     """Mean entropy of the bigrams and trigrams of generated texts, in bits.
 
-    GE of COUNTERFACT (arXiv 2202.05262): a model that repeats itself has a low one. Words are runs
-    of letters and digits and single marks; the authors use a tokenizer of nltk.
+    GE of COUNTERFACT (arXiv 2202.05262): low for a model that repeats itself. Words are runs of
+    letters and digits, and single punctuation marks; the authors use a tokenizer of nltk.
 
     Example:
         >>> metric = NgramEntropy()
@@ -102,7 +102,7 @@ class NgramEntropy(Metric):
         self.add_state("texts", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, texts: Sequence[str]) -> None:
-        """Add generated texts; none at all is right for a process without a share.
+        """Add generated texts; a rank without a share may add none.
 
         Args:
             texts: Texts.
@@ -112,5 +112,5 @@ class NgramEntropy(Metric):
             self.texts += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the mean over texts by name; empty if there was none."""
+        """Compute the mean entropy over texts, by name; empty if there was none."""
         return {"ngram_entropy": self.total / self.texts} if self.texts > 0 else {}

@@ -1,4 +1,4 @@
-"""Tests of several questions into scores by criterion, as MQuAKE and RippleEdits define them.
+"""Criterion scores of multi-question tests, as MQuAKE and RippleEdits define them.
 
 Axis names: ``c`` -- criteria; ``v`` -- values; ``m`` -- modes.
 """
@@ -15,7 +15,7 @@ from lightning_edit.functional.measures import mean
 from lightning_edit.types import ASPECT_OF_CRITERION, Group, Mode
 
 VALUES: tuple[str, ...] = ("passed", "known", "passed_known", "passed_edited")
-"""Values of a criterion, see ``docs/metrics.md``."""
+"""Values that are computed per criterion, see ``docs/metrics.md``."""
 MODES: tuple[Mode, ...] = get_args(Mode)
 _CRITERIA = tuple(ASPECT_OF_CRITERION)
 _RIGHT: Mapping[Mode, Callable[[ProbeScore], float | None]] = {
@@ -25,17 +25,17 @@ _RIGHT: Mapping[Mode, Callable[[ProbeScore], float | None]] = {
 _RULES: Mapping[str, Callable[[Sequence[float]], float]] = {"any": max, "all": min}
 
 
-def _passes(scores: Sequence[ProbeScore], rule: str, mode: Mode) -> float | None:
-    """Judge the questions of one test; ``None`` where the mode was not run."""
+def _test_passes(scores: Sequence[ProbeScore], rule: str, mode: Mode) -> float | None:
+    """Return 1.0 if a test passes by its rule (any or all), else 0.0; ``None`` if mode not run."""
     right = [value for score in scores if (value := _RIGHT[mode](score)) is not None]
     return _RULES[rule](right) if right else None
 
 
 def case_values(scores: Sequence[ProbeScore]) -> dict[tuple[str, str, Mode], float]:
-    """Judge every test of *one* case and average by criterion.
+    """Score every test of *one* case and average by criterion.
 
     Args:
-        scores: Outcomes of all probes of the case. One that is compared with nothing is the
+        scores: Outcomes of all probes of the case. An outcome without ``pristine`` counts as the
             pristine model's own.
 
     Returns:
@@ -49,17 +49,17 @@ def case_values(scores: Sequence[ProbeScore]) -> dict[tuple[str, str, Mode], flo
     tests = [(g, listed) for listed in groups.values() if (g := _test(listed)) is not None]
     found: dict[tuple[str, str, Mode], list[float]] = {}
     for mode in MODES:
-        took = _passes([s for s in scores if s.kind == "rewrite"], "all", mode)
+        edit_passed = _test_passes([s for s in scores if s.kind == "rewrite"], "all", mode)
         for test, listed in tests:
-            passed = _passes(listed, test.rule, mode)
+            passed = _test_passes(listed, test.rule, mode)
             if passed is None:
                 continue
             premises = [pristine[name] for name in test.premises if name in pristine]
-            known = all(_passes(asked, _rule(asked), mode) for asked in premises)
+            known = all(_test_passes(asked, _rule(asked), mode) for asked in premises)
             values = {"passed": passed, "known": float(known)}
             if known:
                 values["passed_known"] = passed
-                if took:
+                if edit_passed:
                     values["passed_edited"] = passed
             for name, value in values.items():
                 found.setdefault((str(test.criterion), name, mode), []).append(value)
@@ -77,13 +77,13 @@ def _rule(scores: Sequence[ProbeScore]) -> str:
 
 
 class CriterionScores(Metric):
-    """Scores of tests that are made of several questions, and share of the tests that count.
+    """Pass rates of multi-question tests by criterion, overall and where premises are known.
 
     ``compute`` returns ``<aspect>.<criterion>/<value>@<mode>``, means over cases of
-    :func:`case_values`, and ``<aspect>.<criterion>/tests``, the tests behind them. ``passed`` is
-    over all tests; ``known`` the share of tests whose premises the pristine model passes;
-    ``passed_known`` the score of those alone; ``passed_edited`` that of those whose edits took as
-    well. States are sums, as in :class:`~lightning_edit.metrics.AspectScores`.
+    :func:`case_values`, and ``<aspect>.<criterion>/tests``, the number of tests. ``passed`` is over
+    all tests; ``known`` is the share of tests whose premises the pristine model passes;
+    ``passed_known`` is the score of those only; ``passed_edited`` of those whose edits also
+    succeeded. States are sums, as in :class:`~lightning_edit.metrics.AspectScores`.
     """
 
     full_state_update = False
@@ -100,10 +100,10 @@ class CriterionScores(Metric):
             self.add_state(name, torch.zeros(size, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, scores: Sequence[ProbeScore]) -> None:
-        """Add outcomes.
+        """Add probe outcomes of whole cases.
 
         Args:
-            scores: Outcomes of whole cases: all of one case come in one call.
+            scores: Outcomes; all of one case must come in one call.
         """
         cases: dict[str, list[ProbeScore]] = {}
         for score in scores:
@@ -119,7 +119,7 @@ class CriterionScores(Metric):
                     self.tests[_CRITERIA.index(group.criterion)] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Return means over cases by name, and the numbers of tests."""
+        """Compute pass rates over cases by metric name, and the number of tests."""
         result = {}
         for row, criterion in enumerate(_CRITERIA):
             if self.tests[row] == 0:

@@ -1,4 +1,4 @@
-"""What later edits do to earlier ones and to the model. Definitions: ``docs/metrics.md``.
+"""Drift metrics: retention, hidden-state distance, weight growth, trend. See ``docs/metrics.md``.
 
 Axis names: ``n`` -- items of one update; ``d`` -- hidden width; ``b`` -- bins of age.
 """
@@ -26,11 +26,11 @@ AGE_BINS: tuple[int, ...] = (
 
 
 class Retention(Metric):
-    """Share of the answers that were right after their edit and still are, by later edits.
+    """Retention of edits: share of answers that stay correct, by age in later edits.
 
-    ``compute`` returns ``retention`` (all ages above 0 together) and, where the curve falls that
-    far, ``half_life``: the number of later edits after which half is lost, linear between the mean
-    ages of the bins. The states are sums by bin of age.
+    ``compute`` returns ``retention`` (all ages above 0 together) and, if the curve falls that far,
+    ``half_life``: the number of later edits after which half is lost, interpolated linearly between
+    the mean ages of the bins. The states are sums by age bin.
 
     Example:
         >>> metric = Retention()
@@ -56,12 +56,12 @@ class Retention(Metric):
     def update(
         self, ages: Int[Tensor, " n"], once: Float[Tensor, " n"], now: Float[Tensor, " n"]
     ) -> None:
-        """Add answers; none at all is right for a process without a share.
+        """Add answers; a rank without a share may add none.
 
         Args:
-            ages: Edits that were written after each answer's own.
-            once: 1.0 where the answer was right after its own edit, else 0.0.
-            now: 1.0 where it is right now.
+            ages: Number of edits committed after each answer's own.
+            once: 1.0 if the answer was correct after its own edit, else 0.0.
+            now: 1.0 if it is correct now, else 0.0.
         """
         device = self.kept.device
         edges = torch.tensor(AGE_BINS, device=device)
@@ -72,7 +72,7 @@ class Retention(Metric):
         self.ages.index_add_(0, bins, once * ages.to(device, torch.float64))
 
     def curve(self) -> list[tuple[float, float, int]]:
-        """Return mean age, share still right, and answers behind it, of every bin above age 0."""
+        """Return the retention curve: mean age, share still correct, and count, of bins above 0."""
         return [
             (age / once, kept / once, int(once))
             for age, kept, once in zip(
@@ -82,7 +82,7 @@ class Retention(Metric):
         ]
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the values by name; empty if nothing was right once and is older than 0."""
+        """Compute retention and half-life by name; empty if no correct answer is older than 0."""
         curve = self.curve()
         if not curve:
             return {}
@@ -94,7 +94,7 @@ class Retention(Metric):
 
 
 class HiddenDistance(Metric):
-    """How far hidden states on fixed texts are from the pristine model's.
+    """Cosine and relative L2 distance of hidden states from the pristine model's, on fixed texts.
 
     ``compute`` returns means over texts: ``hidden_cosine``, 1 − cos, and ``hidden_l2``, the norm of
     the change over the norm before.
@@ -118,18 +118,18 @@ class HiddenDistance(Metric):
         self.add_state("states", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, now: Float[Tensor, "n d"], before: Float[Tensor, "n d"]) -> None:
-        """Add hidden states; none at all is right for a process without a share.
+        """Add hidden states; a rank without a share may add none.
 
         Args:
-            now: Hidden states of the model as it is.
-            before: The same of the pristine model.
+            now: Hidden states of the current model.
+            before: Hidden states of the pristine model.
         """
         pair = cosine_distance(now, before).sum(), relative_distance(now, before).sum()
         self.sums += torch.stack(pair).to(self.sums.device)
         self.states += len(now)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the means by name; empty if there was no hidden state."""
+        """Compute mean distances by name; empty if there was no hidden state."""
         if self.states == 0:
             return {}
         cosine, distance = self.sums / self.states
@@ -137,11 +137,11 @@ class HiddenDistance(Metric):
 
 
 class WeightGrowth(Metric):
-    """Growth of weights: Σ|W| / Σ|W₀|, ‖W‖ / ‖W₀‖ and, where W₀ is at hand, ‖W − W₀‖ / ‖W₀‖.
+    """Weight growth: Σ|W| / Σ|W₀|, ‖W‖ / ‖W₀‖ and, where W₀ is kept, ‖W − W₀‖ / ‖W₀‖.
 
-    Norms run over all entries of all weights that are added; a ratio that is not finite, or above
-    1000, counts as 1000. The L1 norm is what *Reasons and Solutions for the Decline in Model
-    Performance after Editing* (arXiv 2410.23843) watches.
+    Norms are over all entries of all added weights; a ratio that is not finite, or above 1000,
+    counts as 1000. The L1 norm is the one of *Reasons and Solutions for the Decline in Model
+    Performance after Editing* (arXiv 2410.23843).
 
     Example:
         >>> metric = WeightGrowth()
@@ -166,7 +166,7 @@ class WeightGrowth(Metric):
         squared_before: float,
         moved: float | None = None,
     ) -> None:
-        """Add one weight; zeros are right for a process without a share.
+        """Add the norms of one weight; a rank without a share may add zeros.
 
         Args:
             l1: Σ|w| over its entries now.
@@ -180,7 +180,7 @@ class WeightGrowth(Metric):
         self.sums += torch.tensor(values, dtype=torch.float64, device=self.sums.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the values by name; empty if no weight was added."""
+        """Compute norm ratios by name; empty if no weight was added."""
         l1, squared, l1_before, squared_before, moved, base = self.sums
         if squared_before == 0:
             return {}
@@ -195,7 +195,7 @@ class WeightGrowth(Metric):
 
 
 class Trend(Metric):
-    """Slope of a number over the edits, by least squares over all its measurements so far.
+    """Linear trend of a value over edits: least-squares slope over all measurements so far.
 
     ``compute`` returns ``per_100_edits``, from two measurements on.
 
@@ -219,24 +219,24 @@ class Trend(Metric):
         """Add a measurement.
 
         Args:
-            edits: How many edits there were.
-            value: What was measured.
+            edits: Number of edits so far.
+            value: The measured value.
         """
         row = (1, edits, value, edits * edits, edits * value)
         self.sums += torch.tensor(row, dtype=torch.float64, device=self.sums.device)
 
     def update_sums(self, sums: list[float]) -> None:
-        """Add many measurements, as the sums that a checkpoint has kept of them.
+        """Restore measurements from their sums in a checkpoint.
 
         Args:
-            sums: Of 1, edits, value, edits², edits · value.
+            sums: Sums of 1, edits, value, edits², edits · value.
         """
         self.sums += torch.tensor(sums, dtype=torch.float64, device=self.sums.device)
         self._update_count += 1
         self._computed = None
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the slope by name; empty before there are two points."""
+        """Compute the slope by name; empty before there are two points."""
         count, x, y, xx, xy = self.sums.tolist()
         found = slope(count, x, y, xx, xy)
         if found is None:

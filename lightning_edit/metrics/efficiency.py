@@ -1,4 +1,4 @@
-"""What edits cost. Definitions: ``docs/metrics.md``."""
+"""Editing cost metric: time, delta size, memory. Definitions: ``docs/metrics.md``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,19 +8,19 @@ from torch import Tensor
 from torchmetrics import Metric
 
 STAGES: tuple[str, ...] = ("search", "keys", "solve", "other", "commit", "evaluate", "measure")
-"""Where the time of a run goes."""
+"""Stages of a run that are timed."""
 #: Stages that are no part of an edit.
 _MEASURING = ("evaluate", "measure")
 
 
 class EditCost(Metric):
-    """Seconds of an edit by stage, size of its delta, parameters that are changed, peak memory.
+    """Cost per edit: seconds by stage, delta size, changed parameters, rank, peak memory.
 
     ``compute`` returns ``seconds`` (of finding and writing an edit, without measuring), each
-    stage's ``<stage>_seconds``, ``delta_bytes``, all a mean over edits; ``parameters``, the most
-    numbers of the model that the edits so far change, ``rank``, the highest rank of a delta, and
-    ``peak_bytes``. States are sums and maxima: with edits on several processes, time adds up over
-    processes as computing time does.
+    stage's ``<stage>_seconds``, ``delta_bytes``, all as means over edits; ``parameters``, the
+    largest number of parameters that the edits so far change, ``rank``, the highest rank of a
+    delta, and ``peak_bytes``. States are sums and maxima: with edits on several processes, time is
+    summed over processes, as compute time is.
 
     Example:
         >>> metric = EditCost()
@@ -57,15 +57,15 @@ class EditCost(Metric):
         rank: int = 0,
         peak_bytes: int = 0,
     ) -> None:
-        """Add edits that were written together, or time that was spent on measuring.
+        """Add the cost of one commit, or time spent on measuring.
 
         Args:
-            edits: How many; 0 for measuring.
+            edits: Number of edits in the commit; 0 for measuring.
             seconds: By stage, see :data:`STAGES`; a stage of another name counts as ``other``.
-            delta_bytes: Bytes that their delta stores.
-            parameters: Numbers of the model that all edits so far change.
+            delta_bytes: Size of their delta in bytes.
+            parameters: Number of parameters that all edits so far change.
             rank: Highest rank of the delta's updates.
-            peak_bytes: Most memory so far.
+            peak_bytes: Peak memory so far.
         """
         for stage, value in seconds.items():
             self.seconds[STAGES.index(stage if stage in STAGES else "other")] += value
@@ -76,7 +76,7 @@ class EditCost(Metric):
             setattr(self, name, getattr(self, name).clamp_min(number))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the values by name; empty if there was no edit."""
+        """Compute the costs by name; empty if there was no edit."""
         if self.edits == 0:
             return {}
         each = self.seconds / self.edits

@@ -1,4 +1,4 @@
-"""How much an edited answer leaks into other questions. Definitions: ``docs/metrics.md``.
+"""Editing-overfit metrics (EVOKE): leakage of the edited answer. See ``docs/metrics.md``.
 
 Axis names: ``g`` -- groups of questions; ``m`` -- measures.
 """
@@ -19,7 +19,7 @@ GROUPS: tuple[str, ...] = (
     "prefix_distraction",
     "multi_hop",
 )
-"""Groups of questions in which the edited answer is not right."""
+"""Groups of probes to which the edited answer is wrong."""
 
 MEASURES: tuple[str, ...] = (
     "dp@tf",
@@ -30,24 +30,24 @@ MEASURES: tuple[str, ...] = (
     "leak@tf",
     "leak@gen",
 )
-"""Measures of a question, see :class:`Leak`."""
+"""Measures of a probe, see :class:`Leak`."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """What a model makes of one question in which the edited answer is wrong.
+    """Answer probabilities on one overfitting probe, to which the edited answer is wrong.
 
-    Probabilities are e to minus the mean negative log probability of an answer's tokens. A value is
-    ``None`` where the question has no such answer or the mode was not run.
+    A probability is e to minus the mean negative log-probability of an answer's tokens. A value is
+    ``None`` if the probe has no such answer or the mode was not run.
 
     Args:
         edit_id: Id of the request.
         group: One of :data:`GROUPS`.
         target: Probability of the edited answer (EVOKE's DP).
-        right: Probability of the right answer (CAP).
+        right: Probability of the correct answer (CAP).
         old: Probability of the answer before the edit (OAP).
-        forced: Whether the edited answer's tokens all are the first choice.
-        generated: Whether the edited answer stands in the generated text.
+        forced: Whether all tokens of the edited answer are the argmax.
+        generated: Whether the edited answer occurs in the generated text.
     """
 
     edit_id: str
@@ -59,10 +59,10 @@ class Leak:
     generated: bool | None = None
 
     def measures(self) -> dict[str, float]:
-        """Return the measures that exist for this question.
+        """Return the EVOKE measures (DP, CAP, OAP, EOS, AMS) and leaks that this probe has.
 
-        EOS counts a question as sound if the right answer is more probable than the edited one,
-        AMS if the right or the edited answer is more probable than the old one.
+        EOS counts a probe as sound if the correct answer is more probable than the edited one, AMS
+        if the correct or the edited answer is more probable than the old one.
         """
         values = {
             "dp@tf": self.target,
@@ -79,11 +79,11 @@ class Leak:
 
 
 class Overfitting(Metric):
-    """Means of :class:`Leak` over requests, by group: ``<group>/<measure>@<mode>``.
+    """Editing overfit: means of :class:`Leak` over requests, as ``<group>/<measure>@<mode>``.
 
-    The questions of one request are averaged first. Groups, measures and their names follow EVOKE
-    (arXiv 2410.07819). The states are sums, so processes may hold any share of the requests, even
-    none.
+    The probes of one request are averaged first. Groups, measures and their names follow EVOKE
+    (arXiv 2410.07819). The states are sums, so each process may hold any share of the requests,
+    even none.
 
     Example:
         >>> metric = Overfitting()
@@ -105,10 +105,10 @@ class Overfitting(Metric):
         self.add_state("counts", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, leaks: Sequence[Leak]) -> None:
-        """Add questions; all of one request come in one call, and none at all is right too.
+        """Add leaks of whole requests; a rank without requests may add none.
 
         Args:
-            leaks: Outcomes.
+            leaks: Outcomes; all of one request must come in one call.
         """
         values: dict[tuple[str, str, str], list[float]] = {}
         for leak in leaks:
@@ -120,7 +120,7 @@ class Overfitting(Metric):
             self.counts[place] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Return means over requests by name; what was not measured has no key."""
+        """Compute means over requests, by metric name; what was not measured has no key."""
         return {
             f"{group}/{name}": self.sums[row, column] / self.counts[row, column]
             for row, group in enumerate(GROUPS)

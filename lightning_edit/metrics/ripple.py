@@ -1,4 +1,4 @@
-"""What edits did to facts around them.
+"""Ripple-effect metrics: changes of facts around an edit, and GIE.
 
 GIE is reconstructed, see :mod:`lightning_edit.evaluation.neighbourhoods`.
 
@@ -19,7 +19,7 @@ from lightning_edit.functional.measures import mean
 from lightning_edit.functional.ripple import percentile
 
 _DISTANCES = (*map(str, range(1, 7)), "7_up", "none")
-#: Lower ends of the ranges of similarity.
+#: Lower edges of the similarity bins.
 _SIMILARITIES = tuple(round(-1 + 0.2 * number, 1) for number in range(10))
 _GROUPS = (
     *(f"ripple.{name}" for name in SETS),
@@ -30,20 +30,20 @@ _SUMS = ("change", "beyond", "rank_change", "right_before", "right_after", "fact
 
 
 class RippleScores(Metric):
-    """Changes of facts around edits: by set, by distance in the graph, by similarity.
+    """Ripple effects: changes of facts around edits by set, graph distance and similarity.
 
     ``compute`` returns, for each group that has facts, ``<group>/change@tf`` (mean rise of the log
     perplexity, nats), ``beyond@tf`` (share whose rise is above the threshold), ``rank_change@tf``,
-    ``em_before@tf`` and ``em@tf`` (shares of right objects) and ``facts``; for the sets ``p95@tf``
-    as well; and ``ripple/gie@tf``: the mean over edits of the mean change of ``near`` minus that of
-    ``random``.
+    ``em_before@tf`` and ``em@tf`` (shares of correct objects) and ``facts``; for the sets also
+    ``p95@tf``; and ``ripple/gie@tf``: the mean over edits of the mean change of ``near`` minus that
+    of ``random``.
 
-    States are sums, and the changes of each set, which the percentile needs one by one: read off
-    bins it would jump by a bin where a change moves by rounding across an edge.
+    States are sums, and the list of changes of each set for the percentile: a histogram percentile
+    would jump by one bin when rounding moves a change across an edge.
 
     Args:
         threshold: Rise in nats above which a fact counts as harmed; log 2 halves its probability.
-        **kwargs: As for :class:`torchmetrics.Metric`.
+        **kwargs: See :class:`torchmetrics.Metric`.
     """
 
     full_state_update = False
@@ -58,18 +58,18 @@ class RippleScores(Metric):
         self.add_state("sums", sums, dist_reduce_fx="sum")
         for name in SETS:
             self.add_state(_state_of(name), [], dist_reduce_fx="cat")
-        # Sum over edits, and how many have facts in both sets.
+        # Sum over edits, and number of edits with facts in both sets.
         self.add_state("gie", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, ripples: Sequence[Ripple]) -> None:
-        """Add facts.
+        """Add the facts around whole edits.
 
         Args:
-            ripples: All facts around whole edits; none is right for a process without edits.
+            ripples: All facts around these edits; a rank without edits passes an empty list.
         """
         for name in SETS:
             changes_of = [ripple.change for ripple in ripples if ripple.place.set == name]
-            # Also where there are none: processes cannot gather a list without any tensor.
+            # Also when empty: processes cannot gather a list without any tensor.
             getattr(self, _state_of(name)).append(
                 torch.tensor(changes_of, dtype=torch.float64, device=self.sums.device)
             )
@@ -101,7 +101,7 @@ class RippleScores(Metric):
         return [float(value) for value in values]
 
     def compute(self) -> dict[str, Tensor]:
-        """Return means over facts by name, and GIE, as far as there are facts."""
+        """Compute means over facts by name, and GIE, where there are facts."""
         result = {}
         for row, group in enumerate(_GROUPS):
             values = dict(zip(_SUMS, self.sums[row], strict=True))
@@ -121,15 +121,15 @@ class RippleScores(Metric):
 
 
 def _state_of(name: str) -> str:
-    """Return the name of the state with the changes of a set."""
+    """Return the metric-state name of a set's changes."""
     return f"changes_{name}"
 
 
 def _groups_of(ripple: Ripple) -> list[int]:
-    """Return the numbers of the groups a fact counts in: set, distance, similarity."""
+    """Return the indices of a fact's groups: set, distance, similarity."""
     distance = ripple.place.distance
     step = "none" if distance is None else str(distance) if distance < 7 else "7_up"
-    # Rounded, so that a similarity of 0 with a last digit too few stays in the range from 0.
+    # Rounded, so that a similarity just below 0 by rounding error stays in the bin from 0.
     place = min(max(int(round((ripple.place.similarity + 1) * 5, 6)), 0), 9)
     return [
         SETS.index(ripple.place.set),

@@ -1,4 +1,4 @@
-"""Language models as editors see them: parts by structure, single weights, hooks, loading.
+"""Language models for editors: loading, module lookup by structure, access to weights.
 
-Nothing is imported here, so that ``lightning-edit doctor --help`` answers without loading torch.
+Nothing is imported here, so that ``lightning-edit doctor --help`` starts without loading torch.
 """

@@ -1,4 +1,4 @@
-"""Load a language model and its tokenizer the one way that editing needs."""
+"""Loading of language models (frozen, unquantised) and fast tokenizers for editing."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 #: The model that ships inside the package.
 ATLAS = "atlas"
 
-#: What reading a checkpoint raises: no file or network, a file of another form, shapes that differ.
+#: Errors of reading a checkpoint: no file or network, another file format, different shapes.
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
 
-#: Types in which a model can be edited; anything narrower is quantised.
+#: Weight dtypes in which a model can be edited; anything narrower is quantised.
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """Turn the name of a floating-point type into the type.
+    """Parse the name of a floating-point dtype.
 
     Raises:
         ModelLoadError: If it is none of :data:`DTYPES`.
@@ -53,7 +53,7 @@ def locate(name_or_path: str) -> str:
         name_or_path: ``atlas``, a folder, or a hub name (``name`` or ``owner/name``).
 
     Raises:
-        ModelLoadError: If it is a path and no model lies there.
+        ModelLoadError: If it is a path without a saved model.
     """
     if name_or_path == ATLAS:
         path = Path(__file__).parents[1] / "atlas" / "model"
@@ -77,7 +77,7 @@ def locate(name_or_path: str) -> str:
 
 
 def load_config(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
-    """Read a model's config without its weights.
+    """Load a model's config without its weights.
 
     Raises:
         ModelLoadError: If there is none, if the architecture is unknown to transformers, or if the
@@ -87,7 +87,7 @@ def load_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
     except _LOAD_ERRORS as error:
-        raise _explain("config", source, error) from error
+        raise _load_error("config", source, error) from error
     if getattr(config, "quantization_config", None) is not None:
         raise ModelLoadError(
             f"the weights of {name_or_path} are quantised and cannot be edited; give the "
@@ -97,14 +97,14 @@ def load_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
 
 
 def auto_class(config: PretrainedConfig) -> Any:
-    """Return the transformers class that builds a model with a head from this config."""
+    """Return the transformers auto class that builds a model with a head from a config."""
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def build_empty(
     name_or_path: str = ATLAS, dtype: str = "float32", revision: str | None = None
 ) -> PreTrainedModel:
-    """Build a model's structure from its config alone, without reading or allocating weights.
+    """Build a model on the meta device from its config, without reading or allocating weights.
 
     Args:
         name_or_path: As for :func:`load_language_model`.
@@ -112,7 +112,7 @@ def build_empty(
         revision: As for :func:`load_language_model`.
 
     Returns:
-        The model on the meta device.
+        The model, without data.
 
     Raises:
         ModelLoadError: If there is no config, or it is not that of a language model.
@@ -123,7 +123,7 @@ def build_empty(
         with torch.device("meta"):
             model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch_dtype)
     except _LOAD_ERRORS as error:
-        raise _explain("structure", name_or_path, error) from error
+        raise _load_error("structure", name_or_path, error) from error
     return model
 
 
@@ -133,11 +133,11 @@ def load_language_model(
     revision: str | None = None,
     add_bos: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model with its head, and its fast tokenizer.
+    """Load a language model with its head, frozen and in eval mode, and its fast tokenizer.
 
-    The model is in eval mode and **frozen**: no parameter requires gradients, so that learning an
-    edit never fills memory with gradients of the whole model. An editor that trains weights asks
-    for their gradients itself.
+    **Frozen** means that no parameter requires gradients, so that learning an edit never fills
+    memory with gradients of the whole model. An editor that trains weights asks for their
+    gradients itself.
 
     Args:
         name_or_path: ``atlas`` (in the package), the folder of a saved model, or a hub name.
@@ -168,22 +168,22 @@ def load_language_model(
                 output_loading_info=True,
             )
     except _LOAD_ERRORS as error:
-        raise _explain("weights", source, error) from error
-    # Exported adapters name their base model by this.
+        raise _load_error("weights", source, error) from error
+    # Exported adapters store this as the name of their base model.
     model.name_or_path = name_or_path
     model.config._name_or_path = source
     model.requires_grad_(False)
     model.train(False)
     tokenizer = load_tokenizer(source, revision)
-    _require_whole(name_or_path, model, loading["missing_keys"], tokenizer)
+    _require_complete(name_or_path, model, loading["missing_keys"], tokenizer)
     if add_bos:
-        _begin_with_bos(name_or_path, tokenizer)
+        _prepend_bos(name_or_path, tokenizer)
     return model, tokenizer
 
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Silence the bar over a model's tensors: they are mapped into memory in an instant."""
+    """Hide the progress bar of weight loading: memory-mapped tensors load at once."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # not annotated
     try:
@@ -193,8 +193,8 @@ def _no_progress_bar() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # as above
 
 
-def _begin_with_bos(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a tokenizer put its BOS in front of every text, unless it does so already."""
+def _prepend_bos(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer prepend its BOS token to every text, unless it does so already."""
     bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
     if bos is None:
         raise ModelLoadError(f"the tokenizer of {name} has no BOS token; leave `add_bos` out")
@@ -205,11 +205,11 @@ def _begin_with_bos(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _require_whole(
+def _require_complete(
     name: str, model: PreTrainedModel, missing: Iterable[str], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Refuse a checkpoint with weights missing or with another model's tokenizer."""
-    # transformers fills what a checkpoint lacks with random numbers and only warns.
+    """Refuse a checkpoint with missing weights or with another model's tokenizer."""
+    # transformers initialises missing weights at random and only warns.
     if lacking := sorted(missing):
         raise ModelLoadError(
             f"the checkpoint {name} lacks {len(lacking)} weights of {type(model).__name__}, "
@@ -220,7 +220,7 @@ def _require_whole(
     if len(tokenizer) > rows:
         raise ModelLoadError(
             f"the tokenizer of {name} has {len(tokenizer)} tokens, its model embeds {rows}; "
-            "save the tokenizer that the model was trained with beside it"
+            "save the tokenizer that the model was trained with in its folder"
         )
 
 
@@ -242,8 +242,8 @@ def load_tokenizer(
             source, revision=revision, use_fast=True
         )
     except _LOAD_ERRORS as error:
-        raise _explain("tokenizer", source, error) from error
-    # Where tokenizer files are absent, transformers returns a tokenizer without words.
+        raise _load_error("tokenizer", source, error) from error
+    # Without tokenizer files, transformers returns a tokenizer of special tokens only.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelLoadError(
             f"no tokenizer was found in {name_or_path}; save it beside the model with "
@@ -252,8 +252,8 @@ def load_tokenizer(
     if not tokenizer.is_fast:
         raise ModelLoadError(
             f"the tokenizer of {name_or_path} ({type(tokenizer).__name__}) gives no character "
-            "offsets, so the subject of an edit cannot be found; put a fast tokenizer "
-            "(tokenizer.json) beside the model"
+            "offsets, so the subject of an edit cannot be found; save a fast tokenizer "
+            "(tokenizer.json) in the model's folder"
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -261,14 +261,14 @@ def load_tokenizer(
                 f"the tokenizer of {name_or_path} has neither a padding nor an end-of-text token; "
                 "set `pad_token` in its tokenizer_config.json"
             )
-        # An existing token: the vocabulary, and with it the embedding matrix, stays as it is.
+        # An existing token leaves the vocabulary, and so the embedding matrix, unchanged.
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def _explain(part: str, source: str, error: Exception) -> ModelLoadError:
-    """Put the reason of a failed download or read into one sentence; the details go to the log."""
+def _load_error(part: str, source: str, error: Exception) -> ModelLoadError:
+    """Build a one-sentence error for a failed download or read; the details go to the log."""
     logger.debug("could not load the %s of %s", part, source, exc_info=error)
     reason = str(error).strip().partition("\n")[0].rstrip(".")
     if Path(source).is_dir():

@@ -1,7 +1,7 @@
-"""Find the parts of a language model that editors touch, by structure and never by model name.
+"""Module lookup in language models, by structure and never by model name: blocks, MLPs, head.
 
-What is looked for: the list of transformer blocks; in each block one attention part and one MLP;
-of the MLP the projections that read the hidden state and the one that writes it back; around the
+It finds the list of transformer blocks; in each block one attention part and one MLP; in the MLP
+the projections that read the hidden state and the down-projection that writes it back; around the
 blocks the final norm, the output head and the token embeddings.
 """
 
@@ -17,17 +17,18 @@ from lightning_edit.exceptions import ArchitectureError
 
 @dataclass(frozen=True)
 class BlockView:
-    """The parts of one transformer block; all paths are dotted names inside the whole model.
+    """Parts of one transformer block; all paths are dotted module names inside the whole model.
 
     Args:
         name: Path of the block.
         module: The block itself.
-        mlp_down: Path of the linear layer that writes the MLP's result into the hidden state.
-        mlp_up: Paths of the linear layers that read the hidden state; two where there is a gate.
+        mlp_down: Path of the MLP down-projection, which writes into the hidden state.
+        mlp_up: Paths of the MLP up-projections, which read the hidden state; two if there is a
+            gate.
         mlp: Path of the module whose output is the MLP's output; equals ``mlp_down`` where a block
             has no MLP module (OPT, BART).
         attention_out: Path of the self-attention's output projection.
-        cross_attention_out: The same for attention to an encoder; ``None`` where there is none.
+        cross_attention_out: Path of the cross-attention's output projection; ``None`` without one.
     """
 
     name: str
@@ -41,10 +42,10 @@ class BlockView:
 
 @dataclass(frozen=True)
 class ModelView:
-    """A language model seen as blocks, MLPs and a head.
+    """Language model as transformer blocks, MLPs, embeddings and an output head.
 
     Args:
-        model: The model that was looked at.
+        model: The model itself.
         blocks: Its blocks from the first to the last; of an encoder-decoder model the decoder's.
         encoder_blocks: The encoder's blocks; empty for decoder-only models.
         final_norm: Norm between the last block and the head; ``None`` where there is none (BART).
@@ -71,7 +72,7 @@ class ModelView:
         return len(self.blocks)
 
     def block(self, index: int) -> BlockView:
-        """Return one (decoder) block.
+        """Return one (decoder) block by its number.
 
         Raises:
             ArchitectureError: If the model has no block of that number.
@@ -84,20 +85,20 @@ class ModelView:
         return self.blocks[index]
 
     def down_projection(self, index: int) -> str:
-        """Dotted module name of the MLP down-projection of one block."""
+        """Return the dotted module name of one block's MLP down-projection."""
         return self.block(index).mlp_down
 
     def parameter(self, index: int) -> str:
-        """Dotted parameter name of the weight of the MLP down-projection of one block."""
+        """Return the dotted parameter name of one block's MLP down-projection weight."""
         return f"{self.block(index).mlp_down}.weight"
 
     def name_of(self, module: nn.Module) -> str:
-        """Dotted name of a module of the model, e.g. of :attr:`head`."""
+        """Return the dotted name of a module of the model, e.g. of :attr:`head`."""
         return _name_of(self.model, module)
 
 
 def depth_fraction(view: ModelView, fractions: Sequence[float]) -> list[int]:
-    """Turn relative depths into block numbers, so that one default fits models of any depth.
+    """Convert relative depths to block numbers, so that one default fits models of any depth.
 
     Args:
         view: The model.
@@ -115,14 +116,14 @@ def depth_fraction(view: ModelView, fractions: Sequence[float]) -> list[int]:
 
 
 def resolve(model: nn.Module) -> ModelView:
-    """Look at a Hugging Face language model and name its parts.
+    """Find the blocks, MLPs, norm, head and embeddings of a Hugging Face language model.
 
     Args:
         model: A causal or sequence-to-sequence language model with its head, on any device
             (meta too: only names, types and shapes are read).
 
     Raises:
-        ArchitectureError: If a part is missing or not unique; the text says what was looked for
+        ArchitectureError: If a part is missing or not unique; the message says what was looked for
             and what was found.
     """
     config: Any = getattr(model, "config", None)
@@ -132,19 +133,22 @@ def resolve(model: nn.Module) -> ModelView:
             "`get_output_embeddings`); load one with AutoModelForCausalLM or AutoModelForSeq2SeqLM"
         )
     hidden = getattr(config.get_text_config(), "hidden_size", None)
-    head, embeddings = _ask(model, "get_output_embeddings"), _ask(model, "get_input_embeddings")
+    head, embeddings = (
+        _call_getter(model, "get_output_embeddings"),
+        _call_getter(model, "get_input_embeddings"),
+    )
     if hidden is None or head is None or embeddings is None:
         raise ArchitectureError(
             f"{type(model).__name__} lacks one of: config.hidden_size ({hidden}), output head "
-            f"({_kind(head)}), token embeddings ({_kind(embeddings)}); editing needs a model with "
-            "a language-modelling head, such as AutoModelForCausalLM gives"
+            f"({_type_name(head)}), token embeddings ({_type_name(embeddings)}); editing needs a "
+            "model with a language-modelling head, such as AutoModelForCausalLM gives"
         )
     encoder_decoder = bool(config.is_encoder_decoder)
-    decoder = _ask(model, "get_decoder") or model
+    decoder = _call_getter(model, "get_decoder") or model
     owner_name, blocks = _blocks(model, _name_of(model, decoder), hidden)
     encoder_blocks: tuple[BlockView, ...] = ()
     if encoder_decoder:
-        encoder = _ask(model, "get_encoder") or model
+        encoder = _call_getter(model, "get_encoder") or model
         encoder_blocks = _blocks(model, _name_of(model, encoder), hidden)[1]
     down = model.get_submodule(blocks[0].mlp_down)
     return ModelView(
@@ -160,8 +164,8 @@ def resolve(model: nn.Module) -> ModelView:
     )
 
 
-def _ask(model: nn.Module, getter: str) -> nn.Module | None:
-    """Call one of the getters of transformers' models; ``None`` if absent or without an answer."""
+def _call_getter(model: nn.Module, getter: str) -> nn.Module | None:
+    """Call a getter of a transformers model; ``None`` if the getter or the part is absent."""
     method: Callable[[], nn.Module | None] | None = getattr(model, getter, None)
     try:
         return None if method is None else method()
@@ -169,7 +173,7 @@ def _ask(model: nn.Module, getter: str) -> nn.Module | None:
         return None
 
 
-def _kind(module: object) -> str:
+def _type_name(module: object) -> str:
     return "none" if module is None else type(module).__name__
 
 
@@ -187,26 +191,26 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _sizes(linear: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a linear layer, in whichever order it stores its weight."""
+    """Return (inputs, outputs) of a linear layer, whichever way it stores its weight."""
     if isinstance(linear, nn.Linear):
         return linear.in_features, linear.out_features
     rows, columns = linear.get_parameter("weight").shape
     return int(rows), int(columns)
 
 
-def _lists(module: nn.Module, name: str) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Yield the outermost lists whose modules are of one class and hold linear layers."""
+def _block_lists(module: nn.Module, name: str) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Yield candidate block lists: outermost lists of one module class with linear layers."""
     if isinstance(module, nn.ModuleList):
         if len({type(child) for child in module}) == 1 and any(map(_is_linear, module.modules())):
             yield name, module
         return
     for child_name, child in module.named_children():
-        yield from _lists(child, _join(name, child_name))
+        yield from _block_lists(child, _join(name, child_name))
 
 
 def _blocks(model: nn.Module, stack: str, hidden: int) -> tuple[str, tuple[BlockView, ...]]:
-    """Find the blocks under one stack; return the name of their owner and the blocks."""
-    found = list(_lists(model.get_submodule(stack), stack))
+    """Find the transformer blocks under one stack; return their owner's name and the blocks."""
+    found = list(_block_lists(model.get_submodule(stack), stack))
     if not found:
         raise ArchitectureError(
             f"{type(model).__name__}: looked under {stack or 'the model'!r} for a ModuleList of "
@@ -221,7 +225,7 @@ def _blocks(model: nn.Module, stack: str, hidden: int) -> tuple[str, tuple[Block
 
 
 def _block(name: str, module: nn.Module, hidden: int) -> BlockView:
-    """Name the parts of one block."""
+    """Find the MLP and attention projections of one transformer block."""
     linears = {part: layer for part, layer in module.named_modules() if _is_linear(layer)}
     attentions: dict[str, list[str]] = {}
     rest: list[str] = []
@@ -253,10 +257,11 @@ def _block(name: str, module: nn.Module, hidden: int) -> BlockView:
 
 
 def _inside_attention(block: nn.Module, part: str) -> bool:
-    """Whether a layer lies in an attention part.
+    """Return whether a linear layer belongs to an attention module.
 
-    Shapes cannot tell: a square output projection looks like a square MLP layer. Every attention
-    module of transformers says so in its class name, which is the module's role, not the model's.
+    Shapes cannot decide: a square output projection looks like a square MLP layer. Every attention
+    module of transformers has that word in its class name, which is the module's role, not the
+    model's.
     """
     owners = part.split(".")[:-1]
     kinds = (
@@ -283,7 +288,7 @@ def _refuse_experts(name: str, block: nn.Module, hidden: int) -> None:
 def _mlp(
     name: str, block: nn.Module, linears: dict[str, nn.Module], hidden: int
 ) -> tuple[str, list[str]]:
-    """Return the down-projection and the input projections among a block's non-attention layers."""
+    """Return the MLP down-projection and up-projections among a block's non-attention layers."""
     looked_for = (
         f"one MLP: input projections from width {hidden} and one down-projection back to it"
     )
@@ -314,7 +319,7 @@ def _unsupported(
 
 
 def _final_norm(stack: nn.Module, name: str) -> nn.Module | None:
-    """Return the norm beside the block list; norms of embeddings stand there too and say so."""
+    """Return the final norm, a sibling of the block list; embedding norms are known by name."""
     norms = [
         (child_name, child)
         for child_name, child in stack.named_children()

@@ -1,7 +1,7 @@
-"""Read and write one weight of a language model, whatever layer holds it.
+"""Weight access in language models: read, write, hash, whatever layer holds the weight.
 
 A matrix always acts as ``y = W k`` with W of shape (d_out, d_in); layers that store it transposed
-(transformers' ``Conv1D``) are turned on the way in and out.
+(transformers' ``Conv1D``) are transposed on read and write.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from lightning_edit.exceptions import ArchitectureError
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of a model, in the orientation that the formulas use.
+    """One weight of a model, in the orientation (d_out, d_in) that the formulas use.
 
     Args:
         name: Dotted name of the parameter, as in ``model.named_parameters()``.
@@ -33,29 +33,29 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(d_out, d_in) of a matrix, (d,) of a bias or a scale."""
+        """Shape (d_out, d_in) of a matrix, (d,) of a bias or a scale."""
         shape = tuple(self.parameter.shape)
         return shape[::-1] if self.transposed else shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type in which the model keeps the values."""
+        """Dtype of the model's parameter."""
         return self.parameter.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the model keeps the values."""
+        """Device of the model's parameter."""
         return self.parameter.device
 
     def raw(self) -> nn.Parameter:
-        """Return the parameter as the model holds it, e.g. to take gradients."""
+        """Return the model's own parameter, e.g. to take gradients."""
         return self.parameter
 
     def read(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return a detached copy, (d_out, d_in) for a matrix.
+        """Read a detached copy of the weight, (d_out, d_in) for a matrix.
 
         Args:
-            dtype: Type of the copy; solves are done in float64.
+            dtype: Dtype of the copy; solves are done in float64.
         """
         # A DTensor weight would be gathered here with `full_tensor()`.
         values = self.parameter.detach().to(dtype, copy=True)
@@ -106,7 +106,7 @@ def weight(model: nn.Module, parameter_name: str) -> Weight:
             f"{type(model).__name__} has no parameter {parameter_name!r} ({error}); "
             "`lightning-edit doctor MODEL` lists the weights that can be edited"
         ) from error
-    # One-byte types (int8, packed 4-bit, float8) mean little without scales kept elsewhere.
+    # One-byte types (int8, packed 4-bit, float8) need scales that are stored elsewhere.
     if not parameter.is_floating_point() or parameter.element_size() < 2:
         raise ArchitectureError(
             f"{parameter_name} is stored as {parameter.dtype}, which is quantised and cannot be "
@@ -117,7 +117,7 @@ def weight(model: nn.Module, parameter_name: str) -> Weight:
 
 
 def _tied(model: nn.Module, name: str, parameter: nn.Parameter) -> tuple[str, ...]:
-    """Return the other names whose values are the same memory."""
+    """Return the names of tied weights: other parameters that share the same memory."""
     address = 0 if parameter.is_meta else parameter.data_ptr()
     return tuple(
         other_name
@@ -154,6 +154,6 @@ def weights_hash(model: nn.Module, names: Iterable[str] | None = None) -> str:
     for name in sorted(parameters):
         values = parameters[name].detach()
         digest.update(f"{name}|{values.dtype}|{tuple(values.shape)}|".encode())
-        # NumPy has no bfloat16, so every type travels as bytes.
+        # NumPy has no bfloat16, so every dtype is hashed as bytes.
         digest.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

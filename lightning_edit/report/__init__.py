@@ -1,7 +1,7 @@
-"""Results of a run: their schema, and what is made of them: tables, one HTML page, figures.
+"""Reports of a run's results: terminal tables, a self-contained HTML page, paper figures.
 
-Figures for papers: ``from lightning_edit import report; report.plot_aspects("runs/rome")``. They
-are loaded when first used, so tables and pages work without Matplotlib.
+Figures for papers: ``from lightning_edit import report; report.plot_aspects("runs/rome")``. The
+plotting module is imported on first use, so tables and pages work without Matplotlib.
 """
 
 import importlib

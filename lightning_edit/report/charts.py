@@ -1,4 +1,4 @@
-"""Charts of the page, drawn by Bokeh; the page gives text and grid the colours of its theme."""
+"""Bokeh charts of the HTML page; the page's theme sets the colours of text and grid."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,23 +16,23 @@ from bokeh.transform import dodge
 
 from lightning_edit.report.drawing import (
     BAR,
-    BESIDE,
+    BAR_LABEL,
     MARKERS,
     SHAPES,
     Drawing,
     Mark,
-    colour_of,
+    escape_math,
     frame,
     hover,
-    number_of,
-    plain,
-    shape_of,
-    share_axis,
+    marker_index,
+    percent_axis,
+    series_colour,
+    series_index,
 )
 from lightning_edit.report.series import AspectValue, Curve, Tradeoff, percent
 
 BEFORE = "#9A9A9A"
-"""Colour of the pristine model."""
+"""Colour of the pristine model's values."""
 
 
 def aspect_bars(
@@ -40,21 +40,21 @@ def aspect_bars(
     order: Sequence[str] = (),
     unit: str = "requests",
 ) -> Drawing:
-    """Draw the share of every aspect as bars: before and after, or runs side by side.
+    """Draw aspects as a bar chart: before and after the edits, or several runs side by side.
 
     Args:
-        named: Names and aspects of runs. One run is drawn with its values before the edit.
-        order: Names of all runs, which decide the colours.
+        named: Names and aspects of runs. A single run also gets its values before the edit.
+        order: Names of all runs; their order sets the colours.
         unit: What ``n`` counts.
     """
     aspects = list(dict.fromkeys(value.aspect for _, values in named for value in values))
     bars = [
-        (name, colour_of(number_of(name, order, here)), values, "after")
-        for here, (name, values) in enumerate(named)
+        (name, series_colour(series_index(name, order, fallback)), values, "after")
+        for fallback, (name, values) in enumerate(named)
     ]
     if len(named) == 1 and any(value.before is not None for value in named[0][1]):
         values = named[0][1]
-        bars = [("before", BEFORE, values, "before"), ("after", colour_of(0), values, "after")]
+        bars = [("before", BEFORE, values, "before"), ("after", series_colour(0), values, "after")]
     step = 0.8 / len(bars)
     plot = frame(
         height=70 + len(aspects) * max(44, 17 * len(bars)),
@@ -84,10 +84,10 @@ def aspect_bars(
                 color=colour,
             )
         )
-        plot.text(x="value", y=place, text="shown", source=source, **BESIDE)
+        plot.text(x="value", y=place, text="shown", source=source, **BAR_LABEL)
     tips = [("", "@name"), ("@aspect", "@value{0.0%}"), ("measure", "@measure"), (unit, "@n")]
     hover(plot, tips, renderers)
-    share_axis(plot.xaxis)
+    percent_axis(plot.xaxis)
     plot.ygrid.visible = False
     legend = tuple(Mark(name, colour, BAR) for name, colour, _, _ in bars)
     return Drawing(plot, legend if len(bars) > 1 else ())
@@ -100,14 +100,14 @@ def lines(
     log: bool = False,
     order: Sequence[str] = (),
 ) -> Drawing:
-    """Draw a number over the course of runs.
+    """Draw a line chart of one metric over the course of runs.
 
     Args:
-        curves: One line each.
-        x_label: What runs along the x axis.
+        curves: The lines.
+        x_label: Label of the x axis.
         share: Whether the values are shares, 0 to 1.
         log: Whether the y axis is logarithmic.
-        order: Names of all runs, which decide the colours.
+        order: Names of all runs; their order sets the colours.
     """
     options: dict[str, Any] = {"y_axis_type": "log"} if log else {}
     if share:
@@ -115,19 +115,19 @@ def lines(
     plot = frame(height=260, x_axis_label=x_label, **options)
     dots: list[DataRenderer] = []
     legend = []
-    for here, line in enumerate(curves):
-        number = number_of(line.label, order, here)
-        colour = colour_of(number)
+    for fallback, line in enumerate(curves):
+        number = series_index(line.label, order, fallback)
+        colour = series_colour(number)
         source = ColumnDataSource({"x": line.x, "y": line.y, "name": [line.label] * len(line.x)})
         plot.line("x", "y", source=source, color=colour, line_width=2.5)
-        marker = MARKERS[shape_of(number)]
+        marker = MARKERS[marker_index(number)]
         dots.append(plot.scatter("x", "y", source=source, color=colour, size=8, marker=marker))
-        legend.append(Mark(line.label, colour, SHAPES[shape_of(number)]))
+        legend.append(Mark(line.label, colour, SHAPES[marker_index(number)]))
     value = "@y{0.0%}" if share else "@y{0.000 a}"
     hover(plot, [("", "@name"), (x_label, "@x"), ("value", value)], dots)
     plot.xaxis.ticker = BasicTicker(min_interval=1)  # edits and steps are whole numbers
     if share:
-        share_axis(plot.yaxis)
+        percent_axis(plot.yaxis)
     elif not log:
         plot.yaxis.formatter = BasicTickFormatter(power_limit_low=-5)
     plot.xgrid.visible = False
@@ -135,11 +135,11 @@ def lines(
 
 
 def tradeoff(points: Sequence[Tradeoff], order: Sequence[str] = ()) -> Drawing:
-    """Draw success against locality, one mark a run; the upper right corner is best.
+    """Draw a scatter plot of success against locality, one mark per run; upper right is best.
 
     Args:
-        points: One mark each.
-        order: Names of all runs, which decide colours and marks.
+        points: The marks.
+        order: Names of all runs; their order sets colours and marks.
     """
     plot = frame(
         height=360,
@@ -150,8 +150,8 @@ def tradeoff(points: Sequence[Tradeoff], order: Sequence[str] = ()) -> Drawing:
     )
     marks: list[DataRenderer] = []
     legend = []
-    for here, point in enumerate(points):
-        number = number_of(point.label, order, here)
+    for fallback, point in enumerate(points):
+        number = series_index(point.label, order, fallback)
         source = ColumnDataSource(
             {"x": [point.locality], "y": [point.success], "name": [point.label], "n": [point.n]}
         )
@@ -162,34 +162,35 @@ def tradeoff(points: Sequence[Tradeoff], order: Sequence[str] = ()) -> Drawing:
                 source=source,
                 size=14,
                 alpha=0.85,
-                color=colour_of(number),
-                marker=MARKERS[shape_of(number)],
+                color=series_colour(number),
+                marker=MARKERS[marker_index(number)],
             )
         )
-        legend.append(Mark(point.label, colour_of(number), SHAPES[shape_of(number)]))
+        legend.append(Mark(point.label, series_colour(number), SHAPES[marker_index(number)]))
     tips = [("", "@name"), ("held", "@y{0.0%}"), ("unchanged", "@x{0.0%}"), ("requests", "@n")]
     hover(plot, tips, marks)
-    share_axis(plot.xaxis)
-    share_axis(plot.yaxis)
+    percent_axis(plot.xaxis)
+    percent_axis(plot.yaxis)
     return Drawing(plot, tuple(legend))
 
 
 def bars(values: Sequence[tuple[str, float, str]], unit: str, order: Sequence[str] = ()) -> Drawing:
-    """Draw one bar a name.
+    """Draw a horizontal bar chart, one bar per name.
 
     Args:
-        values: Names, values and these as text, from top to bottom; names must differ.
+        values: Name, value and value as text of each bar, from top to bottom; names must differ.
         unit: Unit of the values, for axis and hover.
-        order: Names of all runs, which decide the colours.
+        order: Names of all runs; their order sets the colours.
     """
-    names = [plain(name) for name, _, _ in values]
+    names = [escape_math(name) for name, _, _ in values]
     source = ColumnDataSource(
         {
             "name": names,
             "value": [value for _, value, _ in values],
             "shown": [text for _, _, text in values],
             "colour": [
-                colour_of(number_of(name, order, here)) for here, (name, _, _) in enumerate(values)
+                series_colour(series_index(name, order, fallback))
+                for fallback, (name, _, _) in enumerate(values)
             ],
         }
     )
@@ -202,20 +203,20 @@ def bars(values: Sequence[tuple[str, float, str]], unit: str, order: Sequence[st
     drawn = plot.hbar(y="name", right="value", height=0.62, color="colour", source=source)
     if unit == "bytes":
         plot.xaxis.formatter = NumeralTickFormatter(format="0 b")
-    plot.text(x="value", y="name", text="shown", source=source, **BESIDE)
+    plot.text(x="value", y="name", text="shown", source=source, **BAR_LABEL)
     hover(plot, [("", "@name"), ("", "@shown")], [drawn])
     plot.ygrid.visible = False
     return Drawing(plot)
 
 
 def stacked(values: Sequence[tuple[str, Mapping[str, float]]], unit: str) -> Drawing:
-    """Draw bars made of parts, one a name.
+    """Draw a stacked bar chart, one bar per name.
 
     Args:
-        values: Names, and parts by name, from top to bottom; names must differ.
+        values: Name and parts (by part name) of each bar, from top to bottom; names must differ.
         unit: Unit of the values, for axis and hover.
     """
-    names = [plain(name) for name, _ in values]
+    names = [escape_math(name) for name, _ in values]
     parts = list(dict.fromkeys(part for _, found in values for part in found))
     columns = {part: [found.get(part, 0.0) for _, found in values] for part in parts}
     plot = frame(height=96 + 30 * len(names), y_range=FactorRange(factors=names[::-1]))
@@ -224,10 +225,10 @@ def stacked(values: Sequence[tuple[str, Mapping[str, float]]], unit: str) -> Dra
         parts,
         y="name",
         height=0.62,
-        color=[colour_of(number) for number in range(len(parts))],
+        color=[series_colour(number) for number in range(len(parts))],
         source=ColumnDataSource(columns | {"name": names}),
     )
     for part, renderer in zip(parts, drawn, strict=True):
         hover(plot, [("", "@name"), (part, f"@{{{part}}}{{0.0000}} {unit}")], [renderer])
     plot.ygrid.visible = False
-    return Drawing(plot, tuple(Mark(p, colour_of(i), BAR) for i, p in enumerate(parts)))
+    return Drawing(plot, tuple(Mark(p, series_colour(i), BAR) for i, p in enumerate(parts)))

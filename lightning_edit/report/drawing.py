@@ -1,7 +1,7 @@
-"""What all charts of the page share: frame, colours, marks, hover boxes.
+"""Shared style of the page's Bokeh charts: frame, colour palette, markers, hover tooltips.
 
-Texts that users wrote reach Bokeh only as data of hover boxes and as names on axes, which it shows
-as text. Legends are part of the page: they wrap on narrow screens, Bokeh's do not.
+Text from users reaches Bokeh only as tooltip data and as axis labels, which Bokeh shows as plain
+text. Legends are part of the page: they wrap on narrow screens, Bokeh's do not.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from bokeh.models import HoverTool, NumeralTickFormatter
 from bokeh.models.renderers import DataRenderer
 from bokeh.plotting import figure
 
-#: Paul Tol's "bright" scheme: told apart by readers of every kind of colour vision, and readable
-#: on light and dark ground.
+#: Paul Tol's "bright" scheme: safe for colour-blind readers, and readable on light and dark
+#: backgrounds.
 PALETTE = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 FONT = "system-ui, sans-serif"
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
@@ -24,12 +24,12 @@ BAR = "■"
 
 @dataclass(frozen=True)
 class Mark:
-    """An entry of a legend.
+    """A legend entry.
 
     Args:
-        name: What is drawn so.
+        name: Name of the series.
         colour: Its colour.
-        shape: Its mark, one letter.
+        shape: Its marker, one character.
     """
 
     name: str
@@ -39,35 +39,35 @@ class Mark:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart and its legend.
+    """A Bokeh chart and its legend.
 
     Args:
-        plot: What Bokeh draws.
-        legend: Its legend; empty where there is nothing to tell apart.
+        plot: The Bokeh figure.
+        legend: Its legend; empty for a single series.
     """
 
     plot: figure
     legend: tuple[Mark, ...] = ()
 
 
-def number_of(name: str, order: Sequence[str], here: int) -> int:
-    """Return the number of a name among all, so that it looks the same in every chart."""
-    return order.index(name) if name in order else here
+def series_index(name: str, order: Sequence[str], fallback: int) -> int:
+    """Return the index of a run among all runs, so that its colour is the same in every chart."""
+    return order.index(name) if name in order else fallback
 
 
-def colour_of(number: int) -> str:
-    """Return the colour of the name with this number."""
+def series_colour(number: int) -> str:
+    """Return the palette colour of the series with this index."""
     return PALETTE[number % len(PALETTE)]
 
 
-def shape_of(number: int) -> int:
-    """Return the place of a name's mark in :data:`MARKERS` and :data:`SHAPES`."""
-    # Shifted on each round of the colours: 49 pairs of colour and shape differ.
+def marker_index(number: int) -> int:
+    """Return the index of a series' marker in :data:`MARKERS` and :data:`SHAPES`."""
+    # Shifted by one on each round of the palette: 49 distinct pairs of colour and marker.
     return (number + number // len(PALETTE)) % len(MARKERS)
 
 
-#: A number at the end of its bar; the page's theme colours it.
-BESIDE: dict[str, Any] = {
+#: Text style of the value label at the end of a bar; the page's theme sets its colour.
+BAR_LABEL: dict[str, Any] = {
     "x_offset": 5,
     "text_baseline": "middle",
     "text_font": value(FONT),
@@ -76,11 +76,11 @@ BESIDE: dict[str, Any] = {
 
 
 def frame(height: int, **options: Any) -> figure:
-    """Return an empty chart in the style of the page, as wide as its place.
+    """Return an empty Bokeh figure in the style of the page, as wide as its container.
 
     Args:
-        height: Pixels.
-        **options: As for Bokeh's ``figure``.
+        height: Height in pixels.
+        **options: Further arguments of Bokeh's ``figure``.
     """
     plot = figure(
         height=height,
@@ -105,28 +105,28 @@ def frame(height: int, **options: Any) -> figure:
 
 
 def hover(plot: figure, tooltips: list[tuple[str, str]], renderers: list[DataRenderer]) -> None:
-    """Show a box of texts where a reader points.
+    """Add hover tooltips to a chart.
 
     Args:
         plot: The chart.
-        tooltips: Labels and values, as Bokeh writes them.
-        renderers: What can be pointed at.
+        tooltips: Labels and values, in Bokeh's tooltip syntax.
+        renderers: Glyphs that show a tooltip.
     """
     plot.add_tools(
         HoverTool(
             tooltips=tooltips,
             renderers=renderers,
             point_policy="snap_to_data",
-            attachment="vertical",  # beside a point there is no room on a phone
+            attachment="vertical",  # a phone has no room to the left or right of a point
         )
     )
 
 
-def share_axis(axis: Any) -> None:
-    """Write an axis in per cent."""
+def percent_axis(axis: Any) -> None:
+    """Format the ticks of an axis as percentages."""
     axis.formatter = NumeralTickFormatter(format="0%")
 
 
-def plain(text: str) -> str:
-    """Return a text for an axis, where Bokeh would set ``$$…$$`` as a formula."""
+def escape_math(text: str) -> str:
+    """Escape ``$$`` in an axis label, which Bokeh would typeset as a LaTeX formula."""
     return text.replace("$$", "$\u200b$")

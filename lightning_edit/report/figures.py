@@ -1,7 +1,7 @@
-"""Figures for papers, drawn by Matplotlib from the same series as the page.
+"""Matplotlib figures for papers, drawn from the same series as the HTML page.
 
-Each function takes folders of runs, or one, and returns a figure without a title (a caption says
-what it shows) at the width of a column. Nothing here imports torch, and no state of Matplotlib is
+Each function takes one or several run folders and returns a figure without a title (papers use a
+caption) at the width of a column. Nothing here imports torch. Matplotlib's global state is not
 changed: style and fonts travel with the figure.
 
 Example::
@@ -34,20 +34,20 @@ except ModuleNotFoundError as error:
 
 from lightning_edit.exceptions import DataError
 from lightning_edit.report import series
-from lightning_edit.report.names import About, describe_number, leading_numbers
+from lightning_edit.report.names import MetricInfo, describe_metric, leading_metrics
 from lightning_edit.report.ripple import RippleGraph, lay_out, read_ripples
 from lightning_edit.report.runs import RunsLike, as_runs
 from lightning_edit.report.series import Curve
 from lightning_edit.types import Mode
 
 COLUMN_WIDTH = 3.4
-"""Inches: one column of a two-column paper."""
+"""Width in inches of one column of a two-column paper."""
 #: Paul Tol's "bright" scheme, as on the page.
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 _MARKERS = "os^Dv*P"
 _BEFORE = "#BBBBBB"
-_FULL = 5.0  # nats; the same scale as on the page
-_STYLE: Any = {  # Matplotlib types its keys one by one
+_SATURATION = 5.0  # nats per token; the same colour scale as on the page
+_STYLE: Any = {  # Matplotlib's stubs type each key as a literal
     "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
     "ps.fonttype": 42,
     "svg.fonttype": "none",
@@ -71,14 +71,14 @@ _STYLE: Any = {  # Matplotlib types its keys one by one
 
 
 class PaperFigure(Figure):
-    """A figure that is saved in the style it was drawn in, whatever the settings are then."""
+    """Matplotlib figure that is saved with the rcParams it was drawn with."""
 
     def savefig(self, fname: Any, **kwargs: Any) -> None:
-        """Save the figure with TrueType fonts.
+        """Save the figure with embedded TrueType fonts.
 
         Args:
-            fname: As for Matplotlib.
-            **kwargs: As for Matplotlib.
+            fname: As for Matplotlib's ``savefig``.
+            **kwargs: As for Matplotlib's ``savefig``.
         """
         with rc_context(_STYLE):
             super().savefig(fname, **kwargs)
@@ -93,10 +93,10 @@ def _figure(columns: int, rows: int, height: float) -> Iterator[tuple[PaperFigur
 
 
 def plot_aspects(runs: RunsLike, mode: Mode = "gen") -> Figure:
-    """Draw every aspect as bars: before and after for one run, side by side for several.
+    """Plot the aspects as a bar chart: before and after for one run, side by side for several.
 
     Args:
-        runs: One run or several; folders, or :class:`~lightning_edit.report.runs.Run`.
+        runs: One run or several: folders, or :class:`~lightning_edit.report.runs.Run` objects.
         mode: ``gen`` or ``tf``.
 
     Raises:
@@ -124,22 +124,22 @@ def plot_aspects(runs: RunsLike, mode: Mode = "gen") -> Figure:
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlim(0, 1.02)
-        _shares(axes, "x")
+        _percent_axis(axes, "x")
         _legend(figure, axes)
     return figure
 
 
 def plot_curves(runs: RunsLike, mode: Mode = "gen", over: str = "sequence") -> Figure:
-    """Draw the aspects over the number of edits.
+    """Plot the aspects as curves over the number of edits.
 
     Args:
         runs: One run or several.
         mode: ``gen`` or ``tf``.
         over: ``sequence``: over the course of each run. ``batch``: over the size of the batch, one
-            line an editor.
+            line per editor.
 
     Raises:
-        ValueError: If ``over`` is neither.
+        ValueError: If ``over`` is neither of these.
         DataError: If no run was evaluated at two points.
     """
     kinds = {
@@ -150,61 +150,65 @@ def plot_curves(runs: RunsLike, mode: Mode = "gen", over: str = "sequence") -> F
         raise ValueError(f"`over` must be one of {', '.join(kinds)}, got {over!r}")
     take, label = kinds[over]
     listed = as_runs(runs)
-    found = [(aspect, take(listed, series.leading(aspect, mode))) for aspect in series.ASPECTS]
-    panels = [(About(aspect, share=True), curves) for aspect, curves in found if curves]
+    found = [
+        (aspect, take(listed, series.leading_metric(aspect, mode))) for aspect in series.ASPECTS
+    ]
+    panels = [(MetricInfo(aspect, share=True), curves) for aspect, curves in found if curves]
     _require(panels, f"curves over the {over} in mode {mode!r}")
-    return _panels(panels, label)
+    return _draw_panels(panels, label)
 
 
 def plot_drift(runs: RunsLike, names: Sequence[str] = ()) -> Figure:
-    """Draw what becomes of the model over a sequence of edits: drift and collapse.
+    """Plot model drift and collapse over a sequence of edits.
 
     Args:
         runs: One run or several.
-        names: Full names of the numbers to draw; default: the leading ones of ``drift`` and
+        names: Full names of the metrics to draw; default: the leading metrics of ``drift`` and
             ``collapse`` that were measured.
 
     Raises:
         DataError: If no run was measured at two points.
     """
     listed = as_runs(runs)
-    wanted = names or leading_numbers(series.names_of(listed, "drift", "collapse"))
+    wanted = names or leading_metrics(series.metric_names(listed, "drift", "collapse"))
     found = [(name, series.sequence_curves(listed, name, pristine=True)) for name in wanted]
-    panels = [(describe_number(name), curves) for name, curves in found if curves]
+    panels = [(describe_metric(name), curves) for name, curves in found if curves]
     _require(panels, "drift or collapse at two points")
-    return _panels(panels, "edits")
+    return _draw_panels(panels, "edits")
 
 
 def plot_tradeoff(runs: RunsLike, mode: Mode = "gen") -> Figure:
-    """Draw success against locality, one mark a run; the upper right corner is best.
+    """Plot the trade-off of success against locality, one mark per run; upper right is best.
 
     Args:
         runs: The runs.
         mode: ``gen`` or ``tf``.
 
     Raises:
-        DataError: If no run has both.
+        DataError: If no run has both metrics.
     """
     points = series.tradeoffs(as_runs(runs), mode)
     _require(points, f"reliability and locality in mode {mode!r}")
     with _figure(1, 1, 2.6) as (figure, (axes,)):
         for number, point in enumerate(points):
-            axes.plot(point.locality, point.success, label=point.label, **_mark(number, line=False))
+            axes.plot(
+                point.locality, point.success, label=point.label, **_line_style(number, line=False)
+            )
         axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.05), xlabel="locality", ylabel="reliability")
-        _shares(axes, "x")
-        _shares(axes, "y")
+        _percent_axis(axes, "x")
+        _percent_axis(axes, "y")
         _legend(figure, axes)
     return figure
 
 
 def plot_efficiency(runs: RunsLike) -> Figure:
-    """Draw the seconds of an edit, by stage where that was measured.
+    """Plot the seconds per edit as stacked bars, by stage where stages were measured.
 
     Args:
         runs: One run or several.
 
     Raises:
-        DataError: If no run was timed.
+        DataError: If no run has timings.
     """
     timed = []
     for run in as_runs(runs):
@@ -228,14 +232,14 @@ def plot_efficiency(runs: RunsLike) -> Figure:
 
 
 def plot_ripple(run: RunsLike, edit_id: str | None = None) -> Figure:
-    """Draw the facts around an edit; each ring is one step further in the knowledge graph.
+    """Plot the ripple effects of an edit; each ring is one step further in the knowledge graph.
 
     Args:
         run: One run.
-        edit_id: The edit; default: the one whose facts changed most.
+        edit_id: Id of the edit; default: the one whose facts changed most.
 
     Raises:
-        DataError: If the run measured no ripples, or none around this edit.
+        DataError: If the run measured no ripple effects, or none around this edit.
     """
     (one,) = as_runs(run)
     found = read_ripples(one.folder)
@@ -248,7 +252,7 @@ def plot_ripple(run: RunsLike, edit_id: str | None = None) -> Figure:
 
 def _draw_ripple(graph: RippleGraph) -> Figure:
     colours = LinearSegmentedColormap.from_list("change", ["#2F6DB5", "#B9B9B9", "#D1600F"])
-    scale = Normalize(-_FULL, _FULL, clip=True)
+    scale = Normalize(-_SATURATION, _SATURATION, clip=True)
     with _figure(1, 1, COLUMN_WIDTH) as (figure, (axes,)):
         for _, radius in graph.rings:
             axes.add_patch(Circle((0, 0), radius, fill=False, ec="#DDDDDD", lw=0.5, zorder=0))
@@ -274,19 +278,19 @@ def _draw_ripple(graph: RippleGraph) -> Figure:
     return figure
 
 
-def _panels(panels: Sequence[tuple[About, Sequence[Curve]]], x_label: str) -> Figure:
+def _draw_panels(panels: Sequence[tuple[MetricInfo, Sequence[Curve]]], x_label: str) -> Figure:
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     with _figure(columns, rows, 1.9) as (figure, grid):
-        for axes, (about, curves) in zip(grid, panels, strict=False):
+        for axes, (info, curves) in zip(grid, panels, strict=False):
             for number, line in enumerate(curves):
-                axes.plot(line.x, line.y, label=line.label, **_mark(number))
-            axes.set(xlabel=x_label, ylabel=fill(about.title, 24))
+                axes.plot(line.x, line.y, label=line.label, **_line_style(number))
+            axes.set(xlabel=x_label, ylabel=fill(info.title, 24))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if about.share:
+            if info.share:
                 axes.set_ylim(-0.02, 1.04)
-                _shares(axes, "y")
-            elif about.log and series.is_wide([y for line in curves for y in line.y]):
+                _percent_axis(axes, "y")
+            elif info.log and series.needs_log_axis([y for line in curves for y in line.y]):
                 axes.set_yscale("log")
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
@@ -295,7 +299,7 @@ def _panels(panels: Sequence[tuple[About, Sequence[Curve]]], x_label: str) -> Fi
     return figure
 
 
-def _mark(number: int, line: bool = True) -> dict[str, Any]:
+def _line_style(number: int, line: bool = True) -> dict[str, Any]:
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],
@@ -303,7 +307,7 @@ def _mark(number: int, line: bool = True) -> dict[str, Any]:
     }
 
 
-def _shares(axes: Axes, which: str) -> None:
+def _percent_axis(axes: Axes, which: str) -> None:
     axis: Any = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 

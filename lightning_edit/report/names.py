@@ -1,6 +1,6 @@
-"""Numbers of ``results.json`` for readers: a title, a definition, a unit. Torch-free.
+"""Metric names of ``results.json`` with title, definition and unit for readers. Torch-free.
 
-Definitions in full stand in ``docs/metrics.md``. A number that is not known here is shown under its
+``docs/metrics.md`` has the full definitions. A metric that is not listed here is shown under its
 own name.
 """
 
@@ -14,16 +14,16 @@ _SIZES = ("bytes", "kB", "MB", "GB", "TB")
 
 
 @dataclass(frozen=True)
-class About:
-    """How a number is shown.
+class MetricInfo:
+    """How to display a metric: title, definition, unit, axis.
 
     Args:
-        title: What it is, in a few words.
-        note: Its definition in a sentence; may be empty.
+        title: What it measures, in a few words.
+        note: Its definition in one sentence; may be empty.
         unit: Its unit; may be empty.
-        share: Whether it is a share, 0 to 1.
-        leading: Whether it is drawn; the others only stand in the list of all numbers.
-        log: Whether values of very different size are drawn on a logarithmic axis.
+        share: Whether it is a share between 0 and 1.
+        leading: Whether it gets a chart; the others only appear in the list of all metrics.
+        log: Whether values that span several orders of magnitude get a logarithmic axis.
     """
 
     title: str
@@ -34,7 +34,7 @@ class About:
     log: bool = False
 
     def show(self, value: float) -> str:
-        """Return a value as text."""
+        """Format a value with its unit."""
         if self.share:
             return percent(value)
         if self.unit == "bytes":
@@ -44,99 +44,101 @@ class About:
         return f"{number} {self.unit}".strip()
 
 
-#: By measure, whatever it was measured of.
-_MEASURES: Mapping[str, About] = {
-    "em": About("Right answers", share=True),
-    "kept": About("Answers as before", share=True),
-    "token_acc": About("Right tokens", share=True, leading=False),
-    "nll": About("Negative log probability of the answer", unit="nats", leading=False),
-    "margin": About("Right over wrong answer, probability", leading=False),
-    "margin_sign": About(
+#: Display by measure (the last part of a metric name), for every aspect and mode.
+_MEASURES: Mapping[str, MetricInfo] = {
+    "em": MetricInfo("Right answers", share=True),
+    "kept": MetricInfo("Answers as before", share=True),
+    "token_acc": MetricInfo("Right tokens", share=True, leading=False),
+    "nll": MetricInfo("Negative log probability of the answer", unit="nats", leading=False),
+    "margin": MetricInfo("Right over wrong answer, probability", leading=False),
+    "margin_sign": MetricInfo(
         "Right answer more probable than the wrong one", share=True, leading=False
     ),
-    "retention": About(
+    "retention": MetricInfo(
         "Earlier edits that still hold",
         "Of the edits that held when they were written and that others followed.",
         share=True,
     ),
-    "earlier": About("Earlier edits that are right", share=True, leading=False),
-    "half_life": About(
+    "earlier": MetricInfo("Earlier edits that are right", share=True, leading=False),
+    "half_life": MetricInfo(
         "Half-life of an edit", "Later edits after which half of the edits is lost.", "edits"
     ),
-    "hidden_cosine": About(
+    "hidden_cosine": MetricInfo(
         "Distance of hidden states",
         "1 − cosine to the pristine model's hidden states on fixed texts; 0 is no change.",
     ),
-    "hidden_l2": About("Distance of hidden states, norm", leading=False),
-    "perplexity_ratio": About("Perplexity over that before", leading=False),
-    "l1_growth": About("Growth of the weights, L1", leading=False),
-    "l2_growth": About(
+    "hidden_l2": MetricInfo("Distance of hidden states, norm", leading=False),
+    "perplexity_ratio": MetricInfo("Perplexity over that before", leading=False),
+    "l1_growth": MetricInfo("Growth of the weights, L1", leading=False),
+    "l2_growth": MetricInfo(
         "Growth of the weights", "Norm of the edited weights over their norm before; 1 is none."
     ),
-    "update_norm": About(
+    "update_norm": MetricInfo(
         "Size of all edits", "Norm of the change over the norm of the weights before."
     ),
-    "perplexity": About("Perplexity on held text", leading=False),
-    "perplexity_mean": About("Perplexity on held text, mean over texts", leading=False),
-    "perplexity_median": About(
+    "perplexity": MetricInfo("Perplexity on held text", leading=False),
+    "perplexity_mean": MetricInfo("Perplexity on held text, mean over texts", leading=False),
+    "perplexity_median": MetricInfo(
         "Perplexity on held text, median",
-        "How surprised the model is by ordinary text; a steep rise is a collapse.",
+        "How surprised the model is by ordinary text; a steep rise is model collapse.",
         log=True,
     ),
-    "perplexity_clipped": About(
+    "perplexity_clipped": MetricInfo(
         "Perplexity on held text, clipped mean", "Each text counts 1000 at most.", leading=False
     ),
-    "ngram_entropy": About(
+    "ngram_entropy": MetricInfo(
         "Variety of what it writes",
         "Entropy of word pairs and triples; a model that repeats itself has a low one.",
         "bits",
     ),
-    "seconds": About("Seconds an edit", "Finding and writing it, without scoring.", "s"),
-    "search_seconds": About("Target search, an edit", unit="s"),
-    "keys_seconds": About("Reading of keys, an edit", unit="s"),
-    "solve_seconds": About("Solving, an edit", unit="s"),
-    "evaluate_seconds": About("Scoring, an edit", unit="s"),
-    "delta_bytes": About("Size of an edit on disk", unit="bytes"),
-    "peak_cuda_bytes": About("Peak memory of the GPU", unit="bytes"),
-    "peak_rss_bytes": About("Peak memory of the process", unit="bytes"),
-    "parameters": About("Parameters changed", unit="numbers"),
-    "rank": About("Rank of an edit"),
-    "leak": About(
+    "seconds": MetricInfo("Seconds an edit", "Finding and writing it, without scoring.", "s"),
+    "search_seconds": MetricInfo("Target search, an edit", unit="s"),
+    "keys_seconds": MetricInfo("Reading of keys, an edit", unit="s"),
+    "solve_seconds": MetricInfo("Solving, an edit", unit="s"),
+    "evaluate_seconds": MetricInfo("Scoring, an edit", unit="s"),
+    "delta_bytes": MetricInfo("Size of an edit on disk", unit="bytes"),
+    "peak_cuda_bytes": MetricInfo("Peak memory of the GPU", unit="bytes"),
+    "peak_rss_bytes": MetricInfo("Peak memory of the process", unit="bytes"),
+    "parameters": MetricInfo("Parameters changed", unit="numbers"),
+    "rank": MetricInfo("Rank of an edit"),
+    "leak": MetricInfo(
         "The new answer where it is wrong", "Share of questions; less is better.", share=True
     ),
-    "eos": About("The right answer beats the new one", "Where the new one is wrong.", share=True),
-    "ams": About("Old answer overcome", share=True, leading=False),
-    "broken": About("Edits beyond the bound of perplexity", share=True, leading=False),
-    "first_broken": About("Perplexity beyond its bound, first after", unit="edits"),
-    "rolled_back": About("Edits taken back"),
-    "gie": About(
+    "eos": MetricInfo(
+        "The right answer beats the new one", "Where the new one is wrong.", share=True
+    ),
+    "ams": MetricInfo("Old answer overcome", share=True, leading=False),
+    "broken": MetricInfo("Edits beyond the bound of perplexity", share=True, leading=False),
+    "first_broken": MetricInfo("Perplexity beyond its bound, first after", unit="edits"),
+    "rolled_back": MetricInfo("Edits taken back"),
+    "gie": MetricInfo(
         "Harm to facts that only the model holds close",
         "GIE: mean change of facts close in hidden space and far in the graph, over that of "
         "unrelated facts; reconstructed from the paper's abstract.",
         "nats",
     ),
-    "change": About("Mean rise of the answer's log perplexity", unit="nats", leading=False),
-    "beyond": About(
+    "change": MetricInfo("Mean rise of the answer's log perplexity", unit="nats", leading=False),
+    "beyond": MetricInfo(
         "Facts harmed", "Their probability fell below half, unless set otherwise.", share=True
     ),
-    "p95": About("95th percentile of the rise", unit="nats", leading=False),
-    "rank_change": About("Change of the answer's rank", leading=False),
-    "em_before": About("Known before", share=True, leading=False),
-    "facts": About("Facts asked", leading=False),
-    "energy": About("Energy of the edit in its first ranks", share=True, leading=False),
-    "ES": About("ES, efficacy", share=True),
-    "PS": About("PS, paraphrases", share=True),
-    "NS": About("NS, neighbourhood", share=True),
-    "S": About("S, their harmonic mean", share=True),
-    "passed": About("Tests passed", share=True),
-    "passed_known": About("Tests passed, premises known", share=True),
-    "known": About("Tests with known premises", share=True),
-    "dp": About("Probability of the new answer", leading=False),
-    "cap": About("Probability of the right answer", leading=False),
-    "oap": About("Probability of the old answer", leading=False),
+    "p95": MetricInfo("95th percentile of the rise", unit="nats", leading=False),
+    "rank_change": MetricInfo("Change of the answer's rank", leading=False),
+    "em_before": MetricInfo("Known before", share=True, leading=False),
+    "facts": MetricInfo("Facts asked", leading=False),
+    "energy": MetricInfo("Energy of the edit in its first ranks", share=True, leading=False),
+    "ES": MetricInfo("ES, efficacy", share=True),
+    "PS": MetricInfo("PS, paraphrases", share=True),
+    "NS": MetricInfo("NS, neighbourhood", share=True),
+    "S": MetricInfo("S, their harmonic mean", share=True),
+    "passed": MetricInfo("Tests passed", share=True),
+    "passed_known": MetricInfo("Tests passed, premises known", share=True),
+    "known": MetricInfo("Tests with known premises", share=True),
+    "dp": MetricInfo("Probability of the new answer", leading=False),
+    "cap": MetricInfo("Probability of the right answer", leading=False),
+    "oap": MetricInfo("Probability of the old answer", leading=False),
 }
-#: What ``drift.<aspect>/…`` gives as a change since the first edit, not as a value.
-_CHANGES = ("em", "nll", "kept")
+#: Measures that ``drift.<aspect>/…`` reports as a change since the first edit.
+_CHANGE_MEASURES = ("em", "nll", "kept")
 SETS = {
     "near": "close in hidden space only",
     "hop_1": "one step away",
@@ -147,18 +149,18 @@ SETS = {
 _MODES = {"tf": "teacher forced", "gen": "generated"}
 
 
-def describe_measure(name: str) -> About:
-    """Say what a number is, whatever it was measured of and in whichever mode.
+def describe_measure(name: str) -> MetricInfo:
+    """Describe a measure, ignoring aspect, kind and mode of the metric name.
 
     Args:
-        name: Full name, as of :func:`describe_number`.
+        name: Full name, as for :func:`describe_metric`.
     """
     measure = name.rpartition("/")[2].partition("@")[0]
-    return _MEASURES.get(measure, About(_words(measure)))
+    return _MEASURES.get(measure, MetricInfo(_to_words(measure)))
 
 
-def describe_number(name: str) -> About:
-    """Say what a number is.
+def describe_metric(name: str) -> MetricInfo:
+    """Describe a metric by its full name, with kind, group and mode in the title.
 
     Args:
         name: Full name, ``<aspect>[.<kind>]/[<group>/]<measure>[@<mode>]``.
@@ -168,28 +170,28 @@ def describe_number(name: str) -> About:
     of, _, measure = path.rpartition("/")
     kind = group.partition(".")[2]
     about = describe_measure(name)
-    extra = [_words(part).lower() for part in (kind, of) if part]
+    extra = [_to_words(part).lower() for part in (kind, of) if part]
     extra += [_MODES.get(mode, mode)] if mode else []
-    if group == "drift.trend" or (group.startswith("drift.") and measure in _CHANGES):
+    if group == "drift.trend" or (group.startswith("drift.") and measure in _CHANGE_MEASURES):
         about = replace(about, share=False, leading=False)
-    if group.startswith("ripple."):  # drawn together
+    if group.startswith("ripple."):  # all sets share one chart
         about = replace(about, leading=False)
     return replace(about, title=", ".join([about.title, *extra]))
 
 
-def leading_numbers(names: Sequence[str]) -> list[str]:
-    """Return the names that are drawn, the most telling first.
+def leading_metrics(names: Sequence[str]) -> list[str]:
+    """Select the metrics that get a chart, the most informative first.
 
-    Of a number that was taken in both modes only the generated one is drawn: teacher-forced values
+    Of a metric measured in both modes only the generated one gets a chart: teacher-forced values
     are upper bounds.
 
     Args:
-        names: Full names.
+        names: Full metric names.
     """
     listed = [
         name
         for name in names
-        if describe_number(name).leading
+        if describe_metric(name).leading
         and (not name.endswith("@tf") or name.removesuffix("@tf") + "@gen" not in names)
     ]
     order = list(_MEASURES)
@@ -199,6 +201,6 @@ def leading_numbers(names: Sequence[str]) -> list[str]:
     )
 
 
-def _words(name: str) -> str:
+def _to_words(name: str) -> str:
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]

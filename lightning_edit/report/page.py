@@ -1,9 +1,9 @@
-"""One self-contained HTML page of one run, or of several side by side.
+"""Self-contained HTML report of one run, or of several runs side by side.
 
-The page holds everything it needs: its style, its script, Bokeh's script as it lies in the
-installed package, and the data. It asks for nothing over a network, and a content security policy
-in it keeps every script but these from running. Texts are escaped by the template; what scripts
-read is packed, see :mod:`lightning_edit.report.payload`.
+The page embeds its style, its script, Bokeh's script from the installed package, and the data. It
+makes no network requests, and a content security policy in it blocks every other script. The
+template escapes all text; the data for the scripts is compressed, see
+:mod:`lightning_edit.report.payload`.
 """
 
 import base64
@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from lightning_edit.exceptions import ReportError
 from lightning_edit.report.cases import read_edits
-from lightning_edit.report.payload import RunCases, cut, pack
+from lightning_edit.report.payload import RunCases, pack, pack_to_fit
 from lightning_edit.report.runs import Run, as_runs, comparable
 from lightning_edit.report.series import aspects, modes, percent, seconds_per_edit
 from lightning_edit.report.story import QUESTION, facts_about, summarise_run, warnings
@@ -27,49 +27,49 @@ from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.types import Mode
 
 MAX_BYTES = 3_000_000
-"""A page is smaller than this; cases beyond stay in ``cases.jsonl``."""
+"""Size limit of a page; cases that do not fit are only in ``cases.jsonl``."""
 NEEDS = ("bokeh", "jinja2", "networkx")
 INSTALL = 'pip install "lightning-edit[report]"'
-#: Runs whose numbers are all listed; more would fill the page with tables.
-_MANY = 10
-#: Cards of one run beside others.
-_FEW = 3
+#: Runs whose metrics are all listed; more would fill the page with tables.
+_MAX_LISTED_RUNS = 10
+#: Cards of each run on a page of several runs.
+_CARDS_PER_RUN = 3
 
 
 @dataclass(frozen=True)
 class Script:
-    """A script inside the page.
+    """An inline script of the page, with its hash for the content security policy.
 
     Args:
-        text: Its source.
+        text: Its JavaScript source.
     """
 
     text: str
 
     @property
     def digest(self) -> str:
-        """Its entry in the content security policy."""
+        """The SHA-256 source expression for the content security policy."""
         hashed = base64.b64encode(hashlib.sha256(self.text.encode()).digest()).decode()
         return f"'sha256-{hashed}'"
 
 
 def missing() -> list[str]:
-    """Return the packages that the page needs and that are not installed."""
+    """Return the optional packages that the page needs but that are not installed."""
     return [name for name in NEEDS if importlib.util.find_spec(name) is None]
 
 
 def write_page(runs: Sequence[Path], out: Path) -> Path:
-    """Write the page of one run or of several.
+    """Write the HTML page of one or several runs.
 
     Args:
         runs: Folders of finished runs.
-        out: The HTML file; written whole or not at all.
+        out: The HTML file; it is written atomically.
 
     Returns:
         ``out``.
 
     Raises:
-        DataError: If a folder holds no finished run.
+        DataError: If a folder contains no finished run.
         ReportError: If a package is missing, or the file cannot be written.
     """
     if absent := missing():
@@ -77,7 +77,7 @@ def write_page(runs: Sequence[Path], out: Path) -> Path:
     listed = as_runs(list(runs))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # A lone surrogate in a record cannot be written; a question mark stands for it.
+        # A lone surrogate cannot be encoded as UTF-8; a question mark replaces it.
         write_atomic(out, _render(listed, out).encode("utf-8", "replace"))
     except OSError as error:
         raise ReportError(
@@ -87,7 +87,7 @@ def write_page(runs: Sequence[Path], out: Path) -> Path:
 
 
 def _render(runs: Sequence[Run], out: Path) -> str:
-    # Bokeh and Jinja come with an optional extra.
+    # Bokeh and Jinja are optional dependencies (the extra `report`).
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from lightning_edit.report.ripple import read_ripples
@@ -95,7 +95,9 @@ def _render(runs: Sequence[Run], out: Path) -> str:
 
     cases = [RunCases(run, read_edits(run.folder)) for run in runs]
     drawn = sections(runs, [read_ripples(run.folder) for run in runs])
-    stories = [summarise_run(e.run, e.edits, *([_FEW] if len(runs) > 1 else [])) for e in cases]
+    stories = [
+        summarise_run(e.run, e.edits, *([_CARDS_PER_RUN] if len(runs) > 1 else [])) for e in cases
+    ]
     mode: Mode = next(iter(modes(runs)), "gen")
     shown = list(dict.fromkeys(value.aspect for run in runs for value in aspects(run, mode)))
     charts = {chart.id: chart.item() for section in drawn for chart in section.charts}
@@ -113,7 +115,7 @@ def _render(runs: Sequence[Run], out: Path) -> str:
         "sections": drawn,
         "questions": QUESTION,
         "about": [(run.label, facts_about(run)) for run in runs],
-        "every": [(run.label, _every_number(run)) for run in runs[:_MANY]],
+        "every": [(run.label, _all_metrics(run)) for run in runs[:_MAX_LISTED_RUNS]],
         "sources": [(run.label, _link(run.folder / "cases.jsonl", out)) for run in runs],
         "asked": sum(len(edit.cases) for entry in cases for edit in entry.edits),
         "style": _asset("page.css"),
@@ -131,7 +133,7 @@ def _render(runs: Sequence[Run], out: Path) -> str:
     template = environment.get_template("page.html")
     most = max((len(entry.edits) for entry in cases), default=0)
     bare = template.render(values | {"cases": "", "kept": most, "cut": True})
-    packed, kept = cut(cases, MAX_BYTES - len(bare.encode("utf-8", "replace")) - 1000)
+    packed, kept = pack_to_fit(cases, MAX_BYTES - len(bare.encode("utf-8", "replace")) - 1000)
     return template.render(values | {"cases": packed, "kept": kept, "cut": kept < most})
 
 
@@ -145,7 +147,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _row(run: Run, mode: Mode, shown: Sequence[str]) -> dict[str, Any]:
-    """Return a run's line in the table of runs."""
+    """Return a run's row in the table of runs."""
     values = {value.aspect: value.after for value in aspects(run, mode)}
     return {
         "run": run,
@@ -155,7 +157,7 @@ def _row(run: Run, mode: Mode, shown: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _every_number(run: Run) -> list[tuple[str, float | None, float]]:
+def _all_metrics(run: Run) -> list[tuple[str, float | None, float]]:
     point = run.last
     if point is None:
         return []
@@ -163,10 +165,10 @@ def _every_number(run: Run) -> list[tuple[str, float | None, float]]:
 
 
 def _link(file: Path, out: Path) -> str:
-    """Return the address of a file beside the page, relative so that both can be moved."""
+    """Return a relative URL from the page to a file, so that both can be moved together."""
     try:
         path = os.path.relpath(file.resolve(), out.resolve().parent)
-    except ValueError:  # another drive
+    except ValueError:  # Windows: the file is on another drive
         return file.resolve().as_uri()
     return quote(Path(path).as_posix())
 

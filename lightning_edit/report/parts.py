@@ -1,4 +1,4 @@
-"""Parts of the page: sections, charts with their numbers, and numbers that are no curve."""
+"""Building blocks of the page: sections, charts with their data tables, scalar metrics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,22 +8,22 @@ from bokeh.embed import json_item
 
 from lightning_edit.report import charts, series
 from lightning_edit.report.drawing import Drawing
-from lightning_edit.report.names import About, describe_number
+from lightning_edit.report.names import MetricInfo, describe_metric
 from lightning_edit.report.runs import Run
 from lightning_edit.report.series import Curve
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart with everything a reader without eyes for it needs.
+    """One chart with an accessible text version: title, note and data table.
 
     Args:
-        id: Its element on the page.
+        id: Id of its HTML element.
         title: What it shows.
         note: How to read it; may be empty.
         drawing: The Bokeh figure and its legend.
-        header: Column names of its numbers.
-        rows: Its numbers.
+        header: Column names of its data table.
+        rows: Rows of its data table.
     """
 
     id: str
@@ -34,18 +34,18 @@ class Chart:
     rows: tuple[tuple[str, ...], ...]
 
     def item(self) -> Any:
-        """Return what Bokeh's script draws it from."""
+        """Return the Bokeh JSON item that BokehJS renders."""
         return json_item(self.drawing.plot)
 
 
 @dataclass(frozen=True)
-class Number:
-    """A number that is no curve.
+class ScalarMetric:
+    """A metric with one value per run, shown as a number and not as a curve.
 
     Args:
-        title: What it is.
+        title: What it measures.
         note: Its definition.
-        values: Run and value as text.
+        values: Pairs of run and formatted value.
     """
 
     title: str
@@ -55,55 +55,55 @@ class Number:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A section of the page: heading, introduction, charts and scalar metrics.
 
     Args:
-        id: Its anchor.
+        id: Its HTML anchor.
         title: Its heading.
-        intro: What it is about, in a sentence or two.
+        intro: Its introduction, one or two sentences.
         charts: Its charts.
-        numbers: What was measured once.
-        graphs: Titles of the graphs that the first chart can be changed for.
-        items: What Bokeh's script draws these from.
+        numbers: Metrics with a single value per run.
+        graphs: Titles of the graphs that can be selected in place of the first chart.
+        items: Bokeh JSON items of these graphs.
     """
 
     id: str
     title: str
     intro: str
     charts: tuple[Chart, ...] = ()
-    numbers: tuple[Number, ...] = ()
+    numbers: tuple[ScalarMetric, ...] = ()
     graphs: tuple[str, ...] = ()
     items: tuple[Any, ...] = field(default=(), repr=False)
 
 
-def labels_of(runs: Sequence[Run]) -> list[str]:
-    """Return the names of runs, which decide their colours."""
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """Return the labels of runs, in the order that sets their colours."""
     return [run.label for run in runs]
 
 
 def percent_or_dash(value: float | None) -> str:
-    """Return a share as text, and a dash for none."""
+    """Format a share as a percentage, and ``None`` as a dash."""
     return "–" if value is None else series.percent(value)
 
 
 def line_chart(
     name: str,
-    about: About,
+    info: MetricInfo,
     found: Sequence[Curve],
     x_label: str,
     order: Sequence[str] = (),
 ) -> Chart:
-    """Return a chart of lines.
+    """Build a line chart with its data table.
 
     Args:
-        name: Its element on the page.
-        about: Its title, note and kind of axis.
-        found: Its lines.
-        x_label: What runs along the x axis.
-        order: Names of all runs, which decide the colours.
+        name: Id of its HTML element.
+        info: Title, note and kind of axis.
+        found: The lines.
+        x_label: Label of the x axis.
+        order: Names of all runs; their order sets the colours.
     """
-    title, note, share, log = about.title, about.note, about.share, about.log
-    log = log and series.is_wide([y for line in found for y in line.y])
+    title, note, share, log = info.title, info.note, info.share, info.log
+    log = log and series.needs_log_axis([y for line in found for y in line.y])
     rows = tuple(
         (line.label, f"{x:g}", percent_or_dash(y) if share else f"{y:.4g}")
         for line in found
@@ -113,20 +113,20 @@ def line_chart(
     return Chart(name, title, note, plot, ("run", x_label, "value"), rows)
 
 
-def numbers_of(runs: Sequence[Run], *families: str) -> tuple[Number, ...]:
-    """Return the leading numbers of families, or one number by its full name."""
-    names = families if "/" in families[0] else series.names_of(runs, *families)
+def scalar_metrics(runs: Sequence[Run], *families: str) -> tuple[ScalarMetric, ...]:
+    """Return the leading scalar metrics of metric families, or one metric by its full name."""
+    names = families if "/" in families[0] else series.metric_names(runs, *families)
     found = []
     for full in names:
-        about = describe_number(full)
+        info = describe_metric(full)
         values = last_values(runs, full)
-        if about.leading and values:
-            shown = tuple((run, about.show(value)) for run, value in values)
-            found.append(Number(about.title, about.note, shown))
+        if info.leading and values:
+            shown = tuple((run, info.show(value)) for run, value in values)
+            found.append(ScalarMetric(info.title, info.note, shown))
     return tuple(found)
 
 
 def last_values(runs: Sequence[Run], name: str) -> list[tuple[str, float]]:
-    """Return a number at the last evaluation of every run that has it."""
+    """Return a metric's last value for every run that has it, with the run's label."""
     found = ((run.label, series.last_value(run, name)) for run in runs)
     return [(label, value) for label, value in found if value is not None]

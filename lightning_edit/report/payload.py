@@ -1,4 +1,4 @@
-"""What the page's script reads: charts and cases, compressed and safe inside HTML."""
+"""Data payload of the page's script: charts and cases as compressed base64, safe inside HTML."""
 
 import base64
 import json
@@ -13,46 +13,46 @@ from lightning_edit.report.runs import Run
 
 @dataclass(frozen=True)
 class RunCases:
-    """A run with what was asked at its last evaluation.
+    """A run with the cases of its last evaluation.
 
     Args:
         run: The run.
-        edits: Its edits.
+        edits: Its edits with their cases.
     """
 
     run: Run
     edits: Sequence[Edit]
 
 
-def columns(runs: Sequence[RunCases], most: int | None = None) -> dict[str, Any]:
-    """Put cases into columns of numbers, every text once.
+def columns(runs: Sequence[RunCases], max_edits: int | None = None) -> dict[str, Any]:
+    """Convert cases to columns of numbers with a shared string table.
 
     Args:
         runs: Runs and their cases.
-        most: Edits to take of each run; ``None``: all.
+        max_edits: Number of edits to take from each run; ``None``: all.
 
     Returns:
-        ``texts``; ``runs``, ``kinds``, ``edits`` (run and id); and one list a column in ``rows``.
+        ``texts``; ``runs``, ``kinds``, ``edits`` (run and id); ``rows``, one list per column.
     """
     texts: dict[str, int] = {}
     kinds: dict[str, int] = {}
     edits: list[tuple[int, str]] = []
     rows: list[tuple[Any, ...]] = []
 
-    def place(text: str | None) -> int:
+    def text_index(text: str | None) -> int:
         return -1 if text is None else texts.setdefault(text, len(texts))
 
     for number, entry in enumerate(runs):
-        for edit in entry.edits[:most]:
+        for edit in entry.edits[:max_edits]:
             edits.append((number, edit.id))
             rows.extend(
                 (
                     len(edits) - 1,
                     kinds.setdefault(case.kind, len(kinds)),
-                    place(case.prompt),
-                    place(case.expected),
-                    place(case.before),
-                    place(case.now),
+                    text_index(case.prompt),
+                    text_index(case.expected),
+                    text_index(case.before),
+                    text_index(case.now),
                     _flags(case),
                     None if case.nll_change is None else round(case.nll_change, 2),
                 )
@@ -70,7 +70,7 @@ def columns(runs: Sequence[RunCases], most: int | None = None) -> dict[str, Any]
 
 
 def _flags(case: Case) -> int:
-    """Pack three answers of yes, no or unknown, and what was expected, into one number."""
+    """Encode three flags (yes, no, unknown) and the expectation as one base-3 number."""
     good, changed, right = (
         2 if answer is None else int(answer) for answer in (case.good, case.changed, case.right)
     )
@@ -78,36 +78,36 @@ def _flags(case: Case) -> int:
 
 
 def pack(value: Any) -> str:
-    """Return plain containers as text that can stand anywhere in HTML.
+    """Encode plain containers as deflated JSON in base64, safe anywhere in HTML.
 
-    Deflated JSON in base 64: a page of a thousand cases would be several megabytes without, and no
-    text in it can end a script element.
+    Without compression a page of a thousand cases would take several megabytes; base64 cannot
+    contain the end tag of a script element.
 
     Args:
-        value: Plain containers.
+        value: Plain containers (dicts, lists, numbers, strings).
     """
     data = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     return base64.b64encode(zlib.compress(data, 9)).decode()
 
 
 def unpack(text: str) -> Any:
-    """Read what :func:`pack` wrote, as the page's script does."""
+    """Decode the text of :func:`pack`, as the page's script does."""
     return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
-def cut(runs: Sequence[RunCases], room: int) -> tuple[str, int]:
-    """Pack as many edits as there is room for.
+def pack_to_fit(runs: Sequence[RunCases], max_chars: int) -> tuple[str, int]:
+    """Pack as many edits as fit into a size limit.
 
     Args:
         runs: Runs and their cases.
-        room: Characters that may be used.
+        max_chars: Size limit in characters.
 
     Returns:
-        The packed columns, and how many edits of each run are in them at most.
+        The packed columns, and the largest number of edits per run in them.
     """
-    most = max((len(entry.edits) for entry in runs), default=0)
+    max_edits = max((len(entry.edits) for entry in runs), default=0)
     packed = pack(columns(runs))
-    while len(packed) > room and most > 0:
-        most = max(0, min(most - 1, int(most * 0.97 * room / len(packed))))
-        packed = pack(columns(runs, most))
-    return packed, most
+    while len(packed) > max_chars and max_edits > 0:
+        max_edits = max(0, min(max_edits - 1, int(max_edits * 0.97 * max_chars / len(packed))))
+        packed = pack(columns(runs, max_edits))
+    return packed, max_edits

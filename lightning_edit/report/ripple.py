@@ -1,4 +1,4 @@
-"""Facts around an edit as a graph: what is drawn of ``ripple.jsonl``; torch-free."""
+"""Ripple effects of an edit as a graph of facts, read from ``ripple.jsonl``. Torch-free."""
 
 import math
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ class RippleFact:
     Args:
         edit_id: The edit.
         fact: Subject, relation and object.
-        prompt: How the model was asked.
-        distance: Steps in the knowledge graph from the edit; ``None`` where no path leads.
-        similarity: Likeness of the hidden states of fact and edit; ``None`` if not measured.
-        set: Why it was asked: near, hop_1, hop_2 or random; empty if not said.
-        change: Rise of the answer's negative log probability, nats a token; above 0 is harm.
-        right_before: Whether the pristine model knew it.
+        prompt: The prompt that asks the model for it.
+        distance: Steps from the edit in the knowledge graph; ``None`` if there is no path.
+        similarity: Similarity of the hidden states of fact and edit; ``None`` if not measured.
+        set: Set that it was drawn from: near, hop_1, hop_2 or random; empty if not recorded.
+        change: Rise of the answer's negative log-probability, nats per token; above 0 is harm.
+        right_before: Whether the pristine model gave the right answer.
         right_after: Whether the edited model does.
     """
 
@@ -43,7 +43,7 @@ class RippleFact:
 
     @property
     def outcome(self) -> str:
-        """What became of the fact, in a word."""
+        """Outcome of the fact in words: kept, lost, gained or not known before."""
         if self.right_before is None or self.right_after is None:
             return "measured"
         names = {(1, 1): "kept", (1, 0): "lost", (0, 1): "gained", (0, 0): "not known before"}
@@ -52,12 +52,12 @@ class RippleFact:
 
 @dataclass(frozen=True)
 class Node:
-    """A fact and where it stands.
+    """A graph node: a fact and its coordinates.
 
     Args:
         fact: The fact; ``None`` is the edit in the middle.
-        x: Place, -1 to 1.
-        y: Place, -1 to 1.
+        x: Coordinate, -1 to 1.
+        y: Coordinate, -1 to 1.
     """
 
     fact: RippleFact | None
@@ -67,14 +67,14 @@ class Node:
 
 @dataclass(frozen=True)
 class RippleGraph:
-    """One edit and the facts around it: each ring is one step further in the knowledge graph.
+    """Graph layout of one edit and the facts around it, on rings of knowledge-graph distance.
 
     Args:
         edit_id: The edit.
-        nodes: The edit first, then facts from the inside out.
-        links: Pairs of positions in ``nodes``: facts that share an entity.
-        rings: Distance in words and radius of each ring, from the inside out.
-        left_out: Facts that were measured and are not drawn.
+        nodes: The edit first, then the facts from the inner to the outer ring.
+        links: Edges as pairs of indices into ``nodes``: facts that share an entity.
+        rings: Distance in words and radius of each ring, the inner ring first.
+        left_out: Number of facts that were measured but are not drawn.
     """
 
     edit_id: str
@@ -85,22 +85,22 @@ class RippleGraph:
 
     @property
     def facts(self) -> list[RippleFact]:
-        """The facts that are drawn."""
+        """Facts of the graph's nodes, without the edit itself."""
         return [node.fact for node in self.nodes if node.fact is not None]
 
 
 def read_ripples(folder: Path) -> dict[str, list[RippleFact]]:
-    """Read the facts that were measured around each edit of a run.
+    """Read the ripple effects of a run: the facts measured around each edit.
 
     Args:
         folder: Folder of the run.
 
     Returns:
-        Facts by edit; where a fact was measured several times, the last time counts. Empty if the
+        Facts by edit; of a fact measured several times, the last measurement counts. Empty if the
         run measured none.
 
     Raises:
-        DataError: If a line is not one that a run writes.
+        DataError: If a line is not in the format that a run writes.
     """
     path = folder / FILE
     found: dict[str, dict[tuple[str, ...], RippleFact]] = {}
@@ -132,10 +132,10 @@ def _read(row: dict[str, Any], where: str) -> RippleFact:
 
 
 def by_distance(facts: Sequence[RippleFact]) -> dict[int, list[float]]:
-    """Return the changes of facts by their distance in the knowledge graph, ascending.
+    """Group the changes of facts by knowledge-graph distance, in ascending order.
 
     Args:
-        facts: Facts of any edits; those without a path are left out.
+        facts: Facts of any edits; facts without a path are left out.
     """
     found: dict[int, list[float]] = {}
     for fact in facts:
@@ -145,14 +145,14 @@ def by_distance(facts: Sequence[RippleFact]) -> dict[int, list[float]]:
 
 
 def lay_out(facts: Sequence[RippleFact], limit: int = 250) -> RippleGraph:
-    """Give every fact around one edit its place.
+    """Compute the ring layout (shell layout) of the facts around one edit.
 
-    Rings are distances in the knowledge graph, the outermost holds facts without a path. On a ring
-    facts stand near those that they share an entity with on the ring inside.
+    Each ring is a distance in the knowledge graph; the outermost ring has the facts without a path.
+    On a ring, facts are near those on the next inner ring that they share an entity with.
 
     Args:
         facts: Facts of one edit, at least one.
-        limit: Facts to draw: the nearest, and of one distance those that changed most.
+        limit: Number of facts to draw: the nearest first, then those that changed most.
     """
     chosen = sorted(facts, key=lambda f: (_ring(f), -abs(f.change)))[:limit]
     rings: dict[float, list[int]] = {}
@@ -170,22 +170,22 @@ def lay_out(facts: Sequence[RippleFact], limit: int = 250) -> RippleGraph:
         angles |= {p: 2 * math.pi * i / len(order) for i, p in enumerate(order)}
         shells.append(order)
         inner = order
-    # networkx leaves room outside for one more shell; the outermost is to have radius 1.
+    # networkx leaves room for one more shell; rescale so that the outermost has radius 1.
     places = nx.shell_layout(graph, nlist=shells, rotate=0, scale=len(shells) / (len(shells) - 1))
     nodes = tuple(
         Node(chosen[p - 1] if p else None, float(places[p][0]), float(places[p][1]))
         for p in range(len(chosen) + 1)
     )
     rings_at = tuple(
-        (steps(chosen[shell[0] - 1].distance), number / (len(shells) - 1))
+        (distance_words(chosen[shell[0] - 1].distance), number / (len(shells) - 1))
         for number, shell in enumerate(shells[1:], 1)
     )
     left_out = len(facts) - len(chosen)
     return RippleGraph(chosen[0].edit_id, nodes, tuple(graph.edges), rings_at, left_out)
 
 
-def steps(distance: int | None) -> str:
-    """Return a distance in words."""
+def distance_words(distance: int | None) -> str:
+    """Format a knowledge-graph distance in words."""
     if distance is None:
         return "no path"
     return f"{distance} step" + ("s" if distance != 1 else "")
@@ -196,7 +196,7 @@ def _ring(fact: RippleFact) -> float:
 
 
 def _linked(position: int, facts: Sequence[RippleFact], inner: Sequence[int]) -> list[int]:
-    """Return up to two facts of the inner ring that share an entity with a fact."""
+    """Return up to two facts of the next inner ring that share an entity with a fact."""
     subject, _, target = facts[position - 1].fact
     sharing = (p for p in inner if {subject, target} & set(facts[p - 1].fact[::2]))
     return list(islice(sharing, 2))

@@ -1,4 +1,4 @@
-"""The section on facts around the edits, and its graph."""
+"""Ripple-effect section of the page: facts around the edits as graph, curve and bars."""
 
 from collections.abc import Sequence
 
@@ -10,43 +10,49 @@ from bokeh.palettes import interp_palette
 from bokeh.plotting import from_networkx
 
 from lightning_edit.report import charts, series
-from lightning_edit.report.drawing import BESIDE, FONT, Drawing, frame, hover
-from lightning_edit.report.names import SETS, About
+from lightning_edit.report.drawing import BAR_LABEL, FONT, Drawing, frame, hover
+from lightning_edit.report.names import SETS, MetricInfo
 from lightning_edit.report.parts import (
     Chart,
     Section,
-    labels_of,
     line_chart,
-    numbers_of,
     percent_or_dash,
+    run_labels,
+    scalar_metrics,
 )
-from lightning_edit.report.ripple import RippleFact, RippleGraph, by_distance, lay_out, steps
+from lightning_edit.report.ripple import (
+    RippleFact,
+    RippleGraph,
+    by_distance,
+    distance_words,
+    lay_out,
+)
 from lightning_edit.report.runs import Run
 from lightning_edit.report.series import Curve
 
-#: Less likely than before (harm) in orange, more likely in blue, unchanged in grey.
+#: Diverging palette: orange less likely (harm), blue more likely, grey unchanged.
 CHANGE = interp_palette(("#2F6DB5", "#B9B9B9", "#D1600F"), 21)
-#: A change of as many nats a token, or more, has the full colour.
-_FULL = 5.0
-#: Edits whose graph can be chosen on the page.
-_GRAPHS = 12
-#: Facts of each that stand in the table of numbers.
-_LISTED = 10
+#: Changes of at least this size (nats per token) get the full colour.
+_SATURATION = 5.0
+#: Number of edits whose graph can be selected on the page.
+_MAX_GRAPHS = 12
+#: Facts of each edit in the data table.
+_MAX_LISTED = 10
 
 
 def ripple_section(
     runs: Sequence[Run], ripples: Sequence[dict[str, list[RippleFact]]]
 ) -> Section | None:
-    """Return the section, or ``None`` if no run measured ripples.
+    """Build the ripple-effect section; return ``None`` if no run measured ripple effects.
 
     Args:
         runs: The runs.
-        ripples: For each run its facts around edits.
+        ripples: For each run, the facts around its edits.
     """
     first = next((found for found in ripples if found), None)
     if first is None:
         return None
-    moved = sorted(first, key=lambda e: -max(abs(fact.change) for fact in first[e]))[:_GRAPHS]
+    moved = sorted(first, key=lambda e: -max(abs(fact.change) for fact in first[e]))[:_MAX_GRAPHS]
     graphs = [lay_out(first[edit]) for edit in moved]
     drawn = [
         Chart(
@@ -71,7 +77,9 @@ def ripple_section(
         note = "Rise of the right answer's negative log probability, nats a token; above 0 is harm."
         x_label = "steps in the knowledge graph"
         drawn.append(
-            line_chart("ripple-distance", About(title, note), curves, x_label, labels_of(runs))
+            line_chart(
+                "ripple-distance", MetricInfo(title, note), curves, x_label, run_labels(runs)
+            )
         )
     harmed = [(run.label, shares) for run in runs if (shares := series.harmed_facts(run, SETS))]
     if harmed:
@@ -81,7 +89,7 @@ def ripple_section(
             for value in values
         )
         note = "Facts whose probability fell below half, unless the run set another bound."
-        plot = charts.aspect_bars(harmed, labels_of(runs), "facts")
+        plot = charts.aspect_bars(harmed, run_labels(runs), "facts")
         header = ("run", "where", "harmed", "facts")
         drawn.append(Chart("ripple-harmed", "Facts harmed", note, plot, header, rows))
     return Section(
@@ -90,7 +98,7 @@ def ripple_section(
         "Facts near an edit in the knowledge graph, and facts far from it that the model holds "
         "close by, may change with it.",
         tuple(drawn),
-        numbers_of(runs, "ripple"),
+        scalar_metrics(runs, "ripple"),
         tuple(moved),
         tuple(json_item(draw_graph(graph).plot) for graph in graphs),
     )
@@ -103,7 +111,7 @@ def _left_out(graphs: Sequence[RippleGraph]) -> str:
 
 
 def _graph_rows(graph: RippleGraph) -> list[tuple[str, ...]]:
-    facts = sorted(graph.facts, key=lambda fact: -abs(fact.change))[:_LISTED]
+    facts = sorted(graph.facts, key=lambda fact: -abs(fact.change))[:_MAX_LISTED]
     return [
         (
             graph.edit_id,
@@ -117,10 +125,10 @@ def _graph_rows(graph: RippleGraph) -> list[tuple[str, ...]]:
 
 
 def draw_graph(graph: RippleGraph) -> Drawing:
-    """Draw the facts around an edit: rings are distances in the knowledge graph.
+    """Draw the ripple graph of one edit with Bokeh; rings are knowledge-graph distances.
 
     Args:
-        graph: Facts with their places.
+        graph: Layout of the facts.
     """
     plot = frame(
         height=430,
@@ -133,7 +141,7 @@ def draw_graph(graph: RippleGraph) -> Drawing:
     plot.grid.visible = False
     for label, radius in graph.rings:
         plot.circle(0, 0, radius=radius, fill_color=None, line_color="#888888", line_alpha=0.25)
-        plot.text([0], [radius], text=[label], text_align="center", **BESIDE | {"y_offset": -14})
+        plot.text([0], [radius], text=[label], text_align="center", **BAR_LABEL | {"y_offset": -14})
     net = nx.Graph()
     for number, node in enumerate(graph.nodes):
         fact = node.fact
@@ -142,19 +150,21 @@ def draw_graph(graph: RippleGraph) -> Drawing:
             change=0.0 if fact is None else fact.change,
             fact=graph.edit_id if fact is None else " – ".join(fact.fact),
             prompt="the edit itself" if fact is None else fact.prompt,
-            distance="0" if fact is None else steps(fact.distance),
-            likeness="" if fact is None or fact.similarity is None else f"{fact.similarity:.2f}",
+            distance="0" if fact is None else distance_words(fact.distance),
+            similarity="" if fact is None or fact.similarity is None else f"{fact.similarity:.2f}",
             outcome="edited" if fact is None else fact.outcome,
             marker="square" if fact is not None and fact.set == "near" else "circle",
             rim=3.0 if fact is None else 0.8,
-            size=18 if fact is None else 9 + 3 * min(abs(fact.change), _FULL) / _FULL * 2,
+            size=18
+            if fact is None
+            else 9 + 3 * min(abs(fact.change), _SATURATION) / _SATURATION * 2,
         )
     net.add_edges_from(graph.links)
     places: dict[int | str, Sequence[float]] = {
         number: (node.x, node.y) for number, node in enumerate(graph.nodes)
     }
     drawn = from_networkx(net, places)
-    mapper = LinearColorMapper(palette=CHANGE, low=-_FULL, high=_FULL)
+    mapper = LinearColorMapper(palette=CHANGE, low=-_SATURATION, high=_SATURATION)
     drawn.node_renderer.glyph.update(
         size="size",
         marker="marker",
@@ -168,7 +178,7 @@ def draw_graph(graph: RippleGraph) -> Drawing:
         ("", "@fact"),
         ("asked", "@prompt"),
         ("distance", "@distance"),
-        ("likeness in hidden space", "@likeness"),
+        ("similarity in hidden space", "@similarity"),
         ("change", "@change{+0.00} nats"),
         ("", "@outcome"),
     ]

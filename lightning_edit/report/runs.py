@@ -1,4 +1,4 @@
-"""Runs as a report takes them: read from their folders and told apart by name. Torch-free."""
+"""Finished runs for a report: read from run folders and labelled uniquely. Torch-free."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from lightning_edit.storage.results import read_results
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, and what it is called beside others.
+    """A finished run with its label in charts and tables.
 
     Args:
-        folder: Where it is kept.
-        label: Its name in legends.
+        folder: The run folder.
+        label: Its unique name in legends and tables.
         results: The content of its ``results.json``.
     """
 
@@ -35,12 +35,12 @@ class Run:
 
     @property
     def edits(self) -> int:
-        """Requests of the stream."""
+        """Number of edits in the run."""
         return int(self.results["timing"].get("edits", 0))
 
     @property
     def points(self) -> list[Mapping[str, Any]]:
-        """Evaluation points after at least one edit, in order."""
+        """Evaluation points after at least one edit, in order of edits."""
         return [point for point in self.results["points"] if point["after"] > 0]
 
     @property
@@ -54,16 +54,16 @@ RunsLike: TypeAlias = Run | Path | str | Sequence[Run | Path | str]
 
 
 def as_runs(runs: RunsLike) -> list[Run]:
-    """Read runs and give them names that tell them apart.
+    """Read runs from disk and give each a unique label.
 
     Args:
-        runs: Runs, folders of runs or their ``results.json``; one, or several.
+        runs: One or several of: a run, a run folder, a ``results.json``.
 
     Returns:
         Runs in the given order.
 
     Raises:
-        DataError: If a folder holds no finished run.
+        DataError: If a folder contains no finished run.
     """
     listed = [runs] if isinstance(runs, Run | Path | str) else list(runs)
     read = []
@@ -78,7 +78,7 @@ def as_runs(runs: RunsLike) -> list[Run]:
 
 
 def _with_labels(runs: Sequence[Run]) -> list[Run]:
-    """Name runs by the first of these that tells all apart: editor, protocol, edits, folder."""
+    """Label runs by the first scheme that is unique: editor, protocol, edits, folder, number."""
     candidates = [
         [run.editor for run in runs],
         [f"{run.editor}, {run.results['protocol']}" for run in runs],
@@ -94,10 +94,10 @@ def _with_labels(runs: Sequence[Run]) -> list[Run]:
 
 
 def comparable(runs: Sequence[Run]) -> list[str]:
-    """Name what differs between runs besides the editor: model, data or protocol.
+    """List the settings other than the editor that differ between runs: model, data, protocol.
 
     Returns:
-        Empty if their numbers may be put side by side.
+        An empty list if the metrics of the runs can be compared.
     """
     keys = {
         "language model": [run.results["language_model"]["hash"] for run in runs],

@@ -1,18 +1,18 @@
-"""Which charts a page has: what the runs measured decides; nothing measured, nothing drawn."""
+"""Sections and charts of the page, chosen by the metrics that the runs contain."""
 
 from collections.abc import Callable, Sequence
 
 from lightning_edit.report import charts, series
-from lightning_edit.report.names import About, describe_number, leading_numbers
+from lightning_edit.report.names import MetricInfo, describe_metric, leading_metrics
 from lightning_edit.report.parts import (
     Chart,
-    Number,
+    ScalarMetric,
     Section,
-    labels_of,
     last_values,
     line_chart,
-    numbers_of,
     percent_or_dash,
+    run_labels,
+    scalar_metrics,
 )
 from lightning_edit.report.ripple import RippleFact
 from lightning_edit.report.ripple_section import ripple_section
@@ -20,7 +20,7 @@ from lightning_edit.report.runs import Run
 from lightning_edit.report.series import AspectValue, Curve
 from lightning_edit.types import Mode
 
-_NOTE = {"gen": "", "tf": "Each token is asked after the right ones before it."}
+_NOTE = {"gen": "", "tf": "Each answer token is predicted given the right tokens before it."}
 MODE = {
     "gen": "Answers the model writes by itself",
     "tf": "Teacher forced",
@@ -28,19 +28,19 @@ MODE = {
 
 
 def sections(runs: Sequence[Run], ripples: Sequence[dict[str, list[RippleFact]]]) -> list[Section]:
-    """Return the sections that the runs have numbers for.
+    """Build every section of the page that the runs have metrics for.
 
     Args:
         runs: The runs.
-        ripples: For each run its facts around edits, see
+        ripples: For each run, the facts around its edits, see
             :func:`~lightning_edit.report.ripple.read_ripples`.
     """
     found = [
-        _aspects(runs),
-        _tradeoff(runs),
-        _curves(runs),
+        _aspect_section(runs),
+        _tradeoff_section(runs),
+        _curve_section(runs),
         ripple_section(runs, ripples),
-        _measured(
+        _family_section(
             runs,
             "drift",
             "Drift and collapse",
@@ -49,7 +49,7 @@ def sections(runs: Sequence[Run], ripples: Sequence[dict[str, list[RippleFact]]]
             "drift",
             "collapse",
         ),
-        _measured(
+        _family_section(
             runs,
             "leaks",
             "Where the new answer leaks",
@@ -57,7 +57,7 @@ def sections(runs: Sequence[Run], ripples: Sequence[dict[str, list[RippleFact]]]
             "learned too well gives it there as well.",
             "overfitting",
         ),
-        _efficiency(runs),
+        _efficiency_section(runs),
     ]
     return [section for section in found if section is not None]
 
@@ -67,14 +67,14 @@ def _aspect_row(run: str, value: AspectValue) -> tuple[str, ...]:
     return (run, value.aspect, value.measure, *shares, str(value.n))
 
 
-def _aspects(runs: Sequence[Run]) -> Section | None:
+def _aspect_section(runs: Sequence[Run]) -> Section | None:
     drawn = []
     for mode in series.modes(runs):
         named = [(run.label, series.aspects(run, mode)) for run in runs]
         named = [(name, values) for name, values in named if values]
         rows = [_aspect_row(name, value) for name, values in named for value in values]
         header = ("run", "aspect", "measure", "before", "after", "requests")
-        plot = charts.aspect_bars(named, labels_of(runs))
+        plot = charts.aspect_bars(named, run_labels(runs))
         drawn.append(Chart(f"aspects-{mode}", MODE[mode], _NOTE[mode], plot, header, tuple(rows)))
     if not drawn:
         return None
@@ -88,7 +88,7 @@ def _aspects(runs: Sequence[Run]) -> Section | None:
     )
 
 
-def _tradeoff(runs: Sequence[Run]) -> Section | None:
+def _tradeoff_section(runs: Sequence[Run]) -> Section | None:
     if len(runs) < 2:
         return None
     drawn = []
@@ -100,7 +100,7 @@ def _tradeoff(runs: Sequence[Run]) -> Section | None:
                 for p in points
             )
             header = ("run", "reliability", "locality", "requests")
-            plot = charts.tradeoff(points, labels_of(runs))
+            plot = charts.tradeoff(points, run_labels(runs))
             drawn.append(Chart(f"tradeoff-{mode}", MODE[mode], _NOTE[mode], plot, header, rows))
     if not drawn:
         return None
@@ -113,7 +113,7 @@ def _tradeoff(runs: Sequence[Run]) -> Section | None:
     )
 
 
-def _curves(runs: Sequence[Run]) -> Section | None:
+def _curve_section(runs: Sequence[Run]) -> Section | None:
     drawn = []
     kinds: list[tuple[str, str, Callable[[Sequence[Run], str], list[Curve]]]] = [
         ("sequence", "edits written, one after the other", series.sequence_curves),
@@ -122,40 +122,40 @@ def _curves(runs: Sequence[Run]) -> Section | None:
     mode: Mode = next(iter(series.modes(runs)), "gen")
     for kind, label, take in kinds:
         for aspect in series.ASPECTS:
-            found = take(runs, series.leading(aspect, mode))
+            found = take(runs, series.leading_metric(aspect, mode))
             if found:
-                about = About(aspect.capitalize(), share=True)
-                drawn.append(line_chart(f"{kind}-{aspect}", about, found, label, labels_of(runs)))
+                info = MetricInfo(aspect.capitalize(), share=True)
+                drawn.append(line_chart(f"{kind}-{aspect}", info, found, label, run_labels(runs)))
     if not drawn:
         return None
     return Section(
         "curves",
         "Over the number of edits",
-        f"All edits written so far are asked again at each mark. {MODE[mode]}.",
+        f"All edits written so far are evaluated again at each point. {MODE[mode]}.",
         tuple(drawn),
     )
 
 
-def _measured(
+def _family_section(
     runs: Sequence[Run], name: str, title: str, intro: str, *families: str
 ) -> Section | None:
     drawn: list[Chart] = []
-    numbers: list[Number] = []
-    for number, full in enumerate(leading_numbers(series.names_of(runs, *families))):
-        about = describe_number(full)
+    numbers: list[ScalarMetric] = []
+    for number, full in enumerate(leading_metrics(series.metric_names(runs, *families))):
+        info = describe_metric(full)
         if found := series.sequence_curves(runs, full, pristine=True):
             place, label = f"{name}-{number}", "edits written"
-            drawn.append(line_chart(place, about, found, label, labels_of(runs)))
+            drawn.append(line_chart(place, info, found, label, run_labels(runs)))
         else:
-            numbers += numbers_of(runs, full)
+            numbers += scalar_metrics(runs, full)
     if not drawn and not numbers:
         return None
     return Section(name, title, intro, tuple(drawn), tuple(numbers))
 
 
-def _efficiency(runs: Sequence[Run]) -> Section | None:
+def _efficiency_section(runs: Sequence[Run]) -> Section | None:
     drawn: list[Chart] = []
-    numbers: list[Number] = []
+    numbers: list[ScalarMetric] = []
     staged = [(run.label, stages) for run in runs if (stages := series.stage_seconds(run))]
     if staged:
         parts = tuple((run, part, f"{s:.4g}") for run, found in staged for part, s in found.items())
@@ -163,16 +163,16 @@ def _efficiency(runs: Sequence[Run]) -> Section | None:
         plot = charts.stacked(staged, "seconds")
         names = ("run", "stage", "seconds")
         drawn.append(Chart("efficiency-stages", title, note, plot, names, parts))
-    for number, (about, values) in enumerate(_costs(runs, bool(staged))):
+    for number, (info, values) in enumerate(_costs(runs, bool(staged))):
         if len(values) < 2:
-            shown = tuple((name, about.show(value)) for name, value in values)
-            numbers.append(Number(about.title, about.note, shown))
+            shown = tuple((name, info.show(value)) for name, value in values)
+            numbers.append(ScalarMetric(info.title, info.note, shown))
             continue
-        rows = tuple((name, about.show(value)) for name, value in values)
-        told = [(name, value, about.show(value)) for name, value in values]
-        plot = charts.bars(told, about.unit or "value", labels_of(runs))
-        header = ("run", about.unit or "value")
-        drawn.append(Chart(f"efficiency-{number}", about.title, about.note, plot, header, rows))
+        rows = tuple((name, info.show(value)) for name, value in values)
+        labelled = [(name, value, info.show(value)) for name, value in values]
+        plot = charts.bars(labelled, info.unit or "value", run_labels(runs))
+        header = ("run", info.unit or "value")
+        drawn.append(Chart(f"efficiency-{number}", info.title, info.note, plot, header, rows))
     if not drawn and not numbers:
         return None
     return Section(
@@ -184,12 +184,12 @@ def _efficiency(runs: Sequence[Run]) -> Section | None:
     )
 
 
-def _costs(runs: Sequence[Run], staged: bool) -> list[tuple[About, list[tuple[str, float]]]]:
-    """Return what is drawn of the costs: total time, and what was measured beside it."""
+def _costs(runs: Sequence[Run], staged: bool) -> list[tuple[MetricInfo, list[tuple[str, float]]]]:
+    """Return the cost metrics to draw: total time, and memory and size where measured."""
     times = [(run.label, t) for run in runs if (t := series.seconds_per_edit(run)) is not None]
-    found = [] if staged or not times else [(describe_number("efficiency/seconds"), times)]
-    for full in series.names_of(runs, "efficiency"):
+    found = [] if staged or not times else [(describe_metric("efficiency/seconds"), times)]
+    for full in series.metric_names(runs, "efficiency"):
         if not full.endswith("seconds"):
-            about = describe_number(full)
-            found += [(about, last_values(runs, full))] if about.leading else []
+            info = describe_metric(full)
+            found += [(info, last_values(runs, full))] if info.leading else []
     return found

@@ -1,6 +1,6 @@
-"""What the charts show: names, values and numbers of requests, taken out of ``results.json``.
+"""Data series of the charts, extracted from ``results.json``: aspects, curves, trade-offs.
 
-The page and the figures for papers draw the same series. Nothing here imports torch or a plotting
+The HTML page and the paper figures draw the same series. Nothing here imports torch or a plotting
 library.
 """
 
@@ -13,22 +13,22 @@ from lightning_edit.report.runs import Run
 from lightning_edit.types import Mode
 
 ASPECTS = ("reliability", "generalization", "locality", "portability", "known")
-"""What is drawn, in this order."""
-#: The measure that stands for an aspect; the others have ``em``.
+"""Aspects to draw, in this order."""
+#: The leading measure of an aspect; the other aspects use ``em``.
 LEADING: Mapping[str, str] = {"locality": "kept"}
 MODES: tuple[Mode, ...] = ("gen", "tf")
 
 
 @dataclass(frozen=True)
 class AspectValue:
-    """One aspect of one run at its last evaluation.
+    """The leading measure of one aspect at a run's last evaluation.
 
     Args:
-        aspect: Its name.
+        aspect: Name of the aspect.
         measure: Name of the measure, without mode.
         before: Value on the pristine model; ``None`` where it is not defined, as for ``kept``.
         after: Value on the edited model, a share.
-        n: Requests behind it.
+        n: Number of requests behind the value.
     """
 
     aspect: str
@@ -40,12 +40,12 @@ class AspectValue:
 
 @dataclass(frozen=True)
 class Curve:
-    """One number over the course of a run, or over runs of one editor.
+    """One metric over the number of edits: within a run, or across runs of one editor.
 
     Args:
-        label: Which run or editor.
-        x: Edits in force, ascending.
-        y: The number after so many edits.
+        label: Label of the run or editor.
+        x: Numbers of edits in force, ascending.
+        y: Value of the metric after each number of edits.
     """
 
     label: str
@@ -55,13 +55,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """Success against damage of one run, both shares.
+    """Trade-off of one run: reliability against locality, both as shares.
 
     Args:
-        label: Which run.
+        label: Label of the run.
         success: ``reliability`` of the last evaluation.
         locality: ``locality`` of the last evaluation.
-        n: Requests behind it.
+        n: Number of requests behind the values.
     """
 
     label: str
@@ -70,18 +70,18 @@ class Tradeoff:
     n: int
 
 
-def leading(aspect: str, mode: Mode) -> str:
-    """Return the name of the number that stands for an aspect."""
+def leading_metric(aspect: str, mode: Mode) -> str:
+    """Return the full name of an aspect's leading metric."""
     return f"{aspect}/{LEADING.get(aspect, 'em')}@{mode}"
 
 
 def modes(runs: Sequence[Run]) -> list[Mode]:
-    """Return the modes in which any run was scored, generation first."""
+    """Return the scoring modes of the runs: generation first, then teacher forcing."""
     return [mode for mode in MODES if any(aspects(run, mode) for run in runs)]
 
 
 def aspects(run: Run, mode: Mode) -> list[AspectValue]:
-    """Return every aspect of a run's last evaluation that was measured.
+    """Return the leading measure of every aspect in a run's last evaluation.
 
     Args:
         run: The run.
@@ -92,7 +92,7 @@ def aspects(run: Run, mode: Mode) -> list[AspectValue]:
         return []
     found = []
     for aspect in ASPECTS:
-        name = leading(aspect, mode)
+        name = leading_metric(aspect, mode)
         if name in point["metrics"]:
             found.append(
                 AspectValue(
@@ -107,12 +107,12 @@ def aspects(run: Run, mode: Mode) -> list[AspectValue]:
 
 
 def curve(run: Run, name: str, pristine: bool = False) -> Curve | None:
-    """Return one number over a run's evaluations; ``None`` if it has fewer than two.
+    """Return the curve of one metric over a run; ``None`` with fewer than two evaluations.
 
     Args:
         run: The run.
-        name: Full name of the number.
-        pristine: Whether the value before the first edit stands before them.
+        name: Full name of the metric.
+        pristine: Whether the curve starts with the value before the first edit.
     """
     measured = [
         (int(point["after"]), float(point["metrics"][name]))
@@ -125,23 +125,23 @@ def curve(run: Run, name: str, pristine: bool = False) -> Curve | None:
 
 
 def sequence_curves(runs: Sequence[Run], name: str, pristine: bool = False) -> list[Curve]:
-    """Return a number over the course of every run that was evaluated several times.
+    """Return a metric's curve over the edit sequence of every run with several evaluations.
 
     Args:
         runs: The runs.
-        name: Full name of the number.
-        pristine: Whether the value before the first edit counts too.
+        name: Full name of the metric.
+        pristine: Whether each curve starts with the value before the first edit.
     """
     found = (curve(run, name, pristine) for run in runs)
     return [line for line in found if line is not None]
 
 
 def batch_curves(runs: Sequence[Run], name: str) -> list[Curve]:
-    """Return a number over the size of the batch, one line an editor.
+    """Return a metric's curves over the batch size, one curve per editor.
 
     Args:
-        runs: Only runs of the protocol ``batch`` count; an editor needs two of different sizes.
-        name: Full name of the number.
+        runs: Only runs of protocol ``batch`` count; an editor needs two runs of different sizes.
+        name: Full name of the metric.
     """
     sizes: dict[str, dict[int, float]] = {}
     for run in runs:
@@ -155,12 +155,12 @@ def batch_curves(runs: Sequence[Run], name: str) -> list[Curve]:
     ]
 
 
-def names_of(runs: Sequence[Run], *families: str) -> list[str]:
-    """Return the names that belong to one of the families, in the order they are met.
+def metric_names(runs: Sequence[Run], *families: str) -> list[str]:
+    """Return the metric names that belong to one of the families, in order of appearance.
 
     Args:
-        runs: Where to look.
-        *families: What stands before the first ``/`` or ``.`` of a name, such as ``drift``.
+        runs: Runs to search.
+        *families: Prefixes of metric names before the first ``/`` or ``.``, such as ``drift``.
     """
     found = (
         name
@@ -173,7 +173,7 @@ def names_of(runs: Sequence[Run], *families: str) -> list[str]:
 
 
 def last_value(run: Run, name: str) -> float | None:
-    """Return a number's value at the last evaluation that has it."""
+    """Return a metric's value at the last evaluation that has it."""
     for point in reversed(run.points):
         if name in point["metrics"]:
             return float(point["metrics"][name])
@@ -181,7 +181,7 @@ def last_value(run: Run, name: str) -> float | None:
 
 
 def tradeoffs(runs: Sequence[Run], mode: Mode) -> list[Tradeoff]:
-    """Return success and locality of every run that has both."""
+    """Return the trade-off of reliability and locality for every run that has both."""
     found = []
     for run in runs:
         values = {value.aspect: value for value in aspects(run, mode)}
@@ -192,7 +192,7 @@ def tradeoffs(runs: Sequence[Run], mode: Mode) -> list[Tradeoff]:
 
 
 def seconds_per_edit(run: Run) -> float | None:
-    """Return the time of an edit without its evaluation, in seconds, if it was taken."""
+    """Return the mean seconds per edit without evaluation; ``None`` if not measured."""
     timing = run.results["timing"]
     if not timing.get("edits") or "edit_seconds" not in timing:
         return None
@@ -200,9 +200,9 @@ def seconds_per_edit(run: Run) -> float | None:
 
 
 def stage_seconds(run: Run) -> dict[str, float]:
-    """Return the seconds of an edit by stage, scoring left out; empty if not measured."""
+    """Return the seconds per edit by stage, without scoring; empty if not measured."""
     found = {}
-    for name in names_of([run], "efficiency"):
+    for name in metric_names([run], "efficiency"):
         stage = name.removeprefix("efficiency/").removesuffix("_seconds")
         if name.endswith("_seconds") and stage not in ("evaluate", "measure"):
             found[stage] = last_value(run, name) or 0.0
@@ -210,11 +210,11 @@ def stage_seconds(run: Run) -> dict[str, float]:
 
 
 def harmed_facts(run: Run, sets: Mapping[str, str]) -> list[AspectValue]:
-    """Return the share of facts around the edits that were harmed, by set.
+    """Return the share of facts around the edits that were harmed (ripple effects), by set.
 
     Args:
         run: The run.
-        sets: Words for the sets, by the name that stands in ``ripple.<set>/…``.
+        sets: Display names of the sets, by the name in ``ripple.<set>/…``.
     """
     found = []
     for name, words in sets.items():
@@ -226,11 +226,11 @@ def harmed_facts(run: Run, sets: Mapping[str, str]) -> list[AspectValue]:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Return a share as text; everything and nothing are never the work of rounding.
+    """Format a share as a percentage that never rounds to exactly 0 % or 100 %.
 
     Args:
-        share: 0 to 1.
-        digits: Digits behind the point.
+        share: A share between 0 and 1.
+        digits: Digits after the decimal point.
 
     Example:
         >>> percent(0.9999), percent(1.0), percent(0.004, digits=0)
@@ -241,7 +241,7 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{shown:.{digits}f}%"
 
 
-def is_wide(values: Sequence[float]) -> bool:
-    """Say whether positive values span so much that only a logarithmic axis shows them all."""
+def needs_log_axis(values: Sequence[float]) -> bool:
+    """Return whether all values are positive and span over two decades: use a log axis."""
     positive = [value for value in values if value > 0]
     return len(positive) == len(values) and math.log10(max(values) / min(values)) > 2

@@ -1,4 +1,4 @@
-"""What a person wants to see first: what was edited and whether it held, as sentences.
+"""Plain-language summary of a run: what was edited and whether it held, in sentences.
 
 Nothing here imports torch.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from lightning_edit.report.cases import Case, Edit
 from lightning_edit.report.runs import Run
 
-#: Each aspect as the question that it answers.
+#: Each aspect as a question to a reader.
 QUESTION = {
     "reliability": "Does the edited model give the new answer to the edited question?",
     "generalization": "Does it give the new answer when the question is worded otherwise?",
@@ -18,7 +18,7 @@ QUESTION = {
     "portability": "Does it draw the consequences of the edit?",
     "known": "Does it still know facts that have nothing to do with the edit?",
 }
-_NAME = {
+_COUNT_WORDS = {
     "reliability": ("edit holds", "edits hold"),
     "generalization": ("rewording gets the new answer", "rewordings get the new answer"),
     "locality": (
@@ -28,22 +28,22 @@ _NAME = {
     "portability": ("consequence is drawn", "consequences are drawn"),
     "known": ("unrelated fact is still known", "unrelated facts are still known"),
 }
-_HOW = {
+_PROTOCOL_WORDS = {
     "single": "each alone on the pristine model",
     "batch": "all at once",
     "sequential": "one after the other",
 }
-_MOST = 6
+_MAX_CARDS = 6
 
 
 @dataclass(frozen=True)
 class Count:
-    """How many questions of an aspect went as they should.
+    """Count of an aspect's probes that went as expected.
 
     Args:
-        aspect: Its name.
-        good: Questions that did.
-        of: All that were asked.
+        aspect: Name of the aspect.
+        good: Number of probes that went as expected.
+        of: Number of probes measured.
     """
 
     aspect: str
@@ -52,24 +52,24 @@ class Count:
 
     @property
     def share(self) -> float:
-        """``good`` out of ``of``."""
+        """Share of probes that went as expected."""
         return self.good / self.of
 
     @property
     def words(self) -> str:
-        """What the number counts."""
-        return _NAME[self.aspect][self.of != 1]
+        """Noun phrase for the counted probes, singular or plural."""
+        return _COUNT_WORDS[self.aspect][self.of != 1]
 
 
 @dataclass(frozen=True)
 class Card:
-    """One edit in sentences.
+    """Card of one edit: its prompt, counts by aspect and worst side effect.
 
     Args:
-        edit: The edit with its questions.
-        itself: Its own question.
-        counts: What became of its other questions, by aspect.
-        worst: The question that should have stayed as it was and moved most.
+        edit: The edit with its probes.
+        itself: Its reliability probe.
+        counts: Counts of its other probes, by aspect.
+        worst: The probe that should be unchanged and changed most.
     """
 
     edit: Edit
@@ -80,16 +80,16 @@ class Card:
 
 @dataclass(frozen=True)
 class Story:
-    """The first screen of one run.
+    """First screen of the page for one run: lead sentence, summary, counts and cards.
 
     Args:
         run: The run.
-        lead: One sentence: what was done.
-        summary: Whether it held and what else moved; empty if no case was kept.
-        counts: What held, by aspect.
-        cards: Some edits.
-        choice: Which edits those are.
-        generated: Whether texts were generated, or only token choices compared.
+        lead: One sentence on what the run did.
+        summary: Whether the edits held and what else changed; empty if the run kept no cases.
+        counts: Counts of the probes that went as expected, by aspect.
+        cards: Cards of selected edits.
+        choice: How these edits were selected.
+        generated: Whether texts were generated; otherwise the scores are teacher-forced only.
     """
 
     run: Run
@@ -101,13 +101,13 @@ class Story:
     generated: bool
 
 
-def summarise_run(run: Run, edits: Sequence[Edit], most: int = _MOST) -> Story:
-    """Put a run into sentences.
+def summarise_run(run: Run, edits: Sequence[Edit], most: int = _MAX_CARDS) -> Story:
+    """Summarise a run in sentences, with cards of selected edits.
 
     Args:
         run: The run.
-        edits: Its edits with their questions at the last evaluation.
-        most: Edits to show.
+        edits: Its edits with their probes at the last evaluation.
+        most: Number of cards.
     """
     chosen, choice = _choose(edits, most)
     cards = [
@@ -148,14 +148,14 @@ def _summary(counts: Sequence[Count], generated: bool) -> str:
 
 
 def lead(run: Run, edits: int) -> str:
-    """Say in one sentence what a run did.
+    """Describe in one sentence what a run did: editor, edits, model, protocol.
 
     Args:
         run: The run.
-        edits: How many edits were evaluated at its end.
+        edits: Number of edits at its last evaluation.
     """
     protocol = run.results["protocol"]
-    how = _HOW[protocol]
+    how = _PROTOCOL_WORDS[protocol]
     if protocol == "sequential" and run.results["batch_size"] > 1:
         how = f"in batches of {run.results['batch_size']}, one after the other"
     noun = "fact" if edits == 1 else "facts"
@@ -173,7 +173,7 @@ def _counts(edits: Sequence[Edit]) -> tuple[Count, ...]:
 
 
 def _choose(edits: Sequence[Edit], most: int) -> tuple[list[Edit], str]:
-    """Pick the first edits and those with the largest side effects."""
+    """Select the first edits and those that failed or have the most side effects."""
     if len(edits) <= most:
         return list(edits), ""
     half = (most + 1) // 2
@@ -189,7 +189,7 @@ def _choose(edits: Sequence[Edit], most: int) -> tuple[list[Edit], str]:
 
 
 def warnings(run: Run) -> list[str]:
-    """Say what happened to a run that a reader must know: rollbacks, and an early end.
+    """Describe rollbacks and early stops of a run as warnings.
 
     Args:
         run: The run.
@@ -207,7 +207,7 @@ def warnings(run: Run) -> list[str]:
 
 
 def facts_about(run: Run) -> list[tuple[str, str]]:
-    """List how a run was made, for readers who want to repeat it."""
+    """List the settings to reproduce a run: editor, model, data, protocol, seed, versions."""
     results = run.results
     data, model = results["data"], results["language_model"]
     listed = [

@@ -1,6 +1,6 @@
-"""Plots of sweeps, trade-offs and causal tracing; needs matplotlib, the extra ``plot``.
+"""Matplotlib plots of layer sweeps, trade-offs and causal tracing; needs the extra ``plot``.
 
-Matplotlib's object interface draws without a display and leaves no state behind.
+Matplotlib's object-oriented interface needs no display and leaves no global state.
 """
 
 import importlib.util
@@ -15,45 +15,45 @@ from lightning_edit.storage.atomic import write_atomic, write_error
 
 INSTALL = 'pip install "lightning-edit[plot]"'
 FORMATS = ("png", "pdf", "svg")
-#: Colour-blind safe (Okabe and Ito), in the order of the aspects, the score last.
+#: Colour-blind-safe palette (Okabe and Ito), in the order of the aspects; the score is last.
 _COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#000000")
 _MAPS = {"hidden": "Purples", "mlp": "Greens", "attention": "Reds"}
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Refuse formats that are not known before any work is done.
+    """Check the figure formats before any work is done.
 
     Args:
-        formats: Such as ``png``.
+        formats: File formats, such as ``png``.
 
     Raises:
-        ConfigError: If one is none of :data:`FORMATS`.
+        ConfigError: If one of them is not in :data:`FORMATS`.
     """
     if unknown := [one for one in formats if one not in FORMATS]:
         raise ConfigError(f"--figures knows {', '.join(FORMATS)}; got {unknown[0]!r}")
 
 
 def available() -> bool:
-    """Return whether matplotlib is installed; say on the terminal how to get it if it is not."""
+    """Return whether Matplotlib is installed; if not, print how to install it."""
     found = importlib.util.find_spec("matplotlib") is not None
     if not found:
-        sys.stderr.write(f"No plot: matplotlib is not installed. For it: {INSTALL}\n")
+        sys.stderr.write(f"No plot: Matplotlib is not installed. Install it with: {INSTALL}\n")
     return found
 
 
 def save(figure: Any, stem: Path, formats: Sequence[str]) -> list[Path]:
-    """Write a figure, each file whole or not at all.
+    """Save a figure in several formats, each file atomically.
 
     Args:
-        figure: A matplotlib figure.
-        stem: Path without the ending.
-        formats: Endings.
+        figure: A Matplotlib figure.
+        stem: Path without the extension.
+        formats: File extensions.
 
     Returns:
-        The files.
+        The paths of the files.
 
     Raises:
-        LedgerWriteError: If the disk refuses.
+        LedgerWriteError: If a file cannot be written.
     """
     paths = []
     for ending in formats:
@@ -77,20 +77,20 @@ def quality_over_layers(
     best: int,
     title: str,
 ) -> Any:
-    """Draw each aspect and the score over the edited layers.
+    """Plot a layer sweep: each aspect and the score over the edited layers.
 
     Args:
-        layers: The choices, in the order in which they are drawn.
-        means: By aspect, one value a choice.
+        layers: The choices of layers, in plotting order.
+        means: By aspect, one value per choice.
         score: Harmonic mean of each choice.
         spread: Standard error of each score.
-        best: Number of the best choice.
-        title: What was edited.
+        best: Index of the best choice.
+        title: Title of the plot.
 
     Returns:
-        A matplotlib figure.
+        A Matplotlib figure.
     """
-    from matplotlib.figure import Figure  # an optional package
+    from matplotlib.figure import Figure  # an optional dependency
 
     names = [label(one) for one in layers]
     figure = Figure(figsize=(max(5.0, 2.5 + 0.32 * len(names)), 3.6))
@@ -114,17 +114,17 @@ def quality_over_layers(
 
 
 def over_weights(weights: Sequence[float], means: Mapping[str, Sequence[float]], title: str) -> Any:
-    """Draw success against what is kept, and both over the interpolation weight.
+    """Plot the trade-off of an interpolated edit: aspects over α, and success against locality.
 
     Args:
-        weights: α of each point.
-        means: By aspect, one value a weight.
-        title: What was edited.
+        weights: Interpolation weight α of each point.
+        means: By aspect, one value per weight.
+        title: Title of the plot.
 
     Returns:
-        A matplotlib figure with two panels.
+        A Matplotlib figure with two panels.
     """
-    from matplotlib.figure import Figure  # an optional package
+    from matplotlib.figure import Figure  # an optional dependency
 
     figure = Figure(figsize=(9.0, 3.6))
     left, right = figure.subplots(1, 2)
@@ -160,19 +160,19 @@ def over_weights(weights: Sequence[float], means: Mapping[str, Sequence[float]],
 def heat_map(
     kind: str, effects: Sequence[Sequence[float]], rows: Sequence[str], title: str, unit: str
 ) -> Any:
-    """Draw indirect effects by token and layer, as in figure 2 of ROME's paper.
+    """Plot a causal-tracing heat map of indirect effects by token and layer (ROME, figure 2).
 
     Args:
-        kind: ``hidden``, ``mlp`` or ``attention``; chooses the colours.
-        effects: One row a token (or a token's role), one column a layer.
+        kind: ``hidden``, ``mlp`` or ``attention``; sets the colour map.
+        effects: One row per token (or token role), one column per layer.
         rows: Names of the rows.
-        title: What is shown.
-        unit: Name of the columns.
+        title: Title of the plot.
+        unit: Label of the columns.
 
     Returns:
-        A matplotlib figure.
+        A Matplotlib figure.
     """
-    from matplotlib.figure import Figure  # an optional package
+    from matplotlib.figure import Figure  # an optional dependency
 
     columns = len(effects[0])
     figure = Figure(figsize=(max(4.0, 1.8 + 0.13 * columns), 0.9 + 0.27 * len(rows)))
@@ -191,10 +191,10 @@ def heat_map(
 
 
 def label(layers: Sequence[int]) -> str:
-    """Return consecutive layers as ``3–5``, others with commas.
+    """Format layer numbers: consecutive layers as ``3–5``, others with commas.
 
     Args:
-        layers: Block numbers, rising.
+        layers: Block numbers, ascending.
     """
     if len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1)):
         return f"{layers[0]}–{layers[-1]}"

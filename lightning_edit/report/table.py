@@ -1,4 +1,4 @@
-"""The table on the terminal at the end of a run. Nothing here imports torch."""
+"""Terminal table of a run's results, printed with rich at its end. Nothing here imports torch."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,8 +18,8 @@ LEGEND = (
     "true answer is more probable than the edit's. n: requests. docs/metrics.md"
 )
 _ASPECTS = tuple(dict.fromkeys(ASPECT_OF_KIND.values()))
-#: What is shown of an aspect, the leading measure first; the others of ``results.json`` are not.
-_SHOWN: Mapping[str, tuple[str, ...]] = {"locality": ("kept", "em", "margin_sign")}
+#: Measures to show of an aspect, the leading one first; the others are only in ``results.json``.
+_SHOWN_MEASURES: Mapping[str, tuple[str, ...]] = {"locality": ("kept", "em", "margin_sign")}
 _PROTOCOL = {
     "single": "each alone on the pristine model",
     "batch": "all at once",
@@ -28,19 +28,19 @@ _PROTOCOL = {
 
 
 def render(results: Mapping[str, Any]) -> RenderableType:
-    """Return the scores of a run after its last edit, readable at 80 columns.
+    """Render the result tables of a run after its last edit, readable at 80 columns.
 
     Args:
-        results: A record as in ``results.json``.
+        results: The content of ``results.json``.
 
     Returns:
-        Table and legend; before it, where the run was evaluated several times, the curve.
+        Tables and legend; for a run with several evaluations, the curve comes first.
     """
     points = [entry for entry in results["points"] if entry["after"] > 0] or results["points"]
-    parts: list[RenderableType] = [_curve(points)] if len(points) > 1 else []
+    parts: list[RenderableType] = [_curve_table(points)] if len(points) > 1 else []
     if points:
-        parts.append(_last(results, points[-1]))
-        table = _beside(points[-1])
+        parts.append(_aspect_table(results, points[-1]))
+        table = _callback_table(points[-1])
         parts += [] if table is None else [table]
     parts += [Text(sentence, style="yellow") for sentence in comparison.events(results)]
     return Group(*parts, Text(LEGEND, style="dim"))
@@ -56,7 +56,7 @@ def _table(title: str) -> Table:
     )
 
 
-def _last(results: Mapping[str, Any], point: Mapping[str, Any]) -> Table:
+def _aspect_table(results: Mapping[str, Any], point: Mapping[str, Any]) -> Table:
     table = _table(_title(results, point))
     table.add_column("", no_wrap=True)
     table.add_column("measure")
@@ -68,51 +68,58 @@ def _last(results: Mapping[str, Any], point: Mapping[str, Any]) -> Table:
         cells = []
         for mode in ("tf", "gen"):
             name = f"{group}/{measure}@{mode}"
-            cells += [_number(point["before"].get(name)), _number(point["metrics"].get(name))]
+            cells += [
+                _format_share(point["before"].get(name)),
+                _format_share(point["metrics"].get(name)),
+            ]
         table.add_row(label, measure, *cells, str(point["counts"].get(f"{group}/n", "")))
     return table
 
 
-def _beside(point: Mapping[str, Any]) -> Table | None:
+def _callback_table(point: Mapping[str, Any]) -> Table | None:
     table = _table("Beside the probes")
     for header, style in (("", None), ("", None), ("before", None), ("after", "bold")):
         table.add_column(header, justify="right" if header else "left", style=style, no_wrap=True)
-    return table if comparison.fill(table, point) else None
+    return table if comparison.add_metric_rows(table, point) else None
 
 
 def _rows(point: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield label, group and measure: each aspect, and its kinds where it has several."""
+    """Yield label, group and measure of each row: every aspect, then its kinds if several."""
     groups = [name.removesuffix("/n") for name in point["counts"] if name.endswith("/n")]
     for aspect in _ASPECTS:
         if aspect not in groups:
             continue
         kinds = [group for group in groups if group.startswith(f"{aspect}.")]
         only = f" ({kinds[0].partition('.')[2]})" if len(kinds) == 1 else ""
-        yield from _of_group(point, aspect, aspect + only)
+        yield from _group_measures(point, aspect, aspect + only)
         for kind in kinds if len(kinds) > 1 else ():
-            yield from _of_group(point, kind, f"  {kind.partition('.')[2]}")
+            yield from _group_measures(point, kind, f"  {kind.partition('.')[2]}")
 
 
-def _of_group(point: Mapping[str, Any], group: str, label: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the measures of a group that are shown and were taken; the first has the label."""
-    first, *others = _SHOWN.get(group.partition(".")[0], ("em",))
+def _group_measures(
+    point: Mapping[str, Any], group: str, label: str
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the rows of a group's measured measures; only the first row has the label."""
+    first, *others = _SHOWN_MEASURES.get(group.partition(".")[0], ("em",))
     yield label, group, first
     for measure in others:
         if any(f"{group}/{measure}@{mode}" in point["metrics"] for mode in ("tf", "gen")):
             yield "", group, measure
 
 
-def _curve(points: list[Mapping[str, Any]]) -> Table:
+def _curve_table(points: list[Mapping[str, Any]]) -> Table:
     table = _table("After each evaluation")
     table.add_column("edits", justify="right")
     table.add_column("")
     aspects = [a for a in _ASPECTS if any(f"{a}/n" in entry["counts"] for entry in points)]
     for aspect in aspects:
-        table.add_column(f"{aspect}\n{_SHOWN.get(aspect, ('em',))[0]}", justify="right")
+        table.add_column(f"{aspect}\n{_SHOWN_MEASURES.get(aspect, ('em',))[0]}", justify="right")
     for entry in points:
         for label, mode in ((str(entry["after"]), "tf"), ("", "gen")):
-            names = [f"{aspect}/{_SHOWN.get(aspect, ('em',))[0]}@{mode}" for aspect in aspects]
-            cells = [_number(entry["metrics"].get(name)) for name in names]
+            names = [
+                f"{aspect}/{_SHOWN_MEASURES.get(aspect, ('em',))[0]}@{mode}" for aspect in aspects
+            ]
+            cells = [_format_share(entry["metrics"].get(name)) for name in names]
             table.add_row(label, mode, *cells)
     return table
 
@@ -127,8 +134,8 @@ def _title(results: Mapping[str, Any], point: Mapping[str, Any]) -> str:
     return f"{results['editor']['class']} on {model}: {edits} {noun}, {how}"
 
 
-def _number(value: float | None) -> str:
-    """Return a share with three digits, never rounded up to a perfect one."""
+def _format_share(value: float | None) -> str:
+    """Format a share with three digits that never rounds up to 1."""
     if value is None:
         return "–"
     return f"{min(value, 0.999) if value < 1 else value:.3f}"

@@ -1,1 +1,1 @@
-"""The edit loop: stream, session, trainer, and the record of a run."""
+"""Edit loop: stream of edits, session, ``EditTrainer``, and the record of a run."""

@@ -1,4 +1,4 @@
-"""What an editor or a data module was made with, as plain values."""
+"""Configuration of an editor or data module: its class and arguments, as plain values."""
 
 import inspect
 from dataclasses import asdict, is_dataclass
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def describe(thing: object) -> dict[str, Any]:
-    """Return an object's class and the ``__init__`` arguments that it keeps.
+    """Return an object's class name and those ``__init__`` arguments that it keeps as attributes.
 
-    Arguments of all classes it inherits from count; values are taken from attributes, or from
-    fields of dataclasses that are attributes. Editors inside editors are described too.
+    Arguments of all base classes are included; values come from attributes, or from fields of
+    dataclasses that are attributes. Nested editors are described too.
 
     Args:
         thing: An editor or a data module.
@@ -29,17 +29,17 @@ def describe(thing: object) -> dict[str, Any]:
         and "__init__" in vars(cls)
         for name in inspect.signature(vars(cls)["__init__"]).parameters
     ]
-    args = {name: _plain(kept[name]) for name in names if name in kept}
+    args = {name: _to_plain(kept[name]) for name in names if name in kept}
     return {"class": type(thing).__name__, "args": args}
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_plain(item) for key, item in value.items()}
     if hasattr(value, "state_dict"):
         return describe(value)
     return str(value)

@@ -1,4 +1,4 @@
-"""The custom loop: a stream of edits as a LightningModule in manual optimisation."""
+"""Edit session: the loop over a stream of edits, as a LightningModule in manual optimization."""
 
 import logging
 import time
@@ -30,10 +30,10 @@ _STATE = "lightning_edit_session"
 
 
 class CommitOptimizer(Optimizer):
-    """An optimizer whose ``step`` runs the queued commits.
+    """Optimizer whose ``step`` runs the queued commits.
 
     Lightning counts optimizer steps; with commits as steps, ``global_step`` counts edit batches,
-    and checkpoints, loggers, progress bars and ``ckpt_path`` work as everybody expects.
+    and checkpoints, loggers, progress bars and ``ckpt_path`` work as usual.
 
     Args:
         parameters: At least one parameter; it is never changed.
@@ -44,10 +44,10 @@ class CommitOptimizer(Optimizer):
         self.queue: list[Callable[[], None]] = []
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no loss to return
-        """Run what was queued, in order.
+        """Run the queued commits, in order.
 
         Args:
-            closure: Not used; there is no loss to evaluate again.
+            closure: Not used; there is no loss to re-evaluate.
         """
         queue, self.queue = self.queue, []
         for commit in queue:
@@ -55,20 +55,20 @@ class CommitOptimizer(Optimizer):
 
 
 class EditSession(MeasurementDriver):
-    """Writes a stream of requests with one editor and measures what each step did.
+    """Edit loop: commits a stream of requests with one editor and evaluates it.
 
     Args:
         editor: A bound editor.
         requests: The stream.
         protocol: See :class:`~lightning_edit.session.stream.EditStream`.
-        batch_size: Cases a step.
+        batch_size: Cases per step.
         eval_at: Numbers of edits after which all edits so far are evaluated; ``single`` always
             evaluates each request right after its own edit.
-        folder: Where the run is kept.
-        evaluation: Scores the probes.
+        folder: Run folder.
+        evaluation: Evaluation that scores the probes.
         seed: Seed of everything random in an edit; the same for every request, so that results do
-            not depend on how a stream is cut into batches.
-        resume: Whether an unfinished run in ``folder`` is continued.
+            not depend on the batches of the stream.
+        resume: Whether to continue an unfinished run in ``folder``.
     """
 
     def __init__(
@@ -98,21 +98,21 @@ class EditSession(MeasurementDriver):
         self.rows = RowFile(folder.cases)
         self.measures = MeasurementLog(folder)
         self.ledger = Ledger(editor.language_model, editor, folder.ledger)
-        # Lightning wants an optimizer, and an optimizer wants a parameter.
+        # Lightning needs an optimizer, and an optimizer needs a parameter.
         self.position = nn.Parameter(torch.zeros(()))
-        self._restored: dict[str, Any] | None = None
+        self._restored_state: dict[str, Any] | None = None
         self._started = False
-        self._done = 0
-        self._finding = 0.0
+        self._edits_done = 0
+        self._edit_seconds = 0.0
 
     # -------------------------------------------------------------------------------- Lightning
 
     def configure_optimizers(self) -> Optimizer:
-        """Commit through an optimizer, so that Lightning counts edit batches."""
+        """Return the optimizer that commits, so that Lightning counts edit batches."""
         return CommitOptimizer([self.position])
 
     def on_fit_start(self) -> None:
-        """Score the pristine model before anything is written."""
+        """Score the pristine baseline before the first commit."""
         self.editor.place_language_model()
         self.ledger.open(
             editor=type(self.editor).__name__,
@@ -124,31 +124,33 @@ class EditSession(MeasurementDriver):
         )
         self.evaluation.take_baseline(self.stream.requests, self.folder)
         pristine = self.evaluation.baseline.scores
-        self.measures.pristine(self.trainer, self._moment(0, self.stream.requests, pristine))
+        self.measures.measure_pristine(
+            self.trainer, self._eval_context(0, self.stream.requests, pristine)
+        )
 
     def on_train_start(self) -> None:
-        """Bring the model to where the checkpoint stood."""
+        """Restore the edited model of the checkpoint."""
         self.start()
 
     def start(self) -> None:
-        """Replay the journal up to the checkpoint, once; what came after it is done again.
+        """Replay the journal up to the checkpoint, once; later commits are redone.
 
         Raises:
-            LedgerError: If the folder holds another run, or its parts do not belong together.
+            LedgerError: If the folder holds another run, or its files do not match.
         """
         if self._started:
             return
         journal = self.ledger.journal
-        if self._restored is not None:
-            self.rows.cut(self._restored["rows"])
-            self.measures.start(self._restored["measures"])
-            self.ledger.replay(self._restored["lines"], remember=False)
-            if journal is not None and journal.head != self._restored["head"]:
+        if self._restored_state is not None:
+            self.rows.cut(self._restored_state["rows"])
+            self.measures.start(self._restored_state["measures"])
+            self.ledger.replay(self._restored_state["lines"], remember=False)
+            if journal is not None and journal.head != self._restored_state["head"]:
                 raise LedgerError(
                     f"{self.folder.ledger} and the checkpoint belong to different runs; "
                     "resume with the checkpoint in the run's own folder"
                 )
-            self.seconds = dict(self._restored["seconds"])
+            self.seconds = dict(self._restored_state["seconds"])
         elif journal is not None and len(journal) > 1:
             if not self.resume:
                 raise LedgerError(
@@ -168,56 +170,58 @@ class EditSession(MeasurementDriver):
 
         Args:
             batch: The requests.
-            batch_idx: Its place in the stream.
+            batch_idx: Its index in the stream.
         """
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, CommitOptimizer)  # set in configure_optimizers
         queue = optimizer.queue
-        self._done = sum(len(part) for part in self.stream.batches[:batch_idx])
-        queue += self._each_alone(batch) if self.protocol == "single" else self._together(batch)
+        self._edits_done = sum(len(part) for part in self.stream.batches[:batch_idx])
+        queue += (
+            self._single_edits(batch) if self.protocol == "single" else self._joint_edits(batch)
+        )
         lightning_optimizer = self.optimizers()
         lightning_optimizer.step()  # type: ignore[union-attr]  # one optimizer, see above
-        if self.protocol != "single" and self._done in self.points:
-            self._evaluate(self._done, self.stream.requests[: self._done])
+        if self.protocol != "single" and self._edits_done in self.points:
+            self._evaluate(self._edits_done, self.stream.requests[: self._edits_done])
         elif self.protocol != "single" and self.trainer.should_stop:
-            # A callback ends the stream here, so this is its last point.
-            self._evaluate(self._done, self.stream.requests[: self._done])
+            # A callback has stopped the stream, so this is its last evaluation point.
+            self._evaluate(self._edits_done, self.stream.requests[: self._edits_done])
         self.stream.committed = batch_idx + 1
 
-    def _together(self, requests: list[EditRequest]) -> list[Callable[[], None]]:
-        """Return the work that writes requests which stay."""
+    def _joint_edits(self, requests: list[EditRequest]) -> list[Callable[[], None]]:
+        """Return the commits of requests that stay in force."""
         if self.editor.batched:
             return [partial(self._edit_and_commit, requests)]
         return [partial(self._edit_and_commit, [request]) for request in requests]
 
-    def _each_alone(self, batch: list[EditRequest]) -> list[Callable[[], None]]:
-        """Return the work that writes, evaluates and takes back each case of a batch."""
+    def _single_edits(self, batch: list[EditRequest]) -> list[Callable[[], None]]:
+        """Return the steps that commit, evaluate and undo each case of a batch (``single``)."""
         cases = cases_of(batch)
-        lone = [case[0] for case in cases if len(case) == 1]
+        single_requests = [case[0] for case in cases if len(case) == 1]
         deltas: list[Delta] = []
-        if lone:
-            encoded = encode_batch(self.editor.tokenizer, lone, self.seed)
-            deltas = self._timed(lambda: self.editor.edit_independent(encoded))
-        found = dict(zip((request.id for request in lone), deltas, strict=True))
+        if single_requests:
+            encoded = encode_batch(self.editor.tokenizer, single_requests, self.seed)
+            deltas = self._time_edit(lambda: self.editor.edit_independent(encoded))
+        found = dict(zip((request.id for request in single_requests), deltas, strict=True))
         work: list[Callable[[], None]] = []
         for case in cases:
             if len(case) == 1:
                 work.append(partial(self._commit, found[case[0].id], case))
-            else:  # the edits of a case are solved knowing each other
-                work += self._together(case)
+            else:  # the edits of one case depend on each other
+                work += self._joint_edits(case)
             work.append(partial(self._evaluate, 1, case))
             work.append(partial(self._restore, case))
         return work
 
     def _edit_and_commit(self, requests: list[EditRequest]) -> None:
         batch = encode_batch(self.editor.tokenizer, requests, self.seed)
-        self._commit(self._timed(lambda: self.editor.edit(batch)), requests)
+        self._commit(self._time_edit(lambda: self.editor.edit(batch)), requests)
 
     def _commit(self, delta: Delta, requests: Sequence[EditRequest]) -> None:
         seconds = self.editor.take_stages()
-        seconds["other"] = max(0.0, self._finding - sum(seconds.values()))
-        self._finding = 0.0
-        self._done += len(requests)
+        seconds["other"] = max(0.0, self._edit_seconds - sum(seconds.values()))
+        self._edit_seconds = 0.0
+        self._edits_done += len(requests)
         begin, refusal = time.perf_counter(), None
         try:
             self.ledger.commit(delta, requests)
@@ -226,37 +230,39 @@ class EditSession(MeasurementDriver):
         seconds["commit"] = time.perf_counter() - begin
         for stage, spent in seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
-        with self._clock("measure"):
-            commit = Commit(self._moment(self._done, requests), delta, seconds, self)
+        with self._timer("measure"):
+            commit = Commit(self._eval_context(self._edits_done, requests), delta, seconds, self)
             self.measures.notify(self.trainer, commit, refusal)
 
     def _restore(self, case: Sequence[EditRequest]) -> None:
-        """Take edits back that no callback has taken back."""
+        """Undo the edits of a case that no callback has undone."""
         self.ledger.undo([request.id for request in case if request.id in self.ledger.request_ids])
 
-    def _timed(self, work: Callable[[], Any]) -> Any:
+    def _time_edit(self, work: Callable[[], Any]) -> Any:
         before, processor = self.seconds["edit"], time.process_time()
-        with self._clock("edit"):
+        with self._timer("edit"):
             result = work()
-        # Beside the wall time, which counts whatever else the machine does.
+        # CPU time as well, since wall time includes other load of the machine.
         self.seconds["edit_cpu"] += time.process_time() - processor
-        self._finding += self.seconds["edit"] - before
+        self._edit_seconds += self.seconds["edit"] - before
         return result
 
     @contextmanager
-    def _clock(self, stage: str) -> Iterator[None]:
+    def _timer(self, stage: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
 
     def _evaluate(self, after: int, requests: Sequence[EditRequest]) -> None:
-        with self._clock("evaluate"):
+        with self._timer("evaluate"):
             scores = self.evaluation.scores(requests)
             self.rows.append({"after": after, **score.to_row()} for score in scores)
-        with self._clock("measure"):
-            self.measures.take(self, self._moment(after, requests, scores), self._done)
+        with self._timer("measure"):
+            self.measures.measure(
+                self, self._eval_context(after, requests, scores), self._edits_done
+            )
 
-    def _moment(
+    def _eval_context(
         self, after: int, requests: Sequence[EditRequest], scores: Sequence[ProbeScore] = ()
     ) -> EvalContext:
         editor = self.editor
@@ -275,7 +281,7 @@ class EditSession(MeasurementDriver):
     # ------------------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store position and history; the deltas are in the journal, written once each.
+        """Save position and editor history; the journal already holds the deltas.
 
         Args:
             checkpoint: Lightning's dictionary.
@@ -294,13 +300,13 @@ class EditSession(MeasurementDriver):
         self.editor.on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take position and history from a checkpoint.
+        """Load position and editor history from a checkpoint.
 
         Args:
             checkpoint: Lightning's dictionary.
 
         Raises:
-            LedgerError: If it is no checkpoint of this stream of edits.
+            LedgerError: If it is not a checkpoint of this stream of edits.
         """
         state = checkpoint.get(_STATE)
         if state is None:
@@ -314,5 +320,5 @@ class EditSession(MeasurementDriver):
                 f"another batch size than this run (protocol {self.protocol}); "
                 "resume with the config.yaml of the run"
             )
-        self._restored = state
+        self._restored_state = state
         self.editor.on_load_checkpoint(checkpoint)

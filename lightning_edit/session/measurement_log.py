@@ -1,4 +1,4 @@
-"""Who measures a stream of edits, and the file that keeps what was found."""
+"""Measurement log of a run: calls the measurement callbacks and writes ``measures.jsonl``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,11 @@ from lightning_edit.storage.run_folder import RunFolder
 
 
 class MeasurementLog:
-    """The measuring callbacks of one run, and ``measures.jsonl``.
+    """Measurement callbacks of one run, and their log ``measures.jsonl``.
 
-    A line names the callback (``by``), where the stream stood (``after``, and in the protocol
-    ``single`` whose edit was in force, ``edits``), and holds ``values`` and ``rows``, or an
-    ``event`` such as a rollback. Values that are ``cumulative`` are of all edits so far.
+    A line has the callback's name (``by``), the position in the stream (``after``; under the
+    protocol ``single`` also the edits in force, ``edits``), and ``values`` and ``rows``, or an
+    ``event`` such as a rollback. Values that are ``cumulative`` cover all edits so far.
 
     Args:
         folder: The run's folder.
@@ -24,44 +24,44 @@ class MeasurementLog:
 
     def __init__(self, folder: RunFolder) -> None:
         self.rows = RowFile(folder.measures)
-        self._pristine: list[dict[str, Any]] = []
+        self._pristine_rows: list[dict[str, Any]] = []
 
     @staticmethod
     def callbacks(trainer: pl.Trainer) -> list[MeasurementCallback]:
-        """Return the callbacks of a trainer that measure."""
+        """Return the measurement callbacks of a trainer."""
         listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # untyped there
         return [callback for callback in listed if isinstance(callback, MeasurementCallback)]
 
-    def pristine(self, trainer: pl.Trainer, context: EvalContext) -> None:
-        """Measure the model before the first edit, for each callback that has not done so.
+    def measure_pristine(self, trainer: pl.Trainer, context: EvalContext) -> None:
+        """Measure the pristine baseline, for each callback that has none yet.
 
         Args:
-            trainer: Whose callbacks.
-            context: The pristine model.
+            trainer: The trainer with the callbacks.
+            context: Context of the pristine model.
         """
         for callback in self.callbacks(trainer):
             if callback.before is None:
-                self._pristine.append(_row(callback, context))
+                self._pristine_rows.append(_row(callback, context))
                 callback.send(trainer, 0)
 
     def start(self, size: int = 0) -> None:
-        """Cut the file back to a checkpoint, and write down what the pristine model gave.
+        """Truncate the log to its size at a checkpoint, and append the pristine measurements.
 
         Args:
             size: Bytes to keep; 0 for a new run.
         """
         self.rows.cut(size)
-        if self._pristine:
-            self.rows.append(self._pristine)
-            self._pristine = []
+        if self._pristine_rows:
+            self.rows.append(self._pristine_rows)
+            self._pristine_rows = []
 
-    def take(self, pl_module: pl.LightningModule, context: EvalContext, step: int) -> None:
-        """Measure with every callback.
+    def measure(self, pl_module: pl.LightningModule, context: EvalContext, step: int) -> None:
+        """Measure an evaluation point with every callback, and log the values.
 
         Args:
             pl_module: The session.
-            context: The model.
-            step: Edits so far, for the loggers.
+            context: Context of the current model.
+            step: Number of edits so far, for the loggers.
         """
         for callback in self.callbacks(pl_module.trainer):
             self.rows.append([_row(callback, context)])
@@ -69,15 +69,15 @@ class MeasurementLog:
             callback.show(pl_module)
 
     def notify(self, trainer: pl.Trainer, commit: Commit, refusal: NotFiniteError | None) -> None:
-        """Show a commit to every callback.
+        """Notify every callback of a commit, or of its refusal.
 
         Args:
-            trainer: Whose callbacks.
+            trainer: The trainer with the callbacks.
             commit: The commit.
-            refusal: Why it was not written, if it was not.
+            refusal: The error if the commit was refused.
 
         Raises:
-            NotFiniteError: If it was not written, and no callback goes on without it.
+            NotFiniteError: If it was refused, and no callback continues without it.
         """
         callbacks = self.callbacks(trainer)
         if refusal is None:
@@ -87,21 +87,21 @@ class MeasurementLog:
             raise refusal
 
     def add(self, by: str, after: int, values: Mapping[str, float]) -> None:
-        """Write down what was measured between two evaluations.
+        """Append values that were measured between two evaluations.
 
         Args:
-            by: Name of the class that measured.
-            after: Where the stream stood.
-            values: Numbers by name.
+            by: Class name of the callback.
+            after: Number of edits so far.
+            values: Values by name.
         """
         self.rows.append([{"by": by, "after": after, "values": dict(values)}])
 
     def note(self, by: str, after: int, event: Mapping[str, Any]) -> None:
-        """Write down something that happened.
+        """Append an event, such as a rollback or stop.
 
         Args:
-            by: Name of the class that made it happen.
-            after: Where the stream stood.
+            by: Class name of the callback that caused it.
+            after: Number of edits so far.
             event: Plain containers.
         """
         self.rows.append([{"by": by, "after": after, "event": dict(event)}])

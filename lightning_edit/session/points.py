@@ -1,4 +1,4 @@
-"""Rows of ``cases.jsonl`` into the evaluation points of ``results.json``."""
+"""Evaluation points of ``results.json``, aggregated from the rows of ``cases.jsonl``."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,15 +11,15 @@ _COUNTS = ("n", "probes", "tests")
 
 
 def point(after: int, scores: Iterable[ProbeScore]) -> dict[str, Any]:
-    """Make one evaluation point.
+    """Aggregate probe outcomes into one evaluation point.
 
     Args:
-        after: Edits in force.
+        after: Number of edits in force.
         scores: Outcomes of whole requests, compared with the pristine model or not.
 
     Returns:
         ``after``; ``metrics``; ``before``, the same metrics of the same probes on the pristine
-        model; ``counts``, requests and probes behind each group.
+        model; ``counts``, the numbers of requests and probes in each group.
     """
     listed = list(scores)
     values = summarise(listed)
@@ -37,14 +37,14 @@ def points_of(
     baseline: Iterable[Mapping[str, Any]] = (),
     measures: Iterable[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Make every evaluation point of a run.
+    """Aggregate every evaluation point of a run.
 
     Args:
         cases: Rows of ``cases.jsonl``, each with ``after``.
         baseline: Rows of ``baseline.jsonl``; they become the point after 0 edits.
         measures: Rows of ``measures.jsonl``; their values are added to the metrics of their point.
-            Several of one point (``single`` measures after every request) count as their mean, or
-            the last one where values are of all edits so far.
+            Several rows of one point (``single`` measures after every request) are averaged; if
+            they are cumulative, the last one counts.
 
     Returns:
         Points in the order of edits.
@@ -67,7 +67,7 @@ def points_of(
 
 
 def _means(measures: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
-    """Return the mean, or the last, of each measured value, by point."""
+    """Return the mean of each measured value by point, or the last one of cumulative values."""
     collected: dict[int, dict[str, list[float]]] = {}
     for row in measures:
         of_point = collected.setdefault(row["after"], {})

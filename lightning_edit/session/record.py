@@ -1,4 +1,4 @@
-"""A finished session into the record of its run."""
+"""Record of a finished run: the content of ``results.json``."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def results_of(session: "EditSession", data: "EditDataModule", seconds: float) -> dict[str, Any]:
-    """Put the record of a finished run together.
+    """Build the results of a finished run from its session.
 
     Args:
         session: The session, after its last edit.
-        data: Where its requests came from.
+        data: Data module of its requests.
         seconds: Wall time of this process's part of the run.
 
     Returns:

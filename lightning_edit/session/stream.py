@@ -1,4 +1,4 @@
-"""The stream of edits: which requests are written together, and where the stream stands."""
+"""Stream of edits: resumable batches of requests, and evaluation points."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ EvalPoint = int | str
 
 
 class EditStream:
-    """Batches of requests in order, as an iterable that Lightning can resume in the middle.
+    """Resumable dataloader of edit batches, in order.
 
     A plain ``DataLoader`` restarts at its first item after a resume; this one keeps its position in
-    the checkpoint. The position is what was *committed*, not what was handed out.
+    the checkpoint. The position counts *committed* batches, not yielded ones.
 
     Args:
         requests: The requests.
-        protocol: ``single``: every case alone on the pristine model (a batch is only searched for
-            together). ``batch``: all at once. ``sequential``: batch after batch on one model.
-        batch_size: Cases a step, for ``single`` and ``sequential``. A case is one request, or the
-            requests that share a case name; a batch never cuts one.
+        protocol: ``single``: every case alone on the pristine model (a batch shares only the
+            search). ``batch``: all at once. ``sequential``: batch after batch on one model.
+        batch_size: Cases per step, for ``single`` and ``sequential``. A case is one request, or the
+            requests that share a case name; a batch never splits one.
 
     Raises:
         DataError: If there are no requests, two share an id, or a case is scattered.
@@ -39,7 +39,7 @@ class EditStream:
         ids = [request.id for request in requests]
         if len(set(ids)) < len(ids):
             double = next(name for name in ids if ids.count(name) > 1)
-            raise DataError(f"two requests are called {double!r}; give every request its own id")
+            raise DataError(f"two requests have the id {double!r}; give every request its own id")
         try:
             cases = cases_of(requests)
         except ValueError as error:
@@ -63,14 +63,14 @@ class EditStream:
         yield from self.batches[start:]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, for a checkpoint."""
+        """Return the checkpoint state: the number of committed batches."""
         return {"committed": self.committed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position.
+        """Restore the position of a checkpoint.
 
         Args:
-            state: What :meth:`state_dict` gave.
+            state: State of :meth:`state_dict`.
         """
         self._start = self.committed = int(state["committed"])
 
@@ -78,9 +78,9 @@ class EditStream:
 def evaluation_points(
     eval_at: Sequence[EvalPoint] | None, batches: Sequence[Sequence[object]]
 ) -> set[int]:
-    """Translate ``eval_at`` into numbers of edits.
+    """Convert ``eval_at`` to evaluation points, as numbers of edits.
 
-    An evaluation happens after the batch that reaches a point.
+    An evaluation runs after the batch that reaches a point.
 
     Args:
         eval_at: Numbers of edits, and ``"end"``. ``None``: only the end. 0 is the pristine model,
@@ -88,7 +88,7 @@ def evaluation_points(
         batches: The batches of the stream.
 
     Returns:
-        Numbers of edits after which the stream stops to evaluate.
+        Numbers of edits after which the stream is evaluated.
 
     Raises:
         ConfigError: On a point that is neither a number of edits inside the stream nor ``"end"``.
@@ -105,7 +105,7 @@ def evaluation_points(
             raise ConfigError(
                 f"eval_at has {point!r}; expected numbers of edits and 'end', as in [1, 10, end]"
             )
-        # Points beyond the stream are left out, so one list serves streams of every length.
+        # Points beyond the stream are skipped, so that one list works for streams of any length.
         reached = next((total for total in totals if total >= value), None)
         if reached:
             points.add(reached)

@@ -1,4 +1,4 @@
-"""A Lightning Trainer that also runs streams of edits."""
+"""``EditTrainer``: a Lightning Trainer that also runs streams of edits."""
 
 import logging
 import time
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 
 class EditCheckpoint(ModelCheckpoint):
-    """Keeps the newest state of a run as ``last.ckpt``.
+    """Checkpoint callback that keeps the newest state of a run as ``last.ckpt``.
 
     Args:
         dirpath: Folder of the checkpoint.
-        every_n_batches: Edit batches between two checkpoints; what a kill loses is done again.
+        every_n_batches: Edit batches between two checkpoints; work lost by a kill is redone.
     """
 
     def __init__(self, dirpath: str | Path, every_n_batches: int = 10) -> None:
@@ -46,15 +46,15 @@ class EditCheckpoint(ModelCheckpoint):
         )
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Save the state after a commit, which is what a run resumes from."""
+        """Save a checkpoint after a commit, to resume from."""
         with warnings.catch_warnings():
-            # Lightning warns that under manual optimisation it saves the state after the step.
+            # Lightning warns that under manual optimization it saves the state after the step.
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optim")
             super().on_train_batch_end(*args, **kwargs)
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         # Lightning writes to the system's temporary folder and moves; across disks a move is a copy
-        # that a kill can cut in the middle, so the last step is a rename in the same folder.
+        # that a kill can interrupt, so the last step is an atomic rename in the same folder.
         part = Path(f"{filepath}.part")
         try:
             super()._save_checkpoint(trainer, str(part))
@@ -67,7 +67,7 @@ class EditCheckpoint(ModelCheckpoint):
 
 
 class EditProgressBar(RichProgressBar):
-    """Lightning's bar, counting edit batches, without what only training needs."""
+    """Progress bar that counts edit batches, without the version number of a training."""
 
     def __init__(self) -> None:
         super().__init__(theme=RichProgressBarTheme())
@@ -76,19 +76,19 @@ class EditProgressBar(RichProgressBar):
         return "Editing"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Show no version number."""
+        """Return the progress-bar metrics without the version number."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return dict(metrics)
 
 
 def default_folder(editor: str) -> Path:
-    """Name a new run folder after the time and the editor."""
+    """Return the default run folder, named after the time and the editor."""
     return Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{editor}"
 
 
 class EditTrainer(pl.Trainer):
-    """Lightning's Trainer with one more entry point, :meth:`edit`."""
+    """Lightning Trainer with :meth:`edit`, which runs a stream of edits."""
 
     def edit(
         self,
@@ -104,7 +104,7 @@ class EditTrainer(pl.Trainer):
         seed: int = 0,
         ckpt_path: str | None = None,
     ) -> dict[str, Any]:
-        """Write a stream of edits into the editor's language model and measure what moved.
+        """Write a stream of edits into the editor's language model and evaluate each point.
 
         Args:
             model: An editor bound to a language model.
@@ -112,22 +112,22 @@ class EditTrainer(pl.Trainer):
             protocol: single: each request, or case of several, alone on the pristine model, which
                 is restored after it. batch: all at once. sequential: batch after batch on one
                 model.
-            batch_size: Requests written together, those of one case counting as one. For single:
-                searched for together, with the same result as alone.
+            batch_size: Requests per edit batch, those of one case counting as one. For single: they
+                share the search, with the same result as alone.
             eval_at: Numbers of edits after which all edits so far are scored, such as [1, 10, end].
                 Default: the end. The pristine model is always scored first.
             run: Folder of the run. Default: runs/<time>-<editor>.
-            modes: tf: given the answer's tokens one by one. gen: the model's own greedy text.
-            eval_batch_size: Rows scored together; no score depends on it.
+            modes: tf: teacher forcing of the answers. gen: greedy generation.
+            eval_batch_size: Rows per evaluation batch; no score depends on it.
             checkpoint_every: Edit batches between checkpoints.
             seed: Seed of everything random in the edits.
-            ckpt_path: last: go on with the run in the folder. A path: with that checkpoint.
+            ckpt_path: last: resume the run in the folder. A path: resume from that checkpoint.
 
         Returns:
             The results, as in results.json.
 
         Raises:
-            TypeError: If the model is no editor or the data no stream of edits.
+            TypeError: If the model is not an editor, or the data not a data module of edits.
             LedgerError: If the folder holds another run.
         """
         if not isinstance(model, Editor) or not isinstance(datamodule, EditDataModule):
@@ -143,7 +143,7 @@ class EditTrainer(pl.Trainer):
         begin = time.perf_counter()
         datamodule.prepare_data()
         datamodule.setup("edit")
-        # Whatever is wrong with a request is said before any work is done.
+        # Errors in requests are raised before any work is done.
         batch = encode_batch(model.tokenizer, datamodule.edit_requests(), seed)
         if model.needs_subject:
             model.subject_positions(batch)
@@ -169,7 +169,7 @@ class EditTrainer(pl.Trainer):
         session.start()
         results = results_of(session, datamodule, time.perf_counter() - begin)
         folder.write_json(folder.results, results)
-        # Callbacks stand in any order; a page is made of files that others are still to write.
+        # Callbacks are in any order, but a report reads files that other callbacks write here.
         for callback in sorted(MeasurementLog.callbacks(self), key=lambda one: one.reads_others):
             callback.on_results(folder)
         return results
@@ -187,13 +187,13 @@ class EditTrainer(pl.Trainer):
             kept.append(EditCheckpoint(session.folder.checkpoints, checkpoint_every))
         self.callbacks = kept
         self.fit_loop.max_epochs = 1
-        # A stream may be shorter than the default interval, of which Lightning would warn.
+        # A stream may be shorter than the default logging interval; Lightning would warn.
         every: int = self.log_every_n_steps  # type: ignore[has-type]  # untyped there
         self.log_every_n_steps = min(every, 1)
 
 
 def _checkpoint(folder: RunFolder, ckpt_path: str | None) -> str | None:
-    """Find the checkpoint to resume from; a run killed before its first one starts anew."""
+    """Return the checkpoint to resume from; ``None`` if the run was killed before its first one."""
     if ckpt_path is None:
         return None
     path = folder.last_checkpoint if ckpt_path == "last" else Path(ckpt_path)

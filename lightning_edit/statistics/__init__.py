@@ -1,8 +1,8 @@
-"""The statistics stage: what a model's layers see in ordinary text, collected once and kept.
+"""Key statistics: second moments E[k kᵀ] of layer inputs on ordinary text, collected and cached.
 
-Editors that solve least squares weigh an edit against the second moments E[k kᵀ] of the edited
-layers' inputs. ``texts`` names the text, ``collect`` makes one pass over it, ``partial`` keeps the
-pass over a kill, ``moments`` is what comes out, ``cache`` keeps and finds it, ``cli`` is the verb.
+Least-squares editors weigh an edit against these moments of the edited layers. ``texts`` reads
+documents, ``windows`` batches them, ``collect`` runs the forward passes, ``partial`` saves
+unfinished sums, ``moments`` is the result, ``cache`` stores and finds it.
 
 Importing this package loads no torch.
 """

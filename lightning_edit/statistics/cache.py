@@ -1,4 +1,4 @@
-"""Where statistics are kept, and which ones an editor of a model gets."""
+"""Cache of key statistics on disk, and lookup of those that an editor needs."""
 
 import logging
 import os
@@ -19,21 +19,21 @@ from lightning_edit.statistics.moments import Moments
 
 _log = logging.getLogger(__name__)
 
-#: Tokens of the embedded model's own text: about eighty a dimension of a key. Twice as many, or all
+#: Tokens of the embedded model's own text: about 80 per key dimension. Twice as many, or all
 #: 411,135, change no score of 100 edits in one batch.
 _EMBEDDED_TOKENS = 50_000
 
 
 def cache_folder() -> Path:
-    """Return the folder under ``$LIGHTNING_EDIT_CACHE`` or ``~/.cache/lightning-edit``."""
+    """Return the statistics cache folder, in ``$LIGHTNING_EDIT_CACHE`` or ``~/.cache``."""
     base = os.environ.get("LIGHTNING_EDIT_CACHE")
     return Path(base or Path.home() / ".cache" / "lightning-edit") / "statistics"
 
 
 def model_folder(model_hash: str, specials: Sequence[int]) -> Path:
-    """Return the folder of one model's statistics.
+    """Return the cache folder of one model's statistics.
 
-    A tokenizer that puts BOS before every text makes another input, so other statistics.
+    A tokenizer that prepends BOS to every text changes the input, and so the statistics.
 
     Args:
         model_hash: :func:`~lightning_edit.models.weights.weights_hash` of the model.
@@ -44,7 +44,7 @@ def model_folder(model_hash: str, specials: Sequence[int]) -> Path:
 
 
 def store(moments: Moments) -> list[Path]:
-    """Keep every module's moments in the cache, one file each."""
+    """Save moments to the cache, one file per module; return the paths."""
     paths = []
     folder = model_folder(moments.model, moments.specials)
     for name, matrix in moments.matrices.items():
@@ -57,7 +57,7 @@ def store(moments: Moments) -> list[Path]:
 
 
 def find(model_hash: str, module: str, specials: Sequence[int] = ()) -> Path | None:
-    """Return the cached file with most tokens for one module, or ``None``.
+    """Find the cached statistics of one module with the most tokens; ``None`` if there are none.
 
     Args:
         model_hash: :func:`~lightning_edit.models.weights.weights_hash` of the model.
@@ -71,17 +71,18 @@ def find(model_hash: str, module: str, specials: Sequence[int] = ()) -> Path | N
 def files_for(
     model: nn.Module, tokenizer: Any, layers: Sequence[int], source: str
 ) -> dict[int, Path]:
-    """Return the files with the statistics that an editor of some layers needs.
+    """Return the statistics files of an editor's layers; raise an error if some are missing.
 
     Args:
         model: The unedited language model.
         tokenizer: Its tokenizer.
         layers: Block numbers.
-        source: ``auto``: the cache, or for the embedded default model its own text, collected now.
-            ``identity``: none, i.e. every direction of key space counts the same. Else a file.
+        source: ``auto``: the cache; for the embedded default model they are collected now if
+            missing. ``identity``: none, i.e. every direction of key space has the same weight. Else
+            a file.
 
     Returns:
-        By block number; empty for the identity.
+        Paths by block number; empty for the identity.
 
     Raises:
         StatisticsNotFoundError: If they have not been collected.
@@ -96,28 +97,28 @@ def files_for(
     found = {layer: find(model_hash, name, specials) for layer, name in modules.items()}
     if None in found.values() and _is_embedded(model):
         _log.info("collecting key statistics of the embedded model (once)")
-        # That text is sorted by what it is about: its beginning holds a few relations only, and
-        # edits of the others go host_update (100 by MEMIT in one batch: 0.70 instead of 0.93).
+        # That text is sorted by relation: its beginning covers a few relations only, and edits of
+        # the others would be unconstrained (100 by MEMIT in one batch: 0.70 instead of 0.93).
         texts = atlas.corpus(shuffled=True)
         store(collect(model, tokenizer, texts, range(view.num_blocks), _EMBEDDED_TOKENS))
         found = {layer: find(model_hash, name, specials) for layer, name in modules.items()}
     if missing := [layer for layer, path in found.items() if path is None]:
-        raise _missing(model, tokenizer, view, missing)
+        raise _not_found_error(model, tokenizer, view, missing)
     return {layer: path for layer, path in found.items() if path is not None}
 
 
 def moments_in(
     files: Mapping[int, Path], view: ModelView, layers: Sequence[int]
 ) -> dict[int, Tensor | None]:
-    """Read the second moments of some layers.
+    """Load the second moments of some layers from files.
 
     Args:
-        files: What :func:`files_for` has found.
-        view: The model that the layers belong to.
+        files: Result of :func:`files_for`.
+        view: View of the model.
         layers: Block numbers.
 
     Returns:
-        By block number; ``None`` stands for the identity.
+        Moments by block number; ``None`` stands for the identity.
     """
     found: dict[int, Tensor | None] = dict.fromkeys(layers)
     for layer, path in files.items():
@@ -127,14 +128,14 @@ def moments_in(
 
 
 def spectra_in(files: Mapping[int, Path], view: ModelView) -> dict[int, Spectrum]:
-    """Read the spectra of layers, where ``lightning-edit stats --projector`` has stored some.
+    """Load the spectra of layers that ``lightning-edit stats --projector`` has stored.
 
     Args:
-        files: What :func:`files_for` has found.
-        view: The model that the layers belong to.
+        files: Result of :func:`files_for`.
+        view: View of the model.
 
     Returns:
-        By block number, for the layers that have one.
+        Spectra by block number, for the layers that have one.
     """
     names = {layer: view.down_projection(layer) for layer in files}
     found = {
@@ -147,7 +148,7 @@ def spectra_in(files: Mapping[int, Path], view: ModelView) -> dict[int, Spectrum
 def moments_for(
     model: nn.Module, tokenizer: Any, layers: Sequence[int], source: str
 ) -> dict[int, Tensor | None]:
-    """Return the second moments that an editor of some layers needs.
+    """Return the second moments of an editor's layers: file lookup and loading in one call.
 
     Args:
         model: The unedited language model.
@@ -156,7 +157,7 @@ def moments_for(
         source: As for :func:`files_for`.
 
     Returns:
-        By block number; ``None`` stands for the identity.
+        Moments by block number; ``None`` stands for the identity.
 
     Raises:
         StatisticsNotFoundError: If they have not been collected.
@@ -170,7 +171,7 @@ def _is_embedded(model: nn.Module) -> bool:
     return name == ATLAS or (bool(name) and Path(name).resolve() == atlas.MODEL_PATH.resolve())
 
 
-def _missing(
+def _not_found_error(
     model: nn.Module, tokenizer: Any, view: ModelView, layers: list[int]
 ) -> StatisticsNotFoundError:
     name = getattr(model, "name_or_path", "") or "MODEL"

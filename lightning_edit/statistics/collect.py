@@ -1,4 +1,4 @@
-"""One pass over text that takes the second moments of all requested layers on the way."""
+"""Collection of key statistics: second moments of all requested layers in one pass over text."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,15 +20,15 @@ from lightning_edit.statistics.moments import Moments
 from lightning_edit.statistics.partial import PartialSums, Progress
 from lightning_edit.statistics.windows import Position, Window, windows
 
-#: Ending of the name under which a module's fourth moments are summed.
+#: Suffix of the metric name of a module's fourth moments.
 _FOURTH = "@fourth"
 
 
-def usual_batch_tokens(device: torch.device | str) -> int:
-    """Return how many tokens go through a model together, unless somebody says how many.
+def default_batch_tokens(device: torch.device | str) -> int:
+    """Return the default number of tokens per forward pass: 1024 on a CPU, else 4096.
 
     Args:
-        device: Where the model is.
+        device: Device of the model.
     """
     return 1024 if torch.device(device).type == "cpu" else 4096
 
@@ -47,42 +47,42 @@ def collect(
     share: Share | None = None,
     shrinkage: Target | None = None,
 ) -> Moments:
-    """Run the model over texts once and take the second moments of all layers on the way.
+    """Collect the second moments of MLP down-projection inputs (keys) of all layers, in one pass.
 
-    The forward pass is in float32 for weights of any narrower type (on a copy), the sums are in
-    float64. Memory depends on the layers and on ``batch_tokens``, not on the length of the text.
+    Weights narrower than float32 run in float32, on a copy; the sums are in float64. Memory depends
+    on the layers and on ``batch_tokens``, not on the length of the text.
 
     Args:
         model: The language model, unedited.
         tokenizer: Its tokenizer.
-        texts: Documents; read once, never held together in memory.
+        texts: Documents; read once as a stream, never all in memory.
         layers: Block numbers.
-        max_tokens: Stop after so many tokens.
-        max_length: Documents are cut to so many tokens, and to what the model can take.
+        max_tokens: Token budget; ``None``: no limit.
+        max_length: Documents are truncated to this many tokens, and to the model's context length.
         batch_tokens: Tokens in one forward pass, padding included; ``None``: see
-            :func:`usual_batch_tokens`.
-        progress: Called after every pass with the position in the text.
-        partial: Where unfinished sums are kept and found again; ``None``: a kill loses them. It is
-            for the same model, text and arguments. Passes are repeated in the same order, so a
-            resumed run ends with the bits of one that was not interrupted.
-        share: The part of this process among several; each then returns the moments of all, if
-            ``torch.distributed`` is initialised. They equal those of one process up to the order
-            in which float64 numbers are added.
-        shrinkage: What moments of few tokens are pulled towards; ``None``: they stay as they are.
+            :func:`default_batch_tokens`.
+        progress: Callback after every forward pass, with the position in the text.
+        partial: File of partial sums, to resume an interrupted run; ``None``: no resume. It must
+            belong to the same model, text and arguments. Passes keep their order, so a resumed run
+            is bit-identical to an uninterrupted one.
+        share: Shard of this process among several; each returns the moments of all, if
+            ``torch.distributed`` is initialised. They equal those of one process up to the order of
+            float64 additions.
+        shrinkage: Target of the shrinkage of moments of few tokens; ``None``: no shrinkage.
 
     Returns:
         The moments.
 
     Raises:
-        DataError: If the texts hold no token, or are not those of an interrupted pass.
-        StatisticsWriteError: If unfinished sums cannot be kept.
+        DataError: If the texts hold no token, or have changed since the interruption.
+        StatisticsWriteError: If partial sums cannot be written.
     """
     share = share or Share()
     view = resolve(model)
     names = [view.down_projection(layer) for layer in layers]
     device = view.embeddings.get_parameter("weight").device
-    batch_tokens = batch_tokens or usual_batch_tokens(device)
-    model_hash, limit = weights_hash(model), _longest(model, max_length)
+    batch_tokens = batch_tokens or default_batch_tokens(device)
+    model_hash, limit = weights_hash(model), _max_length(model, max_length)
     widths = {name: weight(model, f"{name}.weight").shape[1] for name in names}
     metrics: dict[str, Metric] = {
         name: SecondMoment(width).to(device) for name, width in widths.items()
@@ -91,42 +91,42 @@ def collect(
         metrics |= {name + _FOURTH: FourthMoments().to(device) for name in names}
     start = Progress(Position()) if partial is None else partial.load(metrics)
     for name, metric in metrics.items():
-        # Restored sums, and a process without a pass, are sums all the same.
+        # Marks the metric as updated, also for restored sums and for a process without a pass.
         metric.update(torch.empty(0, widths[name.removesuffix(_FOURTH)], device=device))
-    reader = _Reader(_in_float32(model), metrics, device)
+    accumulator = _KeyAccumulator(_in_float32(model), metrics, device)
     end = start.window
     for window in windows(tokenizer, texts, limit, max_tokens, batch_tokens, start.window):
         done = 0
         if window.before == start.window:
             start.check(window)
             done = start.passes
-        tokens = sum(_size(batch) for batch in window.batches[:done])
+        tokens = sum(_count_tokens(batch) for batch in window.batches[:done])
         for number, batch in enumerate(window.batches[done:], start=done):
             if share.mine(window.before.passes + number):
-                reader.read(batch)
-            tokens += _size(batch)
+                accumulator.update(batch)
+            tokens += _count_tokens(batch)
             if partial is not None:
                 here = Progress(window.before, number + 1, window.after.read)
                 partial.save_when_due(metrics, here)
             if progress is not None:
-                progress(_within(window, number + 1, tokens))
+                progress(_position_in_window(window, number + 1, tokens))
         end = window.after
     if not end.tokens:
         raise DataError("the texts hold no token; give a file with one document a line")
-    figures = {name: metric.compute() for name, metric in metrics.items()}
+    values = {name: metric.compute() for name, metric in metrics.items()}
     found = Moments(
-        {name: figures[name] for name in names},
+        {name: values[name] for name in names},
         end.tokens,
         model_hash,
         end.seen,
         added_ids(tokenizer),
     )
     if shrinkage is not None:
-        found = _shrunk(found, {name: figures[name + _FOURTH] for name in names}, shrinkage)
+        found = _shrink_moments(found, {name: values[name + _FOURTH] for name in names}, shrinkage)
     return replace(found, matrices={name: m.float() for name, m in found.matrices.items()})
 
 
-def _shrunk(moments: Moments, fourth: Mapping[str, Tensor], target: Target) -> Moments:
+def _shrink_moments(moments: Moments, fourth: Mapping[str, Tensor], target: Target) -> Moments:
     shrunk = {
         name: shrink(matrix, moments.tokens, float(fourth[name][0]), float(fourth[name][1]), target)
         for name, matrix in moments.matrices.items()
@@ -139,8 +139,8 @@ def _shrunk(moments: Moments, fourth: Mapping[str, Tensor], target: Target) -> M
     )
 
 
-class _Reader:
-    """Runs the model over batches and adds what its modules read to their metrics."""
+class _KeyAccumulator:
+    """Accumulator of keys: runs the model and updates each module's metrics with its inputs."""
 
     def __init__(
         self, model: nn.Module, metrics: Mapping[str, Metric], device: torch.device
@@ -150,9 +150,9 @@ class _Reader:
         self.device = device
         self.wanted: dict[str, Side] = {name.removesuffix(_FOURTH): "input" for name in metrics}
 
-    def read(self, batch: list[list[int]]) -> None:
-        """Add the keys of one batch."""
-        ids, mask = _padded(batch, self.device)
+    def update(self, batch: list[list[int]]) -> None:
+        """Run one batch and add its keys to the metrics, padding excluded."""
+        ids, mask = _pad_right(batch, self.device)
         with capture(self.model, self.wanted, stop=True) as keys:
             self.model(input_ids=ids, attention_mask=mask, use_cache=False)
         read = {name: value[mask.bool()] for name, value in keys.items()}
@@ -161,7 +161,7 @@ class _Reader:
 
 
 def added_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Return the token ids that a tokenizer adds to every text, such as BOS."""
+    """Return the special token ids that a tokenizer adds to every text, such as BOS."""
     return tuple(tokenizer("")["input_ids"])
 
 
@@ -172,8 +172,8 @@ def _in_float32(model: nn.Module) -> nn.Module:
     return model
 
 
-def _within(window: Window, passes: int, tokens: int) -> Position:
-    """Return about where in the text a pass inside a window stands, for a progress bar."""
+def _position_in_window(window: Window, passes: int, tokens: int) -> Position:
+    """Return the approximate text position of a pass inside a window, for a progress bar."""
     before, after = window.before, window.after
     share = tokens / max(1, after.tokens - before.tokens)
     return Position(
@@ -183,18 +183,18 @@ def _within(window: Window, passes: int, tokens: int) -> Position:
     )
 
 
-def _longest(model: nn.Module, max_length: int) -> int:
+def _max_length(model: nn.Module, max_length: int) -> int:
     config: Any = model.config
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return max_length if positions is None else min(max_length, int(positions))
 
 
-def _size(batch: list[list[int]]) -> int:
+def _count_tokens(batch: list[list[int]]) -> int:
     return sum(len(ids) for ids in batch)
 
 
-def _padded(batch: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids padded on the right, and their mask."""
+def _pad_right(batch: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return right-padded token ids, and their attention mask."""
     ids = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, tokens in enumerate(batch):

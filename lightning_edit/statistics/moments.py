@@ -1,4 +1,4 @@
-"""Second moments of some modules' inputs, and the file that holds them."""
+"""Second moments E[k kᵀ] of module inputs, and their safetensors file."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,23 +15,23 @@ from lightning_edit.storage.tensors import write_tensors
 
 _FORMAT = "lightning-edit-statistics/1"
 
-#: Endings of the names under which a module's spectrum is stored.
+#: Suffixes of the tensor names of a module's spectrum.
 _VALUES, _VECTORS = "@eigenvalues", "@eigenvectors"
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of some modules' inputs.
+    """Second moments E[k kᵀ] of module inputs (keys), with the hashes of model and corpus.
 
     Args:
-        matrices: By dotted module name, (f, f), float32.
-        tokens: Tokens that each is the mean over.
+        matrices: Moments by dotted module name, (f, f), float32.
+        tokens: Number of tokens that each is the mean over.
         model: Hash of the model's weights.
-        corpus: Hash of the texts, in tokens.
+        corpus: Hash of the tokens of the texts.
         specials: Token ids that the tokenizer adds to every text, such as BOS.
-        intensities: By module, how far the moments of few tokens were shrunk; empty: not at all.
-        target: What they were shrunk towards.
-        spectra: By module, eigenvalues and eigenvectors, where they were asked for.
+        intensities: Shrinkage intensity by module; empty: no shrinkage.
+        target: Shrinkage target.
+        spectra: Eigenvalues and eigenvectors by module, if computed.
     """
 
     matrices: Mapping[str, Float[Tensor, "f f"]]
@@ -44,7 +44,7 @@ class Moments:
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
 
     def only(self, module: str) -> "Moments":
-        """Return those of one module."""
+        """Return the moments of one module only."""
         return replace(
             self,
             matrices={module: self.matrices[module]},
@@ -52,8 +52,8 @@ class Moments:
             spectra={key: value for key, value in self.spectra.items() if key == module},
         )
 
-    def decomposed(self) -> "Moments":
-        """Return them with the spectra of all, from which null spaces are read off.
+    def decompose(self) -> "Moments":
+        """Add the eigendecomposition of every module's moments, for null spaces.
 
         Raises:
             SolveError: If a moment is not finite.
@@ -61,7 +61,7 @@ class Moments:
         return replace(self, spectra={k: Spectrum.of(m, k) for k, m in self.matrices.items()})
 
     def save(self, path: Path) -> None:
-        """Write the moments as one safetensors file, complete or not at all."""
+        """Write the moments to one safetensors file, atomically."""
         header = {
             "format": _FORMAT,
             "tokens": str(self.tokens),
@@ -80,15 +80,15 @@ class Moments:
     def load(
         cls, path: Path, modules: Iterable[str] | None = None, with_spectra: bool = False
     ) -> "Moments":
-        """Read what :meth:`save` wrote.
+        """Load moments from a file written by :meth:`save`.
 
         Args:
             path: The file.
-            modules: Names to read; all when left out.
-            with_spectra: Whether to read the spectra too, where there are some.
+            modules: Names of the modules to load; ``None``: all.
+            with_spectra: Whether to load stored spectra too.
 
         Raises:
-            StatisticsNotFoundError: If there is no such file, or it lacks a module.
+            StatisticsNotFoundError: If the file or a module in it is missing.
             DataError: If it is not a statistics file.
         """
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""The sums of an unfinished pass, on disk, so that a kill costs only its last minute."""
+"""Partial sums of an interrupted statistics run, saved every minute to resume it exactly."""
 
 import time
 from collections.abc import Mapping
@@ -10,23 +10,23 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_edit.exceptions import DataError
-from lightning_edit.statistics.windows import Position, Window, changed
+from lightning_edit.statistics.windows import Position, Window, changed_text_error
 from lightning_edit.storage.tensors import write_tensors
 
 _FORMAT = "lightning-edit-partial-statistics/1"
 
-#: A save may take this share of the time between two.
-_SHARE = 0.05
+#: Maximum share of the run time that is spent on saving.
+_MAX_SAVE_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a pass is.
+    """Progress of a statistics run, to resume it within a window of documents.
 
     Args:
-        window: Position in front of the window that is being worked on.
-        passes: Forward passes done in it, by all processes.
-        read: Chained hash of the documents with those of the window.
+        window: Position before the current window.
+        passes: Forward passes done in the window, by all processes.
+        read: Chained hash of the documents, those of the window included.
     """
 
     window: Position
@@ -34,22 +34,22 @@ class Progress:
     read: str = ""
 
     def check(self, window: Window) -> None:
-        """Compare the window that is worked on again with what it was.
+        """Check that the documents of the resumed window have not changed.
 
         Raises:
-            DataError: If its documents have changed.
+            DataError: If they have changed.
         """
         if self.passes and window.after.read != self.read:
-            raise changed(window.after.texts)
+            raise changed_text_error(window.after.texts)
 
 
 class PartialSums:
-    """Keeps the states of metrics and the position that they belong to in one file.
+    """File of metric states and their position in the text, to resume an interrupted run.
 
     Args:
         path: The file; its name should depend on everything that changes the sums.
-        every: Seconds between two saves. Where saving takes long, it is done less often, so that
-            it takes no more than a twentieth of the time.
+        every: Seconds between two saves. A slow save makes saves less frequent, so that saving
+            takes no more than a twentieth of the time.
     """
 
     def __init__(self, path: Path, every: float = 60.0) -> None:
@@ -58,21 +58,21 @@ class PartialSums:
         self._due = time.monotonic() + every
         self._stop = False
 
-    def stop_soon(self) -> None:
-        """Ask for a save after the pass that is running, and for an end there."""
+    def request_stop(self) -> None:
+        """Request a save and a stop after the current forward pass."""
         self._stop = True
 
     def load(self, metrics: Mapping[str, Metric]) -> Progress:
-        """Fill the metrics with what was saved, and return the position after it.
+        """Restore the metric states from the file, and return their progress.
 
         Args:
-            metrics: Fresh metrics by name.
+            metrics: New metrics by name.
 
         Returns:
-            The position, the very beginning where nothing was saved.
+            The progress; the start of the text if nothing was saved.
 
         Raises:
-            DataError: If the file is not one of these.
+            DataError: If it is not a file of partial sums.
         """
         if not self.path.is_file():
             return Progress(Position())
@@ -83,7 +83,7 @@ class PartialSums:
                     raise DataError(f"{self.path} holds no sums of a pass; delete it to begin anew")
                 for name, metric in metrics.items():
                     for state, zero in metric.metric_state.items():
-                        # The value of a sum state is one tensor.
+                        # A sum state is one tensor.
                         value = file.get_tensor(f"{name}/{state}")
                         setattr(metric, state, value.to(getattr(zero, "device", None)))
         except SafetensorError as error:
@@ -94,10 +94,10 @@ class PartialSums:
         return Progress(window, int(header["passes"]), header["read"])
 
     def save_when_due(self, metrics: Mapping[str, Metric], progress: Progress) -> None:
-        """Save if the last save was long enough ago.
+        """Save the partial sums if the interval since the last save has passed.
 
         Raises:
-            KeyboardInterrupt: After a save that :meth:`stop_soon` has asked for.
+            KeyboardInterrupt: After a save requested by :meth:`request_stop`.
         """
         if self._stop:
             self.save(metrics, progress)
@@ -107,23 +107,23 @@ class PartialSums:
             return
         self.save(metrics, progress)
         took = time.monotonic() - now
-        self._due = time.monotonic() + max(self.every, took / _SHARE)
+        self._due = time.monotonic() + max(self.every, took / _MAX_SAVE_SHARE)
 
     def save(self, metrics: Mapping[str, Metric], progress: Progress) -> None:
-        """Write the sums and their position.
+        """Write the partial sums and their progress to the file.
 
         Args:
-            metrics: By name; their states are sums.
-            progress: What the sums contain.
+            metrics: Metrics by name; their states are sums.
+            progress: Progress that the sums belong to.
 
         Raises:
-            StatisticsWriteError: If the disk refuses.
+            StatisticsWriteError: If the write fails.
         """
         tensors = {
             f"{name}/{state}": value
             for name, metric in metrics.items()
             for state, value in metric.metric_state.items()
-            if isinstance(value, Tensor)  # a state that is a sum always is
+            if isinstance(value, Tensor)  # a sum state always is one
         }
         header = {
             "format": _FORMAT,
@@ -134,5 +134,5 @@ class PartialSums:
         write_tensors(self.path, tensors, header)
 
     def discard(self) -> None:
-        """Delete the file: the pass is done, or is to begin anew."""
+        """Delete the file of partial sums, when the run is done or restarted."""
         self.path.unlink(missing_ok=True)

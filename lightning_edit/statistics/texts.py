@@ -1,4 +1,4 @@
-"""Where documents come from: a local file, or a data set by name. Read as a stream, torch-free."""
+"""Text corpora as streams of documents: a local file, or a data set by name. Loads no torch."""
 
 import json
 from abc import ABC, abstractmethod
@@ -14,16 +14,16 @@ _FILES = (".txt", ".jsonl", ".ndjson")
 
 
 class Texts(ABC):
-    """Documents that can be read from the beginning as often as one likes."""
+    """Text corpus: documents that can be iterated from the beginning any number of times."""
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """What tells these documents from others, as far as it is known without reading them."""
+        """Key that identifies the corpus, as far as possible without reading the documents."""
 
     @abstractmethod
     def count(self) -> int | None:
-        """Return the number of documents; ``None`` where only reading would tell."""
+        """Return the number of documents; ``None`` if it is unknown without reading them."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[str]:
@@ -32,7 +32,7 @@ class Texts(ABC):
 
 @dataclass(frozen=True)
 class FileTexts(Texts):
-    """Documents of a file, one a line.
+    """Text corpus of a local file, one document per line.
 
     Args:
         path: Plain text, or JSON Lines (``.jsonl``, ``.ndjson``).
@@ -44,7 +44,7 @@ class FileTexts(Texts):
 
     @property
     def identity(self) -> str:
-        """Path, size and time of the last change."""
+        """Path, size, modification time and text field of the file."""
         try:
             stat = self.path.stat()
         except OSError as error:
@@ -52,7 +52,7 @@ class FileTexts(Texts):
         return f"{self.path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{self.field}"
 
     def count(self) -> int:
-        """Count lines that are not empty."""
+        """Count the documents, i.e. lines that are not empty."""
         try:
             with self.path.open("rb") as file:
                 return sum(1 for line in file if line.strip())
@@ -63,7 +63,7 @@ class FileTexts(Texts):
         """Yield the documents.
 
         Raises:
-            DataError: If there is no such file, or a line is not of its form.
+            DataError: If the file is missing, or a line does not match its format.
         """
         try:
             with self.path.open(encoding="utf-8") as file:
@@ -100,14 +100,14 @@ class FileTexts(Texts):
 
 @dataclass(frozen=True)
 class NamedTexts(Texts):
-    """Documents of a data set that the package ``datasets`` knows by name or folder, streamed.
+    """Text corpus streamed from a data set of the package ``datasets``, by name or folder.
 
     Only data is read; ``datasets`` 4 and later run no code of a data set.
 
     Args:
         name: Name on the hub, or a folder: of data files, or one that ``save_to_disk`` wrote.
-        config: Its configuration, such as ``wikitext-103-raw-v1``.
-        split: Its split.
+        config: Configuration, such as ``wikitext-103-raw-v1``.
+        split: Split of the data set.
         field: Column that holds the text.
     """
 
@@ -122,7 +122,7 @@ class NamedTexts(Texts):
         return json.dumps([self.name, self.config, self.split, self.field])
 
     def count(self) -> int | None:
-        """Return what the data set says of its size."""
+        """Return the number of rows from the data set's metadata; ``None`` if it has none."""
         data = self._open()
         splits = getattr(data.info, "splits", None) or {}
         rows = getattr(splits.get(self.split), "num_examples", None)
@@ -132,7 +132,7 @@ class NamedTexts(Texts):
         """Yield the documents.
 
         Raises:
-            DataError: If the package or the data set is absent, or has no such column of text.
+            DataError: If the package, the data set or its text column is missing.
         """
         rows = self._rows()
         for number, row in enumerate(rows, start=1):
@@ -152,8 +152,8 @@ class NamedTexts(Texts):
                 row = next(iterator)
             except StopIteration:
                 return
-            except _unavailable() as error:
-                raise self._refused(error) from error
+            except _load_exceptions() as error:
+                raise self._load_error(error) from error
             yield row
 
     def _open(self) -> Any:
@@ -169,10 +169,10 @@ class NamedTexts(Texts):
                 saved = load_from_disk(self.name)
                 return saved[self.split] if isinstance(saved, dict) else saved
             return load_dataset(self.name, self.config, split=self.split, streaming=True)
-        except _unavailable() as error:
-            raise self._refused(error) from error
+        except _load_exceptions() as error:
+            raise self._load_error(error) from error
 
-    def _refused(self, error: Exception) -> DataError:
+    def _load_error(self, error: Exception) -> DataError:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         return DataError(
             f"{self.name}: the data set cannot be read ({reason}); check --text, --text_config, "
@@ -180,15 +180,15 @@ class NamedTexts(Texts):
         )
 
 
-#: What `save_to_disk` writes for a dictionary of splits.
+#: File that `save_to_disk` writes for a dictionary of splits.
 _DICT = "dataset_dict.json"
 
 
-def _unavailable() -> tuple[type[Exception], ...]:
-    """Return what reading a data set raises: no network, no such name, split or configuration."""
+def _load_exceptions() -> tuple[type[Exception], ...]:
+    """Return the exceptions of loading a data set: no network, unknown name, split or config."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The root error of the HTTP client in use is among its parents; the hub changes it at times.
+    # Its bases include the root error of the HTTP client, which differs by hub version.
     parents = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
     return (OSError, ValueError, KeyError, *parents)
 
@@ -196,7 +196,7 @@ def _unavailable() -> tuple[type[Exception], ...]:
 def texts_of(
     source: str, config: str | None = None, split: str = "train", field: str = "text"
 ) -> Texts:
-    """Return the documents that a user names.
+    """Open a text corpus by file path, folder or data set name.
 
     Args:
         source: A ``.txt``, ``.jsonl`` or ``.ndjson`` file, or a data set: a name on the hub, or a
@@ -206,7 +206,7 @@ def texts_of(
         field: Field of JSON records, or column of a data set, that holds the text.
 
     Raises:
-        DataError: If it is a file of another kind, or a path where nothing is.
+        DataError: If the file has another suffix, or the path does not exist.
     """
     path = Path(source).expanduser()
     if path.is_file() or (path.suffix in _FILES and not path.is_dir()):

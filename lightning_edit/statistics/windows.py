@@ -1,4 +1,4 @@
-"""Cut a stream of documents into forward passes, the same ones however often it is begun anew."""
+"""Batching of a document stream into forward passes, deterministic so that a run can resume."""
 
 import hashlib
 import itertools
@@ -9,19 +9,19 @@ from typing import Any
 
 from lightning_edit.exceptions import DataError
 
-#: Documents that are held together, to batch those of like length.
-_WINDOW = 512
+#: Documents per window; a window is sorted by length to batch documents of similar length.
+_WINDOW_SIZE = 512
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two windows of documents.
+    """Position in a document stream, between two windows.
 
     Args:
         texts: Documents read.
-        tokens: Tokens of them that the passes saw, those of every process.
-        passes: Forward passes, those of every process.
-        read: Chained hash of the documents as they were read.
+        tokens: Tokens in the forward passes, of all processes.
+        passes: Forward passes, of all processes.
+        read: Chained hash of the documents read.
         seen: Chained hash of their tokens.
     """
 
@@ -32,23 +32,23 @@ class Position:
     seen: str = ""
 
     def as_json(self) -> str:
-        """Return the position as JSON; :meth:`from_json` reads it."""
+        """Serialise the position as JSON, for :meth:`from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Position":
-        """Read what :meth:`as_json` wrote."""
+        """Parse a position from the JSON of :meth:`as_json`."""
         return cls(**json.loads(text))
 
 
 @dataclass(frozen=True)
 class Window:
-    """Documents that are batched together.
+    """Window of consecutive documents, batched by length.
 
     Args:
-        before: Position in front of them.
-        batches: Their tokens; each batch is one forward pass, its longest document first.
-        after: Position behind them.
+        before: Position before the window.
+        batches: Token ids; each batch is one forward pass, its longest document first.
+        after: Position after the window.
     """
 
     before: Position
@@ -64,64 +64,68 @@ def windows(
     batch_tokens: int,
     start: Position,
 ) -> Iterator[Window]:
-    """Yield windows from a position on; memory does not depend on how many there are.
+    """Yield tokenised, batched windows of documents from a position on, in constant memory.
 
     Args:
         tokenizer: The model's tokenizer.
-        texts: The documents from the first on; those before ``start`` are skipped.
-        limit: Documents are cut to so many tokens.
-        max_tokens: Tokens in all.
-        batch_tokens: Tokens of a pass, padding included.
-        start: Where to begin.
+        texts: All documents; those before ``start`` are skipped.
+        limit: Documents are truncated to this many tokens.
+        max_tokens: Token budget over all windows.
+        batch_tokens: Tokens of a forward pass, padding included.
+        start: Position to start from.
 
     Raises:
-        DataError: If the documents before ``start`` are not those that were read then.
+        DataError: If the documents before ``start`` have changed.
     """
-    rest, here = _skip(iter(texts), start), start
-    while window := list(itertools.islice(rest, _WINDOW)):
+    rest, position = _skip(iter(texts), start), start
+    while window := list(itertools.islice(rest, _WINDOW_SIZE)):
         documents = tokenizer(window, truncation=True, max_length=limit)["input_ids"]
-        left = None if max_tokens is None else max_tokens - here.tokens
-        used, ids, read, seen = 0, [], here.read, here.seen
+        left = None if max_tokens is None else max_tokens - position.tokens
+        used, ids, read, seen = 0, [], position.read, position.seen
         for text, tokens in zip(window, documents, strict=True):
             if left is not None and used >= left:
                 break
             kept = tokens if left is None else tokens[: left - used]
-            read, seen = chained(read, text), chained(seen, json.dumps(kept))
+            read, seen = chain_hash(read, text), chain_hash(seen, json.dumps(kept))
             used += len(kept)
             ids.append(kept)
         batches = list(_batches([one for one in ids if one], batch_tokens))
         after = Position(
-            here.texts + len(ids), here.tokens + used, here.passes + len(batches), read, seen
+            position.texts + len(ids),
+            position.tokens + used,
+            position.passes + len(batches),
+            read,
+            seen,
         )
-        yield Window(here, batches, after)
-        here = after
-        if max_tokens is not None and here.tokens >= max_tokens:
+        yield Window(position, batches, after)
+        position = after
+        if max_tokens is not None and position.tokens >= max_tokens:
             return
 
 
-def chained(before: str, text: str) -> str:
-    """Return the hash of a hash and what follows."""
+def chain_hash(before: str, text: str) -> str:
+    """Return the chained SHA-256 of a previous hash and a text."""
     return hashlib.sha256(f"{before}|{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def changed(texts: int) -> DataError:
-    """Return the error for text that is not what an interrupted pass has read.
+def changed_text_error(texts: int) -> DataError:
+    """Return the ``DataError`` for a text that changed since an interrupted run.
 
     Args:
-        texts: Documents that were compared.
+        texts: Number of documents that were compared.
     """
     return DataError(
-        f"the first {texts:,} documents are not those of the interrupted pass; put the text back "
-        "as it was, or begin anew with --restart"
+        f"the first {texts:,} documents are not those of the interrupted pass; restore the "
+        "text, or start over with --restart"
     )
 
 
 def _skip(texts: Iterator[str], start: Position) -> Iterator[str]:
     read = ""
     for text in itertools.islice(texts, start.texts):
-        read = chained(read, text)
+        read = chain_hash(read, text)
     if read != start.read:
-        raise changed(start.texts)
+        raise changed_text_error(start.texts)
     return texts
 
 

@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, JSON lines, the folder of a run, the schema of ``results.json``."""
+"""Storage on disk: atomic writes, JSON Lines, run folders, the schema of ``results.json``."""

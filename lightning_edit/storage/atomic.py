@@ -1,4 +1,4 @@
-"""Atomic file writes: a file is whole or not there, whatever kills the process."""
+"""Atomic file writes: a file is complete or absent, even if the process is killed."""
 
 import errno
 import os
@@ -10,12 +10,12 @@ from lightning_edit.exceptions import LedgerWriteError
 
 
 def write_error(error: OSError, path: Path, state: str) -> LedgerWriteError:
-    """Explain a failed write.
+    """Convert an ``OSError`` of a failed write (such as a full disk) to a ``LedgerWriteError``.
 
     Args:
-        error: What the operating system said.
-        path: The file or folder concerned.
-        state: What is still intact, for the last clause of the message.
+        error: The error of the operating system.
+        path: The file or folder.
+        state: Sentence for the message on what is still intact.
 
     Returns:
         The error to raise.
@@ -29,19 +29,20 @@ def write_error(error: OSError, path: Path, state: str) -> LedgerWriteError:
 
 
 @contextmanager
-def replacing(path: Path, several_writers: bool = False) -> Iterator[Path]:
-    """Give a file beside ``path`` to write to, which takes its place when the block has ended.
+def atomic_path(path: Path, several_writers: bool = False) -> Iterator[Path]:
+    """Write a file atomically: yield a temporary path that replaces ``path`` after the block.
 
     Args:
-        path: The file; its folder exists.
-        several_writers: Whether other processes may write the same file meanwhile. Each then has a
-            file of its own, and a kill may leave it behind; otherwise the next write reuses it.
+        path: The file; its folder must exist.
+        several_writers: Whether other processes may write the same file at the same time. Each then
+            uses its own temporary file, which a kill may leave behind; otherwise the next write
+            reuses it.
 
     Yields:
-        The file to write.
+        The temporary file to write; it is in the same folder.
 
     Raises:
-        OSError: If the disk refuses; a file that stood at ``path`` is untouched.
+        OSError: If the write fails; an existing file at ``path`` is untouched.
     """
     own = f".{os.getpid()}-" if several_writers else ""
     part = path.with_name(f"{own}{path.name}.part")
@@ -55,14 +56,14 @@ def replacing(path: Path, several_writers: bool = False) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | bytearray) -> None:
-    """Write a file so that it is either whole or not there.
+    """Write bytes to a file atomically: the file is complete or absent.
 
     Args:
         path: The file.
         data: Its content.
 
     Raises:
-        OSError: If the disk refuses; a file that stood there is untouched.
+        OSError: If the write fails; an existing file is untouched.
     """
-    with replacing(path) as part:
+    with atomic_path(path) as part:
         part.write_bytes(data)

@@ -1,4 +1,4 @@
-"""JSON Lines (JSONL): one reader, one writer, and an append-only file that survives a kill."""
+"""JSON Lines (JSONL): reader, atomic writer, and an append-only file that survives a kill."""
 
 import json
 import os
@@ -9,25 +9,25 @@ from typing import Any
 from lightning_edit.exceptions import DataError, LedgerError
 from lightning_edit.storage.atomic import write_atomic, write_error
 
-#: What a write that the disk refused has left alone, for the error.
+#: Sentence for the error message of a failed write, on what is still intact.
 UNCHANGED = "The model and every earlier edit are unchanged."
 
 
 def to_line(row: Mapping[str, Any]) -> str:
-    """Return a row as one line of JSON."""
+    """Serialise a row as one line of JSON."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def append_synced(path: Path, size: int, data: bytes) -> None:
-    """Add bytes to a file and wait until they are on disk.
+    """Append bytes to a file and fsync it.
 
     Args:
-        path: The file; made where there is none. Its folder exists.
-        size: Bytes to keep: what lies behind them is of a write that a kill has cut.
-        data: What is added.
+        path: The file; created if missing. Its folder must exist.
+        size: Bytes to keep; bytes after them are from an interrupted write and are dropped.
+        data: Bytes to append.
 
     Raises:
-        OSError: If the disk refuses; the file may then hold a part of the data.
+        OSError: If the write fails; the file may then contain a part of the data.
     """
     with path.open("r+b" if path.exists() else "wb") as file:
         file.truncate(size)
@@ -38,16 +38,16 @@ def append_synced(path: Path, size: int, data: bytes) -> None:
 
 
 def complete_lines(content: bytes) -> list[bytes]:
-    """Return the lines that have an end, without it; a last one that a kill has cut is dropped.
+    """Split JSONL bytes into complete lines; drop an incomplete last line of an interrupted write.
 
-    Only the line feed ends a line: JSON strings may hold U+2028 and other line ends of Unicode, at
-    which ``str.splitlines`` would cut a record in two.
+    Only the line feed ends a line: JSON strings may contain U+2028 and other Unicode line breaks,
+    at which ``str.splitlines`` would split a record in two.
     """
     return content.split(b"\n")[:-1]
 
 
 class RowFile:
-    """A JSONL file that is appended to, and cut back to a remembered length on resume.
+    """Append-only JSONL file that is truncated to the checkpoint's length on resume.
 
     Args:
         path: The file.
@@ -58,13 +58,13 @@ class RowFile:
         self.size = 0
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines and wait until they are on disk.
+        """Append rows as lines and fsync the file.
 
         Args:
-            rows: One mapping a line.
+            rows: One mapping per line.
 
         Raises:
-            LedgerWriteError: If the disk refuses.
+            LedgerWriteError: If the write fails.
         """
         data = "".join(to_line(row) for row in rows).encode()
         try:
@@ -75,13 +75,13 @@ class RowFile:
         self.size += len(data)
 
     def cut(self, size: int) -> None:
-        """Forget what was appended after the file had ``size`` bytes.
+        """Truncate the file to ``size`` bytes.
 
         Args:
             size: Bytes to keep.
 
         Raises:
-            LedgerError: If the file is shorter.
+            LedgerError: If the file is shorter than that.
         """
         found = self.path.stat().st_size if self.path.exists() else 0
         if found < size:
@@ -99,10 +99,10 @@ class RowFile:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line; the file appears whole or not at all.
+    """Write rows to a JSONL file atomically, one JSON object per line.
 
     Args:
-        path: File to write; its folder is made.
+        path: File to write; its folder is created.
         rows: Plain containers.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line.
+    """Read all rows of a JSONL file into a list.
 
     Raises:
         DataError: If a line is not a JSON object.
@@ -120,7 +120,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def iterate_rows(path: Path, size: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read one JSON object a line, one at a time: files of many evaluations may exceed memory.
+    """Iterate over the rows of a JSONL file; files of many evaluations may exceed memory.
 
     Only the line feed ends a line, see :func:`complete_lines`.
 
@@ -129,7 +129,7 @@ def iterate_rows(path: Path, size: int | None = None) -> Iterator[tuple[int, dic
         size: Bytes to read; ``None``: all.
 
     Yields:
-        Number of the line, from 1, and its object.
+        Line number, from 1, and the object of the line.
 
     Raises:
         DataError: If a line is not a JSON object.

@@ -1,7 +1,6 @@
-"""``results.json``: the record of a run, in a schema with a version.
+"""Schema of ``results.json``, the versioned record of a run: build, validate and read it.
 
-Tables, plots and pages are made from this file and ``cases.jsonl`` alone. Nothing here imports
-torch.
+Tables, plots and pages need only this file and the run's JSONL files. Nothing here imports torch.
 """
 
 import json
@@ -16,12 +15,12 @@ from lightning_edit.exceptions import DataError
 from lightning_edit.types import Protocol
 
 SCHEMA = 1
-"""Version of the form of ``results.json``; a change that breaks readers raises it."""
+"""Schema version of ``results.json``; a change that breaks readers increments it."""
 STATUSES = ("complete", "interrupted")
 
 _PACKAGES = ("lightning-edit", "torch", "lightning", "transformers", "torchmetrics")
-#: What each field must be; a nested mapping lists the fields inside.
-_FORM: dict[str, Any] = {
+#: Required type of each field; a nested mapping lists the fields of an object.
+_SCHEMA_FIELDS: dict[str, Any] = {
     "schema": int,
     "status": str,
     "editor": {"class": str, "args": dict},
@@ -34,12 +33,12 @@ _FORM: dict[str, Any] = {
     "points": list,
     "timing": dict,
 }
-_POINT_FORM: dict[str, Any] = {"after": int, "metrics": dict, "before": dict, "counts": dict}
-_NAME = {int: "a whole number", str: "a text", dict: "an object", list: "a list"}
+_POINT_FIELDS: dict[str, Any] = {"after": int, "metrics": dict, "before": dict, "counts": dict}
+_TYPE_NAMES = {int: "a whole number", str: "a text", dict: "an object", list: "a list"}
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of what decides the numbers of a run."""
+    """Return the versions of Python and of the packages that affect the results of a run."""
     return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
 
 
@@ -63,25 +62,25 @@ def build(
     status: str = "complete",
     events: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Put the record of a run together.
+    """Build the ``results.json`` record of a run and validate it.
 
     Args:
         editor: ``class`` and ``args``.
         language_model: ``name``, ``hash`` of the pristine weights, ``dtype``.
         data: ``class``, ``args`` and ``hash`` of the requests.
-        protocol: How the requests were written.
-        batch_size: Requests written together.
-        seed: Seed of everything random.
-        points: One entry an evaluation, see :func:`~lightning_edit.session.points.points_of`.
-        timing: Seconds by stage.
+        protocol: How the requests were written: ``single``, ``batch`` or ``sequential``.
+        batch_size: Requests per commit.
+        seed: Random seed of the run.
+        points: One entry per evaluation, see :func:`~lightning_edit.session.points.points_of`.
+        timing: Seconds by stage, and ``edits``.
         status: One of :data:`STATUSES`.
-        events: What callbacks did to the run, such as a rollback: ``by``, ``after``, ``event``.
+        events: Actions of callbacks, such as a rollback: ``by``, ``after``, ``event``.
 
     Returns:
         Plain containers.
 
     Raises:
-        DataError: If a field is missing or of the wrong form.
+        DataError: If a field is missing or has the wrong type.
     """
     results: dict[str, Any] = {
         "schema": SCHEMA,
@@ -103,21 +102,21 @@ def build(
 
 
 def validate(results: Mapping[str, Any], source: str) -> None:
-    """Check that a record has the form of this schema.
+    """Validate a record against the schema.
 
     Args:
         results: The record.
-        source: Where it comes from, for the error.
+        source: Origin of the record, for the error message.
 
     Raises:
-        DataError: On the first field that is missing or wrong.
+        DataError: At the first field that is missing or wrong.
     """
     if results.get("schema") != SCHEMA:
         raise DataError(
             f"{source}: expected schema {SCHEMA}, got {results.get('schema')!r}; "
             "read it with the version of lightning-edit that wrote it"
         )
-    _check(results, _FORM, source)
+    _check(results, _SCHEMA_FIELDS, source)
     for field, allowed in (("status", STATUSES), ("protocol", get_args(Protocol))):
         if results[field] not in allowed:
             _fail(source, field, f"one of {', '.join(allowed)}", results[field])
@@ -125,7 +124,7 @@ def validate(results: Mapping[str, Any], source: str) -> None:
         where = f"{source}, points[{number}]"
         if not isinstance(point, Mapping):
             _fail(source, f"points[{number}]", "an object", point)
-        _check(point, _POINT_FORM, where)
+        _check(point, _POINT_FIELDS, where)
         for field in ("metrics", "before", "counts"):
             for name, value in point[field].items():
                 if not isinstance(value, int | float) or not math.isfinite(value):
@@ -139,7 +138,7 @@ def _check(record: Mapping[str, Any], form: Mapping[str, Any], source: str) -> N
             raise DataError(f"{source}: the field {field!r} is missing; write the file anew")
         value = record[field]
         if not isinstance(value, kind) or isinstance(value, bool):
-            _fail(source, field, _NAME[kind], value)
+            _fail(source, field, _TYPE_NAMES[kind], value)
         if isinstance(expected, dict):
             _check(value, expected, f"{source}, {field}")
 
@@ -149,16 +148,16 @@ def _fail(source: str, field: str, expected: str, got: object) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read the record of a run.
+    """Read and validate the ``results.json`` of a run.
 
     Args:
-        path: ``results.json``, or the run folder that holds it.
+        path: ``results.json``, or its run folder.
 
     Returns:
         Plain containers.
 
     Raises:
-        DataError: If there is no such file or it is not of this schema.
+        DataError: If the file is missing or does not match the schema.
     """
     file = path / "results.json" if path.is_dir() else path
     try:

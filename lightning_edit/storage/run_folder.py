@@ -1,9 +1,9 @@
-"""The folder of a run: where everything is, and how each file survives a kill.
+"""Run folder: paths of a run's files, and atomic writes into it.
 
-``config.yaml`` (what was asked), ``results.json`` (scores), ``cases.jsonl`` (one line a probe and
-evaluation point), ``baseline.jsonl`` (the same probes on the pristine model), ``passes.json`` (how
-texts are laid out in forward passes), ``measures.jsonl`` (what callbacks measured), ``ledger/``
-(the edits), ``checkpoints/`` (position and history).
+``config.yaml`` (options), ``results.json`` (scores), ``cases.jsonl`` (one line per probe and
+evaluation point), ``baseline.jsonl`` (the same probes on the pristine model), ``passes.json``
+(layout of texts in forward passes), ``measures.jsonl`` (measurements of callbacks), ``ledger/``
+(the edits), ``checkpoints/`` (position in the stream and history).
 """
 
 import json
@@ -16,10 +16,10 @@ from lightning_edit.storage.jsonl import UNCHANGED, to_line
 
 
 class RunFolder:
-    """Paths of one run.
+    """Paths of one run's files, with atomic JSON and JSONL writers.
 
     Args:
-        path: The folder; made when first written to.
+        path: The folder; created at the first write.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -27,7 +27,7 @@ class RunFolder:
 
     @property
     def ledger(self) -> Path:
-        """Folder of the journal and the deltas."""
+        """Folder of the ledger: the journal and the delta files."""
         return self.path / "ledger"
 
     @property
@@ -37,61 +37,61 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path:
-        """The newest checkpoint."""
+        """Path of the newest checkpoint, ``last.ckpt``."""
         return self.checkpoints / "last.ckpt"
 
     @property
     def results(self) -> Path:
-        """Scores of the run."""
+        """Path of ``results.json``, the scores of the run."""
         return self.path / "results.json"
 
     @property
     def cases(self) -> Path:
-        """One line a probe and evaluation point."""
+        """Path of ``cases.jsonl``, one line per probe and evaluation point."""
         return self.path / "cases.jsonl"
 
     @property
     def measures(self) -> Path:
-        """What callbacks measured, one line a callback and moment."""
+        """Path of ``measures.jsonl``, one line per callback and evaluation."""
         return self.path / "measures.jsonl"
 
     @property
     def baseline(self) -> Path:
-        """The probes on the pristine model."""
+        """Path of ``baseline.jsonl``, the probes on the pristine model."""
         return self.path / "baseline.jsonl"
 
     @property
     def passes(self) -> Path:
-        """How texts are laid out in forward passes, chosen once before the baseline."""
+        """Path of ``passes.json``, the layout of forward passes, chosen before the baseline."""
         return self.path / "passes.json"
 
     @property
     def has_run(self) -> bool:
-        """Whether edits were written here already."""
+        """Whether the folder already has a journal of edits."""
         return (self.ledger / "journal.jsonl").exists()
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
-        """Write a JSON file whole or not at all.
+        """Write a JSON file atomically.
 
         Args:
             path: File inside the folder.
             value: Plain containers.
 
         Raises:
-            LedgerWriteError: If the disk refuses.
+            LedgerWriteError: If the write fails.
         """
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         self._write(path, text.encode())
 
     def write_lines(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write a JSONL file whole or not at all.
+        """Write a JSONL file atomically.
 
         Args:
             path: File inside the folder.
-            rows: One mapping a line.
+            rows: One mapping per line.
 
         Raises:
-            LedgerWriteError: If the disk refuses.
+            LedgerWriteError: If the write fails.
         """
         self._write(path, "".join(to_line(row) for row in rows).encode())
 

@@ -1,7 +1,7 @@
-"""safetensors files whose bytes depend on their content alone.
+"""Deterministic safetensors files: equal content gives equal bytes and hashes.
 
 safetensors writes its metadata in the order of a hash table, which differs from call to call; equal
-tensors would get unequal hashes. Here the JSON at the head of a file is put in alphabetical order.
+tensors would get different hashes. Here the keys of the JSON header are sorted.
 """
 
 import json
@@ -11,39 +11,39 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-#: A file begins with the length of its JSON in so many bytes.
+#: Bytes of the length field at the start of a file, which gives the length of the JSON header.
 _LENGTH = 8
 
 
 def to_safetensors(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytearray:
-    """Return the bytes of a safetensors file: the same for the same content, every time.
+    """Serialise tensors as safetensors bytes, deterministically.
 
     Args:
-        tensors: By name; those on an accelerator are copied.
-        header: Its metadata.
+        tensors: Tensors by name; tensors on an accelerator are copied to the CPU.
+        header: Metadata of the file.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     content = bytearray(save(plain, metadata=dict(header)))
     end = _LENGTH + int.from_bytes(content[:_LENGTH], "little")
-    content[_LENGTH:end] = _ordered(bytes(content[_LENGTH:end]))
+    content[_LENGTH:end] = _sort_keys(bytes(content[_LENGTH:end]))
     return content
 
 
-def order_header(path: Path) -> None:
-    """Put the metadata of a safetensors file on disk in order, in place.
+def sort_header(path: Path) -> None:
+    """Sort the JSON header of a safetensors file in place.
 
     Args:
-        path: A file that was just written and has no name yet that others know.
+        path: A file that was just written and is not yet at its final path.
     """
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(_LENGTH), "little")
-        ordered = _ordered(file.read(size))
+        ordered = _sort_keys(file.read(size))
         file.seek(_LENGTH)
         file.write(ordered)
 
 
-def _ordered(header: bytes) -> bytes:
-    """Sort the keys of a header; blanks at its end keep its length, as the format does."""
+def _sort_keys(header: bytes) -> bytes:
+    """Sort the keys of a JSON header; trailing spaces, as in the format, keep its length."""
     content = json.loads(header)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return text.encode().ljust(len(header))

@@ -1,4 +1,4 @@
-"""Rows of a study on disk, so that an interrupted one goes on where it ended; torch-free."""
+"""Resumable JSONL rows of a study (sweep, trade-off, tracing). Nothing here imports torch."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,34 +9,36 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.storage.jsonl import RowFile, complete_lines
 
 
-def require_same(found: Mapping[str, Any], asked: Mapping[str, Any], place: Path) -> None:
-    """Refuse to go on with another study than the one on disk.
+def require_same(stored: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:
+    """Check that a study on disk has the same options, so that it can be resumed.
 
     Args:
-        found: What the study on disk is.
-        asked: What this one is.
-        place: Where the study lies.
+        stored: Options of the study on disk.
+        current: Options of this study.
+        path: Path of the study on disk, for the error message.
 
     Raises:
-        ConfigError: If they differ; it names the parts that do.
+        ConfigError: If they differ; it names the options that do.
     """
-    other = sorted(name for name in asked if json.loads(json.dumps(asked[name])) != found.get(name))
+    other = sorted(
+        name for name in current if json.loads(json.dumps(current[name])) != stored.get(name)
+    )
     if other:
         raise ConfigError(
-            f"{place} holds a study with another {', '.join(other)}; give the options that it was "
-            "started with, or another folder with --run"
+            f"{path} contains a study with another {', '.join(other)}; give the options that it "
+            "was started with, or another folder with --run"
         )
 
 
 class ResumableRows:
-    """A JSONL file whose first line says what is studied; a line that a kill has cut is dropped.
+    """Resumable JSONL file: the study's options, then its rows; an incomplete line is dropped.
 
     Args:
         path: The file.
-        study: What must be the same for a study to be gone on with.
+        study: Options that must match to resume the study.
 
     Raises:
-        ConfigError: If the file is of another study.
+        ConfigError: If the file belongs to another study.
     """
 
     def __init__(self, path: Path, study: Mapping[str, Any]) -> None:
@@ -52,10 +54,10 @@ class ResumableRows:
         self.rows: list[dict[str, Any]] = found[1:]
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Keep rows; they are on disk when this returns.
+        """Append rows to the file and fsync it.
 
         Args:
-            rows: They are written together.
+            rows: Rows, written in one operation.
         """
         listed = list(rows)
         self._file.append(listed)

@@ -1,4 +1,4 @@
-"""Write tensors to a file that is there as a whole or not at all."""
+"""Atomic writes of tensors to safetensors files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,31 +7,31 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_edit.exceptions import StatisticsWriteError
-from lightning_edit.storage.atomic import replacing
-from lightning_edit.storage.safetensors_files import order_header
+from lightning_edit.storage.atomic import atomic_path
+from lightning_edit.storage.safetensors_files import sort_header
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a safetensors file beside its place and move it there.
+    """Write tensors to a safetensors file atomically, with a sorted header.
 
     Args:
-        path: The file; its folder is made.
-        tensors: By name; those on an accelerator are copied.
-        header: Its metadata.
+        path: The file; its folder is created.
+        tensors: Tensors by name; tensors on an accelerator are copied to the CPU.
+        header: Metadata of the file.
 
     Raises:
-        StatisticsWriteError: If the disk refuses; a file that was there stays as it was.
+        StatisticsWriteError: If the write fails; an existing file is untouched.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Two runs may collect the same statistics.
-        with replacing(path, several_writers=True) as part:
+        # Two runs may collect the same statistics at the same time.
+        with atomic_path(path, several_writers=True) as part:
             save_file(
                 {key: value.detach().contiguous().cpu() for key, value in tensors.items()},
                 part,
                 metadata=dict(header),
             )
-            order_header(part)
+            sort_header(part)
     except OSError as error:
         reason = error.strerror or str(error)
         raise StatisticsWriteError(

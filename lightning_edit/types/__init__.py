@@ -1,4 +1,4 @@
-"""Values that travel through the library: requests, probes, facts, tokenised batches.
+"""Data classes shared by all rooms: edit requests, probes, facts, tokenised batches.
 
 Nothing here imports torch, so data files can be read and checked without loading it.
 """

@@ -1,4 +1,4 @@
-"""Facts: triples of a knowledge graph, each with a prompt that asks for it.
+"""Facts: knowledge-graph triples, each with a prompt and its accepted answers.
 
 Nothing here imports torch.
 """
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Fact:
-    """One triple and how a model is asked for it.
+    """Knowledge-graph triple with a prompt for it.
 
     Args:
         subject: Name of the subject in the graph.
         relation: Name of the relation.
         object: Name of the object in the graph.
-        prompt: Text that the object continues.
+        prompt: Text that ends where the object begins.
         answers: Accepted answers, the preferred one first.
-        subject_text: The subject as it stands in the prompt; ``None``: its name.
+        subject_text: The subject as spelled in the prompt; ``None``: its name.
     """
 
     subject: str
@@ -29,12 +29,12 @@ class Fact:
 
     @property
     def subject_end(self) -> int | None:
-        """Offset just after the subject in the prompt; ``None`` where it does not stand there."""
+        """Character offset of the subject's end in the prompt; ``None`` if it is not in there."""
         text = self.subject_text or self.subject
         start = self.prompt.find(text)
         return None if start < 0 else start + len(text)
 
     def to_row(self) -> dict[str, Any]:
-        """Return what is written about a fact: its triple and its prompt."""
+        """Return the triple and the prompt, as a row for JSON."""
         row = asdict(self)
         return {name: row[name] for name in ("subject", "relation", "object", "prompt")}

@@ -1,4 +1,4 @@
-"""Probes: the questions that test an edit, their kinds, and the aspects these count towards.
+"""Probes: test prompts for an edit, their kinds, and the aspects that they are scored in.
 
 Nothing here imports torch.
 """
@@ -11,7 +11,7 @@ Expect = Literal["target", "unchanged", "answer"]
 Mode = Literal["tf", "gen"]
 Rule = Literal["any", "all"]
 Triple = tuple[str, str, str]
-#: Which aspect of the report a kind of probe belongs to.
+#: Aspect of the report by kind of probe.
 ASPECT_OF_KIND: Mapping[str, str] = {
     "rewrite": "reliability",
     "rephrase": "generalization",
@@ -29,7 +29,7 @@ ASPECT_OF_KIND: Mapping[str, str] = {
     "known_fact": "known",
     "premise": "premise",
 }
-#: Tests that are made of several questions, by the name of their score, and its aspect.
+#: Aspect by criterion, the name of the score of tests that consist of several probes.
 ASPECT_OF_CRITERION: Mapping[str, str] = {
     "multi_hop": "portability",
     "logical_generalization": "portability",
@@ -39,7 +39,7 @@ ASPECT_OF_CRITERION: Mapping[str, str] = {
     "relation_specificity": "locality",
     "forgetfulness": "locality",
 }
-#: What is expected of a kind unless a probe says otherwise.
+#: Default expectation of a probe, by aspect.
 _EXPECT_OF_ASPECT: Mapping[str, Expect] = {
     "reliability": "target",
     "generalization": "target",
@@ -51,21 +51,21 @@ _EXPECT_OF_ASPECT: Mapping[str, Expect] = {
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise a ``ValueError`` with this message unless the condition holds."""
+    """Validate a condition; raise ``ValueError`` with this message if it is false."""
     if not condition:
         raise ValueError(message)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Questions that make one test, as in MQuAKE and RippleEdits.
+    """Group of probes that form one test, as in MQuAKE and RippleEdits.
 
     Args:
         name: Name of the test, unique in its case; probes of one test have equal groups.
         criterion: One of :data:`ASPECT_OF_CRITERION`, for the score; ``None`` for a premise.
-        rule: ``any``: one right answer passes the test. ``all``: each must be right.
-        premises: Names of tests of kind ``premise`` that the pristine model must pass, or else this
-            one says nothing about the edit.
+        rule: ``any``: one right answer passes the test. ``all``: every answer must be right.
+        premises: Names of tests of kind ``premise`` that the pristine model must pass for this one
+            to say anything about the edit.
 
     Raises:
         ValueError: On an empty name, or an unknown criterion or rule.
@@ -88,24 +88,23 @@ class Group:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Group":
-        """Read what :func:`dataclasses.asdict` wrote."""
+        """Build a group from the output of :func:`dataclasses.asdict`."""
         return cls(**{**record, "premises": tuple(record.get("premises", ()))})
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One question that is put to the model before and after an edit.
+    """Probe: a prompt that is scored before and after an edit, with its accepted answers.
 
     Args:
         kind: One of :data:`ASPECT_OF_KIND`.
         prompt: Text the model continues.
         answers: Accepted answers, the preferred one first; the others are aliases.
-        expect: ``target``: the edit's new answer is right here. ``unchanged``: whatever the
-            pristine model says must stay. ``answer``: ``answers`` is right once the edit holds.
-            Default: by aspect.
-        path: Triples of the knowledge graph that lead from the edit to the answer, where known.
-        old: The answer before the edit, where it differs and is known.
-        group: The test that this question is part of; ``None`` where it stands for itself.
+        expect: ``target``: the edit's target is right. ``unchanged``: the pristine model's answer
+            must stay. ``answer``: ``answers`` is right once the edit holds. Default: by aspect.
+        path: Knowledge-graph triples that lead from the edit to the answer, if known.
+        old: The answer before the edit, if it differs and is known.
+        group: The test that this probe is part of; ``None`` for a test of its own.
 
     Raises:
         ValueError: On an unknown kind, an empty prompt or an empty answer.
@@ -131,7 +130,7 @@ class Probe:
 
     @property
     def aspect(self) -> str:
-        """The aspect of the report this probe counts towards."""
+        """Aspect of the report that this probe is scored in."""
         return ASPECT_OF_KIND[self.kind]
 
     @classmethod
@@ -144,14 +143,14 @@ class Probe:
         old: str | None = None,
         group: Group | None = None,
     ) -> "Probe":
-        """Make a probe whose expectation follows from its kind."""
+        """Build a probe with the default expectation of its kind."""
         listed = (answers,) if isinstance(answers, str) else tuple(answers)
         expect = _EXPECT_OF_ASPECT[ASPECT_OF_KIND[kind]] if kind in ASPECT_OF_KIND else "unchanged"
         return cls(kind, prompt, listed, expect, path, old, group)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Probe":
-        """Read what :func:`dataclasses.asdict` wrote, or ``kind``, ``prompt`` and ``answers``."""
+        """Build a probe from :func:`dataclasses.asdict`, or from kind, prompt and answers."""
         group = record.get("group")
         probe = cls.of(
             record["kind"],

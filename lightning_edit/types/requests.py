@@ -1,4 +1,4 @@
-"""The values that travel through the library: requests, probes and tokenised batches.
+"""Edit requests, and batches of them with token ids.
 
 Nothing here imports torch, so data files can be read and checked without loading it.
 
@@ -18,24 +18,24 @@ Protocol = Literal["single", "batch", "sequential"]
 
 @dataclass(frozen=True)
 class EditRequest:
-    """One fact to write into a language model, with the questions that test it.
+    """Edit request: one fact to write into a language model, with the probes that test it.
 
     Args:
         id: Unique name of the request inside its stream.
         prompt: Text that ends where the answer begins, subject included ("The capital of France
             is").
-        target: The answer the edited model is to give.
+        target: The answer that the edited model should give.
         subject: The entity inside ``prompt``; ``None`` for editors that need none.
-        old_target: What the model says, or should have said, before.
+        old_target: The answer before the edit, of the model or of the data set.
         rephrases: Other wordings of the prompt; each becomes a ``rephrase`` probe.
         probes: Locality, portability and further probes.
-        subject_start: Character offset of the subject in the prompt; found when left out.
+        subject_start: Character offset of the subject in the prompt; ``None``: first occurrence.
         case: Requests with one case name belong together (several edits behind one multi-hop
-            question): they stand next to each other and are written in one step.
-        triple: The new fact as names of a knowledge graph, where they differ from the texts.
+            question): they are adjacent and are written in one step.
+        triple: The new fact in the names of a knowledge graph, if they differ from the texts.
 
     Raises:
-        ValueError: On empty texts, or a subject that does not stand in the prompt.
+        ValueError: On empty texts, or a subject that is not in the prompt.
     """
 
     id: str
@@ -74,22 +74,22 @@ class EditRequest:
 
     @property
     def subject_end(self) -> int | None:
-        """Character offset just after the subject, or ``None`` without a subject."""
+        """Character offset of the subject's end in the prompt; ``None`` without a subject."""
         if self.subject is None or self.subject_start is None:
             return None
         return self.subject_start + len(self.subject)
 
     def all_probes(self) -> Iterator[Probe]:
-        """Yield the edit itself, its rephrasings, and every further probe."""
+        """Yield all probes: the edit itself (``rewrite``), its rephrasings, and the others."""
         yield Probe("rewrite", self.prompt, (self.target,), "target")
         for rephrase in self.rephrases:
             yield Probe("rephrase", rephrase, (self.target,), "target")
         yield from self.probes
 
     def to(self, *args: object, **kwargs: object) -> "EditRequest":
-        """Return the request itself: it is text, so there is nothing to move to a device.
+        """Return the request unchanged on a device transfer: it is text, without tensors.
 
-        Lightning moves what has a ``to`` by it; without one it would take the frozen request apart.
+        Lightning calls ``to`` of objects that have one; it would traverse a dataclass without it.
 
         Args:
             *args: As for tensors, not used.
@@ -98,12 +98,12 @@ class EditRequest:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain containers, for JSON."""
+        """Serialise the request to plain containers, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "EditRequest":
-        """Read what :meth:`to_dict` wrote."""
+        """Build a request from the output of :meth:`to_dict`."""
         values = dict(record)
         values["rephrases"] = tuple(values.get("rephrases", ()))
         triple = values.get("triple")
@@ -113,16 +113,16 @@ class EditRequest:
 
 
 def cases_of(requests: Sequence[EditRequest]) -> list[list[EditRequest]]:
-    """Put requests of one case together; a request without a case is one by itself.
+    """Group requests by case; a request without a case is a case of its own.
 
     Args:
-        requests: Requests, those of one case next to each other.
+        requests: Requests, those of one case adjacent.
 
     Returns:
         Cases in order.
 
     Raises:
-        ValueError: If requests of one case stand apart.
+        ValueError: If requests of one case are not adjacent.
     """
     cases: list[list[EditRequest]] = []
     seen: set[str] = set()
@@ -143,7 +143,7 @@ def cases_of(requests: Sequence[EditRequest]) -> list[list[EditRequest]]:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one request: prompt, target, and where the subject's last token is."""
+    """Token ids of one request: prompt, target, and index of the subject's last token."""
 
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
@@ -152,12 +152,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EditBatch:
-    """Requests that are written together, with their token ids.
+    """Batch of edit requests that are written together, with their token ids.
 
     Args:
-        requests: The requests, in the order of the stream.
-        encoded: Their token ids, one entry a request.
-        seed: Everything random that an editor does for this batch starts from here.
+        requests: The requests, in stream order.
+        encoded: Their token ids, one entry per request.
+        seed: Seed of everything random in this batch's edit.
     """
 
     requests: tuple[EditRequest, ...]
@@ -178,7 +178,7 @@ class EditBatch:
         return len(self.requests)
 
     def split(self) -> list["EditBatch"]:
-        """Return one batch for each request, with the same seed."""
+        """Split into batches of one request each, with the same seed."""
         pairs = zip(self.requests, self.encoded, strict=True)
         return [EditBatch((request,), (encoded,), self.seed) for request, encoded in pairs]
 
@@ -187,12 +187,12 @@ def as_requests(
     requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
     first: int = 0,
 ) -> list[EditRequest]:
-    """Make requests of what a user hands over.
+    """Convert user input (requests or dictionaries) to a list of ``EditRequest``.
 
     Args:
         requests: One or several; dictionaries need ``prompt`` and ``target``, other keys are the
             fields of :class:`~lightning_edit.types.EditRequest`.
-        first: Number of the first request, for those without an ``id``.
+        first: Number of the first request, for default ids of requests without an ``id``.
 
     Returns:
         The requests.

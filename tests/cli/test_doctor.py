@@ -12,10 +12,10 @@ from rich.table import Table
 from lightning_edit.cli.doctor import main
 from lightning_edit.cli.doctor_findings import (
     final_editors,
+    format_bytes,
     methods_table,
-    parts,
-    readable,
-    summary,
+    parts_table,
+    summary_table,
 )
 from lightning_edit.exceptions import ArchitectureError, ModelLoadError
 from lightning_edit.models.view import ModelView, resolve
@@ -32,7 +32,7 @@ def text_of(table: Table) -> str:
 @pytest.mark.parametrize("family", ["gpt2", "opt", "t5"])
 def test_parts_are_listed(family: str) -> None:
     view = resolve(build_tiny(family))
-    shown = text_of(parts(view))
+    shown = text_of(parts_table(view))
     star = view.blocks[0].mlp_down.replace(".0.", ".*.", 1)
     assert f"{star} " in shown
     assert "32 × 48" in shown
@@ -43,12 +43,12 @@ def test_parts_are_listed(family: str) -> None:
 
 def test_summary_counts() -> None:
     model = build_tiny("gpt2")
-    shown = text_of(summary("my [model]", resolve(model)))
+    shown = text_of(summary_table("my [model]", resolve(model)))
     count = sum(parameter.numel() for parameter in model.parameters())
     assert "my [model]" in shown
-    assert f"{count:,} as float32: {readable(4 * count)}" in shown
+    assert f"{count:,} as float32: {format_bytes(4 * count)}" in shown
     assert "tied to transformer.wte.weight" in shown
-    assert "has weights of its own" in text_of(summary("", resolve(build_tiny("llama"))))
+    assert "has weights of its own" in text_of(summary_table("", resolve(build_tiny("llama"))))
 
 
 class Example:
@@ -74,7 +74,7 @@ def test_memory_of_methods_adds_up() -> None:
     assert "0, 2" in shown
     assert "stats" in shown
     for size in (weights, 2000, weights + 2000):
-        assert readable(size) in shown
+        assert format_bytes(size) in shown
     shown = text_of(methods_table(resolve(build_tiny("t5")), [Example]))
     assert "does not edit encoder-decoder models" in shown
 
@@ -118,7 +118,7 @@ def test_help_needs_no_heavy_import() -> None:
 
 
 def test_readable() -> None:
-    assert [readable(n) for n in (0, 1023, 1024, 3 * 1024**3)] == [
+    assert [format_bytes(n) for n in (0, 1023, 1024, 3 * 1024**3)] == [
         "0 B",
         "1023 B",
         "1.0 KiB",

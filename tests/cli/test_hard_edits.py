@@ -6,7 +6,7 @@ import pytest
 
 from lightning_edit.__main__ import main
 from lightning_edit.callbacks import CollapseCallback
-from lightning_edit.cli.hard_edits import mined
+from lightning_edit.cli.hard_edits import rank_edits_by_perplexity
 from lightning_edit.datamodules import JSONLDataModule
 from lightning_edit.exceptions import DataError
 from lightning_edit.session.trainer import EditTrainer
@@ -50,7 +50,7 @@ def test_hard_edits_become_data(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {r.id: r for r in data.edit_requests()} == {
         name: known[name] for name in ("fact-3", "fact-5")
     }
-    worst = mined(tmp_path)
+    worst = rank_edits_by_perplexity(tmp_path)
     assert {worst[0].ids, worst[1].ids} == {("fact-3",), ("fact-5",)}
     assert worst[0].ratio > 10 > 2 > worst[2].ratio
 
@@ -58,4 +58,4 @@ def test_hard_edits_become_data(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_run_that_measured_nothing_is_named(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(DataError, match=r"callbacks\+=CollapseCallback"):
-        mined(tmp_path)
+        rank_edits_by_perplexity(tmp_path)

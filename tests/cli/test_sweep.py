@@ -66,13 +66,13 @@ def test_a_sweep_goes_on_and_measures_nothing_twice(
 ) -> None:
     before = json.loads((swept / "sweep.json").read_text())
     measured = []
-    real = cli._try
+    real = cli._run_trial
 
     def watched(*arguments: object) -> object:
         measured.append(arguments[2])
         return real(*arguments)  # type: ignore[arg-type]  # passed through
 
-    monkeypatch.setattr(cli, "_try", watched)
+    monkeypatch.setattr(cli, "_run_trial", watched)
     assert sweep(swept, *FTL_OPTIONS, "--candidates", "[0,3,4]") == 0
     assert measured == [[4]]
     assert json.loads((swept / "sweep.json").read_text())["tried"][:2] == before["tried"]
@@ -89,14 +89,14 @@ def test_a_folder_of_another_sweep_is_refused(
 def test_an_interrupt_keeps_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = cli._try
+    real = cli._run_trial
 
     def killed(*arguments: object) -> object:
         if arguments[2] == [1]:
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]  # passed through
 
-    monkeypatch.setattr(cli, "_try", killed)
+    monkeypatch.setattr(cli, "_run_trial", killed)
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", *FTL_OPTIONS, "--candidates", "[0,1]"]) == 1
     (folder,) = Path("runs").iterdir()

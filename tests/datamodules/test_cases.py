@@ -7,14 +7,14 @@ import pytest
 
 from lightning_edit.cli.data import main
 from lightning_edit.datamodules import MQuAKEDataModule, RippleEditsDataModule
-from lightning_edit.datamodules.formats import Reading, read_requests
+from lightning_edit.datamodules.formats import ParsedFile, read_requests
 from lightning_edit.exceptions import DataError
 from lightning_edit.types import EditRequest, Group, Probe
 from tests.conftest import shared_path
 from tests.datamodules import records
 
 
-def read(folder: Path, *values: Any, name: str = "data.json") -> Reading:
+def read(folder: Path, *values: Any, name: str = "data.json") -> ParsedFile:
     return read_requests(records.write(folder / name, values))
 
 
@@ -23,9 +23,9 @@ def of_kind(request: EditRequest, kind: str) -> list[Probe]:
 
 
 def test_mquake_has_a_request_an_edit_and_the_questions_once(tmp_path: Path) -> None:
-    reading = read(tmp_path, records.MQUAKE)
-    first, second = reading.requests
-    assert (reading.form, reading.records) == ("mquake", 1)
+    parsed_file = read(tmp_path, records.MQUAKE)
+    first, second = parsed_file.requests
+    assert (parsed_file.form, parsed_file.records) == ("mquake", 1)
     assert (first.id, second.id, first.case, second.case) == (
         "mquake-3-1", "mquake-3-2", "mquake-3", "mquake-3",
     )  # fmt: skip
@@ -38,7 +38,7 @@ def test_mquake_has_a_request_an_edit_and_the_questions_once(tmp_path: Path) -> 
     assert {probe.old for probe in questions} == {"Stockholm"}
     assert questions[0].path[2] == ("Peru", "capital", "Lima")
     assert second.probes == ()
-    assert reading.relations == ["P50", "P27"]
+    assert parsed_file.relations == ["P50", "P27"]
 
 
 def test_mquakes_premises_are_the_hops_that_no_edit_writes(tmp_path: Path) -> None:
@@ -52,9 +52,9 @@ def test_mquakes_premises_are_the_hops_that_no_edit_writes(tmp_path: Path) -> No
 
 
 def test_ripple_edits_sentence_and_criteria(tmp_path: Path) -> None:
-    reading = read(tmp_path, records.RIPPLE)
-    (request,) = reading.requests
-    assert reading.form == "rippleedits"
+    parsed_file = read(tmp_path, records.RIPPLE)
+    (request,) = parsed_file.requests
+    assert parsed_file.form == "rippleedits"
     # Both targets begin with "San": what the sentences share is no guide to where they begin.
     assert request.prompt == "The name of the capital city of Peru is"
     assert (request.subject, request.target, request.old_target) == (
@@ -72,13 +72,15 @@ def test_ripple_edits_sentence_and_criteria(tmp_path: Path) -> None:
 
 
 def test_ripple_edits_conditions_become_premises_once(tmp_path: Path) -> None:
-    reading = read(tmp_path, records.RIPPLE)
-    premises = {p.prompt: p.group.name for p in of_kind(reading.requests[0], "premise") if p.group}
+    parsed_file = read(tmp_path, records.RIPPLE)
+    premises = {
+        p.prompt: p.group.name for p in of_kind(parsed_file.requests[0], "premise") if p.group
+    }
     assert sorted(premises) == ["The mayor of San Juan is", "The name of the currency in Peru is"]
-    (hop,) = of_kind(reading.requests[0], "one_hop")
+    (hop,) = of_kind(parsed_file.requests[0], "one_hop")
     assert hop.group is not None
     assert hop.group.premises == (premises["The mayor of San Juan is"],)
-    assert reading.note_counts() == {
+    assert parsed_file.note_counts() == {
         "empty answers, probe left out": 1,
         "empty prompt, probe left out": 1,
     }
@@ -135,9 +137,9 @@ def test_ripple_edits_old_target_by_either_name_and_unknown(tmp_path: Path, name
 
 def test_a_sentence_that_cannot_be_divided_is_left_out_and_noted(tmp_path: Path) -> None:
     odd = {"edit": {"prompt": "Nobody knows", "target_id": "Q1"}, "Forgetfulness": []}
-    reading = read(tmp_path, odd, records.RIPPLE)
-    assert [request.id for request in reading.requests] == ["rippleedits-2"]
-    assert "where the answer begins cannot be told" in next(iter(reading.note_counts()))
+    parsed_file = read(tmp_path, odd, records.RIPPLE)
+    assert [request.id for request in parsed_file.requests] == ["rippleedits-2"]
+    assert "where the answer begins cannot be told" in next(iter(parsed_file.note_counts()))
 
 
 @pytest.mark.parametrize(
@@ -209,9 +211,11 @@ def test_data_check_knows_both(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_real_mquake_hops_agree_with_its_triples() -> None:
-    reading = read_requests(shared_path("data/mquake/MQuAKE-CF_AKEW.json"))
-    assert (reading.records, len(reading.requests)) == (354, 436)
-    multi_hop = [probe for request in reading.requests for probe in of_kind(request, "multi_hop")]
+    parsed_file = read_requests(shared_path("data/mquake/MQuAKE-CF_AKEW.json"))
+    assert (parsed_file.records, len(parsed_file.requests)) == (354, 436)
+    multi_hop = [
+        probe for request in parsed_file.requests for probe in of_kind(request, "multi_hop")
+    ]
     assert len(multi_hop) == 3 * 354
     for probe in multi_hop:
         assert probe.group is not None

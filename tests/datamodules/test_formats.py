@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from lightning_edit.datamodules.formats import Reading, read_requests
+from lightning_edit.datamodules.formats import ParsedFile, read_requests
 from lightning_edit.datamodules.formats.subjects import candidates
 from lightning_edit.types import EditRequest
 from tests.datamodules import records
 
 
-def read(folder: Path, *values: Any, name: str = "data.json") -> Reading:
+def read(folder: Path, *values: Any, name: str = "data.json") -> ParsedFile:
     return read_requests(records.write(folder / name, values))
 
 
@@ -22,9 +22,9 @@ def probes(request: EditRequest) -> list[tuple[str, str, tuple[str, ...], str]]:
 
 
 def test_zsre(tmp_path: Path) -> None:
-    reading = read(tmp_path, records.ZSRE_HOP)
-    (request,) = reading.requests
-    assert reading.form == "zsre"
+    parsed_file = read(tmp_path, records.ZSRE_HOP)
+    (request,) = parsed_file.requests
+    assert parsed_file.form == "zsre"
     assert (request.prompt, request.target) == ("Which country is Lake Baikal in?", "Peru")
     assert (request.subject, request.subject_start) == ("Lake Baikal", 17)
     assert request.old_target == "Russia"
@@ -62,16 +62,16 @@ def test_zsre_without_an_old_answer_takes_the_prediction(tmp_path: Path) -> None
 
 
 def test_zsre_without_a_new_answer_is_left_out_and_noted(tmp_path: Path) -> None:
-    reading = read(tmp_path, {**records.ZSRE, "alt": " "}, records.ZSRE)
-    assert [request.id for request in reading.requests] == ["zsre-2"]
-    assert reading.records == 2
-    assert reading.note_counts() == {"no new answer, record left out": 1}
+    parsed_file = read(tmp_path, {**records.ZSRE, "alt": " "}, records.ZSRE)
+    assert [request.id for request in parsed_file.requests] == ["zsre-2"]
+    assert parsed_file.records == 2
+    assert parsed_file.note_counts() == {"no new answer, record left out": 1}
 
 
 def test_counterfact_as_rome_has_it(tmp_path: Path) -> None:
-    reading = read(tmp_path, records.ROME)
-    (request,) = reading.requests
-    assert reading.form == "counterfact"
+    parsed_file = read(tmp_path, records.ROME)
+    (request,) = parsed_file.requests
+    assert parsed_file.form == "counterfact"
     assert request.id == "counterfact-7"
     assert request.prompt == "The river Danube flows through"
     assert (request.subject, request.subject_start) == ("Danube", 10)
@@ -111,9 +111,9 @@ def test_counterfact_locality_and_portability_splits(tmp_path: Path) -> None:
 
 
 def test_counterfact_as_easyedit_has_it_and_mixed_with_romes(tmp_path: Path) -> None:
-    reading = read(tmp_path, records.EASYEDIT, records.ROME)
-    flat, rome = reading.requests
-    assert reading.form == "counterfact"
+    parsed_file = read(tmp_path, records.EASYEDIT, records.ROME)
+    flat, rome = parsed_file.requests
+    assert parsed_file.form == "counterfact"
     assert (flat.prompt, flat.subject, flat.target, flat.old_target) == (
         rome.prompt,
         rome.subject,
@@ -125,9 +125,9 @@ def test_counterfact_as_easyedit_has_it_and_mixed_with_romes(tmp_path: Path) -> 
 
 
 def test_knowedit(tmp_path: Path) -> None:
-    reading = read(tmp_path, records.KNOWEDIT)
-    (request,) = reading.requests
-    assert reading.form == "knowedit"
+    parsed_file = read(tmp_path, records.KNOWEDIT)
+    (request,) = parsed_file.requests
+    assert parsed_file.form == "knowedit"
     assert request.old_target == "Russia"
     assert request.rephrases == ("Lake Baikal lies in the country of",)
     assert [(p.kind, p.answers) for p in request.probes] == [
@@ -148,12 +148,12 @@ def test_knowedit_wikibio_names_and_lists(tmp_path: Path) -> None:
         "concept": "baikal",
         "locality": {"Relation_Specificity": [question, {"prompt": None, "ground_truth": "x"}]},
     }
-    reading = read(tmp_path, record, {"prompt": "A b", "target_new": "c", "subject": "Z"})
-    first, second = reading.requests
+    parsed_file = read(tmp_path, record, {"prompt": "A b", "target_new": "c", "subject": "Z"})
+    first, second = parsed_file.requests
     assert (first.prompt, first.target, first.subject) == ("Baikal was", "a lake", "Baikal")
     assert probes(first) == [("relation_specificity", "Baikal was born in", ("3",), "unchanged")]
     assert second.subject is None
-    assert reading.note_counts() == {
+    assert parsed_file.note_counts() == {
         "empty prompt, probe left out": 1,
         "subject spelled in another case in its prompt": 1,
         "subject not in its prompt": 1,
@@ -174,10 +174,10 @@ def test_what_a_request_writes_reads_back(tmp_path: Path) -> None:
 
 def test_missing_subject_is_found_or_left_open(tmp_path: Path) -> None:
     prompts = ["The capital of France is", "the old bridge is in"]
-    reading = read(tmp_path, *({"prompt": p, "target": "x"} for p in prompts), name="own.jsonl")
-    assert [request.subject for request in reading.requests] == ["France", None]
-    assert [request.id for request in reading.requests] == ["fact-1", "fact-2"]
-    assert "add it for editors that need one" in reading.notes[1].kind
+    parsed_file = read(tmp_path, *({"prompt": p, "target": "x"} for p in prompts), name="own.jsonl")
+    assert [request.subject for request in parsed_file.requests] == ["France", None]
+    assert [request.id for request in parsed_file.requests] == ["fact-1", "fact-2"]
+    assert "add it for editors that need one" in parsed_file.notes[1].kind
 
 
 @pytest.mark.parametrize(
@@ -199,9 +199,9 @@ def test_json_lines_in_a_json_file_and_a_byte_order_mark(tmp_path: Path) -> None
     lines = records.write(tmp_path / "a.jsonl", [records.OWN, {**records.OWN, "id": "b"}])
     text = "\n" + Path(lines).read_text(encoding="utf-8")
     (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    reading = read_requests(tmp_path / "b.json")
-    assert [where.line for where in reading.wheres] == [2, 3]
-    assert "record 2 (line 3)" in str(reading.wheres[1])
+    parsed_file = read_requests(tmp_path / "b.json")
+    assert [where.line for where in parsed_file.locations] == [2, 3]
+    assert "record 2 (line 3)" in str(parsed_file.locations[1])
 
 
 def test_reading_files_loads_neither_torch_nor_lightning() -> None:

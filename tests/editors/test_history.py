@@ -240,7 +240,7 @@ def of(history: torch.Tensor | None) -> Preserved:
 
 
 def factor(history: KeyHistory) -> torch.Tensor:
-    found = history.factored(0, of).factor
+    found = history.factor_with_keys(0, of).factor
     assert found is not None
     return found
 

@@ -101,8 +101,8 @@ def test_second_batches_are_what_the_papers_write(atlas: Any, neurons: float | N
     ledger.commit(editor.edit(first), first.requests)
     past = editor.past.keys(1)
     targets, texts = editor.search(second), editor.key_texts(second)
-    K = editor.keys_of(texts, [1])[1].mT
-    R = targets.wanted.double() - editor.reading(texts[:: len(editor.templates)])
+    K = editor.mean_keys(texts, [1])[1].mT
+    R = targets.wanted.double() - editor.current_values(texts[:: len(editor.templates)])
     delta = dense(editor.write(second, targets))
     ledger.undo(ledger.request_ids)
     system = 30.0 * editor._moments[1].double() + past
@@ -125,7 +125,7 @@ def test_pmet_divides_by_the_square_root_of_the_layers_left(atlas: Any) -> None:
     model, tokenizer, batch = atlas
     editor = PMET(20.0, layers=[0, 1], steps=6).bind(model, tokenizer)
     targets, texts = editor.search(batch), editor.key_texts(batch)
-    K = editor.keys_of(texts, [0])[0].mT
+    K = editor.mean_keys(texts, [0])[0].mT
     mlp = targets.wanted[:, targets.wanted.shape[1] // 2 :].double()
     now = editor.at_subjects(texts[:: len(editor.templates)], editor.view.block(1).mlp, "output")
     delta = editor.write(batch, targets).weights[editor.view.parameter(0)].dense()

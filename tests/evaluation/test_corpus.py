@@ -9,7 +9,7 @@ import torch
 
 from lightning_edit.atlas.held_out import held_out_texts
 from lightning_edit.atlas.text import corpus
-from lightning_edit.evaluation.corpus import TextReader, TopKNoise, fixed_texts
+from lightning_edit.evaluation.corpus import GumbelTopK, TextReader, fixed_texts
 from lightning_edit.exceptions import ArchitectureError, DataError
 from tests.models.tiny import build_tiny, build_tokenizer
 from tests.toy import toy_model, toy_tokenizer
@@ -59,7 +59,7 @@ def test_texts_longer_than_the_model_are_cut() -> None:
 
 def test_noise_samples_the_distribution_of_the_best() -> None:
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    noise = TopKNoise(3, ["seed"])
+    noise = GumbelTopK(3, ["seed"])
     ids = torch.zeros(1, 1, dtype=torch.long)
     counts = Counter(int(noise(ids, scores).argmax()) for _ in range(4000))
     weights = [math.exp(score) for score in (2.0, 1.0, 0.0)]

@@ -13,7 +13,7 @@ from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.atlas.requests import make_requests
 from lightning_edit.evaluation.fact_reader import REPRESENTATIONS, FactReader
 from lightning_edit.evaluation.knowledge_graph import FactGraph, facts_of, read_facts
-from lightning_edit.evaluation.neighbourhoods import choose
+from lightning_edit.evaluation.neighbourhoods import choose_neighbourhoods
 from lightning_edit.exceptions import ArchitectureError, DataError
 from lightning_edit.functional.ripple import cosine, percentile, token_ranks
 from lightning_edit.types import EditRequest, Probe
@@ -168,7 +168,7 @@ def test_sets_are_apart_and_near_is_the_closest_of_the_far() -> None:
     distances = [draw.choice([None, 1, 2, 3, 4]) for _ in range(200)]
     similar = [draw.uniform(-1, 1) for _ in range(200)]
     usable = [draw.random() < 0.8 for _ in range(200)]
-    chosen = choose(distances, similar, usable, 15, random.Random(1))
+    chosen = choose_neighbourhoods(distances, similar, usable, 15, random.Random(1))
     assert len({place.fact for place in chosen}) == len(chosen) == 60
     assert all(usable[place.fact] for place in chosen)
     far = [n for n in range(200) if usable[n] and distances[n] not in (1, 2)]
@@ -178,8 +178,8 @@ def test_sets_are_apart_and_near_is_the_closest_of_the_far() -> None:
     assert set(sets["random"]) <= set(far) - set(closest)
     for step in (1, 2):
         assert {distances[p.fact] for p in chosen if p.set == f"hop_{step}"} == {step}
-    assert choose(distances, similar, usable, 15, random.Random(1)) == chosen
-    assert choose([1], [0.5], [False], 3, draw) == []
+    assert choose_neighbourhoods(distances, similar, usable, 15, random.Random(1)) == chosen
+    assert choose_neighbourhoods([1], [0.5], [False], 3, draw) == []
 
 
 def test_formulas() -> None:

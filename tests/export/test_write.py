@@ -10,7 +10,7 @@ import pytest
 from lightning_edit.cli.export import main
 from lightning_edit.cli.undo import main as undo
 from lightning_edit.exceptions import ExportError
-from lightning_edit.export.card import cell
+from lightning_edit.export.card import escape_cell
 from lightning_edit.export.write import export
 from lightning_edit.models.weights import weights_hash
 from tests.disks import file_size_limit
@@ -58,7 +58,7 @@ def test_the_card_shows_the_requests_and_no_markup_of_theirs(tmp_path: Path) -> 
     assert weights_hash(run.fresh()) in text
     assert 'PeftModel.from_pretrained(base_model, "peft")' in text
     assert "picked out of a longer run" in text
-    assert cell("a`b`\n# c") == r"a\`b\` \# c"
+    assert escape_cell("a`b`\n# c") == r"a\`b\` \# c"
 
 
 def test_help_loads_nothing_heavy() -> None:

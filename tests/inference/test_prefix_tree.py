@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_edit.inference.packed.backend import NotPackableError
-from lightning_edit.inference.prefix_tree import TokenTree, attending_tree, batches
+from lightning_edit.inference.prefix_tree import TokenTree, prefix_batches, tree_attention
 from lightning_edit.inference.teacher_forcing import TeacherForcing
 from tests.models.tiny import build_tiny
 
@@ -17,8 +17,8 @@ def test_what_sequences_share_is_there_once() -> None:
     assert tree.ids.tolist() == [[5, 6, 7, 8, 9, 7, 6, 7]]
     assert tree.positions.tolist() == [[0, 1, 2, 2, 3, 0, 4, 5]]
     assert tree.places == ((0, 1, 2), (0, 1, 3, 4), (0, 1), (5,), (0, 1, 3, 4, 6, 7))
-    seen = [row.nonzero().flatten().tolist() for row in tree.seen()]
-    assert seen == [
+    visible = [row.nonzero().flatten().tolist() for row in tree.attention_mask()]
+    assert visible == [
         [0],
         [0, 1],
         [0, 1, 2],
@@ -31,11 +31,11 @@ def test_what_sequences_share_is_there_once() -> None:
 
 
 def test_batches_keep_together_what_begins_alike() -> None:
-    groups = batches(SEQUENCES, most_rows=64, most_tokens=7)
+    groups = prefix_batches(SEQUENCES, max_rows=64, max_tokens=7)
     assert groups == [[2, 0, 1, 4], [3]]
     assert TokenTree.of([SEQUENCES[number] for number in groups[0]]).ids.shape[1] == 7
-    assert [len(group) for group in batches(SEQUENCES, 2, 100)] == [2, 2, 1]
-    assert batches([(1,) * 50, (2,)], 8, 10) == [[0], [1]]
+    assert [len(group) for group in prefix_batches(SEQUENCES, 2, 100)] == [2, 2, 1]
+    assert prefix_batches([(1,) * 50, (2,)], 8, 10) == [[0], [1]]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_batches_keep_together_what_begins_alike() -> None:
 def test_a_tree_gives_the_logits_of_its_sequences(family: str) -> None:
     model = build_tiny(family).eval()
     tree = TokenTree.of(SEQUENCES)
-    with torch.no_grad(), attending_tree(model, tree):
+    with torch.no_grad(), tree_attention(model, tree):
         found = model(input_ids=tree.ids, position_ids=tree.positions, use_cache=False).logits[0]
     for sequence, path in zip(SEQUENCES, tree.places, strict=True):
         with torch.no_grad():
@@ -57,7 +57,7 @@ def test_a_tree_gives_the_logits_of_its_sequences(family: str) -> None:
 def test_a_model_that_attends_in_its_own_way_is_refused(family: str) -> None:
     with (
         pytest.raises(NotPackableError),
-        attending_tree(build_tiny(family), TokenTree.of(SEQUENCES)),
+        tree_attention(build_tiny(family), TokenTree.of(SEQUENCES)),
     ):
         pass
 
@@ -65,7 +65,7 @@ def test_a_model_that_attends_in_its_own_way_is_refused(family: str) -> None:
 def test_a_window_that_is_shorter_than_a_sequence_is_refused() -> None:
     model = build_tiny("mistral", sliding_window=3).eval()
     tree = TokenTree.of(SEQUENCES)
-    with pytest.raises(NotPackableError), attending_tree(model, tree):
+    with pytest.raises(NotPackableError), tree_attention(model, tree):
         model(input_ids=tree.ids, position_ids=tree.positions, use_cache=False)
     assert model.config._attn_implementation == "sdpa"
 

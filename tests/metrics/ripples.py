@@ -3,7 +3,7 @@
 import random
 from collections import defaultdict
 
-from lightning_edit.evaluation.neighbourhoods import SETS, FactOutcome, Placed, Ripple
+from lightning_edit.evaluation.neighbourhoods import SETS, FactOutcome, NeighbourFact, Ripple
 
 
 def random_ripples(draw: random.Random, edits: int = 7) -> list[list[Ripple]]:
@@ -12,7 +12,7 @@ def random_ripples(draw: random.Random, edits: int = 7) -> list[list[Ripple]]:
         [
             Ripple(
                 f"edit {edit}",
-                Placed(
+                NeighbourFact(
                     number,
                     draw.choice([None, *range(1, 11)]),
                     draw.choice([-1.0, 1.0, draw.uniform(-1, 1)]),

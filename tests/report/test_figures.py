@@ -9,10 +9,10 @@ import pytest
 
 from lightning_edit import report
 from lightning_edit.exceptions import DataError
-from lightning_edit.report.names import describe_number
+from lightning_edit.report.names import describe_metric
 from lightning_edit.report.ripple import RippleFact, lay_out, read_ripples
 from lightning_edit.report.runs import as_runs, comparable
-from lightning_edit.report.series import aspects, batch_curves, names_of, stage_seconds
+from lightning_edit.report.series import aspects, batch_curves, metric_names, stage_seconds
 from tests.report.runs import write_ripples, write_run
 
 
@@ -104,7 +104,7 @@ def test_runs_are_told_apart(tmp_path: Path) -> None:
 def test_scoring_is_no_part_of_an_edit(runs: list[Path]) -> None:
     (run,) = as_runs(runs[0])
     assert stage_seconds(run) == {"search": 0.5}
-    assert names_of([run], "drift") == ["drift/hidden_cosine"]
+    assert metric_names([run], "drift") == ["drift/hidden_cosine"]
 
 
 def fact(number: int, distance: int | None, change: float = 0.0) -> RippleFact:
@@ -151,15 +151,15 @@ def test_the_last_measurement_of_a_fact_counts(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_have_words(name: str, title: str, share: bool) -> None:
-    about = describe_number(name)
+    about = describe_metric(name)
     assert about.title.startswith(title)
     assert about.share is share
     assert about.leading
 
 
 def test_a_change_since_the_first_edit_is_no_share() -> None:
-    assert not describe_number("drift.locality/em@tf").share
-    assert not describe_number("drift.trend/drift/l1_growth").leading
+    assert not describe_metric("drift.locality/em@tf").share
+    assert not describe_metric("drift.trend/drift/l1_growth").leading
 
 
 def test_importing_the_report_loads_no_plotting_library() -> None:

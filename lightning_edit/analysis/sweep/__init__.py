@@ -1,4 +1,4 @@
-"""Studies that edit the same facts again and again: over layers, and over the length of the step.
+"""Layer sweeps and trade-offs: edit the same facts at every layer, or at every edit strength α.
 
 :mod:`~lightning_edit.cli.sweep` is the verb ``sweep``, :mod:`~lightning_edit.cli.tradeoff` the verb
 ``tradeoff``.

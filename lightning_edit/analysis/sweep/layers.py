@@ -1,4 +1,4 @@
-"""Which blocks to try, and how well each choice did."""
+"""Layer sweep: candidate layers for an editor, and their ranking by bootstrap."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.bootstrap import Resampling
 from lightning_edit.functional.scores import harmonic_mean
 
-#: Draws of the bootstrap; its own error is then a thirtieth of the spread.
+#: Bootstrap resamples; the error of the spread is then a thirtieth of the spread.
 RESAMPLES = 1000
 
 
 def candidates(
     num_blocks: int, width: int, given: Sequence[int | list[int]] | None
 ) -> list[list[int]]:
-    """Return the layers to try.
+    """Return the candidate layers of a sweep.
 
     Args:
-        num_blocks: Blocks of the model.
+        num_blocks: Number of blocks in the model.
         width: Consecutive blocks that are edited together.
-        given: What the user asked for: a number is the first block of a window, a list is taken as
+        given: Candidates of the user: a number is the first block of a window, a list is used as
             it is. ``None``: every window.
 
     Raises:
-        ConfigError: If a candidate names a block that the model does not have, or none.
+        ConfigError: If a candidate is empty or names a block that the model does not have.
     """
     if not 1 <= width <= num_blocks:
         raise ConfigError(
@@ -51,13 +51,13 @@ def candidates(
 
 @dataclass(frozen=True)
 class LayerTrial:
-    """One choice of layers.
+    """Trial of one choice of layers: scores of every case, or why it failed.
 
     Args:
         layers: The blocks.
-        outcomes: What each case's edit did; empty where the edits failed.
-        seconds: Time of finding one edit.
-        failed: Why no edit was possible.
+        outcomes: Scores of each case's edit; empty if the edits failed.
+        seconds: Seconds to compute one edit.
+        failed: Why no edit was possible; ``None`` if the edits succeeded.
     """
 
     layers: list[int]
@@ -66,7 +66,7 @@ class LayerTrial:
     failed: str | None = None
 
     def to_row(self) -> dict[str, Any]:
-        """Return plain containers."""
+        """Convert to plain containers for JSON."""
         return {
             "layers": self.layers,
             "seconds_per_edit": round(self.seconds, 4),
@@ -76,22 +76,22 @@ class LayerTrial:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "LayerTrial":
-        """Read what :meth:`to_row` wrote."""
+        """Restore a trial from the plain containers of :meth:`to_row`."""
         outcomes = [CaseScores.from_row(case) for case in row["cases"]]
         return cls(list(row["layers"]), outcomes, row["seconds_per_edit"], row["failed"])
 
 
 @dataclass(frozen=True)
 class RankedTrial:
-    """A choice of layers and its numbers.
+    """A ranked trial: mean scores of one choice of layers, with standard error and ties.
 
     Args:
-        tried: What was measured.
-        means: Mean over cases by aspect; an aspect that no case asks about is absent.
+        tried: The trial.
+        means: Mean over cases by aspect; an aspect that no case probes is absent.
         score: Harmonic mean of the means.
-        spread: Standard error of ``score`` over the choice of facts.
-        ties: Whether another choice of facts could well make it the best one: the difference to
-            the best is within two standard errors of that difference.
+        spread: Bootstrap standard error of ``score`` over cases.
+        ties: Whether it ties with the best: the difference to the best is within two standard
+            errors of that difference.
     """
 
     tried: LayerTrial
@@ -101,7 +101,7 @@ class RankedTrial:
     ties: bool
 
     def to_row(self) -> dict[str, Any]:
-        """Return plain containers."""
+        """Convert to plain containers for JSON."""
         return {
             "layers": self.tried.layers,
             **{aspect: round(value, 4) for aspect, value in self.means.items()},
@@ -112,16 +112,16 @@ class RankedTrial:
 
 
 def rate(tried: Sequence[LayerTrial], seed: int = 0) -> list[RankedTrial]:
-    """Return the choices that could be measured, the best first.
+    """Rank the trials by score with bootstrap standard errors, the best first.
 
     Args:
-        tried: Measured on the same cases.
-        seed: Seed of the resampling that gives the spreads.
+        tried: Trials on the same cases; failed trials are left out.
+        seed: Seed of the bootstrap.
     """
     measured = [one for one in tried if one.outcomes]
     if not measured:
         return []
-    values = _aligned(measured)
+    values = _stack_tables(measured)
     means = values.nanmean(1)
     scores = harmonic_mean(means)
     draws = Resampling(values.shape[1], resamples=RESAMPLES, seed=seed)
@@ -146,8 +146,8 @@ def rate(tried: Sequence[LayerTrial], seed: int = 0) -> list[RankedTrial]:
     return sorted(rated, key=lambda one: -one.score)
 
 
-def _aligned(tried: Sequence[LayerTrial]) -> Tensor:
-    """Return (choices, cases, aspects), the cases in one order."""
+def _stack_tables(tried: Sequence[LayerTrial]) -> Tensor:
+    """Stack the scores to shape (choices, cases, aspects), with cases in the same order."""
     order = sorted(outcome.case for outcome in tried[0].outcomes)
     tables = []
     for one in tried:

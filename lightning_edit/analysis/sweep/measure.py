@@ -1,4 +1,4 @@
-"""Edit cases one by one on the pristine model, and put each one's outcome into a few numbers."""
+"""Scores of independent edits for sweeps: edit each case alone on the pristine model."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from lightning_edit.functional.measures import mean
 from lightning_edit.metrics.aspects import request_means
 from lightning_edit.types import EditRequest, Mode
 
-#: What a study looks at, and the measure of each: the leading ones of a run's table.
+#: Aspects of a study with their measure: the leading measures of a run's table.
 ASPECTS: dict[str, str] = {"reliability": "em", "generalization": "em", "locality": "kept"}
 
 Case = list[EditRequest]
@@ -26,11 +26,11 @@ Case = list[EditRequest]
 
 @dataclass(frozen=True)
 class CaseScores:
-    """What one case's edit did.
+    """Scores of one case's edit, by aspect.
 
     Args:
-        case: Id of its first request.
-        values: Shares by aspect; an aspect that the case does not ask about is absent.
+        case: Id of the case's first request.
+        values: Shares by aspect; an aspect that the case does not probe is absent.
     """
 
     case: str
@@ -38,10 +38,10 @@ class CaseScores:
 
     @classmethod
     def of(cls, scores: Sequence[ProbeScore], mode: Mode) -> "CaseScores":
-        """Average the outcomes of one case's probes, first by request.
+        """Average the probe scores of one case, first within each request.
 
         Args:
-            scores: Compared with the pristine model.
+            scores: Probe scores, compared with the pristine model.
             mode: Teacher forced or generated.
         """
         by_request: dict[str, list[ProbeScore]] = {}
@@ -57,21 +57,21 @@ class CaseScores:
         return cls(next(iter(by_request)), values)
 
     def to_row(self) -> dict[str, Any]:
-        """Return plain containers."""
+        """Convert to plain containers for JSON."""
         return {"case": self.case, **self.values}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "CaseScores":
-        """Read what :meth:`to_row` wrote."""
+        """Restore scores from the plain containers of :meth:`to_row`."""
         values = {aspect: float(row[aspect]) for aspect in ASPECTS if aspect in row}
         return cls(str(row["case"]), values)
 
 
 def table_of(outcomes: Sequence[CaseScores]) -> Float[Tensor, "n a"]:
-    """Return outcomes as numbers, nan where a case does not ask about an aspect.
+    """Convert case scores to a tensor, NaN where a case does not probe an aspect.
 
     Args:
-        outcomes: One line each; columns are :data:`ASPECTS`.
+        outcomes: Scores of the cases, one row each; columns are :data:`ASPECTS`.
     """
     nothing = float("nan")
     rows = [[one.values.get(aspect, nothing) for aspect in ASPECTS] for one in outcomes]
@@ -81,20 +81,21 @@ def table_of(outcomes: Sequence[CaseScores]) -> Float[Tensor, "n a"]:
 def found_alone(
     editor: Editor, cases: Sequence[Case], seed: int, together: int
 ) -> Iterator[tuple[Case, Delta]]:
-    """Find each case's edit as if it were alone on the model.
+    """Compute the delta of each case independently, as if it were the only edit.
 
     Args:
         editor: A bound editor.
         cases: The cases.
-        seed: Seed of everything random in an edit.
-        together: Cases that are searched for together; the results are those of one by one.
+        seed: Random seed of the edits.
+        together: Batch size of cases with one request; it does not change the results.
 
     Yields:
-        Cases of one request and their deltas, then those of several, which are solved together.
+        Cases of one request with their deltas, then cases of several, whose requests are solved
+        together.
     """
-    lone = [case for case in cases if len(case) == 1]
-    for start in range(0, len(lone), together):
-        part = lone[start : start + together]
+    single_requests = [case for case in cases if len(case) == 1]
+    for start in range(0, len(single_requests), together):
+        part = single_requests[start : start + together]
         batch = encode_batch(editor.tokenizer, [case[0] for case in part], seed)
         yield from zip(part, editor.edit_independent(batch), strict=True)
     for case in cases:
@@ -103,10 +104,10 @@ def found_alone(
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of plain containers.
+    """Return the SHA-256 hash of plain containers as hexadecimal digits.
 
     Args:
-        value: Anything that JSON can hold.
+        value: Any value that JSON can represent.
     """
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Each host edit found once, and scored at every interpolation weight."""
+"""Trade-off study: scale each host edit by interpolation weights α and score it at each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +17,10 @@ from lightning_edit.types import Mode
 
 
 def check_weights(weights: Sequence[float]) -> list[float]:
-    """Return interpolation weights in rising order, each once.
+    """Check the interpolation weights α; return them sorted and without duplicates.
 
     Args:
-        weights: α of each point; 0 is the original model, 1 the edited one.
+        weights: Interpolation weight α of each point; 0 is the original model, 1 the edited one.
 
     Raises:
         ConfigError: If there is none, or one lies outside 0 to 1.
@@ -32,10 +32,10 @@ def check_weights(weights: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Point:
-    """What one weight gave.
+    """One point of the trade-off curve: mean scores at one interpolation weight.
 
     Args:
-        weight: α.
+        weight: Interpolation weight α.
         means: Mean over cases by aspect.
         score: Harmonic mean of the means.
     """
@@ -46,11 +46,11 @@ class Point:
 
     @classmethod
     def of(cls, weight: float, outcomes: Sequence[CaseScores]) -> "Point":
-        """Average the outcomes of all cases at one weight.
+        """Average the scores of all cases at one interpolation weight.
 
         Args:
-            weight: α.
-            outcomes: One a case.
+            weight: Interpolation weight α.
+            outcomes: Scores of each case.
         """
         means = table_of(outcomes).nanmean(0)
         found = zip(ASPECTS, means, strict=True)
@@ -58,22 +58,22 @@ class Point:
         return cls(weight, by_aspect, float(harmonic_mean(means)))
 
     def to_row(self) -> dict[str, Any]:
-        """Return plain containers."""
+        """Convert to plain containers for JSON."""
         means = {aspect: round(value, 4) for aspect, value in self.means.items()}
         return {"alpha": self.weight, **means, "score": round(self.score, 4)}
 
 
 class Outcomes(ResumableRows):
-    """The file ``tradeoff.jsonl``: what is studied, then one line a case and weight.
+    """Resumable file ``tradeoff.jsonl``: the study's options, then one line per case and weight.
 
-    A case's lines are written together, so a kill costs the case it fell into.
+    The lines of a case are written together, so a kill loses at most the current cases.
 
     Args:
         path: The file.
-        study: What must be the same for a study to be gone on with.
+        study: Options that must match to resume the study.
 
     Raises:
-        ConfigError: If the file is of another study.
+        ConfigError: If the file belongs to another study.
     """
 
     def __init__(self, path: Path, study: Mapping[str, Any]) -> None:
@@ -84,14 +84,14 @@ class Outcomes(ResumableRows):
 
     @property
     def cases(self) -> set[str]:
-        """Cases that are done."""
+        """Ids of the finished cases."""
         return {outcome.case for listed in self.found.values() for outcome in listed}
 
     def add(self, by_weight: Mapping[float, Sequence[CaseScores]]) -> None:
-        """Keep cases at every weight.
+        """Append the scores of cases at every weight to the file.
 
         Args:
-            by_weight: Outcomes of the cases.
+            by_weight: Scores of the cases, by weight.
         """
         self.append(
             {"alpha": weight, **outcome.to_row()}
@@ -110,22 +110,22 @@ def at_weights(
     evaluation: Evaluation,
     mode: Mode,
 ) -> Iterator[tuple[float, list[CaseScores]]]:
-    """Score an edit at every weight; the model is as before after each.
+    """Score an edit scaled by every interpolation weight; undo it after each.
 
     Args:
         model: The language model.
         delta: The host's edit.
-        cases: The cases that it serves.
-        weights: α of each point.
-        evaluation: Scores the probes.
+        cases: The cases that the edit covers.
+        weights: Interpolation weight α of each point.
+        evaluation: Scorer of the probes.
         mode: Teacher forced or generated.
 
     Yields:
-        Each weight, and the outcome of every case.
+        Each weight, and the scores of every case.
     """
     requests = [request for case in cases for request in case]
     for weight in weights:
-        # A ledger without an editor: the host keeps no history of what is only looked at.
+        # A ledger without an editor: the host must not add trial edits to its history.
         ledger = Ledger(model)
         if weight > 0:
             updates = {name: scaled(one, weight) for name, one in delta.weights.items()}

@@ -1,4 +1,4 @@
-"""Facts to trace, from a file of known facts or any file of edits. Nothing here imports torch."""
+"""Facts for causal tracing, read from a file of known facts or edits. No import of torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from lightning_edit.types import EditRequest
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact that a model may know.
+    """A fact to trace: prompt, subject and answer.
 
     Args:
         prompt: Text before the answer.
-        subject: What it is about; a part of the prompt.
-        start: Character at which the subject begins.
-        answer: What the model should say next.
+        subject: Subject of the fact; a part of the prompt.
+        start: Character index at which the subject begins.
+        answer: Expected continuation of the prompt.
     """
 
     prompt: str
@@ -30,17 +30,17 @@ class Fact:
 
     @property
     def end(self) -> int:
-        """Character just after the subject."""
+        """Character index just after the subject."""
         return self.start + len(self.subject)
 
 
 def read_facts(path: str | Path) -> list[Fact]:
-    """Read facts from a file.
+    """Read facts to trace from a JSON or JSONL file.
 
     Args:
         path: A JSON list or JSON Lines file. Either known facts (fields ``subject``, ``prompt`` or
             ``template`` with one ``{}``, and ``attribute``, else ``prediction``), or edits in any
-            form that data modules read; their old answers are what the model knows.
+            format that data modules read; their old answers are then the known facts.
 
     Raises:
         DataError: If the file or a record cannot be read.
@@ -58,10 +58,10 @@ def read_facts(path: str | Path) -> list[Fact]:
 
 
 def of_request(request: EditRequest) -> Fact | None:
-    """Return the fact that an edit replaces; ``None`` if it names no subject or no old answer.
+    """Return the fact that an edit replaces; ``None`` without a subject or an old answer.
 
     Args:
-        request: The edit.
+        request: The edit request.
     """
     if request.subject is None or request.subject_end is None or not request.old_target:
         return None
@@ -82,7 +82,7 @@ def _known_fact(where: Where, value: Any) -> Fact:
     template = record.optional_text("template")
     if record.has("prompt"):
         prompt = record.text("prompt")
-        start = _place(subject, prompt, template)
+        start = _subject_start(subject, prompt, template)
     else:
         if template is None or template.count("{}") != 1:
             record.fail(
@@ -95,8 +95,8 @@ def _known_fact(where: Where, value: Any) -> Fact:
     return Fact(prompt.rstrip(), subject, start, answer)
 
 
-def _place(subject: str, prompt: str, template: str | None) -> int:
-    """Return where the subject stands; a template tells which of several occurrences is meant."""
+def _subject_start(subject: str, prompt: str, template: str | None) -> int:
+    """Return the subject's character index; a template selects one of several occurrences."""
     if template is not None and "{}" in template:
         start = template.index("{}")
         if prompt[start : start + len(subject)] == subject:

@@ -1,12 +1,13 @@
-"""Corrupt a subject, restore one clean state, and see how much of the answer comes back.
+"""Causal tracing: corrupt the subject with noise, restore one clean state, score the answer.
 
-Everything below the lowest restored block is the same in every run on one fact, so it is computed
-once: a pass begins at that block, with one row a restored token and noise sample.
+The states below the lowest restored block are the same in every run on one fact, so they are
+computed once: a forward pass starts at that block, with one row per restored token and noise
+sample.
 
 Axis names: ``s`` -- noise samples; ``t`` -- tokens of the text; ``r`` -- rows of one pass: a
-restored token and a noise sample each; ``d`` -- hidden width; ``p`` -- restored tokens: the
-subject's first and all after it (a token before it has a clean state in every run); ``l`` --
-layers; ``v`` -- words.
+restored token and a noise sample each; ``d`` -- hidden size; ``p`` -- restored tokens: the
+subject's first and all after it (tokens before it have clean states in every run); ``l`` --
+layers; ``v`` -- vocabulary.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,12 +40,12 @@ KINDS: tuple[Kind, ...] = ("hidden", "mlp", "attention")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A fact in tokens.
+    """A tokenised fact: prompt ids, subject positions, first answer token.
 
     Args:
-        ids: Tokens of the prompt.
+        ids: Token ids of the prompt.
         subject: Positions of the subject's tokens.
-        answer: First token of the answer.
+        answer: Id of the answer's first token.
     """
 
     ids: tuple[int, ...]
@@ -53,14 +54,14 @@ class Prepared:
 
     @classmethod
     def of(cls, tokenizer: Any, fact: Fact) -> "Prepared":
-        """Tokenise a fact.
+        """Tokenise a fact and locate its subject.
 
         Args:
             tokenizer: A fast tokenizer.
             fact: The fact.
 
         Raises:
-            DataError: If its answer or its subject has no token.
+            DataError: If its subject or answer has no token, or both share one.
         """
         try:
             ids, answer = encode_pair(tokenizer, fact.prompt, fact.answer)
@@ -78,12 +79,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Effects:
-    """What tracing one fact gave.
+    """Causal-tracing result of one fact: clean and corrupted probability, indirect effects.
 
     Args:
-        clean: Probability of the answer.
+        clean: Probability of the answer's first token in the clean run.
         corrupted: The same with noise on the subject, averaged over the samples.
-        indirect: By kind of state, the indirect effect of restoring it at a token and layer.
+        indirect: Indirect effect of restoring a token at a layer, by kind of state.
     """
 
     clean: float
@@ -93,15 +94,15 @@ class Effects:
 
 @dataclass(frozen=True)
 class Tracer:
-    """Traces facts through one model.
+    """Causal tracer of one decoder-only language model.
 
     Args:
         view: The model's structure.
-        scale: Standard deviation of the noise.
-        samples: Corrupted runs a fact.
-        width: Blocks in a window of restored MLPs or attentions.
-        kinds: States to restore.
-        rows_per_pass: Most rows in one pass; bounds memory, changes no result.
+        scale: Standard deviation of the noise on the subject's embeddings.
+        samples: Noise samples (corrupted runs) per fact.
+        width: Window of blocks whose MLPs or attentions are restored together.
+        kinds: Kinds of states to restore.
+        rows_per_pass: Maximum rows per forward pass; bounds memory, changes no result.
         seed: Seed of the noise; the same for every fact, so that results do not depend on the
             facts before it.
 
@@ -127,7 +128,7 @@ class Tracer:
 
     @torch.no_grad()
     def predicted(self, fact: Prepared) -> int:
-        """Return the token that the model says next.
+        """Return the model's next-token prediction (argmax) for a fact's prompt.
 
         Args:
             fact: The fact.
@@ -137,17 +138,17 @@ class Tracer:
 
     @torch.no_grad()
     def trace(self, fact: Prepared) -> Effects:
-        """Trace one fact.
+        """Trace one fact: indirect effects of every kind of state, token and layer.
 
         Args:
             fact: A fact that the model predicts.
         """
-        states = self._clean(fact)
-        runs = self._corrupted(fact)
+        states = self._run_clean(fact)
+        runs = self._run_corrupted(fact)
         indirect: dict[Kind, Tensor] = {}
         for kind in self.kinds:
             columns = [
-                self._restored(fact, kind, layer, states, runs)
+                self._restored_probabilities(fact, kind, layer, states, runs)
                 for layer in range(self.view.num_blocks)
             ]
             indirect[kind] = indirect_effect(torch.stack(columns, 1), runs.probability)
@@ -155,23 +156,27 @@ class Tracer:
 
     # ------------------------------------------------------------------------------------ passes
 
-    def _clean(self, fact: Prepared) -> "_Clean":
-        modules = {kind: [self._module(kind, layer) for layer in self._blocks] for kind in KINDS}
+    def _run_clean(self, fact: Prepared) -> "_CleanRun":
+        modules = {
+            kind: [self._module_name(kind, layer) for layer in self._blocks] for kind in KINDS
+        }
         wanted: dict[str, Side] = {name: "output" for kind in self.kinds for name in modules[kind]}
         ids = self._ids(fact, 1)
         with capture(self.view.model, wanted) as seen:
             probability = self._probabilities(ids, fact.answer)
         kept = {name: states[0] for name, states in seen.items()}
-        return _Clean(probability[0], kept)
+        return _CleanRun(probability[0], kept)
 
-    def _corrupted(self, fact: Prepared) -> "_Corrupted":
-        drawn = noise(self.samples, len(fact.subject), self.view.hidden_size, self.scale, self.seed)
+    def _run_corrupted(self, fact: Prepared) -> "_CorruptedRuns":
+        samples_noise = noise(
+            self.samples, len(fact.subject), self.view.hidden_size, self.scale, self.seed
+        )
         embedded: list[Tensor] = []
 
         def add(output: Tensor) -> Tensor:
             noisy = output.clone()
             place = slice(fact.subject.start, fact.subject.stop)
-            noisy[:, place] += drawn.to(noisy.device, noisy.dtype)
+            noisy[:, place] += samples_noise.to(noisy.device, noisy.dtype)
             embedded.append(noisy)
             return noisy
 
@@ -184,12 +189,12 @@ class Tracer:
         ):
             probabilities = self._probabilities(ids, fact.answer)
         hidden = [seen[block.name] for block in self.view.blocks]
-        return _Corrupted(probabilities.mean(), embedded[0], hidden, tuples[0])
+        return _CorruptedRuns(probabilities.mean(), embedded[0], hidden, tuples[0])
 
-    def _restored(
-        self, fact: Prepared, kind: Kind, layer: int, clean: "_Clean", runs: "_Corrupted"
+    def _restored_probabilities(
+        self, fact: Prepared, kind: Kind, layer: int, clean: "_CleanRun", runs: "_CorruptedRuns"
     ) -> Float[Tensor, " p"]:
-        """Return the answer's probability with one kind of state restored around a layer."""
+        """Return the answer's probability for each token with a state restored around a layer."""
         positions = range(fact.subject.start, len(fact.ids))
         found = []
         tokens = max(1, self.rows_per_pass // self.samples)
@@ -199,44 +204,46 @@ class Tracer:
             ids = self._ids(fact, len(rows))
             with ExitStack() as stack:
                 if kind == "hidden":
-                    stack.enter_context(self._from_restored(runs, clean, layer, rows))
+                    stack.enter_context(self._patch_hidden_state(runs, clean, layer, rows))
                 else:
                     layers = window(layer, self.width, self.view.num_blocks)
-                    stack.enter_context(self._from_block(runs, layers.start, len(part)))
+                    stack.enter_context(self._start_at_block(runs, layers.start, len(part)))
                     for one in layers:
-                        name = self._module(kind, one)
-                        put = _putting(clean.states[name], rows)
+                        name = self._module_name(kind, one)
+                        patch = _state_patch(clean.states[name], rows)
                         module = self.view.model.get_submodule(name)
-                        stack.enter_context(replace_output(module, put, within=self.view.model))
+                        stack.enter_context(replace_output(module, patch, within=self.view.model))
                 probabilities = self._probabilities(ids, fact.answer)
             found.append(probabilities.view(len(part), self.samples).mean(1))
         return torch.cat(found)
 
     @contextmanager
-    def _from_restored(
-        self, runs: "_Corrupted", clean: "_Clean", layer: int, rows: Int[Tensor, " r"]
+    def _patch_hidden_state(
+        self, runs: "_CorruptedRuns", clean: "_CleanRun", layer: int, rows: Int[Tensor, " r"]
     ) -> Iterator[None]:
-        """Go on above a block whose output is corrupted but for one token a row."""
+        """Start above a block, with its output corrupted except for one restored token per row."""
         copies = len(rows) // self.samples
-        put = _putting(clean.states[self.view.block(layer).name], rows)
-        with self._passing(layer + 1, put(runs.hidden[layer].repeat(copies, 1, 1)), runs.tuples):
+        patch = _state_patch(clean.states[self.view.block(layer).name], rows)
+        with self._skip_blocks(
+            layer + 1, patch(runs.hidden[layer].repeat(copies, 1, 1)), runs.tuples
+        ):
             yield
 
     @contextmanager
-    def _from_block(self, runs: "_Corrupted", first: int, copies: int) -> Iterator[None]:
-        """Begin at a block with what the corrupted runs hand to it."""
+    def _start_at_block(self, runs: "_CorruptedRuns", first: int, copies: int) -> Iterator[None]:
+        """Start the forward pass at a block, with the corrupted runs' hidden states as input."""
         if first == 0:
             embedded = runs.embedded.repeat(copies, 1, 1)
             with replace_output(self.view.embeddings, lambda _: embedded):
                 yield
         else:
             hidden = runs.hidden[first - 1].repeat(copies, 1, 1)
-            with self._passing(first, hidden, runs.tuples):
+            with self._skip_blocks(first, hidden, runs.tuples):
                 yield
 
     @contextmanager
-    def _passing(self, first: int, hidden: Tensor, tuples: bool) -> Iterator[None]:
-        """Let the blocks below ``first`` do nothing, and the last of them return ``hidden``."""
+    def _skip_blocks(self, first: int, hidden: Tensor, tuples: bool) -> Iterator[None]:
+        """Skip the blocks below ``first``; the last of them returns the hidden state ``hidden``."""
         *lower, last = [block.module for block in self.view.blocks[:first]]
         with ExitStack() as stack:
             for module in lower:
@@ -250,7 +257,7 @@ class Tracer:
     def _blocks(self) -> range:
         return range(self.view.num_blocks)
 
-    def _module(self, kind: Kind, layer: int) -> str:
+    def _module_name(self, kind: Kind, layer: int) -> str:
         block = self.view.block(layer)
         return {"hidden": block.name, "mlp": block.mlp, "attention": block.attention_out}[kind]
 
@@ -259,7 +266,7 @@ class Tracer:
         return torch.tensor([fact.ids] * rows, device=device)
 
     def _logits(self, ids: Int[Tensor, "r t"]) -> Float[Tensor, "r v"]:
-        """Run the model; its head sees the last token only."""
+        """Return the logits of the last token; the head runs at that position only."""
         rows = torch.arange(len(ids), device=ids.device)
         last = torch.full_like(rows, ids.shape[1] - 1)
         with select_head_positions(self.view.model, (rows, last)):
@@ -272,16 +279,16 @@ class Tracer:
 
 
 @dataclass(frozen=True)
-class _Clean:
-    """The clean run: the answer's probability, and every state by module."""
+class _CleanRun:
+    """Clean run: probability of the answer, and the states of every module by name."""
 
     probability: Float[Tensor, ""]
     states: dict[str, Float[Tensor, "t d"]]
 
 
 @dataclass(frozen=True)
-class _Corrupted:
-    """The corrupted runs: the answer's mean probability, embeddings and blocks' outputs."""
+class _CorruptedRuns:
+    """Corrupted runs: mean probability of the answer, noisy embeddings, block outputs."""
 
     probability: Float[Tensor, ""]
     embedded: Float[Tensor, "s t d"]
@@ -289,20 +296,20 @@ class _Corrupted:
     tuples: bool
 
 
-def _putting(clean: Float[Tensor, "t d"], positions: Int[Tensor, " r"]) -> Any:
-    """Return a function that puts each row's clean state at its own token."""
+def _state_patch(clean: Float[Tensor, "t d"], positions: Int[Tensor, " r"]) -> Any:
+    """Return an activation patch that sets each row's clean state at its own token position."""
 
-    def put(output: Tensor) -> Tensor:
+    def patch(output: Tensor) -> Tensor:
         mixed = output.clone()
         mixed[torch.arange(len(positions), device=output.device), positions] = clean[positions]
         return mixed
 
-    return put
+    return patch
 
 
 @torch.no_grad()
 def embedding_std(view: ModelView, facts: Sequence[Prepared]) -> float:
-    """Return the standard deviation of the embeddings of all subjects' tokens.
+    """Return the standard deviation of the subject tokens' embeddings, the unit of the noise.
 
     Args:
         view: The model's structure.

@@ -1,4 +1,4 @@
-"""Average effects over facts by the role of a token, as in figure 2 of ROME's paper.
+"""Average indirect effects over facts by token role, as in figure 2 of the ROME paper.
 
 Nothing here imports torch.
 """
@@ -20,14 +20,14 @@ LAST_SUBJECT = "last subject token"
 
 
 def roles_of(subject: int, tokens: int) -> list[str]:
-    """Name the role of every token from the subject's first one on.
+    """Return the role of every token, starting at the subject's first token.
 
-    Every token has one role. Where two would fit, a subject's only token is its last one, and the
-    token before the answer is the last token unless it is the subject's.
+    Every token has one role. The only token of a subject counts as its last subject token, and the
+    token before the answer as the last token, unless it belongs to the subject.
 
     Args:
-        subject: Tokens of the subject.
-        tokens: Tokens from the subject's first one to the end of the prompt.
+        subject: Number of tokens of the subject.
+        tokens: Number of tokens from the subject's first token to the end of the prompt.
     """
     roles = [ROLES[1]] * (subject - 1) + [ROLES[2]]
     if subject > 1:
@@ -43,12 +43,12 @@ def roles_of(subject: int, tokens: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Average:
-    """Average indirect effects of one kind of state.
+    """Average indirect effects of one kind of state, by token role and layer.
 
     Args:
-        effects: By role, one value a layer; a role that no fact has is absent.
-        errors: Their standard errors over facts.
-        counts: Facts behind each role.
+        effects: By role, one value per layer; a role that no fact has is absent.
+        errors: Standard errors of the effects over facts.
+        counts: Number of facts per role.
     """
 
     effects: Mapping[str, list[float]]
@@ -56,17 +56,17 @@ class Average:
     counts: Mapping[str, int]
 
     def peak(self, role: str | None = None) -> tuple[str, int]:
-        """Return role and layer of the largest effect.
+        """Return the role and layer of the largest indirect effect.
 
         Args:
-            role: Look at this role only.
+            role: Restrict the search to this role; ``None``: all roles.
         """
         roles = [role] if role is not None else list(self.effects)
         places = [(one, layer) for one in roles for layer in range(len(self.effects[one]))]
         return max(places, key=lambda place: self.effects[place[0]][place[1]])
 
     def to_row(self) -> dict[str, Any]:
-        """Return plain containers."""
+        """Convert to plain containers for JSON."""
         return {
             role: {
                 "facts": self.counts[role],
@@ -78,7 +78,7 @@ class Average:
 
 
 def average(rows: Sequence[Mapping[str, Any]], kind: str) -> Average:
-    """Average one kind of state over facts: first over a fact's tokens of one role.
+    """Average the effects of one kind of state over facts, first over a fact's tokens per role.
 
     Args:
         rows: Traced facts, as in ``trace.jsonl``.
@@ -104,7 +104,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _error(values: Sequence[float]) -> float:
-    """Return the standard error of a mean; 0 for one value, where there is none."""
+    """Return the standard error of the mean; 0 for a single value, which has none."""
     if len(values) < 2:
         return 0.0
     center = _mean(values)

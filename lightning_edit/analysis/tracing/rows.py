@@ -1,4 +1,4 @@
-"""Traced facts on disk, one line each, so that an interrupted run goes on where it ended."""
+"""Resumable JSONL file of traced facts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,14 +8,14 @@ from lightning_edit.storage.study_rows import ResumableRows
 
 
 class TraceRows(ResumableRows):
-    """The file ``trace.jsonl``: what is traced in its first line, then one line a fact.
+    """Resumable file ``trace.jsonl``: the options in its first line, then one line per fact.
 
     Args:
-        folder: The run's folder.
-        record: What must be the same for a run to be gone on with.
+        folder: The run folder.
+        record: Options that must match to resume the run.
 
     Raises:
-        ConfigError: If the folder holds another run.
+        ConfigError: If the folder contains another run.
     """
 
     def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
@@ -23,30 +23,30 @@ class TraceRows(ResumableRows):
 
     @property
     def known(self) -> int:
-        """Facts that the model knows, so far."""
+        """Number of facts so far that the model knows."""
         return self.known_before(len(self.rows))
 
     def known_before(self, number: int) -> int:
-        """Return how many of the first facts the model knows.
+        """Count the facts that the model knows among the first ones.
 
         Args:
-            number: How many first facts.
+            number: Number of facts from the start of the file.
         """
         return sum("effects" in row for row in self.rows[:number])
 
     def traced(self, limit: int) -> list[dict[str, Any]]:
-        """Return the first facts that the model knows.
+        """Return the rows of the first facts that the model knows.
 
         Args:
-            limit: At most so many.
+            limit: Maximum number of rows.
         """
         return [row for row in self.rows if "effects" in row][:limit]
 
     def counts(self, limit: int) -> dict[str, int]:
-        """Return how many facts were asked, known, and impossible to tokenise.
+        """Count the facts that were asked, known, and impossible to tokenise.
 
         Args:
-            limit: At most so many known ones.
+            limit: Stop counting at this number of known facts.
         """
         known = asked = impossible = 0
         for row in self.rows:

@@ -1,4 +1,4 @@
-"""What tracing found, as a table, heat maps and a record. Nothing here imports torch."""
+"""Output of causal tracing: table, heat maps and ``trace.json``. Nothing here imports torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ _NAMES = {"hidden": "hidden state", "mlp": "MLP", "attention": "attention"}
 def finish(
     record: Mapping[str, Any], rows: list[dict[str, Any]], folder: Path, formats: Sequence[str]
 ) -> None:
-    """Write the averages, draw the heat maps, print the table.
+    """Write the averages to ``trace.json``, draw the heat maps, print the table.
 
     Args:
-        record: What was traced.
-        rows: The traced facts.
-        folder: The run's folder.
-        formats: Endings of the figures.
+        record: Options and counts of the trace.
+        rows: Rows of the traced facts.
+        folder: The run folder.
+        formats: File formats of the figures.
 
     Raises:
         ConfigError: If the model knows none of the facts.
@@ -35,7 +35,7 @@ def finish(
     if not rows:
         raise ConfigError(
             f"{model} predicts none of the {asked} facts, so there is nothing to trace; what it "
-            f"says instead stands in {folder}/trace.jsonl. Try other --facts"
+            f"predicts instead is in {folder}/trace.jsonl. Try other --facts"
             + ("" if record["language_model"]["bos"] else ", or --lm_bos true")
         )
     averages = {kind: average(rows, kind) for kind in rows[0]["effects"]}
@@ -52,7 +52,11 @@ def finish(
     left, impossible = asked - len(rows), record["impossible"]
     console.print(
         f"Causal tracing of {model}: {len(rows)} facts"
-        + (f"; {left} of {asked} left out, because the model says something else" if left else "")
+        + (
+            f"; {left} of {asked} left out, because the model predicts something else"
+            if left
+            else ""
+        )
         + (f" (or, {impossible}, because they cannot be tokenised)" if impossible else "")
         + f".\nProbability of the answer: {clean:.3f}, with noise on the subject {corrupted:.3f}; "
         f"total effect {clean - corrupted:.3f}.\n",
@@ -65,12 +69,14 @@ def finish(
             files += _draw(kind, one, record, len(rows), model, folder, formats)
     console.print("Files: " + ", ".join(map(str, files)), soft_wrap=True, markup=False)
     console.print(
-        "Where an editor can write is another question: lightning-edit sweep (docs/layers.md).",
+        "Tracing does not show which layers an editor should edit; for that, run "
+        "lightning-edit sweep (docs/layers.md).",
         soft_wrap=True,
     )
     if clean - corrupted < 0.05:
         console.print(
-            "The noise hardly harms the answers, so the effects say little; raise --noise.",
+            "The noise hardly lowers the probability of the answers, so the effects say little; "
+            "raise --noise.",
             soft_wrap=True,
         )
 

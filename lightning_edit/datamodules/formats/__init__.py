@@ -1,4 +1,4 @@
-"""Readers of data files, one module a form; they load neither torch nor Lightning."""
+"""Parsers of data files, one module per format; they load neither torch nor Lightning."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,15 +23,15 @@ from lightning_edit.types import EditRequest
 
 @dataclass(frozen=True)
 class Form:
-    """One way of writing edits down.
+    """File format of edit requests: detection and parser.
 
     Args:
-        title: What it is called in reports.
-        recognises: Tells from an object's fields whether it is of this form.
-        parse: Turns a record into a request, or the requests of one case; ``None`` where the
+        title: Name of the format in reports.
+        recognises: Predicate: whether an object's fields match this format.
+        parse: Parser of a record: returns a request, or the requests of one case; ``None`` if the
             record holds no edit.
-        strict: The user's own file, in which everything unexpected is an error.
-        relations: Returns the relation of each edit of a record, where it names one.
+        strict: Whether anything unexpected is an error, as in a user's own file.
+        relations: Function that returns the relation of each edit of a record, if given.
     """
 
     title: str
@@ -41,7 +41,7 @@ class Form:
     relations: Callable[[Record], list[str | None]] = counterfact.relations
 
 
-#: Every form by its name, in the order in which they are tried.
+#: Formats by name, in the order of detection.
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
         "mquake": Form("MQuAKE", mquake.recognises, mquake.parse, relations=mquake.relations),
@@ -55,25 +55,25 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 
 
 @dataclass
-class Reading:
-    """What was found in one data file.
+class ParsedFile:
+    """Parsed edit requests of one data file, with notes and errors.
 
     Args:
-        file: The file.
-        form: Name of its form.
-        records: How many records it has.
-        requests: The requests, in the order of the file.
-        wheres: Where each request stands, parallel to ``requests``.
-        relations: Relation of each request, where the record names it, parallel to ``requests``.
-        notes: What was left out or looks odd, by record.
-        errors: Records that could not be read; empty unless they were asked for.
+        file: Path of the file.
+        form: Name of its format.
+        records: Number of records.
+        requests: The requests, in file order.
+        locations: Record and line of each request, parallel to ``requests``.
+        relations: Relation of each request, if the record names it, parallel to ``requests``.
+        notes: Notes on skipped or odd parts of records.
+        errors: Errors of single records; empty unless ``collect_errors`` was set.
     """
 
     file: str
     form: str
     records: int
     requests: list[EditRequest] = field(default_factory=list)
-    wheres: list[Where] = field(default_factory=list)
+    locations: list[Where] = field(default_factory=list)
     relations: list[str | None] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     errors: list[DataError] = field(default_factory=list)
@@ -83,39 +83,39 @@ class Reading:
         return dict(Counter(note.kind for note in self.notes))
 
 
-def read_requests(path: str | Path, form: str = "auto", collect_errors: bool = False) -> Reading:
-    """Read every edit of a data file.
+def read_requests(path: str | Path, form: str = "auto", collect_errors: bool = False) -> ParsedFile:
+    """Parse every edit request of a data file.
 
     Args:
         path: A JSON list or JSON Lines file.
-        form: A name of :data:`FORMS`, or ``auto`` to tell it from the fields of the first record.
-        collect_errors: Keep the errors of single records in ``Reading.errors`` and read on, instead
-            of raising the first.
+        form: A name of :data:`FORMS`, or ``auto`` to detect it from the fields of the first record.
+        collect_errors: Collect the errors of single records in ``ParsedFile.errors``, instead of
+            raising the first.
 
     Raises:
-        DataError: If the file or a record cannot be read, or two records have one id.
+        DataError: If the file or a record cannot be read, or two records have the same id.
     """
     values = read_values(Path(path))
     name = detect(values[0][1], values[0][0]) if form == "auto" else form
     if name not in FORMS:
         raise DataError(f"`form` must be auto or one of {', '.join(FORMS)}; got {form!r}")
-    reading = Reading(str(path), name, len(values))
+    parsed_file = ParsedFile(str(path), name, len(values))
     seen: dict[str, Where] = {}
     for where, value in values:
-        _read_one(reading, where, value, seen, collect_errors)
-    if not reading.requests and not reading.errors:
+        _read_record(parsed_file, where, value, seen, collect_errors)
+    if not parsed_file.requests and not parsed_file.errors:
         raise DataError(f"{path}: none of its {len(values)} records holds an edit; check the file")
-    return reading
+    return parsed_file
 
 
 def detect(value: object, where: Where) -> str:
-    """Name the form of a record by its fields.
+    """Detect the format of a record from its fields.
 
     Raises:
-        DataError: If it is of none.
+        DataError: If no format matches.
     """
     if not isinstance(value, dict):
-        raise _not_object(where, value)
+        raise _not_object_error(where, value)
     for name, form in FORMS.items():
         if form.recognises(value):
             return name
@@ -128,32 +128,36 @@ def detect(value: object, where: Where) -> str:
     )
 
 
-def _read_one(
-    reading: Reading, where: Where, value: object, seen: dict[str, Where], collect_errors: bool
+def _read_record(
+    parsed_file: ParsedFile,
+    where: Where,
+    value: object,
+    seen: dict[str, Where],
+    collect_errors: bool,
 ) -> None:
     try:
-        requests, relations = _parse_one(reading, where, value, seen)
+        requests, relations = _parse_record(parsed_file, where, value, seen)
     except DataError as error:
         if not collect_errors:
             raise
-        reading.errors.append(error)
+        parsed_file.errors.append(error)
         return
     for request, relation in zip(requests, relations, strict=True):
         seen[request.id] = where
-        reading.requests.append(request)
-        reading.wheres.append(where)
-        reading.relations.append(relation)
+        parsed_file.requests.append(request)
+        parsed_file.locations.append(where)
+        parsed_file.relations.append(relation)
 
 
-def _parse_one(
-    reading: Reading, where: Where, value: object, seen: Mapping[str, Where]
+def _parse_record(
+    parsed_file: ParsedFile, where: Where, value: object, seen: Mapping[str, Where]
 ) -> tuple[Sequence[EditRequest], Sequence[str | None]]:
     if not isinstance(value, dict):
-        raise _not_object(where, value)
-    form = FORMS[reading.form]
-    record = Record(value, where, form.strict, reading.notes)
+        raise _not_object_error(where, value)
+    form = FORMS[parsed_file.form]
+    record = Record(value, where, form.strict, parsed_file.notes)
     if not form.recognises(value):
-        _refuse_other_form(reading.form, where, value)
+        _refuse_other_form(parsed_file.form, where, value)
     parsed = form.parse(record)
     requests = parsed if isinstance(parsed, list) else [] if parsed is None else [parsed]
     for request in requests:
@@ -174,7 +178,7 @@ def _refuse_other_form(name: str, where: Where, value: Mapping[str, Any]) -> Non
         )
 
 
-def _not_object(where: Where, value: object) -> DataError:
+def _not_object_error(where: Where, value: object) -> DataError:
     return DataError(
         f"{where}: expected an object with named fields, got {describe(value)}; "
         'write each record as {"prompt": "...", ...}'

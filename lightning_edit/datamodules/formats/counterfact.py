@@ -1,20 +1,20 @@
-"""COUNTERFACT in the form of ROME (arXiv 2202.05262) and in the form of EasyEdit.
+"""COUNTERFACT parser, for ROME's format (arXiv 2202.05262) and EasyEdit's.
 
-ROME's has a ``requested_rewrite`` whose prompt has ``{}`` for the subject; EasyEdit's is flat, with
-one rephrasing and one locality prompt. EasyEdit's portability and locality splits use ROME's with
-blocks added.
+ROME's format has a ``requested_rewrite`` whose prompt has ``{}`` for the subject; EasyEdit's is
+flat, with one rephrasing and one locality prompt. EasyEdit's portability and locality splits use
+ROME's format with additional blocks.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from lightning_edit.datamodules.formats.record import Record
-from lightning_edit.datamodules.formats.requests import Draft, make_request
+from lightning_edit.datamodules.formats.requests import ProbeBuilder, make_request
 from lightning_edit.types import EditRequest
 
 
 def recognises(values: Mapping[str, Any]) -> bool:
-    """Say whether an object has the fields of one of the two forms."""
+    """Return whether an object has the fields of one of the two COUNTERFACT formats."""
     if isinstance(values.get("requested_rewrite"), dict):
         return True
     nested = any(isinstance(values.get(block), dict) for block in ("portability", "locality"))
@@ -22,19 +22,19 @@ def recognises(values: Mapping[str, Any]) -> bool:
 
 
 def parse(record: Record) -> EditRequest:
-    """Turn one record, of either form, into a request.
+    """Parse one COUNTERFACT record, of either format, into an edit request.
 
     Note:
         ``attribute_prompts`` (other subjects of which the new object is already true) and
-        ``generation_prompts`` are no probes: neither has an answer that an edit should keep or
-        give. EasyEdit's ``rephrase_prompt`` is mostly one of ROME's generation prompts, so its
-        generalization is not comparable with ROME's.
+        ``generation_prompts`` are not used as probes: neither has an answer that an edit should
+        keep or give. EasyEdit's ``rephrase_prompt`` is mostly one of ROME's generation prompts, so
+        its generalization is not comparable with ROME's.
     """
     return _parse_rome(record) if "requested_rewrite" in record.values else _parse_easyedit(record)
 
 
 def relations(record: Record) -> list[str | None]:
-    """Return the relation of the record's one edit, where it names it."""
+    """Return the relation of the record's one edit, if given."""
     rewrite = record.values.get("requested_rewrite")
     found = rewrite.get("relation_id") if isinstance(rewrite, dict) else None
     return [found if isinstance(found, str) else None]
@@ -49,21 +49,21 @@ def _parse_rome(record: Record) -> EditRequest:
         )
     target = rewrite.child("target_new").text("str")
     old = rewrite.child("target_true").text("str")
-    draft = Draft(record)
+    builder = ProbeBuilder(record)
     for prompt in record.texts("neighborhood_prompts"):
-        draft.probe("neighborhood", prompt, (old,))
+        builder.add("neighborhood", prompt, (old,))
     for prompt in record.texts("distracting_neighborhood_prompts"):
-        draft.probe("distracting_neighbor", prompt, (old,))
+        builder.add("distracting_neighbor", prompt, (old,))
     if record.has("unrelated_relation"):
         other = record.child("unrelated_relation")
-        draft.probe("other_attribution", other.probe_text("question"), other.answers("object"))
+        builder.add("other_attribution", other.probe_text("question"), other.answers("object"))
     if record.has("portability"):
         hop = record.child("portability")
-        draft.probe("one_hop", hop.probe_text("New Question"), hop.answers("New Answer"))
+        builder.add("one_hop", hop.probe_text("New Question"), hop.answers("New Answer"))
     for alias in record.answers("alternative_subject"):
-        draft.probe("subject_alias", template.replace("{}", alias), (target,))
+        builder.add("subject_alias", template.replace("{}", alias), (target,))
     return make_request(
-        draft,
+        builder,
         prompt=template.replace("{}", subject),
         target=target,
         subject=subject,
@@ -75,17 +75,17 @@ def _parse_rome(record: Record) -> EditRequest:
 
 
 def _parse_easyedit(record: Record) -> EditRequest:
-    draft = Draft(record)
+    builder = ProbeBuilder(record)
     answers = record.answers("locality_ground_truth")
     for prompt in record.texts("locality_prompt"):
-        draft.probe("neighborhood", prompt, answers)
-    olds = record.answers("ground_truth")
+        builder.add("neighborhood", prompt, answers)
+    old_answers = record.answers("ground_truth")
     return make_request(
-        draft,
+        builder,
         prompt=record.text("prompt"),
         target=record.text("target_new"),
         subject=record.text("subject"),
-        old_target=olds[0] if olds else None,
+        old_target=old_answers[0] if old_answers else None,
         rephrases=record.texts("rephrase_prompt"),
         fallback_id=_id(record),
     )

@@ -1,4 +1,4 @@
-"""From a file to its JSON values: one list, or one value a line."""
+"""JSON and JSON Lines reader for data files, with the record and line of each value."""
 
 import json
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 from lightning_edit.datamodules.formats.record import Where, describe
 from lightning_edit.exceptions import DataError
 
-_LINES = frozenset({".jsonl", ".ndjson"})
-_PACKED = {
+_LINE_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+_FOREIGN_FORMATS = {
     b"\x1f\x8b": "a gzip archive; unpack it with gunzip",
     b"PK\x03\x04": "a zip archive; unpack it",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
@@ -20,27 +20,29 @@ _PACKED = {
 
 
 def read_values(path: Path) -> list[tuple[Where, Any]]:
-    """Read a JSON list or a JSON Lines file, with the place of each value in it.
+    """Read a JSON list or a JSON Lines file, with the location of each value.
 
-    The content decides which of the two it is. A byte order mark is accepted; ``NaN``, ``Infinity``
-    and a field given twice in one object are refused.
+    The content decides between the two. A byte order mark is accepted; ``NaN``, ``Infinity`` and
+    duplicate fields of an object are rejected.
 
     Raises:
-        DataError: If there is no such file, it is not UTF-8 text, not JSON, or has no records.
+        DataError: If the file is missing, is not UTF-8 text or not JSON, or has no records.
     """
     text = _read_text(path)
     stripped = text.lstrip()
     if not stripped:
         raise DataError(f"{path}: the file is empty; expected records as a JSON list or JSON Lines")
-    if stripped[0] != "[" and (path.suffix.lower() in _LINES or _is_lines(stripped)):
-        return list(_lines(path, text))
+    if stripped[0] != "[" and (path.suffix.lower() in _LINE_SUFFIXES or _is_json_lines(stripped)):
+        return list(_iter_json_lines(path, text))
     try:
         value = _parse(stripped)
     except json.JSONDecodeError as error:
         before = text[: len(text) - len(stripped)].count("\n")
-        _not_json(str(path), error, stripped, before, "the file ends in the middle; copy it again")
+        _raise_not_json(
+            str(path), error, stripped, before, "the file ends in the middle; copy it again"
+        )
     except (RecursionError, ValueError) as error:
-        raise DataError(f"{path}: {_unreadable(error)}") from error
+        raise DataError(f"{path}: {_describe_parse_error(error)}") from error
     if not isinstance(value, list):
         raise DataError(
             f"{path}: expected a list of records, got {describe(value)}; put the records in a list "
@@ -60,13 +62,13 @@ def _read_text(path: Path) -> str:
         hint = f" Did you mean {close[0]}?" if close else ""
         raise DataError(f"{path}: there is no such file; check the path.{hint}") from error
     except IsADirectoryError as error:
-        inside = sorted(f.name for f in path.iterdir() if f.suffix in {".json", *_LINES})
+        inside = sorted(f.name for f in path.iterdir() if f.suffix in {".json", *_LINE_SUFFIXES})
         offer = f"one of {', '.join(inside[:8])}" if inside else "a .json or .jsonl file"
         raise DataError(f"{path}: expected a file, got a folder; give {offer}") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); check its permissions") from error
-    for magic, remedy in _PACKED.items():
+    for magic, remedy in _FOREIGN_FORMATS.items():
         if data.startswith(magic):
             raise DataError(f"{path}: expected JSON in UTF-8, got {remedy}")
     try:
@@ -78,9 +80,8 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _is_lines(text: str) -> bool:
-    # A `.json` file may hold JSON Lines: its first line is then an object of its own, and more
-    # follow.
+def _is_json_lines(text: str) -> bool:
+    # A `.json` file may hold JSON Lines: its first line is then a whole object, and more follow.
     first, _, rest = text.partition("\n")
     if not first.startswith("{") or not rest.strip():
         return False
@@ -90,8 +91,8 @@ def _is_lines(text: str) -> bool:
         return False
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[Where, Any]]:
-    # Not `splitlines`: JSON strings may contain U+2028 and other line ends of Unicode.
+def _iter_json_lines(path: Path, text: str) -> Iterator[tuple[Where, Any]]:
+    # Not `splitlines`: JSON strings may contain U+2028 and other Unicode line separators.
     number = 0
     for at, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -101,16 +102,16 @@ def _lines(path: Path, text: str) -> Iterator[tuple[Where, Any]]:
         try:
             yield where, _parse(line)
         except json.JSONDecodeError as error:
-            _not_json(str(where), error, line, at - 1, "write each record whole, on one line")
+            _raise_not_json(str(where), error, line, at - 1, "write each record whole, on one line")
         except (RecursionError, ValueError) as error:
-            raise DataError(f"{where}: {_unreadable(error)}") from error
+            raise DataError(f"{where}: {_describe_parse_error(error)}") from error
 
 
 def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
+    return json.loads(text, parse_constant=_reject_constant, object_pairs_hook=_unique_fields)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -119,11 +120,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON; write null, or leave the field out")
 
 
-def _not_json(
+def _raise_not_json(
     place: str, error: json.JSONDecodeError, text: str, lines_before: int, if_cut: str
 ) -> NoReturn:
     at = f"line {error.lineno + lines_before}, column {error.colno}"
@@ -132,7 +133,7 @@ def _not_json(
     raise DataError(f"{place}: not valid JSON at {at}: {error.msg}; {remedy}") from error
 
 
-def _unreadable(error: Exception) -> str:
+def _describe_parse_error(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "values are nested too deeply to be records; expected a list of flat objects"
     if str(error).startswith("Exceeds the limit"):

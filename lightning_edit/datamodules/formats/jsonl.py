@@ -1,4 +1,4 @@
-"""A user's own facts. The fields are those of :class:`~lightning_edit.types.EditRequest`."""
+"""JSON Lines parser for own facts: the fields of :class:`~lightning_edit.types.EditRequest`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,15 +38,15 @@ _GROUP_FIELDS = ("name", "criterion", "rule", "premises")
 
 
 def recognises(values: Mapping[str, Any]) -> bool:
-    """Say whether an object has the fields of this form."""
+    """Return whether an object has the fields of this format."""
     return "target" in values or ("prompt" in values and "target_new" not in values)
 
 
 def parse(record: Record) -> EditRequest:
-    """Turn one record into a request; everything that is not as documented is an error.
+    """Parse one record into an edit request; any undocumented field or value is an error.
 
-    A missing subject is taken from the prompt where exactly one name (capitals or quotation marks)
-    stands in it. Otherwise the request has none, and an editor that needs one asks for it.
+    A missing subject is taken from the prompt if the prompt contains exactly one name (capitals or
+    quotation marks). Otherwise the request has none, and an editor that needs one raises an error.
     """
     record.allow(_FIELDS)
     prompt, target = record.text("prompt"), record.text("target")
@@ -64,7 +64,7 @@ def parse(record: Record) -> EditRequest:
             old_target=record.optional_text("old_target"),
             rephrases=record.texts("rephrases"),
             probes=tuple(_probe(probe) for probe in record.children("probes")),
-            subject_start=_start(record) if subject else None,
+            subject_start=_subject_start(record) if subject else None,
             case=record.optional_text("case"),
             triple=_triple(record, "triple", record.values["triple"])
             if record.has("triple")
@@ -100,7 +100,7 @@ def _subject(record: Record, prompt: str) -> str | None:
     return subject
 
 
-def _start(record: Record) -> int | None:
+def _subject_start(record: Record) -> int | None:
     start = record.values.get("subject_start")
     if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
         record.fail(

@@ -1,14 +1,14 @@
-"""KnowEdit (arXiv 2401.01286): an edit with lists of portability and locality questions by kind."""
+"""KnowEdit parser (arXiv 2401.01286): edits with portability and locality probes by kind."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from lightning_edit.datamodules.formats.record import Record
-from lightning_edit.datamodules.formats.requests import Draft, make_request
+from lightning_edit.datamodules.formats.requests import ProbeBuilder, make_request
 from lightning_edit.types import EditRequest
 
-#: KnowEdit's names of kinds in ours, by the block they stand in.
+#: KnowEdit's names of probe kinds mapped to ours, by block of the record.
 KINDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "portability": {
@@ -25,22 +25,22 @@ KINDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 
 def recognises(values: Mapping[str, Any]) -> bool:
-    """Say whether an object has the fields of this form."""
+    """Return whether an object has the fields of KnowEdit."""
     if any(block in values for block in KINDS) and ("prompt" in values or "text" in values):
         return True
-    # A record without questions; EasyEdit's COUNTERFACT has fields of its own.
+    # A record without probes; EasyEdit's COUNTERFACT has other fields.
     others = ("case_id", "locality_prompt", "requested_rewrite")
     return {"prompt", "target_new"} <= values.keys() and not any(name in values for name in others)
 
 
 def parse(record: Record) -> EditRequest:
-    """Turn one record into a request.
+    """Parse one KnowEdit record into an edit request.
 
-    ``ground_truth`` of a question is a text, a list, or lists of aliases in a list: all of them are
+    ``ground_truth`` of a question is a text, a list, or a list of lists of aliases: all of them are
     accepted answers. The rephrasing is called ``rephrase_prompt`` or ``rephrase``, by file; the
     WikiBio part calls prompt, target and subject ``text``, ``labels`` and ``concept``.
     """
-    draft = Draft(record)
+    builder = ProbeBuilder(record)
     for block, kinds in KINDS.items():
         if not record.has(block):
             continue
@@ -48,21 +48,21 @@ def parse(record: Record) -> EditRequest:
         questions.allow(tuple(kinds))
         for name, kind in kinds.items():
             for question in questions.children(name):
-                draft.probe(kind, _prompt(question), question.answers("ground_truth"))
-    olds = record.answers("ground_truth")
+                builder.add(kind, _prompt(question), question.answers("ground_truth"))
+    old_answers = record.answers("ground_truth")
     return make_request(
-        draft,
+        builder,
         prompt=record.text("prompt", "text"),
         target=record.text("target_new", "labels"),
         subject=record.text("subject", "concept"),
-        old_target=olds[0] if olds else None,
+        old_target=old_answers[0] if old_answers else None,
         rephrases=record.texts("rephrase_prompt") or record.texts("rephrase"),
         fallback_id=f"knowedit-{record.where.number}",
     )
 
 
 def _prompt(question: Record) -> str | None:
-    # WikiBio's questions have their one prompt in a list.
+    # Questions of WikiBio hold their one prompt in a list.
     listed = question.texts("prompt") if isinstance(question.values.get("prompt"), list) else ()
     if len(listed) > 1:
         question.fail("prompt", "one text", listed, "make each text a question of its own")

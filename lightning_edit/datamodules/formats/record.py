@@ -1,4 +1,4 @@
-"""Typed fields of one record, with errors that say where, what was expected, and what to do."""
+"""Typed field access to a JSON record, with errors that name location, expectation and remedy."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ EMPTY_PROBE = "empty prompt, probe left out"
 
 @dataclass(frozen=True)
 class Where:
-    """Where a record stands.
+    """Location of a record: file, record number and line.
 
     Args:
         file: Name of the file, as the user gave it.
-        number: Which record of the file, from 1.
+        number: Number of the record, from 1.
         line: Line of a JSON Lines file, from 1; ``None`` in a JSON list.
     """
 
@@ -31,12 +31,12 @@ class Where:
 
 @dataclass(frozen=True)
 class Note:
-    """Something about a record that is worth a warning and did not keep it from being read.
+    """Warning about a record that could still be parsed.
 
     Args:
-        kind: What it is, in the words of the report; notes of one kind are counted together.
-        number: Which record, from 1.
-        detail: What it is about.
+        kind: Kind of note, as shown in the report; notes of one kind are counted together.
+        number: Number of the record, from 1.
+        detail: The field or text concerned.
     """
 
     kind: str
@@ -46,14 +46,15 @@ class Note:
 
 @dataclass(frozen=True)
 class Record:
-    """One JSON object of a data file, and how to read typed fields out of it.
+    """JSON object of a data file, with typed access to its fields.
 
     Args:
         values: The object.
-        where: Where it stands.
-        strict: A user's own file: what is wrong is an error. Otherwise the file is somebody else's
-            benchmark: an empty probe is left out with a note, and a number is a permitted answer.
-        notes: Collects what was left out or looks odd.
+        where: Its location.
+        strict: Whether every mistake is an error, as in a user's own file. Otherwise the file is a
+            published benchmark: an empty probe is skipped with a note, and a number is accepted as
+            an answer.
+        notes: List that notes are appended to.
         path: Dotted name of this object inside the record, with a trailing dot; empty at the top.
     """
 
@@ -64,15 +65,15 @@ class Record:
     path: str = ""
 
     def has(self, name: str) -> bool:
-        """Say whether a field is there and not null."""
+        """Return whether a field is present and not null."""
         return self.values.get(name) is not None
 
     def note(self, kind: str, detail: str) -> None:
-        """Remember something for the report."""
+        """Append a note (warning) for the report."""
         self.notes.append(Note(kind, self.where.number, detail))
 
     def text(self, *names: str) -> str:
-        """Return the first of these fields that is there: non-empty text without outer spaces."""
+        """Return the first present field of these as stripped, non-empty text."""
         for name in names:
             if name in self.values:
                 text = self._text(name, self.values[name])
@@ -82,11 +83,11 @@ class Record:
         raise self._missing(names)
 
     def optional_text(self, name: str) -> str | None:
-        """Return a text field; ``None`` where it is absent, null or empty."""
+        """Return a text field; ``None`` if it is absent, null or empty."""
         return (self._text(name, self.values[name]) or None) if self.has(name) else None
 
     def probe_text(self, name: str) -> str | None:
-        """Return the prompt of a probe; the field must be there, an empty one is noted."""
+        """Return the prompt of a probe; the field is required, an empty prompt is noted."""
         if name not in self.values:
             raise self._missing((name,))
         text = self.optional_text(name)
@@ -95,7 +96,7 @@ class Record:
         return text
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Return a list of texts, empty where absent; a benchmark may give one bare text."""
+        """Return a list of texts, empty if absent; if not strict, a single text is accepted."""
         value = self.values.get(name)
         if value is None:
             return ()
@@ -112,10 +113,10 @@ class Record:
         return tuple(text for _, text in found if text)
 
     def answers(self, name: str) -> tuple[str, ...]:
-        """Return accepted answers: a text, a list of them, or lists of aliases in a list.
+        """Return accepted answers: a text, a list of texts, or a list of lists of aliases.
 
-        Nested lists are flattened in order and repetitions removed. The result is empty where there
-        is no answer, which the caller turns into an error or a note.
+        Nested lists are flattened in order and duplicates removed. The result is empty if there is
+        no answer; the caller turns that into an error or a note.
         """
         if not self.has(name):
             return ()
@@ -128,18 +129,18 @@ class Record:
         return tuple(dict.fromkeys(text for _, text in found if text))
 
     def child(self, name: str) -> "Record":
-        """Return an object inside this one."""
+        """Return a nested object as a record; the field is required."""
         if name not in self.values:
             raise self._missing((name,))
         return self._object(name, self.values[name])
 
     def children(self, name: str) -> list["Record"]:
-        """Return a list of objects; empty where it is absent or null."""
+        """Return a list of nested objects as records; empty if absent or null."""
         items = self.items(name, "a list of objects")
         return [self._object(f"{name}[{i}]", item) for i, item in enumerate(items)]
 
     def items(self, name: str, expected: str) -> list[Any]:
-        """Return a list of anything; empty where it is absent or null."""
+        """Return a list of any values; empty if absent or null."""
         value = self.values.get(name)
         if value is None:
             return []
@@ -148,7 +149,7 @@ class Record:
         return value
 
     def allow(self, names: Sequence[str]) -> None:
-        """Refuse fields that are not in ``names``, guessing what was meant."""
+        """Reject unknown fields, i.e. those not in ``names``; suggest a correction."""
         for name in self.values:
             if name not in names:
                 raise DataError(
@@ -157,7 +158,7 @@ class Record:
                 )
 
     def fail(self, name: str, expected: str, got: object, remedy: str) -> NoReturn:
-        """Raise the error of one field."""
+        """Raise a ``DataError`` about one field."""
         raise DataError(
             f"{self.where}, field `{self.path}{name}`: expected {expected}, got {describe(got)}; "
             f"{remedy}"
@@ -196,7 +197,7 @@ class Record:
 
 
 def describe(value: object) -> str:
-    """Name a JSON value for an error message, short."""
+    """Describe a JSON value briefly, for an error message."""
     match value:
         case None:
             return "null"
@@ -215,7 +216,7 @@ def describe(value: object) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Cut a text for display."""
+    """Truncate a text for display, with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""From the fields of a record to an :class:`~lightning_edit.types.EditRequest`."""
+"""Construction of an :class:`~lightning_edit.types.EditRequest` from a benchmark record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,18 +14,18 @@ OTHER_CASE = "subject spelled in another case in its prompt"
 
 
 @dataclass
-class Draft:
-    """The probes of a benchmark record while it is being read.
+class ProbeBuilder:
+    """Builder that collects the probes of one benchmark record.
 
     Args:
-        record: The record they come from.
-        probes: What was collected so far.
+        record: The record of the probes.
+        probes: Probes collected so far.
     """
 
     record: Record
     probes: list[Probe] = field(default_factory=list)
 
-    def probe(
+    def add(
         self,
         kind: str,
         prompt: str | None,
@@ -34,7 +34,7 @@ class Draft:
         old: str | None = None,
         group: Group | None = None,
     ) -> None:
-        """Add a probe if there is a prompt; without an answer it is left out with a note."""
+        """Add a probe if it has a prompt; a probe without an answer is skipped with a note."""
         if not prompt:
             return
         if not answers:
@@ -44,7 +44,7 @@ class Draft:
 
 
 def make_request(
-    draft: Draft,
+    builder: ProbeBuilder,
     *,
     prompt: str,
     target: str,
@@ -56,18 +56,18 @@ def make_request(
     case: str | None = None,
     triple: Triple | None = None,
 ) -> EditRequest:
-    """Build the request of a benchmark record.
+    """Build the edit request of a benchmark record.
 
-    The subject takes the spelling it has in the prompt. Where it does not stand there at all the
-    request has none, with a note: editors that need no subject can still use it.
+    The subject takes its spelling from the prompt. If the prompt does not contain it, the request
+    has no subject, with a note: editors that need none can still use it.
     """
     start = subject_start
     if start is None and subject is not None:
         start = locate(subject, prompt)
     if start is None or subject is None:
-        draft.record.note(NO_SUBJECT, f"{subject!r} in {prompt!r}")
+        builder.record.note(NO_SUBJECT, f"{subject!r} in {prompt!r}")
     elif prompt[start : start + len(subject)] != subject:
-        draft.record.note(OTHER_CASE, f"{subject!r} in {prompt!r}")
+        builder.record.note(OTHER_CASE, f"{subject!r} in {prompt!r}")
     try:
         return EditRequest(
             id=fallback_id,
@@ -78,10 +78,10 @@ def make_request(
             else prompt[start : start + len(subject)],
             old_target=old_target,
             rephrases=tuple(rephrases),
-            probes=tuple(draft.probes),
+            probes=tuple(builder.probes),
             subject_start=start,
             case=case,
             triple=triple,
         )
     except ValueError as error:
-        raise DataError(f"{draft.record.where}: {error}") from error
+        raise DataError(f"{builder.record.where}: {error}") from error

@@ -1,8 +1,7 @@
-"""RippleEdits (arXiv 2307.12976): edits with tests by six criteria, each test with conditions.
+"""RippleEdits parser (arXiv 2307.12976): edits with tests by six criteria and their conditions.
 
-The files popular, random and recent have one form. A record states its edit as a sentence ("The
-name of the capital city of X is Y."); where the answer begins, and what the subject is, has to be
-found.
+The files popular, random and recent have one format. A record states its edit as a sentence ("The
+name of the capital city of X is Y."); prompt, target and subject have to be located in it.
 """
 
 import re
@@ -11,25 +10,25 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lightning_edit.datamodules.formats.record import Record
-from lightning_edit.datamodules.formats.requests import Draft, make_request
+from lightning_edit.datamodules.formats.requests import ProbeBuilder, make_request
 from lightning_edit.types import EditRequest, Group, Rule, Triple
 
 NO_TARGET = "where the answer begins cannot be told, record left out"
 
 
 class Criterion(NamedTuple):
-    """One of the six criteria.
+    """RippleEdits criterion: its score and its kind of probe.
 
     Args:
-        name: Its score, see :data:`~lightning_edit.types.ASPECT_OF_CRITERION`.
-        kind: Kind of its questions.
+        name: Name of its score, see :data:`~lightning_edit.types.ASPECT_OF_CRITERION`.
+        kind: Kind of its probes.
     """
 
     name: str
     kind: str
 
 
-#: Criteria by field; the file and the paper spell two of them in different ways.
+#: Criteria by field; the files and the paper spell two of them differently.
 CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     {
         "Logical_Generalization": Criterion("logical_generalization", "reversed_relation"),
@@ -43,7 +42,7 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     }
 )
 
-# How the sentences of the files name their subject, the special before the general.
+# Patterns that locate the subject in a sentence of the files, the specific before the general.
 _SUBJECTS = (
     re.compile(r"^(.+) (?:follows|is followed by)$"),
     re.compile(r" which (.+) (?:is associated with|is a member of|plays in|is part of) is$"),
@@ -60,40 +59,40 @@ _VERB = re.compile(r"^(.+ (?:is followed by|follows|is|are)) (.+)$")
 
 
 def recognises(values: Mapping[str, Any]) -> bool:
-    """Say whether an object has the fields of this form."""
+    """Return whether an object has the fields of RippleEdits."""
     return isinstance(values.get("edit"), dict) and any(name in values for name in CRITERIA)
 
 
 def parse(record: Record) -> EditRequest | None:
-    """Turn one record into a request; ``None`` where its sentence cannot be divided.
+    """Parse one RippleEdits record; ``None`` if its sentence has no clear prompt and target.
 
     The target is the label that one of the record's questions gives to the edit's ``target_id``;
     else what the sentence does not share with that of the previous fact; else what follows its
     verb. A test's questions keep its rule (``OR``, ``AND``), and its conditions become premises.
 
     Note:
-        Where a question has several answers (siblings), the authors want all of them in 30
+        If a question has several answers (siblings), the authors require all of them in 30
         characters of generated text; here one of them, or an alias, is accepted. They search the
         text for an answer; here the text must be the answer.
     """
     edit = record.child("edit")
     sentence = _sentence(edit)
-    previous = _previous(edit)
-    divided = _divide(record, edit, sentence, previous)
-    if divided is None:
+    previous = _previous_sentence(edit)
+    split = _split_sentence(record, edit, sentence, previous)
+    if split is None:
         record.note(NO_TARGET, sentence)
         return None
-    prompt, target = divided
+    prompt, target = split
     old = None
     if previous is not None and previous.startswith(f"{prompt} "):
         old = previous[len(prompt) :].strip()
-    draft = Draft(record)
+    builder = ProbeBuilder(record)
     premises: dict[tuple[str, tuple[str, ...]], str] = {}
     for field, criterion in CRITERIA.items():
         for number, test in enumerate(record.children(field), start=1):
-            _add_test(draft, test, f"{field} {number}", criterion, premises)
+            _add_test(builder, test, f"{field} {number}", criterion, premises)
     return make_request(
-        draft,
+        builder,
         prompt=prompt,
         target=target,
         subject=_subject(prompt),
@@ -104,13 +103,13 @@ def parse(record: Record) -> EditRequest | None:
 
 
 def _add_test(
-    draft: Draft,
+    builder: ProbeBuilder,
     test: Record,
     name: str,
     criterion: Criterion,
     premises: dict[tuple[str, tuple[str, ...]], str],
 ) -> None:
-    needed = []
+    premise_names = []
     for query in test.children("condition_queries"):
         prompt, answers = query.probe_text("prompt"), _answers(query)
         if prompt is None or not answers:
@@ -118,24 +117,24 @@ def _add_test(
         if (prompt, answers) not in premises:
             premises[prompt, answers] = f"condition {len(premises) + 1}"
             group = Group(premises[prompt, answers])
-            draft.probe("premise", prompt, answers, _fact(query), group=group)
-        needed.append(premises[prompt, answers])
-    group = Group(name, criterion.name, _rule(test), tuple(dict.fromkeys(needed)))
+            builder.add("premise", prompt, answers, _query_triple(query), group=group)
+        premise_names.append(premises[prompt, answers])
+    group = Group(name, criterion.name, _rule(test), tuple(dict.fromkeys(premise_names)))
     for query in test.children("test_queries"):
         prompt = query.probe_text("prompt")
-        draft.probe(criterion.kind, prompt, _answers(query), _fact(query), group=group)
+        builder.add(criterion.kind, prompt, _answers(query), _query_triple(query), group=group)
 
 
 def _triple(values: Record, target: str) -> Triple | None:
-    """Return subject, relation and object by their ids, where all are named."""
+    """Return the triple of subject, relation and object ids, if all are given."""
     found = values.values.get(target)
     names = (values.values.get("subject_id"), values.values.get("relation"), found)
     subject, relation, obj = (name if isinstance(name, str) else None for name in names)
     return (subject, relation, obj) if subject and relation and obj else None
 
 
-def _fact(query: Record) -> list[Triple]:
-    """Return the triple that a question of one hop asks for, where it has one answer."""
+def _query_triple(query: Record) -> list[Triple]:
+    """Return the triple that a one-hop question asks for, if it has one answer."""
     ids = query.values.get("target_ids")
     if query.values.get("query_type") == "two_hop" or not isinstance(ids, list) or len(ids) != 1:
         return []
@@ -151,7 +150,7 @@ def _rule(test: Record) -> Rule:
 
 
 def _answers(query: Record) -> tuple[str, ...]:
-    """Return every answer with its aliases, names before aliases."""
+    """Return accepted answers of a question, names before aliases."""
     listed = query.children("answers")
     names = [text for answer in listed for text in answer.answers("value")]
     aliases = [text for answer in listed for text in answer.answers("aliases")]
@@ -162,32 +161,32 @@ def _sentence(fact: Record) -> str:
     return fact.text("prompt").removesuffix(".").rstrip()
 
 
-def _previous(edit: Record) -> str | None:
+def _previous_sentence(edit: Record) -> str | None:
     names = [name for name in ("previous_fact", "original_fact") if edit.has(name)]
     return _sentence(edit.child(names[0])) if names else None
 
 
-def _divide(
+def _split_sentence(
     record: Record, edit: Record, sentence: str, previous: str | None
 ) -> tuple[str, str] | None:
-    """Return prompt and target of the edit's sentence."""
+    """Split the edit's sentence into prompt and target; ``None`` if that is ambiguous."""
     target_id = edit.values.get("target_id")
-    for label in _labels(record, target_id):
-        # A label that ends with a full stop has lost it with the sentence's.
+    for label in _target_labels(record, target_id):
+        # The sentence's full stop was removed, and with it that of such a label.
         target = label.removesuffix(".")
         if sentence.endswith(f" {target}"):
             return sentence[: -len(target)].rstrip(), label
     found = _VERB.match(sentence)
     if previous is not None:
-        # Two targets may begin alike, so the sentence is cut at a verb that both facts share.
+        # Two targets may share a prefix, so split at a verb that both facts share.
         shared = _VERB.match(previous)
         if found and shared and found[1] != shared[1]:
             found = None
     return None if found is None else (found[1], found[2])
 
 
-def _labels(record: Record, target_id: object) -> Iterator[str]:
-    """Yield what the record's questions call the target."""
+def _target_labels(record: Record, target_id: object) -> Iterator[str]:
+    """Yield labels of the edit's target, from the answers of the record's questions."""
     for field in CRITERIA:
         for test in record.children(field):
             for query in (*test.children("test_queries"), *test.children("condition_queries")):

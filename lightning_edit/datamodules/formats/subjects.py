@@ -1,8 +1,8 @@
-"""Where the subject of a fact stands in its prompt."""
+"""Subject detection: locate the subject of a fact in its prompt, or guess it from capitals."""
 
 import re
 
-# Words that begin a sentence or question and are not the name of anything.
+# Words that begin a sentence or question and are not part of a name.
 _OPENER = re.compile(
     r"an?|the|th(is|at|ese|ose)|in|on|at|of|to|from|by|for|with|as|what|which|who|whom|whose|when|where"
     r"|why|how|is|are|was|were|does|do|did|has|have|had|can|could|will|would|name|tell",
@@ -13,7 +13,7 @@ _QUOTED = re.compile(r"[\"“«]([^\"”»]+)[\"”»]")
 
 
 def locate(subject: str, prompt: str) -> int | None:
-    """Return where ``subject`` begins in ``prompt``, in another case where need be.
+    """Return the offset of ``subject`` in ``prompt``; ignore case if there is no exact match.
 
     Example:
         >>> locate("france", "The capital of France is")
@@ -27,9 +27,9 @@ def locate(subject: str, prompt: str) -> int | None:
 
 
 def candidates(prompt: str) -> list[str]:
-    """List what could be the subject: quoted spans, or else names with capitals.
+    """List candidate subjects of a prompt: quoted spans, or else capitalised names.
 
-    An honest guess by spelling alone: scripts without capitals give no candidates.
+    A heuristic by spelling alone: scripts without capitals give no candidates.
 
     Example:
         >>> candidates("What is the capital of New South Wales?")

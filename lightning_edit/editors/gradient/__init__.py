@@ -1,1 +1,1 @@
-"""Editors by fine-tuning, of weights or of adapters, and by gradients in closed form."""
+"""Gradient-based editors: fine-tuning, LoRA adapters, and closed-form gradient updates."""

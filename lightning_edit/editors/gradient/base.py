@@ -1,7 +1,7 @@
-"""Editors that train some of the model's own weights on the requests.
+"""Fine-tuning editors: train float32 master copies of some model weights on the requests.
 
-The model itself is never trained: float32 copies of the weights are, put in place of the model's
-own for the length of a forward pass. Axis names: ``n`` -- requests; ``v`` -- vocabulary.
+The model itself is never trained: each forward pass runs with the copies in place of the model's
+weights (a functional call). Axis names: ``n`` -- requests; ``v`` -- vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,24 +23,24 @@ TrainingObjective = Literal["prompt_last", "target_new"]
 
 
 class GradientEditor(Editor, family=True):
-    """Family of editors that descend the answers' negative log-likelihood in weight space.
+    """Family of fine-tuning editors: gradient descent on the answers' negative log-likelihood.
 
     Args:
         layers: Blocks whose MLP down-projection (weight, and bias where there is one) is trained;
             ``None``: by depth, see ``default_layers``.
-        steps: Passes over the batch (25 in ROME's and MEMIT's configs).
+        steps: Epochs over the batch (25 in ROME's and MEMIT's configs).
         lr: Adam's learning rate (5e-4 in those configs).
         weight_decay: Adam's weight decay (0 in those configs).
-        norm_constraint: Largest change of any single weight; ``None``: no limit.
-        objective: ``prompt_last``: all tokens of an answer are read at the prompt's last position,
+        norm_constraint: Largest change of any single weight (L∞ norm); ``None``: no limit.
+        objective: ``prompt_last``: all answer tokens are predicted at the prompt's last position,
             as in the authors' code. ``target_new``: each token at its own position (FT-M).
-        threshold: A mini-batch whose loss is below makes no step, and a pass whose mean loss is
-            below ends the training (1e-2 in the authors' code).
-        batch_size: Requests in one optimiser step (64 in the authors' code).
+        threshold: A mini-batch with a lower loss makes no step, and an epoch with a lower mean loss
+            ends the training (1e-2 in the authors' code).
+        batch_size: Requests per optimiser step (64 in the authors' code).
 
     Note:
-        ``prompt_last`` fits an answer of several tokens as a bag of words at one position, so such
-        answers are learnt badly; it is the default because published FT-L figures were made so.
+        ``prompt_last`` fits a multi-token answer as a bag of words at one position, so such answers
+        are learnt badly; it is the default because published FT-L figures use it.
     """
 
     def __init__(
@@ -71,30 +71,30 @@ class GradientEditor(Editor, family=True):
 
     @property
     def edited_layers(self) -> list[int]:
-        """The blocks that are edited in the bound model."""
+        """The edited layers (block indices) of the bound model."""
         if self.layers is None:
             return self.default_layers(self.view.num_blocks)
         return sorted(self.layers)
 
     def on_bind(self) -> None:
-        """Check that the layers exist."""
+        """Check that the layers to fine-tune exist."""
         self.trained_weights()
 
     def trained_weights(self) -> list[Weight]:
-        """Return the weights that are trained: each layer's down-projection, and its bias."""
+        """Return the trained weights: each layer's MLP down-projection, and its bias if any."""
         names = dict(self.language_model.named_parameters())
         stems = [self.view.down_projection(layer) for layer in self.edited_layers]
         wanted = [f"{stem}.{leaf}" for stem in stems for leaf in ("weight", "bias")]
         return [weight(self.language_model, name) for name in wanted if name in names]
 
     def edit(self, batch: EditBatch) -> Delta:
-        """Train copies of the weights on the batch.
+        """Fine-tune copies of the weights on the batch.
 
         Args:
             batch: The requests.
 
         Returns:
-            What the training changed, entry by entry.
+            Dense updates, trained minus original weights.
         """
         with torch.inference_mode(False), torch.enable_grad(), self.stage("search"):
             return self._train(batch)
@@ -108,8 +108,8 @@ class GradientEditor(Editor, family=True):
         losses: list[float] = []
         for _ in range(self.steps):
             each = []
-            for part in _chunks(batch.encoded, self.batch_size):
-                # The model computes in its own type; the gradient passes through the cast.
+            for part in _mini_batches(batch.encoded, self.batch_size):
+                # The model computes in its own dtype; the gradient passes through the cast.
                 values = {
                     handle.name: value.to(handle.dtype)
                     for handle, value in zip(handles, master, strict=True)
@@ -121,18 +121,18 @@ class GradientEditor(Editor, family=True):
                 for value, gradient in zip(master, torch.autograd.grad(loss, master), strict=True):
                     value.grad = gradient
                 optimizer.step()
-                self._constrain(master, start)
+                self._clip_to_norm_constraint(master, start)
             losses.append(sum(loss * size for loss, size in each) / len(batch))
             if losses[-1] < self.threshold:
                 break
         updates = {
-            handle.name: Dense(_oriented(handle, after.detach() - before))
+            handle.name: Dense(_in_update_layout(handle, after.detach() - before))
             for handle, after, before in zip(handles, master, start, strict=True)
         }
         return Delta(batch.ids, updates, info={"loss": losses, "steps": len(losses)})
 
     @torch.no_grad()
-    def _constrain(self, master: Sequence[Tensor], start: Sequence[Tensor]) -> None:
+    def _clip_to_norm_constraint(self, master: Sequence[Tensor], start: Sequence[Tensor]) -> None:
         if self.norm_constraint is None:
             return
         for value, before in zip(master, start, strict=True):
@@ -140,11 +140,11 @@ class GradientEditor(Editor, family=True):
             value.copy_(torch.clamp(value, min=before - limit, max=before + limit))
 
     def loss(self, encoded: Sequence[Encoded], values: dict[str, Tensor]) -> Float[Tensor, " n"]:
-        """Return every request's loss with other weights in place of the model's.
+        """Return the loss per request with replaced weights (a functional call of the model).
 
         Args:
             encoded: Token ids of the requests.
-            values: The weights, by parameter name.
+            values: The replacing weights, by parameter name.
         """
         model = self.language_model
         at_prompt = self.objective == "prompt_last"
@@ -161,15 +161,15 @@ class GradientEditor(Editor, family=True):
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
-        """Estimate memory beside the model: copy, gradient and Adam's two moments in float32."""
+        """Estimate extra memory: master copy, gradient and Adam's two moments, in float32."""
         return 4 * 4 * len(layers) * view.intermediate_size * view.hidden_size
 
 
-def _chunks(items: Sequence[Encoded], size: int) -> Iterator[Sequence[Encoded]]:
+def _mini_batches(items: Sequence[Encoded], size: int) -> Iterator[Sequence[Encoded]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
-def _oriented(handle: Weight, value: Tensor) -> Tensor:
-    """Turn an update of the stored parameter to (d_out, d_in), in float32."""
+def _in_update_layout(handle: Weight, value: Tensor) -> Tensor:
+    """Transpose an update of the stored parameter to (d_out, d_in) if needed, in float32."""
     return (value.mT if handle.transposed else value).float().contiguous()

@@ -1,27 +1,27 @@
-"""Fine-tuning of one MLP projection: Zhu et al., Modifying Memories in Transformer Models, 2020.
+"""FT, FT-L, FT-M (fine-tuning): Zhu et al., Modifying Memories in Transformer Models, 2020.
 
-arXiv 2012.00363; as a baseline of editing in ROME (2202.05262) and MEMIT (2210.07229).
+arXiv 2012.00363; an editing baseline in ROME (2202.05262) and MEMIT (2210.07229).
 """
 
 from lightning_edit.editors.gradient.base import GradientEditor, TrainingObjective
 
 
 class FTL(GradientEditor):
-    """Fine-tune a down-projection while no weight leaves a small box around its value (FT-L).
+    """FT-L: fine-tuning of one MLP down-projection under an L∞ norm constraint per weight.
 
     Args:
         layers: Blocks to train; ``None``: the first, as in ROME's configs.
-        steps: Passes over the batch (25 in ROME's configs).
+        steps: Epochs over the batch (25 in ROME's configs).
         lr: Adam's learning rate (5e-4 in ROME's configs).
         weight_decay: Adam's weight decay (0 in ROME's configs).
         norm_constraint: Largest change of any single weight: 5e-4 for GPT-2 XL, 5e-5 for GPT-J.
         objective: See :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
-        threshold: Loss below which nothing is trained any more (1e-2 in ROME's code).
-        batch_size: Requests in one optimiser step (64 in ROME's code).
+        threshold: Loss below which training stops (1e-2 in ROME's code).
+        batch_size: Requests per optimiser step (64 in ROME's code).
 
     Note:
-        In a sequence the box is drawn around the weights before each edit, as in the authors' code.
-        Many papers' "FT-L" comes from a framework that leaves the box out by default.
+        In sequential editing the constraint is relative to the weights before each edit, as in the
+        authors' code. Many papers' "FT-L" comes from a framework that has no constraint by default.
     """
 
     def __init__(
@@ -41,21 +41,21 @@ class FTL(GradientEditor):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return the first block (GPT-2 XL and GPT-J in ROME's configs)."""
+        """Return the default layer, the first block (GPT-2 XL and GPT-J in ROME's configs)."""
         return [0]
 
 
 class FT(GradientEditor):
-    """Fine-tune one down-projection without any limit (FT).
+    """FT: unconstrained fine-tuning of one MLP down-projection.
 
     Args:
         layers: Blocks to train; ``None``: one at two thirds of the depth.
-        steps: Passes over the batch (25 in ROME's, MEMIT's and EasyEdit's configs).
+        steps: Epochs over the batch (25 in ROME's, MEMIT's and EasyEdit's configs).
         lr: Adam's learning rate (5e-4 in those configs).
         weight_decay: Adam's weight decay; MEMIT's FT-W sets it from the number of edits.
         objective: See :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
-        threshold: Loss below which nothing is trained any more (1e-2 in ROME's code).
-        batch_size: Requests in one optimiser step (64 in ROME's code).
+        threshold: Loss below which training stops (1e-2 in ROME's code).
+        batch_size: Requests per optimiser step (64 in ROME's code).
     """
 
     def __init__(
@@ -72,32 +72,32 @@ class FT(GradientEditor):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return the block at two thirds of the depth (published: Llama 21 of 32, GPT-J 21 of 28).
+        """Return the default layer, at two thirds of the depth (Llama 21 of 32, GPT-J 21 of 28).
 
-        ROME's config for GPT-2 XL has block 1.
+        Both are published; ROME's config for GPT-2 XL has block 1.
         """
         return [round(0.68 * (num_blocks - 1))]
 
 
 class FTM(GradientEditor):
-    """Fine-tune one down-projection on the answers' own tokens (FT-M).
+    """FT-M: fine-tuning of one MLP down-projection with the loss masked to the answer tokens.
 
-    Each answer token is learnt at its own position, given those before it; the prompt is not
-    learnt. This is the fair baseline where answers have more than one token.
+    Each answer token is learnt at its own position with teacher forcing; the prompt is masked out.
+    This is the fair baseline where answers have more than one token.
 
     Args:
         layers: Blocks to train; ``None``: that of :class:`FT`.
-        steps: Passes over the batch (25 in EasyEdit's configs).
+        steps: Epochs over the batch (25 in EasyEdit's configs).
         lr: Adam's learning rate (5e-4 in EasyEdit's configs).
         weight_decay: Adam's weight decay (0 in EasyEdit's configs).
         norm_constraint: Largest change of any single weight; ``None``: no limit, as in EasyEdit's
             configs for Llama.
-        threshold: Loss below which nothing is trained any more (1e-2 in EasyEdit).
-        batch_size: Requests in one optimiser step.
+        threshold: Loss below which training stops (1e-2 in EasyEdit).
+        batch_size: Requests per optimiser step.
 
     Note:
-        EasyEdit pads batches on the left and leaves GPT-2's positions as they fall, so there a
-        request's loss depends on the longest one in its batch; here it does not.
+        EasyEdit uses left padding without position ids for GPT-2, so there a request's loss depends
+        on the longest one in its batch; here it does not.
     """
 
     def __init__(
@@ -116,5 +116,5 @@ class FTM(GradientEditor):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return the block of :class:`FT`."""
+        """Return the default layer of :class:`FT`."""
         return FT.default_layers(num_blocks)

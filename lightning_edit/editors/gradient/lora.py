@@ -1,4 +1,4 @@
-"""LoRA as an editor: Hu et al., LoRA, ICLR 2022, arXiv 2106.09685; as an editor in EasyEdit.
+"""LoRA (low-rank adaptation): Hu et al., LoRA, ICLR 2022, arXiv 2106.09685; editor in EasyEdit.
 
 Axis names: ``n`` -- requests.
 """
@@ -23,26 +23,26 @@ _ADAPTER = "edit"
 
 
 class LoRAEdit(Editor):
-    r"""Train low-rank adapters on the edits, and hand their product over as the update.
+    r"""LoRA fine-tuning on the edits, with the merged adapters as a low-rank update.
 
-    :math:`\Delta = \frac{\alpha}{r} B A`, trained by ``peft`` on the answers' tokens while the
-    model's own weights stay.
+    :math:`\Delta = \frac{\alpha}{r} B A`, trained with ``peft`` on the answer tokens while the
+    model's own weights are frozen.
 
     Args:
-        layers: Blocks that get adapters; ``None``: all.
-        targets: Last parts of the names of the adapted linear layers, such as ``q_proj``; ``None``:
-            those that ``peft`` chooses for the type of model (queries and values, mostly).
+        layers: Blocks with adapters; ``None``: all.
+        targets: Last name components of the adapted linear layers, such as ``q_proj``; ``None``:
+            the defaults of ``peft`` for the model type (mostly queries and values).
         rank: r (8 in EasyEdit's configs).
         alpha: α (32 in EasyEdit's configs).
-        dropout: Dropout in front of the adapters while they are trained. EasyEdit's configs have
-            0.1, but its code does not say whether the model is in training mode.
-        steps: Passes over the batch (50 to 70 in EasyEdit's configs).
+        dropout: Adapter dropout during training. EasyEdit's configs have 0.1, but its code does not
+            say whether the model is in training mode.
+        steps: Epochs over the batch (50 to 70 in EasyEdit's configs).
         lr: Adam's learning rate (5e-3 in EasyEdit's configs).
         threshold: Mean loss below which training ends. 0: never, as in EasyEdit.
-        batch_size: Requests in one optimiser step.
+        batch_size: Requests per optimiser step.
 
     Note:
-        In a sequence every edit trains adapters of its own on the model as it then is. EasyEdit's
+        In sequential editing every edit trains new adapters on the current model. EasyEdit's
         configs mostly name AdaLoRA, but never let it allocate ranks, which leaves LoRA with an
         orthogonality penalty; this is plain LoRA.
     """
@@ -77,22 +77,22 @@ class LoRAEdit(Editor):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return all blocks."""
+        """Return the default layers, all blocks."""
         return list(range(num_blocks))
 
     def on_bind(self) -> None:
-        """Check that there is something to adapt."""
+        """Check that the model has linear layers to adapt."""
         self.adapted_modules()
 
     def adapted_modules(self) -> list[str]:
-        """Return the dotted names of the layers that get adapters.
+        """Return the dotted names of the linear layers that get LoRA adapters.
 
         Raises:
             ArchitectureError: If no layer of the chosen blocks has one of the names.
         """
         given = self.layers
         layers = self.default_layers(self.view.num_blocks) if given is None else sorted(given)
-        leaves = _usual_targets(self.language_model) if self.targets is None else self.targets
+        leaves = _default_targets(self.language_model) if self.targets is None else self.targets
         found = [
             f"{block.name}.{name}"
             for block in map(self.view.block, layers)
@@ -107,13 +107,13 @@ class LoRAEdit(Editor):
         return found
 
     def edit(self, batch: EditBatch) -> Delta:
-        """Train adapters on the batch.
+        """Train LoRA adapters on the batch.
 
         Args:
             batch: The requests.
 
         Returns:
-            The adapters' products, as factors.
+            Low-rank updates, the factors of the adapters.
         """
         model, names = self.language_model, self.adapted_modules()
         cuda = [model.device] if model.device.type == "cuda" else []
@@ -121,20 +121,20 @@ class LoRAEdit(Editor):
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.random.fork_rng(devices=cuda),
-            self._adapters(names) as adapted,
+            self._attached_adapters(names) as adapted,
         ):
             torch.manual_seed(batch.seed)
             for layer in adapted.values():
                 layer.reset_lora_parameters(_ADAPTER, init_lora_weights=True)
             with self.stage("search"):
                 losses = self._train(batch.encoded, adapted)
-            updates = {f"{name}.weight": _product(layer) for name, layer in adapted.items()}
+            updates = {f"{name}.weight": _merged_update(layer) for name, layer in adapted.items()}
         return Delta(batch.ids, updates, info={"loss": losses, "steps": len(losses)})
 
     @contextmanager
-    def _adapters(self, names: list[str]) -> Iterator[dict[str, Any]]:
-        """Put adapters into the model for the length of a ``with`` block, in float32."""
-        from peft import LoraConfig, LoraModel  # takes a second, and only this editor needs it
+    def _attached_adapters(self, names: list[str]) -> Iterator[dict[str, Any]]:
+        """Attach float32 LoRA adapters to the model inside a ``with`` block, then remove them."""
+        from peft import LoraConfig, LoraModel  # a slow import that only this editor needs
 
         model = self.language_model
         trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -184,7 +184,7 @@ class LoRAEdit(Editor):
         return losses
 
     def _loss(self, encoded: Sequence[Encoded]) -> Float[Tensor, " n"]:
-        """Return every request's mean loss over its answer tokens."""
+        """Return the mean cross-entropy over the answer tokens of each request."""
         device = self.view.embeddings.get_parameter("weight").device
         rows = AnswerRows.pad([(item.prompt_ids, item.target_ids) for item in encoded], device)
         logits = answer_logits(self.language_model, rows)
@@ -194,18 +194,18 @@ class LoRAEdit(Editor):
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
-        """Estimate memory beside the model: two adapters a block, their gradients and moments."""
+        """Estimate extra memory: two adapters per block, their gradients and Adam's moments."""
         return 4 * 4 * len(layers) * 2 * 8 * 2 * view.hidden_size
 
 
-def _product(layer: Any) -> LowRank:
-    """Return what a layer's adapters add to its weight, (d_out, d_in) also for Conv1D."""
+def _merged_update(layer: Any) -> LowRank:
+    """Return the low-rank update of a layer's adapter, (d_out, d_in) also for Conv1D."""
     A, B = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
     return LowRank((B.detach() * layer.scaling[_ADAPTER]).float(), A.detach().float())
 
 
-def _usual_targets(model: Any) -> list[str]:
-    """Return the names of the layers that peft adapts in models of this type."""
+def _default_targets(model: Any) -> list[str]:
+    """Return the default LoRA target modules of ``peft`` for this model type."""
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as MAPPING
 
     return [name for name in MAPPING.get(model.config.model_type, []) if isinstance(name, str)]

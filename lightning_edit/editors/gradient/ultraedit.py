@@ -29,10 +29,10 @@ from lightning_edit.types import EditBatch, Encoded
 
 
 class UltraEdit(Editor):
-    r"""Write thousands of edits from one backward pass each; no subject, no training, no corpus.
+    r"""Lifelong editing with one backward pass per edit; no subject, no training, no corpus.
 
-    Keys k and gradients g at the answer tokens are standardised with statistics that run through
-    the whole sequence of edits; :math:`v = -\eta \|\hat k\|^2 \hat g` is written at the raw keys by
+    Keys k and gradients g at the answer tokens are standardised with running statistics over the
+    whole sequence of edits; :math:`v = -\eta \|\hat k\|^2 \hat g` is written at the raw keys by
     ridge regression, :math:`\Delta^\top = (K^\top K + I)^{-1} K^\top V`.
 
     Args:
@@ -40,22 +40,22 @@ class UltraEdit(Editor):
         projection: ``down``: the MLP's down-projections; ``up``: its input projections, gate
             included.
         modules: Dotted names of linear layers to edit, in place of ``layers``.
-        eta: η, `lr` in the authors' configs, 1e-6 there. ‖k̂‖² is about the width of a key, so a
-            narrower model needs a larger one.
-        batch_size: Edits whose loss is averaged together, sorted by length (10 in the authors'
+        eta: η, `lr` in the authors' configs (1e-6). ‖k̂‖² is about the width of a key, so a
+            narrower model needs a larger η.
+        batch_size: Mini-batch size for averaging the loss, sorted by length (10 in the authors'
             configs).
         variance: ``exact``, or ``as_code``: the authors' update counts n·s² for a mini-batch's
             squared deviations, which overstates the variance.
-        warmup: Answer tokens that the statistics must hold before they are used; until then every
-            key and every gradient is divided by its own root mean square and not centred. 2: at
-            once, as in the authors' code, whose first batch has a hundred edits.
-        rows_per_pass: Most edits in one backward pass; bounds memory, changes no result.
+        warmup: Answer tokens that the running statistics must cover before they are used; until
+            then each key and gradient is divided by its own root mean square and not centred. 2:
+            at once, as in the authors' code, whose first batch has a hundred edits.
+        rows_per_pass: Most edits per backward pass; bounds memory, changes no result.
 
     Note:
         Layers of one shape share their statistics, as in the authors' code. There a mini-batch
         with one answer token makes the statistics NaN and the rest of an incomplete mini-batch is
-        dropped; here neither happens. Statistics of a few tokens take what these have in common
-        for their mean and remove it: of 20 single edits of the embedded model 6 succeeded without
+        dropped; here neither happens. With few tokens, the mean holds what they have in common, and
+        centring removes it: of 20 single edits of the embedded model 6 succeeded without
         ``warmup`` and 20 with it.
     """
 
@@ -90,12 +90,12 @@ class UltraEdit(Editor):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return the last quarter without the very last of a deep model (published: phi-4)."""
+        """Return the default layers: last quarter, less a deep model's last (published: phi-4)."""
         top = num_blocks - 1
         return list(range(round(0.75 * top), round(0.97 * top) + 1))
 
     def on_bind(self) -> None:
-        """Find the layers; no token has been seen yet."""
+        """Resolve the edited linear layers and reset the running statistics."""
         if self.modules_to_edit is not None:
             self._names = list(self.modules_to_edit)
         else:
@@ -106,8 +106,8 @@ class UltraEdit(Editor):
             self._names = [name for names in pairs for name in names]
         self.seen = RunningSums(lambda delta: delta.history)
 
-    def _shape(self, name: str) -> str:
-        """Name of the running sums of a layer's shape."""
+    def _sums_name(self, name: str) -> str:
+        """Return the name of the running sums for a layer's shape."""
         d_out, d_in = weight(self.language_model, f"{name}.weight").shape
         return f"seen_{d_in}x{d_out}"
 
@@ -118,46 +118,46 @@ class UltraEdit(Editor):
         self.seen.add(delta)
 
     def forget(self, delta: Delta) -> None:
-        """Take an undone batch out of the running sums."""
+        """Remove an undone batch from the running sums."""
         self.seen.remove(delta)
 
     def recall(self, delta: Delta) -> None:
-        """Note a batch whose part of the running sums a checkpoint has restored."""
+        """Register a batch in force whose running sums a checkpoint has restored."""
         self.seen.note(delta)
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """Keep the running sums in checkpoints."""
+        """Save the running sums in checkpoints."""
         return self.seen.state()
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Take the running sums of a checkpoint."""
+        """Restore the running sums from a checkpoint."""
         self.seen.restore(state)
 
     # ------------------------------------------------------------------------------------ editing
 
     def edit(self, batch: EditBatch) -> Delta:
-        """Find the update of a batch from its gradients on the current model.
+        """Compute the closed-form update of a batch from its gradients on the current model.
 
         Args:
             batch: The requests; they need no subject.
 
         Returns:
-            Low-rank updates, and the sums that the batch adds to the statistics.
+            Low-rank updates, and the batch's addends to the running sums.
         """
         with torch.inference_mode(False), torch.no_grad():
-            parts = _by_length(batch.encoded, self.batch_size)
-            ordered = [encoded for part in parts for encoded in part]
+            mini_batches = _length_sorted_batches(batch.encoded, self.batch_size)
+            ordered = [encoded for part in mini_batches for encoded in part]
             with self.stage("search"):
-                loss, tokens = self._tokens(ordered)
-            sizes = [sum(len(encoded.target_ids) for encoded in part) for part in parts]
+                loss, tokens = self._keys_and_gradients(ordered)
+            sizes = [sum(len(encoded.target_ids) for encoded in part) for part in mini_batches]
             ends = list(accumulate(sizes))[:-1]
             added: dict[str, Tensor] = {}
             rows: dict[str, Tensor] = {}
             for name, (keys, gradients) in tokens.items():
-                # The gradient of a mini-batch's mean loss, token by token.
+                # Per-token gradients of the mini-batch's mean loss.
                 each = zip(keys.tensor_split(ends), gradients.tensor_split(ends), strict=True)
                 listed = [torch.cat([k, g / len(g)], dim=1) for k, g in each]
-                shape = self._shape(name)
+                shape = self._sums_name(name)
                 here = torch.stack([sums(piece, self.variance) for piece in listed]).sum(0)
                 added[shape] = added[shape] + here if shape in added else here
                 rows[name] = torch.cat(listed)
@@ -168,8 +168,8 @@ class UltraEdit(Editor):
         return Delta(batch.ids, updates, history=added, info={"loss": loss})
 
     def _solve(self, name: str, d_in: int, rows: Tensor, added: dict[str, Tensor]) -> LowRank:
-        here = added[self._shape(name)]
-        before = self.seen.get(self._shape(name))
+        here = added[self._sums_name(name)]
+        before = self.seen.get(self._sums_name(name))
         total = here if before is None else before.to(here.device) + here
         keys, gradients = rows[:, :d_in], rows[:, d_in:]
         if float(total[0, 0]) < self.warmup:
@@ -183,15 +183,17 @@ class UltraEdit(Editor):
         return LowRank(solution.left.float(), solution.right.float())
 
     def _epsilon(self) -> float:
-        """Rounding of the type that the authors' code would work in."""
+        """Return the machine epsilon of the dtype that the authors' code would use."""
         working = torch.promote_types(self.language_model.dtype, torch.float32)
         return float(torch.finfo(working).eps)
 
-    def _tokens(self, ordered: list[Encoded]) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
-        """Return the mean loss, and each layer's inputs and output gradients at answer tokens.
+    def _keys_and_gradients(
+        self, ordered: list[Encoded]
+    ) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
+        """Return the mean loss, and each layer's keys and output gradients at the answer tokens.
 
-        The gradient is that of a token's own negative log-likelihood summed over its request, so
-        how many requests share a pass does not matter.
+        The loss behind a gradient is summed over one request, so the number of requests in a pass
+        does not matter.
         """
         lengths = [len(item.prompt_ids) + len(item.target_ids) for item in ordered]
         sizes = [len(item.target_ids) for item in ordered]
@@ -199,11 +201,11 @@ class UltraEdit(Editor):
         found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {name: {} for name in self._names}
         for numbers in length_sorted(lengths, self.rows_per_pass):
             pairs = [(ordered[n].prompt_ids, ordered[n].target_ids) for n in numbers]
-            behind = answer_factors(self.view, pairs, self._names)
-            losses[numbers] = behind.loss.float().cpu()
+            backward = answer_factors(self.view, pairs, self._names)
+            losses[numbers] = backward.loss.float().cpu()
             here = [sizes[n] for n in numbers]
-            for name, (inputs, gradients) in behind.factors.items():
-                # Of the sum over a request's tokens, not of their mean.
+            for name, (inputs, gradients) in backward.factors.items():
+                # Gradients of the sum over a request's tokens, not of their mean.
                 counts = torch.tensor([size for size in here for _ in range(size)])
                 summed = gradients.double() * counts[:, None].to(gradients.device)
                 ends = list(accumulate(here))[:-1]
@@ -220,12 +222,12 @@ class UltraEdit(Editor):
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
-        """Estimate memory beside the model: one float64 system and the running sums."""
+        """Estimate extra memory: one float64 linear system and the running sums."""
         return 8 * view.intermediate_size**2 + 3 * 8 * (view.intermediate_size + view.hidden_size)
 
 
-def _by_length(encoded: tuple[Encoded, ...], size: int) -> list[list[Encoded]]:
-    """Split requests into mini-batches of like length, longest first."""
+def _length_sorted_batches(encoded: tuple[Encoded, ...], size: int) -> list[list[Encoded]]:
+    """Split requests into length-sorted mini-batches, longest first."""
 
     def length(item: Encoded) -> int:
         return len(item.prompt_ids) + len(item.target_ids)

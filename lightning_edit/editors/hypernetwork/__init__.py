@@ -1,1 +1,1 @@
-"""Editors with a trained hypernetwork, such as MEND."""
+"""Hypernetwork editors, trained to predict weight updates, such as MEND."""

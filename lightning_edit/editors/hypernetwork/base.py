@@ -1,8 +1,8 @@
-"""Editors that are trained: a network learns what one gradient step should have been.
+"""Hypernetwork editors: meta-learning of a network that maps requests to weight updates.
 
-A subclass says what its network is (:meth:`HypernetworkEditor.build`) and what it proposes for a
-batch (:meth:`HypernetworkEditor.propose`, differentiable); training, validation, checkpoints and
-editing are here. Axis names: ``a`` -- answer tokens; ``b`` -- rows, a prompt with its answer.
+A subclass defines its network (:meth:`HypernetworkEditor.build`) and its update for a batch
+(:meth:`HypernetworkEditor.propose`, differentiable); training, validation, checkpoints and editing
+are here. Axis names: ``a`` -- answer tokens; ``b`` -- rows, a prompt with its answer.
 """
 
 import logging
@@ -27,7 +27,7 @@ from lightning_edit.editors.hypernetwork.meta_batch import MetaBatchSampler
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.hypernet import drift_kl
-from lightning_edit.functional.measures import mean
+from lightning_edit.functional.measures import mean, means_by_request
 from lightning_edit.inference.answers import (
     AnswerRow,
     AnswerRows,
@@ -41,37 +41,37 @@ log = logging.getLogger(__name__)
 
 
 class HypernetworkEditor(Editor, family=True):
-    """Family of editors with a network that is trained to edit one language model.
+    """Family of hypernetwork editors: a network trained to edit one language model.
 
-    A batch of the training loader holds the edits of one step. From each request come the edit
-    itself, one of its rephrases on which the edited model is judged, and locality prompts: its own
-    probes that are to stay unchanged, and other requests' prompts with their old answers.
+    A batch of the training loader holds the edits of one step. Each request yields the edit itself,
+    one rephrase for the generalization loss, and locality prompts: its own probes whose answers
+    must stay unchanged, and other requests' prompts with their old answers.
 
     Args:
         layers: Blocks to edit; ``None``: :meth:`default_layers`.
         modules: Dotted names of the linear layers to edit, in place of ``layers``.
         lr: Adam's learning rate.
-        decay_steps: Optimiser steps over which learning rates fall to zero on a straight line;
-            ``None``: they stay.
+        decay_steps: Optimiser steps of the linear decay of learning rates to zero; ``None``:
+            constant.
         c_edit: Weight of the new answers' negative log-likelihood.
-        c_loc: Weight of the divergence on locality prompts.
-        own_probes: Locality prompts taken from each request's own probes in a training step.
-        other_facts: Locality prompts taken from other requests in a training step.
-        any_wording: Let any wording of a request be the edit of a training step, and another one
-            its rephrase: more variety than the paper's fixed edit prompt.
+        c_loc: Weight of the KL divergence on locality prompts.
+        own_probes: Locality prompts from each request's own probes in a training step.
+        other_facts: Locality prompts from other requests in a training step.
+        any_wording: Use any wording of a request as the edit of a training step, and another as its
+            rephrase: more variety than the paper's fixed edit prompt.
         together: Write the edits of a batch as one update, to train for batches of edits. ``False``
-            writes each alone, all side by side: what ``accumulate_grad_batches`` over batches of
-            one gives, in a fraction of the time.
-        seed: Seed of the network's start and of the choice of rephrases and locality prompts.
-        checkpoint: File with trained parameters: a Lightning checkpoint or what
-            :meth:`save_weights` wrote. What it edits and the sizes of its network then come from
-            the file.
+            writes each one alone, in parallel: the result of ``accumulate_grad_batches`` over
+            batches of one, in a fraction of the time.
+        seed: Seed of the network's initialisation and of the sampled rephrases and locality
+            prompts.
+        checkpoint: File with trained parameters: a Lightning checkpoint or a file from
+            :meth:`save_weights`. The edited layers and the network's sizes then come from the file.
     """
 
     needs_fit: ClassVar[bool] = True
     sequential: ClassVar[bool] = False
     structure: ClassVar[tuple[str, ...]] = ()
-    """Names of arguments that shape the network; a checkpoint restores them."""
+    """Arguments that define the network's architecture; a checkpoint restores them."""
 
     trained_batches: Tensor
 
@@ -109,30 +109,30 @@ class HypernetworkEditor(Editor, family=True):
 
     @abstractmethod
     def build(self) -> None:
-        """Create the network for the bound model; :attr:`weights` are the weights it edits."""
+        """Build the hypernetwork for the bound model; :attr:`weights` are the edited weights."""
 
     @abstractmethod
     def propose(self, batch: EditBatch, learn: bool = False) -> Delta:
-        """Compute the update of a batch, differentiable in the network's parameters.
+        """Predict the update of a batch, differentiable in the network's parameters.
 
         Args:
             batch: Requests and their token ids.
-            learn: Whether this is a training step, in which running statistics take the batch in.
+            learn: Whether this is a training step, which updates running statistics.
 
         Returns:
-            The update; its tensors may carry a graph.
+            The update; its tensors may carry an autograd graph.
         """
 
     def propose_each(self, batch: EditBatch, learn: bool = False) -> list[Delta]:
-        """As :meth:`propose`, for every request as if it were alone."""
+        """Predict one independent update per request; see :meth:`propose`."""
         return [self.propose(part, learn) for part in batch.split()]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return Adam's groups of parameters; a group may have a learning rate of its own."""
+        """Return Adam's parameter groups; a group may have its own learning rate."""
         return [{"params": list(self.parameters())}]
 
     def edited_modules(self) -> list[str]:
-        """Return the dotted names of the linear layers that are edited, in a fixed order."""
+        """Return the dotted names of the edited linear layers, in a fixed order."""
         if self.modules_to_edit is not None:
             return self.modules_to_edit
         layers = self.default_layers(self.view.num_blocks) if self.layers is None else self.layers
@@ -141,21 +141,21 @@ class HypernetworkEditor(Editor, family=True):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """The last three blocks, as in MEND and its ports; of less than six the last half."""
+        """Return the default layers: the last three as in MEND; below six blocks, the last half."""
         return list(range(num_blocks - max(1, min(3, num_blocks // 2)), num_blocks))
 
     @property
     def is_trained(self) -> bool:
-        """Whether the network has seen a training step or came from a checkpoint."""
+        """Whether the network has had a training step or comes from a checkpoint."""
         return bool(self.trained_batches > 0)
 
     def on_bind(self) -> None:
-        """Create the network for the bound model, or check that the one there is fits.
+        """Build the network for the bound model, or check that the existing one fits.
 
         Raises:
             ArchitectureError: If a trained network, or the checkpoint, is for weights that the
                 model does not have.
-            CheckpointError: If the checkpoint cannot be read or is of another editor.
+            CheckpointError: If the checkpoint cannot be read or belongs to another editor.
         """
         stored = None
         if self.checkpoint is not None and not self._shapes:
@@ -185,12 +185,12 @@ class HypernetworkEditor(Editor, family=True):
             stored.load_into(self)
 
     def describe(self) -> EditorCheckpoint:
-        """Return the editor's parameters with what is needed to build the network again."""
+        """Return the editor as a checkpoint: parameters, and arguments to rebuild the network."""
         arguments = {name: getattr(self, name) for name in self.structure}
         return EditorCheckpoint(type(self).__name__, self._shapes, arguments, self.state_dict())
 
     def save_weights(self, path: str | Path) -> None:
-        """Write the trained parameters as safetensors, for ``checkpoint``.
+        """Save the trained parameters as safetensors, for the argument ``checkpoint``.
 
         Args:
             path: File to write, ending in ``.safetensors``.
@@ -198,18 +198,18 @@ class HypernetworkEditor(Editor, family=True):
         self.describe().write(Path(path))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note in a Lightning checkpoint what the network was built for."""
+        """Add the network's header (edited weights, arguments) to a Lightning checkpoint."""
         checkpoint[EditorCheckpoint.KEY] = self.describe().header()
 
     @torch.no_grad()
     def edit(self, batch: EditBatch) -> Delta:
-        """Compute the update of a batch: one forward and backward pass, and no optimisation."""
+        """Predict the update of a batch: one forward and backward pass, no optimisation."""
         self._warn_untrained()
         return self.propose(batch)
 
     @torch.no_grad()
     def edit_independent(self, batch: EditBatch) -> list[Delta]:
-        """Compute one update per request, each as if it were alone."""
+        """Predict one independent update per request."""
         self._warn_untrained()
         return self.propose_each(batch)
 
@@ -222,12 +222,12 @@ class HypernetworkEditor(Editor, family=True):
             )
 
     def on_fit_start(self) -> None:
-        """Put the language model on the device, without dropout."""
+        """Move the language model to the device and put it in eval mode (no dropout)."""
         super().on_fit_start()
         self.language_model.eval()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam, with :attr:`decay_steps` under a schedule."""
+        """Return Adam, with a linear learning-rate decay if :attr:`decay_steps` is set."""
         optimizer = torch.optim.Adam(self.parameter_groups(), lr=self.lr)
         if self.decay_steps is None:
             return optimizer
@@ -235,17 +235,17 @@ class HypernetworkEditor(Editor, family=True):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": line, "interval": "step"}}
 
     def training_step(self, requests: list[EditRequest], batch_idx: int) -> Tensor | None:
-        """Edit, and judge the edited model on rephrases and on what must stay.
+        """Compute the meta-learning loss: edit, then score rephrases and locality prompts.
 
         Args:
             requests: Edits of one step.
-            batch_idx: Number of the batch in its epoch; chooses rephrases and locality prompts.
+            batch_idx: Batch index in the epoch; seeds the choice of rephrases and locality prompts.
 
         Returns:
-            The loss; ``None`` (no update) where it is not finite.
+            The loss; ``None`` (no update) if it is not finite.
         """
         rng = Random(f"{self.seed}/{self.current_epoch}/{batch_idx}")
-        examples = self.source.draw(requests, rng, self.trainer.train_dataloader)
+        examples = self.source.sample(requests, rng, self.trainer.train_dataloader)
         batch, after = self.logits_after(examples.inner, examples.outer + examples.locality, True)
         outer = batch.rows < len(examples.outer)
         terms = self.terms(after[outer], batch.targets[outer], after[~outer], examples.locality)
@@ -260,15 +260,15 @@ class HypernetworkEditor(Editor, family=True):
     def logits_after(
         self, edits: EditBatch, rows: Sequence[tuple[int, AnswerRow]], learn: bool = False
     ) -> tuple[AnswerRows, Float[Tensor, "a v"]]:
-        """Return the logits of the edited model at the answers of some rows.
+        """Return the edited model's logits at the answer tokens of some rows.
 
         Args:
-            edits: The edits; written together or each alone, as :attr:`together` says.
-            rows: Prompts and answers, each with the number of the edit it belongs to.
+            edits: The edits; written together or each alone, see :attr:`together`.
+            rows: Prompts and answers, each with the index of its edit.
             learn: Whether this is a training step.
 
         Returns:
-            The padded rows, and the logits with their graph.
+            The padded rows, and the logits with their autograd graph.
         """
         batch = self.rows(rows)
         if self.together or len(edits) == 1:
@@ -285,13 +285,13 @@ class HypernetworkEditor(Editor, family=True):
         after: Float[Tensor, "a2 v"],
         locality: Sequence[tuple[int, AnswerRow]],
     ) -> dict[str, Tensor]:
-        """Return the loss and its two terms, in nats.
+        """Return the training loss and its two terms (edit NLL, locality KL), in nats.
 
         Args:
-            outer: Logits of the edited model that are to predict ``targets``.
+            outer: Logits of the edited model that should predict ``targets``.
             targets: Tokens of the new answers.
             after: Logits of the edited model at the answers of the locality prompts.
-            locality: Those prompts and answers; none leaves out the second term.
+            locality: Those prompts and answers; if empty, the second term is left out.
 
         Returns:
             ``loss``, ``edit_nll`` (mean over answer tokens) and ``locality_kl`` (likewise, KL of
@@ -303,57 +303,59 @@ class HypernetworkEditor(Editor, family=True):
 
     @torch.no_grad()
     def base_logits(self, rows: Sequence[tuple[int, AnswerRow]]) -> Float[Tensor, "a v"]:
-        """Return what the unedited model predicts at the answers of some rows."""
+        """Return the unedited model's logits at the answer tokens of some rows."""
         return answer_logits(self.language_model, self.rows(rows))
 
     def rows(self, rows: Sequence[tuple[int, AnswerRow]]) -> AnswerRows:
-        """Pad rows on the language model's device."""
+        """Pad rows into a batch on the language model's device."""
         return AnswerRows.pad([row for _, row in rows], self.language_model.device)
 
     def validation_step(self, requests: list[EditRequest], batch_idx: int) -> None:
-        """Score edits of held-out requests; see :meth:`evaluate`."""
+        """Evaluate edits of the validation requests; see :meth:`evaluate`."""
         self.evaluate(requests, batch_idx, "val", self.trainer.val_dataloaders)
 
     def test_step(self, requests: list[EditRequest], batch_idx: int) -> None:
-        """Score edits of the test requests; see :meth:`evaluate`."""
+        """Evaluate edits of the test requests; see :meth:`evaluate`."""
         self.evaluate(requests, batch_idx, "test", self.trainer.test_dataloaders)
 
     @torch.no_grad()
     def evaluate(
         self, requests: list[EditRequest], batch_idx: int, stage: str, loader: Any
     ) -> None:
-        """Edit a batch and log the loss and teacher-forced scores on all its rephrases and probes.
+        """Log the loss and teacher-forced scores of a batch of edits on all rephrases and probes.
 
-        ``reliability/em@tf`` and ``generalization/em@tf``: every token of the new answer is the
-        first choice, on the prompt and on the rephrases. ``locality/kept@tf``: share of a probe's
-        answer tokens whose first choice is the unedited model's; without probes, of other requests'
-        prompts.
+        ``reliability/em@tf`` and ``generalization/em@tf``: every token of the new answer is top-1,
+        on the prompt and on the rephrases. ``locality/kept@tf``: share of a probe's answer tokens
+        whose top-1 token is the unedited model's; without probes, of other requests' prompts.
 
         Args:
             requests: Edits of one batch.
-            batch_idx: Number of the batch; chooses the other requests.
-            stage: ``val`` or ``test``, the first part of the names.
-            loader: Loader whose data set other requests are taken from.
+            batch_idx: Batch index; seeds the choice of other requests.
+            stage: ``val`` or ``test``, the prefix of the metric names.
+            loader: Loader whose data set provides the other requests.
         """
         rng = Random(f"{self.seed}/{stage}/{batch_idx}")
-        examples = self.source.every(requests, rng, loader)
+        examples = self.source.validation_batch(requests, rng, loader)
         encoded = enumerate(examples.inner.encoded)
         rewrites = tuple((edit, (e.prompt_ids, e.target_ids)) for edit, e in encoded)
         rows = rewrites + examples.outer + examples.locality
         batch, logits = self.logits_after(examples.inner, rows)
-        right = batch.per_row((logits.argmax(-1) == batch.targets).float()) == 1
+        chosen = batch.per_row((logits.argmax(-1) == batch.targets).float())
+        right = (chosen == 1).float().tolist()
         first, last = len(rewrites), len(rewrites) + len(examples.outer)
         edits = [edit for edit, _ in rows]
         scores = {
-            "reliability/em@tf": request_means(right[:first], edits[:first]),
-            "generalization/em@tf": request_means(right[first:last], edits[first:last]),
+            "reliability/em@tf": means_by_request(right[:first], edits[:first]),
+            "generalization/em@tf": means_by_request(right[first:last], edits[first:last]),
         }
         held = batch.rows >= last
         if examples.locality:
             before = self.base_logits(examples.locality).argmax(-1)
             same = (logits[held].argmax(-1) == before).float()
             kept = self.rows(examples.locality).per_row(same)
-            scores["locality/kept@tf"] = request_means(kept, edits[last:], examples.kinds)
+            scores["locality/kept@tf"] = means_by_request(
+                kept.tolist(), edits[last:], examples.kinds
+            )
         for name, values in scores.items():
             if values:
                 self.log(f"{stage}/{name}", mean(values), prog_bar=True, batch_size=len(values))
@@ -361,24 +363,3 @@ class HypernetworkEditor(Editor, family=True):
         terms = self.terms(logits[outer], batch.targets[outer], logits[held], examples.locality)
         for name, value in terms.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=len(requests))
-
-
-def request_means(values: Tensor, edits: Sequence[int], kinds: Sequence[str] = ()) -> list[float]:
-    """Average the scores of probes within a request: per kind, then over its kinds.
-
-    The same definition as :func:`lightning_edit.metrics.request_means`, so that a score has one
-    meaning in training, evaluation and results: a request with many probes counts as one.
-
-    Args:
-        values: One score a probe.
-        edits: Number of the request of each probe.
-        kinds: Kind of each probe; empty where all are of one kind.
-
-    Returns:
-        One mean per request that has a probe.
-    """
-    of_request: dict[int, dict[str, list[float]]] = {}
-    for number, (value, edit) in enumerate(zip(values.tolist(), edits, strict=True)):
-        kind = kinds[number] if kinds else ""
-        of_request.setdefault(edit, {}).setdefault(kind, []).append(float(value))
-    return [mean([mean(listed) for listed in found.values()]) for found in of_request.values()]

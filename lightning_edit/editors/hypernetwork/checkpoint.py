@@ -1,4 +1,4 @@
-"""Trained parameters of an editor on disk, with what is needed to build its network again."""
+"""Checkpoint of a trained editor: parameters, and the arguments to rebuild its network."""
 
 import json
 import pickle
@@ -20,17 +20,17 @@ _FORMAT = "lightning-edit-editor/1"
 
 @dataclass(frozen=True)
 class EditorCheckpoint:
-    """Parameters and buffers of a trained editor, and what they were trained for.
+    """Checkpoint of a trained editor: state dict, edited weights and architecture arguments.
 
     Args:
         editor: Class name of the editor.
-        shapes: Shape (d_out, d_in) of every weight it edits, by parameter name, in its order.
-        arguments: Arguments that give its network its sizes.
-        state: Its state dict.
+        shapes: Shape (d_out, d_in) of every edited weight, by parameter name, in order.
+        arguments: Arguments that define the network's sizes.
+        state: The state dict.
     """
 
     KEY: ClassVar[str] = "lightning_edit_editor"
-    """Entry of a Lightning checkpoint that holds :meth:`header`."""
+    """Key of :meth:`header` in a Lightning checkpoint."""
 
     editor: str
     shapes: Mapping[str, tuple[int, ...]]
@@ -43,7 +43,7 @@ class EditorCheckpoint:
         return [name.removesuffix(".weight") for name in self.shapes]
 
     def header(self) -> dict[str, Any]:
-        """Everything but the parameters, as plain containers."""
+        """Return the checkpoint's metadata (all but the parameters), as plain containers."""
         return {
             "format": _FORMAT,
             "editor": self.editor,
@@ -52,16 +52,16 @@ class EditorCheckpoint:
         }
 
     def write(self, path: Path) -> None:
-        """Write a safetensors file.
+        """Write the checkpoint as a safetensors file.
 
         Args:
-            path: The file; :meth:`read` knows it by its ending ``.safetensors``.
+            path: The file; :meth:`read` recognises it by the suffix ``.safetensors``.
         """
         write_atomic(path, to_safetensors(self.state, {self.KEY: json.dumps(self.header())}))
 
     @classmethod
     def read(cls, path: Path) -> "EditorCheckpoint":
-        """Read a Lightning checkpoint of an editor, or what :meth:`write` wrote.
+        """Read a Lightning checkpoint of an editor, or a file from :meth:`write`.
 
         Args:
             path: The file.
@@ -99,14 +99,14 @@ class EditorCheckpoint:
         return cls(header["editor"], shapes, header["arguments"], state)
 
     def restore_arguments(self, editor: nn.Module, names: tuple[str, ...]) -> None:
-        """Give an editor the sizes that the stored network has.
+        """Set an editor's architecture arguments to those of the checkpoint.
 
         Args:
             editor: An editor whose network is not built yet.
-            names: The arguments that shape it.
+            names: The arguments that define the network's sizes.
 
         Raises:
-            CheckpointError: If the file is of another class of editor.
+            CheckpointError: If the file belongs to another editor class.
         """
         if self.editor != type(editor).__name__:
             raise CheckpointError(
@@ -117,10 +117,10 @@ class EditorCheckpoint:
             setattr(editor, name, self.arguments[name])
 
     def load_into(self, editor: nn.Module) -> None:
-        """Load the parameters and buffers.
+        """Load the parameters and buffers (state dict) into an editor.
 
         Args:
-            editor: The editor, its network built.
+            editor: The editor, with its network built.
 
         Raises:
             CheckpointError: If a name or shape does not fit.

@@ -1,4 +1,4 @@
-"""Deltas in the forms in which a forward pass takes them, with their gradients.
+"""Functional weights: deltas as differentiable inputs of a forward pass (patched or stacked).
 
 Axis names: ``e`` -- alternative edits; ``r`` -- rank; ``d_out``/``d_in`` -- of an edited weight.
 """
@@ -15,11 +15,11 @@ from lightning_edit.models.weights import Weight
 
 
 def patched_parameters(weights: Sequence[Weight], delta: Delta) -> dict[str, Tensor]:
-    """Return the edited values of weights as the model stores them, cast to its type.
+    """Return edited weights for a functional call, in the model's layout and dtype.
 
     Args:
         weights: Weights of the model.
-        delta: An update of each of them.
+        delta: An update of each weight.
     """
     values = {}
     for handle in weights:
@@ -33,14 +33,15 @@ def patched_parameters(weights: Sequence[Weight], delta: Delta) -> dict[str, Ten
 def stacked_factors(
     weights: Sequence[Weight], deltas: Sequence[Delta]
 ) -> dict[str, tuple[Float[Tensor, "e d_out r"], Float[Tensor, "e r d_in"]]]:
-    """Stack the factors of alternative updates, padded with zeros to one rank.
+    """Stack the low-rank factors of alternative updates, zero-padded to one rank.
 
     Args:
         weights: Weights of the model.
         deltas: Alternatives; each updates all the weights.
 
     Returns:
-        Left and right factors by module name; a dense update is its own left factor.
+        Left and right factors by module name; a dense update is its own left factor (the right one
+        is the identity).
     """
     stacked = {}
     for handle in weights:

@@ -1,4 +1,4 @@
-"""MEND: edit with a learned transformation of one fine-tuning gradient.
+"""MEND: a hypernetwork that transforms one fine-tuning gradient into a low-rank update.
 
 Axis names: ``n`` -- tokens of all edits of a batch; ``d_in``/``d_out`` -- an edited weight is
 (d_out, d_in).
@@ -19,13 +19,13 @@ from lightning_edit.types import EditBatch
 
 
 class MEND(HypernetworkEditor):
-    r"""Model Editor Networks with Gradient Decomposition.
+    r"""Model Editor Networks with Gradient Decomposition: a hypernetwork on fine-tuning gradients.
 
     The gradient of an edit's loss by a weight is a sum over tokens of :math:`\delta_i u_i^\top`. A
-    small network, shared by all edited weights of one shape and the identity at its start, maps
+    small network, shared by all edited weights of one shape and initialised as the identity, maps
     every :math:`(u_i, \delta_i)` to :math:`(\tilde u_i, \tilde\delta_i)`; the edit adds
-    :math:`\alpha_\ell \sum_i \tilde\delta_i \tilde u_i^\top`. Trained so that this one step makes
-    the edit, on rephrases too, and moves nothing else.
+    :math:`\alpha_\ell \sum_i \tilde\delta_i \tilde u_i^\top`. It is trained so that this single
+    step makes the edit, generalises to rephrases and preserves locality.
 
     Mitchell, Lin, Bosselut, Finn, Manning: *Fast Model Editing at Scale*, ICLR 2022, arXiv
     2110.11309, section 3 and algorithms 1 and 2.
@@ -33,32 +33,33 @@ class MEND(HypernetworkEditor):
     Args:
         rank: Rank of the network's matrices; 1920 in the paper's appendix.
         num_blocks: Residual blocks of the network; the authors' ``n_hidden: 1`` plus one.
-        step_size: Start of every :math:`\alpha_\ell`; the authors' ``edit_lr``.
+        step_size: Initial value of every :math:`\alpha_\ell`; the authors' ``edit_lr``.
         step_size_lr: Adam's learning rate for :math:`\alpha_\ell`; the authors' ``lr_lr``.
         layers: Blocks whose MLP projections are edited; ``None``: the last three, or the last half
-            of a model of less than six.
+            of a model with fewer than six.
         modules: Dotted names of linear layers to edit, in place of ``layers``.
         lr: Adam's learning rate for the network.
-        decay_steps: Optimiser steps over which both learning rates fall to zero on a straight line;
-            ``None``: they stay, as in the authors' code.
+        decay_steps: Optimiser steps of the linear decay of both learning rates to zero; ``None``:
+            constant, as in the authors' code.
         c_edit: Weight of the new answers' negative log-likelihood; the authors' ``cedit``.
-        c_loc: Weight of the divergence on locality prompts; the authors' ``cloc``.
-        own_probes: Locality prompts taken from each request's own probes in a training step.
-        other_facts: Locality prompts taken from other requests in a training step.
-        any_wording: Let any wording of a request be the edit of a training step, and another one
-            its rephrase: more variety than the paper's fixed edit prompt.
-        together: Write the edits of a training batch as one update; ``False``: each alone, all side
-            by side.
-        seed: Seed of the network's start and of the choice of rephrases and locality prompts.
-        checkpoint: Trained parameters: a Lightning checkpoint or what ``save_weights`` wrote. The
+        c_loc: Weight of the KL divergence on locality prompts; the authors' ``cloc``.
+        own_probes: Locality prompts from each request's own probes in a training step.
+        other_facts: Locality prompts from other requests in a training step.
+        any_wording: Use any wording of a request as the edit of a training step, and another as its
+            rephrase: more variety than the paper's fixed edit prompt.
+        together: Write the edits of a training batch as one update; ``False``: each one alone, in
+            parallel.
+        seed: Seed of the network's initialisation and of the sampled rephrases and locality
+            prompts.
+        checkpoint: Trained parameters: a Lightning checkpoint or a file from ``save_weights``. The
             edited layers, ``rank`` and ``num_blocks`` then come from the file.
 
     Note:
-        The update is added, as in the authors' code: an untrained network steps *up* the gradient,
-        by next to nothing, and training finds the sign. The authors step :math:`\alpha_\ell` by two
+        The update is added, as in the authors' code: an untrained network takes a tiny step *up*
+        the gradient, and training finds the sign. The authors step :math:`\alpha_\ell` with two
         optimisers, with ``lr`` and with ``lr_lr``; here one Adam has two groups, since the step
-        with 1e-6 is lost beside the one with 1e-4. EasyEdit trains on the edit prompt itself; here,
-        as in the paper, rephrases are what the edited model is judged on.
+        with 1e-6 is negligible next to the one with 1e-4. EasyEdit's training loss is on the edit
+        prompt itself; here, as in the paper, it is on rephrases.
     """
 
     structure = ("rank", "num_blocks")
@@ -103,13 +104,13 @@ class MEND(HypernetworkEditor):
         self.step_size_lr = step_size_lr
         self.transforms = nn.ModuleList()
         self.step_sizes = nn.Parameter(torch.empty(0))
-        self._places: tuple[tuple[int, int], ...] = ()
+        self._transform_slots: tuple[tuple[int, int], ...] = ()
 
     def build(self) -> None:
-        """Create one network for each shape among the edited weights."""
+        """Build one gradient-transform network for each shape among the edited weights."""
         shapes = list(dict.fromkeys(handle.shape for handle in self.weights))
         members = {shape: [w.name for w in self.weights if w.shape == shape] for shape in shapes}
-        self._places = tuple(
+        self._transform_slots = tuple(
             (shapes.index(handle.shape), members[handle.shape].index(handle.name))
             for handle in self.weights
         )
@@ -121,18 +122,18 @@ class MEND(HypernetworkEditor):
         self.step_sizes = nn.Parameter(start)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two groups: the networks, and the step sizes with a rate of their own."""
+        """Return two parameter groups: the networks, and the step sizes with their own rate."""
         return [
             {"params": list(self.transforms.parameters())},
             {"params": [self.step_sizes], "lr": self.step_size_lr},
         ]
 
     def propose(self, batch: EditBatch, learn: bool = False) -> Delta:
-        """Transform the tokens of one backward pass; see the base class."""
+        """Predict the update from one backward pass by transforming its per-token factors."""
         return self._propose(batch, learn, each=False)[0]
 
     def propose_each(self, batch: EditBatch, learn: bool = False) -> list[Delta]:
-        """As :meth:`propose`, for every request alone, from one backward pass for all."""
+        """Predict one independent update per request, from one backward pass for all."""
         return self._propose(batch, learn, each=True)
 
     def _propose(self, batch: EditBatch, learn: bool, each: bool) -> list[Delta]:
@@ -145,10 +146,12 @@ class MEND(HypernetworkEditor):
         # The networks stay in float32 under mixed precision: the normaliser divides by small
         # numbers.
         with torch.autocast(self.device.type, enabled=False):
-            for index, (module, place) in enumerate(zip(modules, self._places, strict=True)):
+            for index, (module, slot) in enumerate(
+                zip(modules, self._transform_slots, strict=True)
+            ):
                 inputs, gradients = (part.to(self.device) for part in factors[module])
                 keep = informative_rows(inputs, gradients)
-                group, layer = place
+                group, layer = slot
                 u, v = self.transforms[group](inputs[keep], gradients[keep], layer, learn)
                 v = self.step_sizes[index] * v
                 counts = keep.sum(1).tolist() if each else [len(u)]
@@ -163,7 +166,7 @@ class MEND(HypernetworkEditor):
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
-        """Networks of the default rank: two blocks of two matrices for each shape, in float32."""
+        """Estimate extra memory: default-rank networks, two blocks of two float32 matrices each."""
         blocks = [view.block(layer) for layer in layers]
         names = [name for block in blocks for name in (*block.mlp_up, block.mlp_down)]
         shapes = {weight(view.model, f"{name}.weight").shape for name in names}

@@ -1,4 +1,4 @@
-"""What a trained editor learns from: edits, rephrases of them, and answers that must stay."""
+"""Meta-batches for hypernetwork training: edits, their rephrases and locality prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from lightning_edit.types import EditBatch, EditRequest, Probe
 
 @dataclass(frozen=True)
 class MetaBatch:
-    """What one training step looks at.
+    """Tokenised examples of one meta-learning step: edits, rephrases and locality prompts.
 
     Args:
         inner: The edits, from which the update is computed.
-        outer: Prompts that the edited model must answer with the new answers, each with the number
+        outer: Prompts that the edited model must answer with the new answers, each with the index
             of its edit in ``inner``.
-        locality: Prompts whose answers must not move, likewise.
-        kinds: Kind of each locality prompt's probe; empty where they are no probes.
+        locality: Prompts whose answers must not change, likewise.
+        kinds: Probe kind of each locality prompt; empty where the prompts are not probes.
     """
 
     inner: EditBatch
@@ -31,7 +31,7 @@ class MetaBatch:
     kinds: tuple[str, ...] = ()
 
 
-def _reworded(request: EditRequest, rng: Random) -> EditRequest:
+def _choose_wording(request: EditRequest, rng: Random) -> EditRequest:
     wordings = [request.prompt, *request.rephrases]
     prompt = wordings.pop(rng.randrange(len(wordings)))
     return EditRequest(request.id, prompt, request.target, rephrases=tuple(wordings))
@@ -39,13 +39,13 @@ def _reworded(request: EditRequest, rng: Random) -> EditRequest:
 
 @dataclass(frozen=True)
 class MetaBatchSampler:
-    """Draws examples for edits.
+    """Sampler of meta-batches: rephrases and locality prompts for each edit.
 
     Args:
         tokenizer: Tokenizer of the language model.
-        own_probes: Locality prompts taken from each request's own probes.
-        other_facts: Locality prompts taken from other requests, for each edit.
-        any_wording: Let any wording of a request be the edit, and another its rephrase.
+        own_probes: Locality prompts from each request's own probes.
+        other_facts: Locality prompts from other requests, for each edit.
+        any_wording: Use any wording of a request as the edit, and another as its rephrase.
     """
 
     tokenizer: Any
@@ -53,33 +53,33 @@ class MetaBatchSampler:
     other_facts: int
     any_wording: bool = False
 
-    def draw(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> MetaBatch:
-        """Choose a rephrase and locality prompts for each edit of a training step.
+    def sample(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> MetaBatch:
+        """Sample a rephrase and locality prompts for each edit of a training step.
 
         Args:
-            requests: The edits; one without rephrases is judged on its own prompt.
-            rng: Source of all choices.
-            loader: Loader whose data set other facts are taken from.
+            requests: The edits; one without rephrases is scored on its own prompt.
+            rng: Random generator of all choices.
+            loader: Loader whose data set provides the other facts.
 
         Raises:
             DataError: If a request cannot be tokenised, or the loader's data set has no length.
         """
         edits, outer = [], []
         for edit, request in enumerate(requests):
-            view = _reworded(request, rng) if self.any_wording else request
+            view = _choose_wording(request, rng) if self.any_wording else request
             wording = rng.choice(view.rephrases or (view.prompt,))
-            outer.append((edit, self.row(wording, request.target)))
+            outer.append((edit, self.tokenise(wording, request.target)))
             edits.append(view)
         locality: list[tuple[int, AnswerRow]] = []
         for edit, request in enumerate(requests):
-            chosen = self.own(request, rng)
-            locality += [(edit, self.row(probe.prompt, probe.answers[0])) for probe in chosen]
-        locality += self.others(requests, rng, loader)
+            chosen = self.sample_locality_probes(request, rng)
+            locality += [(edit, self.tokenise(probe.prompt, probe.answers[0])) for probe in chosen]
+        locality += self.sample_other_facts(requests, rng, loader)
         inner = encode_batch(self.tokenizer, edits)
         return MetaBatch(inner, tuple(outer), tuple(locality))
 
-    def own(self, request: EditRequest, rng: Random) -> list[Probe]:
-        """Choose among a request's probes that must stay, of every kind in turn."""
+    def sample_locality_probes(self, request: EditRequest, rng: Random) -> list[Probe]:
+        """Sample locality probes of a request (answer unchanged), round-robin over their kinds."""
         kinds: dict[str, list[Probe]] = {}
         for probe in request.probes:
             if probe.expect == "unchanged":
@@ -88,19 +88,21 @@ class MetaBatchSampler:
         in_turn = chain.from_iterable(zip_longest(*rng.sample(shuffled, len(shuffled))))
         return [probe for probe in in_turn if probe is not None][: self.own_probes]
 
-    def every(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> MetaBatch:
-        """Take all rephrases and all locality probes of each edit, as validation does.
+    def validation_batch(
+        self, requests: Sequence[EditRequest], rng: Random, loader: Any
+    ) -> MetaBatch:
+        """Build a validation batch: all rephrases and all locality probes of each edit.
 
         Args:
             requests: The edits.
-            rng: Source of the choice of other facts, which are used where there are no probes.
-            loader: Loader whose data set other facts are taken from.
+            rng: Random generator for other facts, which are used where there are no probes.
+            loader: Loader whose data set provides the other facts.
 
         Raises:
             DataError: If a request cannot be tokenised, or the loader's data set has no length.
         """
         outer = [
-            (edit, self.row(probe.prompt, request.target))
+            (edit, self.tokenise(probe.prompt, request.target))
             for edit, request in enumerate(requests)
             for probe in request.all_probes()
             if probe.aspect == "generalization"
@@ -111,14 +113,14 @@ class MetaBatchSampler:
             for probe in request.probes
             if probe.expect == "unchanged"
         ]
-        locality = [(edit, self.row(probe.prompt, probe.answers[0])) for edit, probe in probes]
+        locality = [(edit, self.tokenise(probe.prompt, probe.answers[0])) for edit, probe in probes]
         inner = encode_batch(self.tokenizer, requests)
-        others = () if locality else self.others(requests, rng, loader)
+        others = () if locality else self.sample_other_facts(requests, rng, loader)
         kinds = tuple(probe.kind for _, probe in probes)
         return MetaBatch(inner, tuple(outer), (*locality, *others), kinds)
 
-    def row(self, prompt: str, answer: str | None) -> AnswerRow:
-        """Tokenise a prompt with its answer; without one, only the place after the prompt is read.
+    def tokenise(self, prompt: str, answer: str | None) -> AnswerRow:
+        """Tokenise a prompt and answer; without an answer, only the next token after it is read.
 
         Raises:
             DataError: If the answer has no token.
@@ -130,15 +132,15 @@ class MetaBatchSampler:
         except ValueError as error:
             raise DataError(str(error)) from error
 
-    def others(
+    def sample_other_facts(
         self, requests: Sequence[EditRequest], rng: Random, loader: Any
     ) -> list[tuple[int, AnswerRow]]:
-        """Return prompts of other requests with the answers from before an edit.
+        """Sample locality prompts from other requests, with their old (pre-edit) answers.
 
         Args:
             requests: The edits; their own prompts are left out.
-            rng: Source of the choice.
-            loader: Loader whose data set they are taken from.
+            rng: Random generator of the choice.
+            loader: Loader whose data set provides the other requests.
 
         Raises:
             DataError: If the data set has no length.
@@ -154,10 +156,10 @@ class MetaBatchSampler:
                 "data set, or set other_facts to 0"
             )
         own = {text for request in requests for text in (request.prompt, *request.rephrases)}
-        # A few more are drawn than wanted, for those that are edited in this very step.
+        # Some spare ones are sampled, to replace those that are edited in this very step.
         drawn = rng.sample(range(len(data)), min(count + len(requests), len(data)))
         others = [data[index] for index in drawn if data[index].prompt not in own]
         return [
-            (number % len(requests), self.row(other.prompt, other.old_target))
+            (number % len(requests), self.tokenise(other.prompt, other.old_target))
             for number, other in enumerate(others[:count])
         ]

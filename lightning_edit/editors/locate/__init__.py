@@ -1,1 +1,1 @@
-"""Locate-then-edit methods: a target vector is searched, then a layer's weights are solved."""
+"""Locate-then-edit methods: target vector search, then closed-form MLP weight updates."""

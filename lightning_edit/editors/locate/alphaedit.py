@@ -16,31 +16,32 @@ log = logging.getLogger(__name__)
 
 
 class AlphaEdit(MultiLayerEditor):
-    r"""Write only along directions of key space that ordinary text hardly uses.
+    r"""Null-space constrained editing: write only along key directions that text hardly uses.
 
     :math:`\Delta = R K^\top P\,(P (K K^\top + \sum K_p K_p^\top) P + \mu I)^{-1}` with P the
-    projector on the null space of the corpus keys; :math:`\sum K_p K_p^\top` keeps the facts of
-    earlier edits. Solved in the coordinates of the null space, where it is a symmetric positive
-    definite system.
+    projector on the null space of the corpus keys; :math:`\sum K_p K_p^\top` preserves the facts
+    of earlier edits. Solved in the coordinates of the null space, where the system is symmetric
+    positive definite.
 
     Args:
         norm_weight: μ, the weight of ‖Δ‖² (``L2``): 10 in the authors' configs, 1 in the paper.
-        null_threshold: Directions whose second moment is below are free.
+        null_threshold: Eigenvalue of the second moment below which a direction is in the null
+            space.
         null_threshold_kind: ``relative``: the threshold is a share of the mean eigenvalue, which
-            fits models whatever the scale of their activations. ``absolute``, as published (0.02
-            in the authors' configs, 0.01 in the paper): it is an eigenvalue.
+            suits any activation scale. ``absolute``, as published (0.02 in the authors' configs,
+            0.01 in the paper): it is an eigenvalue.
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
-        keep_history: Whether later batches leave the keys of earlier ones alone.
+        keep_history: Whether later batches preserve the keys of earlier ones.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
-        As in the authors' code, an edit's keys are read again on the edited model before they
-        enter the history. The relative threshold is this library's: 0.02 leaves one of 640
-        directions free in the first block of the embedded model, and half of them in the next.
-        Null spaces are read off spectra that ``lightning-edit stats --projector`` has stored beside
-        the moments, or found at binding: under a second for a width of 1024, minutes for 10,000.
-        With ``statistics="identity"`` no direction is known to be used, so all are free. λC has no
-        part in the system.
+        As in the authors' code, an edit's keys are read again on the edited model before they enter
+        the history. The relative threshold is this library's: the published 0.02 leaves one of 640
+        directions free in the first block of the embedded model, and half of them in the next. Null
+        spaces come from eigendecompositions that ``lightning-edit stats --projector`` stored with
+        the moments, or are computed at binding: under a second for a width of 1024, minutes for
+        10,000. With ``statistics="identity"`` all directions are free. λC has no part in the
+        system.
     """
 
     history_by_default: ClassVar[bool] = True
@@ -62,12 +63,12 @@ class AlphaEdit(MultiLayerEditor):
         self.norm_weight = norm_weight
         self.null_threshold = null_threshold
         self.null_threshold_kind: ThresholdKind = null_threshold_kind
-        self._free: dict[int, Tensor] = {}
+        self._null_spaces: dict[int, Tensor] = {}
 
     def on_bind(self) -> None:
-        """Find the null spaces of the unedited model's keys."""
+        """Compute or load the null spaces of the unedited model's keys."""
         super().on_bind()
-        self._free = {}
+        self._null_spaces = {}
         device = self.language_model.device
         stored = spectra_in(self._files, self.view)
         for layer, moment in self._moments.items():
@@ -76,23 +77,23 @@ class AlphaEdit(MultiLayerEditor):
                 spectrum = stored.get(layer) or Spectrum.of(moment.to(device), where)
                 basis = spectrum.null_space(self.null_threshold, self.null_threshold_kind, where)
                 log.info("%s: %d of %d directions are free", where, basis.shape[1], len(basis))
-                self._free[layer] = basis.to(moment.device)
+                self._null_spaces[layer] = basis.to(moment.device)
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor the history and μI inside the null space."""
+        """Factor the key history plus μI, projected on the null space."""
         device = self.language_model.device
 
-        def of(history: Tensor | None) -> Preserved:
+        def factor(history: Tensor | None) -> Preserved:
             return Preserved.of(
                 history=None if history is None else history.to(device),
                 ridge=self.norm_weight,
-                basis=self._free[layer].to(device) if layer in self._free else None,
+                basis=self._null_spaces[layer].to(device) if layer in self._null_spaces else None,
                 where=self.view.parameter(layer),
             )
 
-        return of(None) if self.past is None else self.past.factored(layer, of)
+        return factor(None) if self.past is None else self.past.factor_with_keys(layer, factor)
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
-        """Estimate memory beside the model: as its relatives, and the null spaces in float64."""
+        """Estimate extra memory: the family's estimate plus the null spaces in float64."""
         return super().memory_bytes(view, layers) + 8 * len(layers) * view.intermediate_size**2

@@ -1,8 +1,8 @@
-"""Locate then edit: find what the model should read at a subject, and write it into an MLP.
+"""Locate-then-edit base class: target search at the subject, closed-form update of an MLP layer.
 
-A member of the family says where the target vector is added (:attr:`LocateThenEdit.site`) and how
-targets become an update (:meth:`LocateThenEdit.write`); target search, context templates and
-statistics are here.
+A subclass defines where the target vector is added (:attr:`LocateThenEdit.site`) and how targets
+become an update (:meth:`LocateThenEdit.write`); target search, context templates and key statistics
+are here.
 
 Axis names: ``n`` -- edits; ``r`` -- rows, an edit under one context template; ``d`` -- hidden
 width; ``f`` -- width of a key, the down-projection's input.
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.locate.context_templates import sample_templates, with_bare
+from lightning_edit.editors.locate.context_templates import sample_templates, with_bare_prompt
 from lightning_edit.editors.locate.prompts import (
     KlPosition,
     essence_texts,
@@ -27,7 +27,7 @@ from lightning_edit.editors.locate.prompts import (
 )
 from lightning_edit.editors.locate.search_objective import Objective
 from lightning_edit.editors.locate.target_search import Loss, Targets, search_targets
-from lightning_edit.editors.one_by_one import one_after_another
+from lightning_edit.editors.one_by_one import edit_one_by_one
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.solve import Preserved, Solution
@@ -41,30 +41,30 @@ from lightning_edit.types import EditBatch
 
 
 class LocateThenEdit(Editor, family=True):
-    """Family of editors that search a target vector at the subject's last token and solve for it.
+    """Family of locate-then-edit methods: target search at the subject, then least squares.
 
     Args:
         layers: Blocks to edit, lowest first; ``None``: by depth, see ``default_layers``.
-        statistics: Second moments of the edited layers' keys: ``auto``: from the cache (the
-            embedded default model collects its own); ``identity``: none, every direction counts
-            the same; else a file made by ``lightning-edit stats --out``.
-        steps: Passes of the target search; the last one does not step. 20 for GPT-2 XL and GPT-J
-            (ROME's configs), 25 for Llama (EasyEdit).
+        statistics: Second moments (covariance) of the edited layers' keys: ``auto``: from the cache
+            (the embedded default model collects its own); ``identity``: none, all directions weigh
+            the same; else a file written by ``lightning-edit stats --out``.
+        steps: Forward passes of the target search; the last one does not step. 20 for GPT-2 XL and
+            GPT-J (ROME's configs), 25 for Llama (EasyEdit).
         lr: Adam's learning rate in the search (0.5 in the authors' configs).
-        kl_factor: Weight of the divergence on "{subject} is a" (0.0625 in the authors' configs).
+        kl_factor: Weight of the KL divergence on "{subject} is a" (0.0625 in the authors' configs).
         weight_decay: Weight of ‖δ‖ / ‖h₀‖² (0.5 for GPT-2, 1e-3 for Llama in EasyEdit).
         clamp: Largest ‖δ‖ / ‖h₀‖ (ROME 4, MEMIT 0.75).
-        threshold: A search ends when its loss is below (0.05 in the authors' code).
-        kl_position: Where the divergence is read: ``subject_last`` as in the authors' code, or
+        threshold: Loss below which a search ends (0.05 in the authors' code).
+        kl_position: Position of the KL divergence: ``subject_last`` as in the authors' code, or
             ``prompt_end`` as in the paper.
-        context_templates: Texts with one ``{}`` in which each prompt is put; ``None``: written by
-            the model itself when the editor is bound.
+        context_templates: Texts with one ``{}`` for the prompt; ``None``: sampled from the model
+            itself when the editor is bound.
         seed: Seed of the sampled templates.
-        rows_per_pass: Most texts in one forward pass; bounds memory, changes no result. ``None``:
-            on a CPU 32 (wide or deep models) to 448 (small ones), else 1024.
+        rows_per_pass: Most texts per forward pass; bounds memory, changes no result. ``None``: on a
+            CPU 32 (wide or deep models) to 448 (small ones), else 1024.
 
     Note:
-        As in the authors' code and unlike the papers, the decay is linear in ‖δ‖, and the
+        As in the authors' code and unlike the papers, the weight decay is linear in ‖δ‖, and the KL
         divergence is read at the subject, where the words after it have no effect.
     """
 
@@ -78,11 +78,11 @@ class LocateThenEdit(Editor, family=True):
     site: ClassVar[Site] = "mlp"
     """Where the target vector is added: the MLP's output or the block's."""
     one_layer: ClassVar[bool] = False
-    """Whether it writes into one layer only."""
+    """Whether the method edits a single layer only."""
     template_openings: ClassVar[tuple[str, ...]] = ()
-    """First words of the sampled templates; an empty one lets the model begin."""
+    """First words of the sampled templates; an empty string starts from the BOS token."""
     template_lengths: ClassVar[tuple[int, ...]] = ()
-    """Tokens of each sampled template."""
+    """Length of each sampled template in tokens."""
 
     def __init__(
         self,
@@ -106,7 +106,9 @@ class LocateThenEdit(Editor, family=True):
         self.statistics = statistics
         self.objective = Objective(steps, lr, kl_factor, weight_decay, clamp, threshold)
         self.kl_position = kl_position
-        self.context_templates = None if context_templates is None else with_bare(context_templates)
+        self.context_templates = (
+            None if context_templates is None else with_bare_prompt(context_templates)
+        )
         self.seed = seed
         self.rows_per_pass = rows_per_pass
         self.templates: list[str] = []
@@ -118,13 +120,13 @@ class LocateThenEdit(Editor, family=True):
 
     @property
     def edited_layers(self) -> list[int]:
-        """The blocks that are edited in the bound model."""
+        """The edited layers (block indices) of the bound model."""
         if self.layers is None:
             return self.default_layers(self.view.num_blocks)
         return sorted(self.layers)
 
     def on_bind(self) -> None:
-        """Take from the unedited model what edits must not depend on: templates and statistics."""
+        """Load the key statistics and sample context templates, both from the unedited model."""
         model, tokenizer = self.language_model, self.tokenizer
         layers = self.edited_layers
         if not layers:
@@ -149,20 +151,20 @@ class LocateThenEdit(Editor, family=True):
             )
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Keep the templates in checkpoints: after a resume the model may be edited already."""
+        """Save the context templates: at a resume the model may be edited already."""
         return {"templates": self.templates}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the templates of a checkpoint."""
+        """Restore the context templates from a checkpoint."""
         self.templates = list(state["templates"])
 
     # ------------------------------------------------------------------------------------ editing
 
     @abstractmethod
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
-        """Turn targets that were found on the current model into an update.
+        """Solve for the weight update that writes target vectors found on the current model.
 
-        The model is bit for bit the same when this returns.
+        The model is unchanged, bit for bit, when this returns.
 
         Args:
             batch: The requests.
@@ -170,7 +172,7 @@ class LocateThenEdit(Editor, family=True):
         """
 
     def edit(self, batch: EditBatch) -> Delta:
-        """Find the update that writes the batch.
+        """Compute the update of a batch: target search, then the closed-form solve.
 
         Args:
             batch: Requests that name their subjects.
@@ -183,21 +185,21 @@ class LocateThenEdit(Editor, family=True):
             SolveError: If the least-squares system has no solution.
         """
         if not self.batched and len(batch) > 1:
-            return one_after_another(self, batch)
-        # Validation loops run in inference mode, where no graph could be built.
+            return edit_one_by_one(self, batch)
+        # Validation loops run in inference mode, which builds no autograd graph.
         with torch.inference_mode(False), torch.enable_grad():
             with self.stage("search"):
                 targets = self.search(batch)
             return self.write(batch, targets)
 
     def edit_independent(self, batch: EditBatch) -> list[Delta]:
-        """Find one update a request, each as if it were alone; the search runs once for all.
+        """Compute independent single-edit updates, with one batched target search for all.
 
         Args:
             batch: Requests that name their subjects.
 
         Returns:
-            One delta a request, in order.
+            One delta per request, in order.
         """
         with torch.inference_mode(False), torch.enable_grad():
             with self.stage("search"):
@@ -206,7 +208,7 @@ class LocateThenEdit(Editor, family=True):
             return [self.write(part, targets.only(number)) for number, part in parts]
 
     def search(self, batch: EditBatch) -> Targets:
-        """Find every request's target vector on the current model.
+        """Search the target vector of every request on the current model.
 
         Args:
             batch: Requests that name their subjects.
@@ -224,7 +226,7 @@ class LocateThenEdit(Editor, family=True):
         objective: Objective,
         loss_for: Callable[[Sequence[TokenizedText]], Loss] | None = None,
     ) -> Targets:
-        """Find target vectors where this method adds them; see :func:`search_targets`."""
+        """Search target vectors at the method's layer and site; see :func:`search_targets`."""
         layer, rows = self.edited_layers[-1], self._rows_per_pass
         return search_targets(self.view, texts, layer, self.site, objective, rows, loss_for)
 
@@ -234,27 +236,27 @@ class LocateThenEdit(Editor, family=True):
             return self.rows_per_pass
         if self.language_model.device.type != "cpu":
             return 1024
-        # Wide models fill a processor with few rows, and keep much of each for the gradient.
+        # Wide models saturate a CPU with few rows, and store many activations per row.
         width = self.view.embeddings.get_parameter("weight").shape[1]
         return min(448, max(32, 2**19 // (width * self.view.num_blocks)))
 
     # ------------------------------------------------------------------------------------- pieces
 
     def preserved(self, layer: int) -> Preserved:
-        """Return what a layer's edits are to leave alone, factored once a binding."""
+        """Return a layer's factored constraint on preserved keys, cached per binding."""
         if layer not in self._preserved:
             self._preserved[layer] = self.preserve(layer, self._moments[layer])
         return self._preserved[layer]
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor the second moments of a layer; ``None`` stands for the identity."""
+        """Factor a layer's key second moment (Cholesky); ``None`` stands for the identity."""
         where = self.view.parameter(layer)
         if moment is None:
             return Preserved.of(ridge=1.0, where=where)
         return Preserved.of(moment.to(self.language_model.device), where=where)
 
     def key_texts(self, batch: EditBatch) -> list[TokenizedText]:
-        """Return every request behind every template, up to the subject's last token."""
+        """Return the texts for keys: every request in every template, cut after the subject."""
         texts = rewriting_texts(self.tokenizer, batch, self.templates)
         return [text.until_subject() for text in texts]
 
@@ -262,7 +264,7 @@ class LocateThenEdit(Editor, family=True):
     def at_subjects(
         self, texts: Sequence[TokenizedText], module: str, side: Side
     ) -> Float[Tensor, "r w"]:
-        """Read what a module gets or gives at the last token of every text.
+        """Read a module's input or output (hidden states) at the last token of every text.
 
         Args:
             texts: Texts that end with the subject.
@@ -270,7 +272,7 @@ class LocateThenEdit(Editor, family=True):
             side: ``input`` or ``output``.
 
         Returns:
-            One line a text, in float64.
+            One row per text, in float64.
         """
         return self.all_at_subjects(texts, {module: side})[module]
 
@@ -278,20 +280,20 @@ class LocateThenEdit(Editor, family=True):
     def all_at_subjects(
         self, texts: Sequence[TokenizedText], wanted: Mapping[str, Side]
     ) -> dict[str, Tensor]:
-        """Read several modules in one pass, as :meth:`at_subjects` reads one.
+        """Read hidden states of several modules in one pass; see :meth:`at_subjects`.
 
         Args:
             texts: Texts that end with the subject.
             wanted: ``input`` or ``output``, by dotted name of the module.
 
         Returns:
-            By module, one line a text, in float64.
+            By module, one row per text, in float64.
         """
         with self.stage("keys"):
             return read_last(self.view, texts, wanted, self._rows_per_pass)
 
     def info(self, targets: Targets, solutions: Sequence[Solution]) -> dict[str, Any]:
-        """Return the figures that go into a delta's record."""
+        """Return the search and solve diagnostics that are recorded with a delta."""
         return {
             "loss": targets.losses,
             "steps": targets.steps,
@@ -302,5 +304,5 @@ class LocateThenEdit(Editor, family=True):
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
-        """Estimate memory beside the model: a float32 moment and a float64 factor a layer."""
+        """Estimate extra memory: a float32 second moment and a float64 factor per layer."""
         return len(layers) * view.intermediate_size**2 * (4 + 8)

@@ -1,4 +1,4 @@
-"""Context templates: short texts that the model itself writes, to stand in front of a prompt."""
+"""Context templates: short texts sampled from the model itself, used as prefixes of a prompt."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import torch
 from torch import nn
 
-#: Words with which MEMIT's authors let templates begin.
+#: First words of the templates in MEMIT's authors' code.
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TOP_K = 5
 
 
-def with_bare(templates: Sequence[str]) -> list[str]:
-    """Check templates and put the bare prompt first.
+def with_bare_prompt(templates: Sequence[str]) -> list[str]:
+    """Validate context templates, and put the bare prompt ``"{}"`` first.
 
     Args:
         templates: Texts with one ``{}`` each.
 
     Raises:
-        ValueError: If a text has none or several.
+        ValueError: If a text has no ``{}`` or several.
     """
     wrong = [template for template in templates if template.count("{}") != 1]
     if wrong:
@@ -30,23 +30,23 @@ def with_bare(templates: Sequence[str]) -> list[str]:
 def sample_templates(
     model: nn.Module, tokenizer: Any, openings: Sequence[str], lengths: Sequence[int], seed: int
 ) -> list[str]:
-    """Let the model write one text for each opening and length, and make templates of them.
+    """Sample context templates from the model, one for each opening and length (top-k, k = 5).
 
-    Tokens are drawn from the five likeliest, as in the authors' code, but from a generator of its
-    own with a seed: the same model and seed give the same templates.
+    As in the authors' code, but with a separate seeded generator: the same model and seed give the
+    same templates.
 
     Args:
         model: The unedited language model.
         tokenizer: Its tokenizer.
-        openings: First words; an empty text lets the model begin by itself.
-        lengths: Tokens of each text, its opening included.
-        seed: Seed of the draws.
+        openings: First words; an empty text starts from the BOS token.
+        lengths: Length of each text in tokens, its opening included.
+        seed: Seed of the sampling.
 
     Returns:
-        The bare ``"{}"`` and one template each.
+        The bare ``"{}"``, then one template per opening.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows = [_opening(tokenizer, opening) for opening in openings]
+    rows = [_opening_ids(tokenizer, opening) for opening in openings]
     device = next(model.parameters()).device
     special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
     while any(len(ids) < length for ids, length in zip(rows, lengths, strict=True)):
@@ -66,13 +66,13 @@ def sample_templates(
             for tokens, token, length in zip(rows, new, lengths, strict=True)
         ]
     written = (tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in rows)
-    # Braces would be taken for places to fill in.
+    # Braces would be read as placeholders.
     clean = (text.replace("{", " ").replace("}", " ") for text in written)
-    return with_bare([f"{text}. {{}}" for text in clean])
+    return with_bare_prompt([f"{text}. {{}}" for text in clean])
 
 
-def _opening(tokenizer: Any, opening: str) -> list[int]:
-    """Return the tokens a text begins with: at least one, for the model to continue."""
+def _opening_ids(tokenizer: Any, opening: str) -> list[int]:
+    """Return the token ids of an opening; BOS (or EOS) if it is empty, so at least one token."""
     ids = list(tokenizer(opening)["input_ids"]) if opening else []
     if ids:
         return ids

@@ -18,11 +18,11 @@ from lightning_edit.inference.tokenized_text import TokenizedText
 
 
 class D4S(MultiLayerEditor):
-    r"""Solve for all edits so far together, from two sums whose size never grows.
+    r"""Joint solution for all sequential edits so far, from two running sums of constant size.
 
     The total update of a layer is :math:`\frac{\sum R K^\top}{|L| - i} (\lambda C + \sum K
     K^\top)^{-1}` over every edit in force ("dump for sequence"). Targets are searched on the
-    original weights, and R, the distance there, is not measured again.
+    original weights, and R, the residual there, is not recomputed per layer.
 
     Args:
         moment_weight: λ, as in MEMIT; ``None``: the width of a key.
@@ -30,12 +30,11 @@ class D4S(MultiLayerEditor):
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
-        A delta is the difference of two totals; unless something was undone it has the rank of its
-        batch. After an undo the next edit solves for the rest without the undone one, which makes
-        its update dense. Since R is not measured again, several layers together write more than
-        the distance: 2.3 times for five layers, before the ridge shrinks it; that is the
-        published method. Bind the editor to the unedited model: its weights then are the original
-        ones.
+        A delta is the difference of two totals; without an undo it has the rank of its batch. After
+        an undo the next edit also corrects the remaining edits for the undone one, so its update is
+        dense. Since R is not recomputed, several layers together write more than the residual: 2.3
+        times for five layers, before the ridge shrinks it; that is the published method. Bind the
+        editor to the unedited model: the weights at binding are the original ones.
     """
 
     history_by_default: ClassVar[bool] = True
@@ -49,75 +48,75 @@ class D4S(MultiLayerEditor):
         super().__init__(clamp=clamp, keep_history=True, **search)
         self.moment_weight = moment_weight
         self._undone = False
-        self._totals: dict[int, Tensor | None] = {}
+        self._joint_solutions: dict[int, Tensor | None] = {}
 
     def on_bind(self) -> None:
-        """Begin with nothing in force."""
+        """Reset the joint solutions and the key history."""
         super().on_bind()
         self._undone = False
-        self._totals = {}
+        self._joint_solutions = {}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Keep in checkpoints whether the edits in force are a joint solution."""
+        """Save in checkpoints whether the edits in force are a joint solution."""
         return super().get_extra_state() | {"undone": self._undone}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take what a checkpoint holds."""
+        """Restore from a checkpoint whether the edits in force are a joint solution."""
         super().set_extra_state(state)
         self._undone = bool(state["undone"])
 
     def remember(self, delta: Delta) -> None:
-        """Add a committed edit to the sums; a dense one has made up for what was undone."""
+        """Add a committed edit to the sums; a dense one has corrected for earlier undos."""
         super().remember(delta)
-        self._totals.clear()
+        self._joint_solutions.clear()
         if any(isinstance(update, Dense) for update in delta.weights.values()):
             self._undone = False
 
     def forget(self, delta: Delta) -> None:
-        """Take an undone edit out of the sums; what is left is no joint solution any more."""
+        """Remove an undone edit from the sums; the rest is no longer a joint solution."""
         super().forget(delta)
-        self._totals.clear()
+        self._joint_solutions.clear()
         self._undone = self.past is not None and bool(self.past.in_force)
 
     def recall(self, delta: Delta) -> None:
-        """Note an edit that a checkpoint's sums hold."""
+        """Register an edit in force whose sums a checkpoint has restored."""
         super().recall(delta)
-        self._totals.clear()
+        self._joint_solutions.clear()
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor λC + Σ KKᵀ."""
-        return self.factored(layer, moment, self.moment_weight)
+        """Factor the system λC + Σ KKᵀ."""
+        return self.factor_system(layer, moment, self.moment_weight)
 
     def target(self, targets: Targets) -> Float[Tensor, "n d"]:
-        """Return the distances on the original weights."""
+        """Return δ, the residuals on the original weights."""
         return targets.delta.double()
 
     def residual(
         self, target: Float[Tensor, "n d"], bare: Sequence[TokenizedText]
     ) -> Float[Tensor, "n d"]:
-        """Return the distances as they are: nothing is measured again."""
+        """Return the original residuals; they are not recomputed on the current model."""
         return target
 
-    def total(self, layer: int) -> Float[Tensor, "d f"] | None:
-        """Return the joint solution for the edits in force; ``None`` while there is none."""
-        if layer not in self._totals:
+    def joint_solution(self, layer: int) -> Float[Tensor, "d f"] | None:
+        """Return the joint solution (total update) for the edits in force; ``None`` if none is."""
+        if layer not in self._joint_solutions:
             cross = None if self.past is None else self.past.residuals(layer)
-            self._totals[layer] = (
+            self._joint_solutions[layer] = (
                 None if cross is None else self.preserved(layer).inverse_times(cross.mT).mT
             )
-        return self._totals[layer]
+        return self._joint_solutions[layer]
 
     def solve(
         self, layer: int, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
     ) -> Solution:
-        """Find the step from the joint solution so far to the one with this batch."""
-        before = self.total(layer)
+        """Solve for the step from the previous joint solution to the one with this batch."""
+        before = self.joint_solution(layer)
         step = residuals if before is None else residuals - before @ keys
         return least_squares(keys, step, self.preserved(layer))
 
     def update(self, layer: int, solution: Solution) -> WeightUpdate:
-        """Return the step; after an undo, with what is to be corrected."""
-        before = self.total(layer)
+        """Return the step's weight update; after an undo, a dense one with the correction."""
+        before = self.joint_solution(layer)
         if before is None or self.past is None or not self._undone:
             return super().update(layer, solution)
         name = self.view.parameter(layer)

@@ -11,17 +11,17 @@ from lightning_edit.functional.solve import Preserved, Solution, least_squares
 
 
 class EMMET(MultiLayerEditor):
-    r"""Write a batch exactly, where MEMIT trades it off: ROME's constraint for many facts at once.
+    r"""Batched ROME: many facts at once under an equality constraint, where MEMIT has a soft one.
 
     :math:`\Delta = R (K^\top A^{-1} K + \alpha I)^{-1} K^\top A^{-1}` with
     :math:`A = \lambda C + \mu I`. For :math:`\alpha > 0` this is MEMIT's update with the weight
     :math:`\alpha\lambda`.
 
     Args:
-        moment_weight: λ; without damping it changes nothing. 1000 for GPT-2 XL, 1 for GPT-J and
-            Llama 2 in the authors' configs.
-        damping: α, keeps systems with near-duplicate keys solvable; a single fact is written
-            without it (0.1 in the authors' configs).
+        moment_weight: λ; no effect without damping. 1000 for GPT-2 XL, 1 for GPT-J and Llama 2 in
+            the authors' configs.
+        damping: α, keeps systems with near-duplicate keys solvable; not applied to a single fact
+            (0.1 in the authors' configs).
         norm_weight: μ, weight of ‖Δ‖² (0 in the authors' configs).
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
@@ -50,19 +50,19 @@ class EMMET(MultiLayerEditor):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return ROME's one block (published: GPT-J 5 of 28, Llama 2 5 of 32, GPT-2 XL 17 of 48).
+        """Return ROME's layer (published: GPT-J 5 of 28, Llama 2 5 of 32, GPT-2 XL 17 of 48).
 
-        The last block is no choice: a target there could not act on later tokens.
+        Never the last block: a target there could not act on later tokens.
         """
         return [min(*ROME.default_layers(num_blocks), max(0, num_blocks - 2))]
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor λC + μI."""
-        return self.factored(layer, moment, self.moment_weight, self.norm_weight)
+        """Factor the system λC + μI."""
+        return self.factor_system(layer, moment, self.moment_weight, self.norm_weight)
 
     def solve(
         self, layer: int, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
     ) -> Solution:
-        """Find the update that writes the keys exactly, up to the damping."""
+        """Solve equality-constrained least squares: keys are written exactly, up to the damping."""
         damping = self.damping if keys.shape[1] > 1 else 0.0
         return least_squares(keys, residuals, self.preserved(layer), "equality", damping)

@@ -12,26 +12,26 @@ from lightning_edit.functional.solve import Preserved
 
 
 class ENCORE(MultiLayerEditor):
-    r"""MEMIT for thousands of edits: a history of keys, a bound on ‖Δ‖, and an early end of search.
+    r"""Lifelong MEMIT: key history, norm penalty on the update, early stopping of the search.
 
     :math:`\Delta = R K^\top (\lambda C + \mu I + \sum K_p K_p^\top + K K^\top)^{-1}`. The search
-    ends a few passes after the target has become the likeliest answer (most-probable early
-    stopping): more early_stopping makes larger targets, which wear the model out.
+    ends a few passes after the target has become the top-1 answer (most-probable early stopping):
+    more certainty needs larger target vectors, which degrade the model.
 
     Args:
         moment_weight: λ, as in MEMIT; ``None``: the width of a key.
         norm_weight: μ: 10 for GPT-2 XL and Llama 2, 20 for Llama 3 in the authors' configs.
-        patience: The search ends in the so-manieth pass in which the target is the likeliest answer
-            in all contexts: 4 for GPT-2 XL, 3 for Llama 2, 2 for Llama 3 (``prob_cutoff``).
+        patience: Early stopping: passes in which the target is the top-1 answer in all contexts
+            after which the search ends: 4 for GPT-2 XL, 3 for Llama 2, 2 for Llama 3
+            (``prob_cutoff``).
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
-        keep_history: Whether later batches leave the keys of earlier ones alone.
+        keep_history: Whether later batches preserve the keys of earlier ones.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
         All tokens of the target count, in all contexts. The authors' code leaves out the bare
         prompt and compares the number of right tokens with five, so it never stops a target of two
-        tokens. As there, the history holds the keys that were solved for, not those of the
-        edited model.
+        tokens. As there, the history holds the keys of the solve, not those of the edited model.
     """
 
     history_by_default: ClassVar[bool] = True
@@ -52,5 +52,5 @@ class ENCORE(MultiLayerEditor):
         self.objective = replace(self.objective, early_stopping=EarlyStopping(patience=patience))
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor λC + μI and the history."""
-        return self.factored(layer, moment, self.moment_weight, self.norm_weight)
+        """Factor λC + μI plus the key history."""
+        return self.factor_system(layer, moment, self.moment_weight, self.norm_weight)

@@ -1,4 +1,4 @@
-"""What a sequential editor remembers of its edits: sums over the keys of those in force.
+"""Key history of sequential editors: Σ KKᵀ over the edits in force, and its Cholesky factor.
 
 Axis names: ``f`` -- width of a key; ``d`` -- the layer's output; ``n`` -- keys of an edit.
 """
@@ -15,44 +15,46 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.running_sums import RunningSums
 from lightning_edit.functional.solve import Preserved
 
-#: After so many updates a factor is made anew: a resumed run repeats that many at most.
-_UPDATES = 32
+#: Most low-rank updates of a factor before it is recomputed; a resumed run repeats at most these.
+_MAX_UPDATES = 32
 
-#: More keys at once than this share of their width are not worth an update
-#: (`benchmarks/speed/sequential_cost.py`: 0.04 s anew, 0.016 s updated for 100 keys of width 1024).
-_SHARE = 0.1
+#: Largest number of new keys, as a share of their width, for which an update is worth it
+#: (`benchmarks/speed/sequential_cost.py`, 100 keys of width 1024: 0.04 s recomputed, 0.016 s
+#: updated).
+_MAX_UPDATE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class _Factored:
-    """The factor of a layer's system.
+class _CachedFactor:
+    """Cached factor of a layer's system.
 
     Args:
-        edits: How many of the edits in force it contains.
-        anew: After how many of them it was last made anew.
+        edits: Number of edits in force that the factor contains.
+        rebuilt_at: Number of edits it contained when it was last recomputed.
         preserved: The factor.
     """
 
     edits: int
-    anew: int
+    rebuilt_at: int
     preserved: Preserved
 
 
 class KeyHistory(nn.Module):
-    """Σ KKᵀ of every layer over the edits in force, and Σ RKᵀ where residuals are kept too.
+    """Key history: Σ KKᵀ per layer over the edits in force, and Σ RKᵀ if residuals are kept.
 
-    The sums are in float64, stand in checkpoints, and their size does not grow with the number of
-    edits. They are built from the ``history`` of the deltas that are in force, which the ledger
-    holds anyway: after an edit is forgotten the sums are added up again from the others, in their
-    order, and have the bits they would have had without it.
+    The sums are in float64, are saved in checkpoints, and do not grow with the number of edits.
+    They are built from the ``history`` of the deltas in force, which the ledger holds anyway: after
+    an undo the sums are recomputed from the remaining deltas, in commit order, and are bit for bit
+    what they would have been without the undone edit.
 
-    The factor of a system that contains them is updated by the new keys instead of made anew. When
-    it is made anew depends only on the edits in force, so a resumed run has the same bits.
+    The Cholesky factor of a system with these sums gets low-rank updates with the new keys. The
+    edits at which it is recomputed depend only on the edits in force, so a resumed run has the same
+    bits.
 
     Args:
         layers: The edited layers.
         residuals: Whether Σ RKᵀ is kept.
-        device: Where the sums are.
+        device: Device of the sums.
     """
 
     def __init__(self, layers: Sequence[int], residuals: bool, device: torch.device) -> None:
@@ -61,72 +63,72 @@ class KeyHistory(nn.Module):
         self.with_residuals = residuals
         self.device = device
         self.totals = RunningSums(self._addends)
-        self._factors: dict[int, _Factored] = {}
+        self._factors: dict[int, _CachedFactor] = {}
 
     @property
     def in_force(self) -> list[Delta]:
-        """The deltas that the sums are made of, in the order of their commits."""
+        """The deltas in force, whose keys are summed, in commit order."""
         return self.totals.in_force
 
     def keys(self, layer: int) -> Float[Tensor, "f f"] | None:
-        """Return Σ KKᵀ of a layer; ``None`` while no edit is in force."""
+        """Return the key sum Σ KKᵀ of a layer; ``None`` while no edit is in force."""
         return self.totals.get(f"keys/{layer}")
 
     def residuals(self, layer: int) -> Float[Tensor, "d f"] | None:
-        """Return Σ RKᵀ of a layer; ``None`` while no edit is in force."""
+        """Return the residual sum Σ RKᵀ of a layer; ``None`` while no edit is in force."""
         return self.totals.get(f"residuals/{layer}")
 
     def add(self, delta: Delta) -> None:
-        """Take an edit in."""
+        """Add the keys of a committed edit."""
         self.totals.add(delta)
 
     def note(self, delta: Delta) -> None:
-        """Note that an edit is in force which the sums contain already."""
+        """Register an edit in force whose keys a restored checkpoint already contains."""
         self.totals.note(delta)
 
     def remove(self, delta: Delta) -> None:
-        """Take an edit out; one that is not in the history changes nothing."""
+        """Remove the keys of an undone edit; a no-op for one that is not in the history."""
         if self.totals.remove(delta):
             self._factors.clear()
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """Keep the sums in checkpoints."""
+        """Save the key sums in checkpoints."""
         return self.totals.state()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the sums of a checkpoint."""
+        """Restore the key sums from a checkpoint."""
         self.totals.restore({name: value.to(self.device) for name, value in state.items()})
         self._factors.clear()
 
-    def factored(
-        self, layer: int, of: Callable[[Float[Tensor, "f f"] | None], Preserved]
+    def factor_with_keys(
+        self, layer: int, factor: Callable[[Float[Tensor, "f f"] | None], Preserved]
     ) -> Preserved:
-        """Return a layer's system with the keys of all edits in force, factored.
+        """Return a layer's Cholesky factor with the keys of all edits in force, cached.
 
         Args:
             layer: The layer.
-            of: Factors the system for a sum of keys, the same one for every call of a layer.
+            factor: Factors the system, given Σ KKᵀ; the same function for every call of a layer.
         """
         edits = self.in_force
         known = self._factors.get(layer)
-        seen, anew = (0, 0) if known is None else (known.edits, known.anew)
+        seen, rebuilt_at = (0, 0) if known is None else (known.edits, known.rebuilt_at)
         for number, delta in enumerate(edits[seen:], start=seen + 1):
-            count, width = self._keys(layer, delta).shape
-            if count > _SHARE * width or number - anew >= _UPDATES:
-                anew = number
-        if known is None or known.edits < anew:
-            whole = anew == len(edits)
-            sums = self.totals.state() if whole else self.totals.summed(edits[:anew])
-            known = _Factored(anew, anew, of(sums.get(f"keys/{layer}")))
+            count, width = self._delta_keys(layer, delta).shape
+            if count > _MAX_UPDATE_SHARE * width or number - rebuilt_at >= _MAX_UPDATES:
+                rebuilt_at = number
+        if known is None or known.edits < rebuilt_at:
+            whole = rebuilt_at == len(edits)
+            sums = self.totals.state() if whole else self.totals.summed(edits[:rebuilt_at])
+            known = _CachedFactor(rebuilt_at, rebuilt_at, factor(sums.get(f"keys/{layer}")))
         preserved = known.preserved
         for delta in edits[known.edits :]:
-            if len(keys := self._keys(layer, delta)):
+            if len(keys := self._delta_keys(layer, delta)):
                 preserved = preserved.with_keys(keys.mT)
-        self._factors[layer] = _Factored(len(edits), anew, preserved)
+        self._factors[layer] = _CachedFactor(len(edits), rebuilt_at, preserved)
         return preserved
 
-    def _keys(self, layer: int, delta: Delta) -> Float[Tensor, "n f"]:
-        # An edit that wrote nothing has no keys.
+    def _delta_keys(self, layer: int, delta: Delta) -> Float[Tensor, "n f"]:
+        # An edit without any update has no keys.
         keys = delta.history.get(f"keys/{layer}", torch.empty(0, 1))
         return keys.to(self.device, torch.float64)
 
@@ -134,9 +136,9 @@ class KeyHistory(nn.Module):
     def _addends(self, delta: Delta) -> dict[str, Tensor]:
         added: dict[str, Tensor] = {}
         for layer in self.layers:
-            # An edit that wrote nothing adds nothing.
+            # An edit without any update adds nothing.
             if f"keys/{layer}" in delta.history:
-                keys = self._keys(layer, delta)
+                keys = self._delta_keys(layer, delta)
                 added[f"keys/{layer}"] = keys.mT @ keys
                 if self.with_residuals:
                     residuals = delta.history[f"residuals/{layer}"].to(keys)

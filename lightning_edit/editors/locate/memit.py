@@ -10,23 +10,23 @@ from lightning_edit.functional.solve import Preserved
 
 
 class MEMIT(MultiLayerEditor):
-    r"""Write many associations at once, spread over the MLPs of several consecutive blocks.
+    r"""Mass editing: many facts in one batch, spread over the MLPs of several consecutive blocks.
 
     For each layer, lowest first: :math:`\Delta = R K^\top (\lambda C + K K^\top)^{-1}` (eq. 14)
-    with R the part of the remaining distance to the targets that this layer is to cover (eq. 20).
+    with R this layer's part of the remaining residual to the targets (eq. 20).
 
     Args:
-        moment_weight: λ, how many corpus tokens the second moment C stands for: 15 000 for GPT-J,
-            20 000 for GPT-2 XL in the authors' configs. ``None``: as many as a key has numbers,
-            which at GPT-J's width is 16 384 and writes half of a typical key's residual.
+        moment_weight: λ, the number of corpus tokens that the second moment C stands for: 15 000
+            for GPT-J, 20 000 for GPT-2 XL in the authors' configs. ``None``: the width of a key,
+            which for GPT-J is 16 384 and writes half of a typical key's residual.
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
-        keep_history: Add the keys of earlier edits to λC, so that later batches leave them alone.
+        keep_history: Add the keys of earlier edits to λC, so that later batches preserve them.
             The paper does not; AlphaEdit's authors compare against it as ``MEMIT_seq``.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
-        λ should be read against the width f of a key: of one typical key's residual the share f /
-        (λ + f) is written, so a fixed λ that suits a large model silences a small one.
+        λ is relative to the width f of a key: the share f / (λ + f) of a typical key's residual is
+        written, so a fixed λ that suits a large model suppresses the edits of a small one.
     """
 
     def __init__(
@@ -40,5 +40,5 @@ class MEMIT(MultiLayerEditor):
         self.moment_weight = moment_weight
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor λC and the history."""
-        return self.factored(layer, moment, self.moment_weight)
+        """Factor λC plus the key history."""
+        return self.factor_system(layer, moment, self.moment_weight)

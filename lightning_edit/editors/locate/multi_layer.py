@@ -1,9 +1,8 @@
-"""MultiLayerEditor an edit over several layers: what MEMIT and its relatives share.
+"""Multi-layer editing: MEMIT and its relatives, which spread an edit over several layers.
 
-Each edited layer, lowest first, gets a part of the distance that is left between what the model
-reads at the subjects and what it should read there, by least squares, on the model that the lower
-layers have changed. A member of the family says how a layer's system looks, and whether keys of
-earlier edits belong to it.
+Each edited layer, lowest first, writes a part of the remaining residual (target minus current
+hidden state at the subject) by least squares, on the model with the lower layers already updated.
+A subclass defines a layer's linear system, and whether keys of earlier edits are part of it.
 
 Axis names: ``n`` -- edits; ``r`` -- rows, an edit under one context template; ``d`` -- hidden
 width; ``f`` -- width of a key, the down-projection's input; ``s`` -- some of its entries.
@@ -33,14 +32,14 @@ from lightning_edit.types import EditBatch
 
 
 @dataclass
-class Written:
-    """What one pass over the layers gave, by layer.
+class LayerSolutions:
+    """Per-layer results of one solve over all layers.
 
     Args:
         updates: The update of each layer's down-projection.
         solutions: The solved systems.
-        keys: The keys that were written at, (n, f).
-        residuals: What each layer was to add at them, (n, d).
+        keys: The solved keys, (n, f).
+        residuals: Each layer's part of the residual at those keys, (n, d).
     """
 
     updates: dict[int, WeightUpdate] = field(default_factory=dict)
@@ -50,7 +49,7 @@ class Written:
 
 
 class MultiLayerEditor(LocateThenEdit, family=True):
-    """Family of editors that spread a batch over consecutive layers, one least squares each.
+    """Family of multi-layer editors: a batch spread over consecutive layers, one solve per layer.
 
     Args:
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
@@ -58,8 +57,8 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
-        An undo takes an edit's keys out of the history, so that later edits are solved without it.
-        The updates of edits that were solved while it was in force stay as they were.
+        An undo removes an edit's keys from the history, so that later edits are solved without it.
+        The updates of edits that were solved while it was in force do not change.
     """
 
     site: ClassVar[Site] = "block"
@@ -67,13 +66,13 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     template_openings: ClassVar[tuple[str, ...]] = OPENINGS
     template_lengths: ClassVar[tuple[int, ...]] = (10,) * len(OPENINGS)
     history_keys: ClassVar[Literal["edited", "solved"]] = "edited"
-    """Keys that are remembered: read again on the edited model, or those that were solved for."""
+    """Keys stored in the history: read again on the edited model, or those of the solve."""
     history_residuals: ClassVar[bool] = False
-    """Whether Σ RKᵀ is remembered beside Σ KKᵀ."""
+    """Whether the history holds Σ RKᵀ in addition to Σ KKᵀ."""
     search_original: ClassVar[bool] = False
-    """Whether targets are searched on the weights that the model had when it was bound."""
+    """Whether targets are searched on the original weights, those at binding."""
     history_by_default: ClassVar[bool] = False
-    """For the memory estimate: whether there is a history unless the user says otherwise."""
+    """Whether ``keep_history`` is on by default; for the memory estimate."""
 
     def __init__(self, clamp: float = 0.75, keep_history: bool = False, **search: Any) -> None:
         super().__init__(clamp=clamp, **search)
@@ -83,7 +82,7 @@ class MultiLayerEditor(LocateThenEdit, family=True):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return two or more blocks in the lower third (published: Llama 4 to 8 of 32).
+        """Return the default layers: two or more in the lower third (published: Llama 4-8 of 32).
 
         The last block is never one of them: a target there could not act on later tokens. On the
         embedded model of five blocks, 0 and 1 write 90 % of 20 facts, 0 to 2 only 65 %.
@@ -96,7 +95,7 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     # ------------------------------------------------------------------------------------ history
 
     def on_bind(self) -> None:
-        """Begin an empty history, beside what every locate-then-edit method prepares."""
+        """Bind as every locate-then-edit method does, and start with an empty key history."""
         super().on_bind()
         names = [self.view.parameter(layer) for layer in self.edited_layers]
         if self.search_original:
@@ -110,56 +109,56 @@ class MultiLayerEditor(LocateThenEdit, family=True):
             self.past = KeyHistory(self.edited_layers, self.history_residuals, device)
 
     def remember(self, delta: Delta) -> None:
-        """Add the keys of a committed edit to the history."""
+        """Add the keys of a committed edit to the key history."""
         if self.past is not None:
             self.past.add(delta)
             self._preserved.clear()
 
     def forget(self, delta: Delta) -> None:
-        """Take the keys of an undone edit out of the history, to the bit."""
+        """Remove the keys of an undone edit from the key history, exact to the bit."""
         if self.past is not None:
             self.past.remove(delta)
             self._preserved.clear()
 
     def recall(self, delta: Delta) -> None:
-        """Note an edit whose keys a checkpoint has restored."""
+        """Register an edit in force whose keys a checkpoint has restored."""
         if self.past is not None:
             self.past.note(delta)
             self._preserved.clear()
 
     def search(self, batch: EditBatch) -> Targets:
-        """Find every request's target vector, on the original weights where the method says so.
+        """Search the target vectors, on the original weights if :attr:`search_original` is set.
 
         Args:
             batch: Requests that name their subjects.
         """
-        with self._rewound():
+        with self._original_weights_in_place():
             return super().search(batch)
 
     @contextmanager
-    def _rewound(self) -> Iterator[None]:
-        """Give the model its original bits for a while; nothing where none are kept."""
+    def _original_weights_in_place(self) -> Iterator[None]:
+        """Restore the original weights inside a ``with`` block; a no-op if none are stored."""
         raws = {name: weight(self.language_model, name).raw() for name in self._original}
         now = {name: raw.detach().clone() for name, raw in raws.items()}
         try:
-            _copy(raws, self._original)
+            _copy_into(raws, self._original)
             yield
         finally:
-            _copy(raws, now)
+            _copy_into(raws, now)
 
     # ------------------------------------------------------------------------------------- solving
 
     def residual_divisor(self, remaining: int) -> float:
-        """Return by what the distance is divided when so many layers are left, this one counted."""
+        """Return the residual's divisor, given the number of layers left, this one included."""
         return float(remaining)
 
     def solve(
         self, layer: int, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
     ) -> Solution:
-        """Find a layer's update; ridge least squares unless a method says otherwise."""
+        """Solve one layer's least-squares system; ridge regression unless overridden."""
         return least_squares(keys, residuals, self.preserved(layer))
 
-    def factored(
+    def factor_system(
         self,
         layer: int,
         moment: Float[Tensor, "f f"] | None,
@@ -167,143 +166,149 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         ridge: float = 0.0,
         rows: Int[Tensor, " s"] | None = None,
     ) -> Preserved:
-        """Factor λC + Σ KKᵀ + μI; with the identity for C, λI takes its place.
+        """Factor a layer's system λC + Σ KKᵀ + μI (Cholesky); without C, λI takes its place.
 
         Args:
             layer: The layer.
             moment: C, or ``None`` for the identity.
             lam: λ; ``None``: the width of a key.
             ridge: μ.
-            rows: Entries of a key that are written; ``None``: all.
+            rows: Key entries (neurons) that are written; ``None``: all.
         """
         if lam is None:
             lam = float(weight(self.language_model, self.view.parameter(layer)).shape[1])
         scale = lam
 
-        def of(history: Tensor | None) -> Preserved:
+        def factor(history: Tensor | None) -> Preserved:
             return Preserved.of(
-                self._block(moment, rows),
+                self._submatrix(moment, rows),
                 scale,
-                self._block(history, rows),
+                self._submatrix(history, rows),
                 ridge + (scale if moment is None else 0.0),
                 where=self.view.parameter(layer),
             )
 
         if self.past is None:
-            return of(None)
-        # Which entries are written changes from batch to batch, so no factor of theirs is kept.
-        return self.past.factored(layer, of) if rows is None else of(self.past.keys(layer))
+            return factor(None)
+        # The written entries differ from batch to batch, so their factor is not cached.
+        return (
+            self.past.factor_with_keys(layer, factor)
+            if rows is None
+            else factor(self.past.keys(layer))
+        )
 
-    def _block(self, matrix: Tensor | None, rows: Tensor | None) -> Tensor | None:
-        """Return a matrix, or its rows and columns of some entries, beside the model."""
+    def _submatrix(self, matrix: Tensor | None, rows: Tensor | None) -> Tensor | None:
+        """Return a matrix, or its submatrix of some entries, on the model's device."""
         if matrix is None:
             return None
         placed = matrix.to(self.language_model.device)
         return placed if rows is None else placed[rows][:, rows]
 
     def target(self, targets: Targets) -> Float[Tensor, "n d"]:
-        """Return what :meth:`residual` measures the distance to."""
+        """Return the target values from which :meth:`residual` is computed."""
         return targets.wanted.double()
 
     def residual(
         self, target: Float[Tensor, "n d"], bare: Sequence[TokenizedText]
     ) -> Float[Tensor, "n d"]:
-        """Return what is missing at each subject in the model as it is now."""
-        return target - self.reading(bare)
+        """Return the residual at each subject: target minus the current model's value."""
+        return target - self.current_values(bare)
 
     def update(self, layer: int, solution: Solution) -> WeightUpdate:
-        """Return what is added to a layer's weight."""
+        """Return a layer's weight update from its solution."""
         return LowRank(solution.left.float(), solution.right.float())
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
-        """Return the updates of all layers.
+        """Solve for the updates of all layers.
 
         Args:
             batch: The requests.
             targets: Their target vectors, for the output of the last edited block.
         """
         texts = self.key_texts(batch)
-        with self.solve_layers(texts, self.target(targets)) as written:
-            history = self.to_remember(texts, written)
-        info = self.info(targets, written.solutions)
-        return Delta(batch.ids, self.named(written.updates), info=info, history=history)
+        with self.solve_layers(texts, self.target(targets)) as solved:
+            history = self.history_entries(texts, solved)
+        info = self.info(targets, solved.solutions)
+        return Delta(batch.ids, self.by_parameter(solved.updates), info=info, history=history)
 
     @contextmanager
     def solve_layers(
         self, texts: Sequence[TokenizedText], target: Float[Tensor, "n d"]
-    ) -> Iterator[Written]:
-        """Solve layer after layer; inside the ``with`` block the model has all their updates.
+    ) -> Iterator[LayerSolutions]:
+        """Solve layer by layer; inside the ``with`` block the model has all updates applied.
 
         Args:
-            texts: The requests behind every template, the bare prompt of each first.
-            target: What the model should read at each subject.
+            texts: Every request in every template, the bare prompt of each first.
+            target: Target values at each subject.
         """
-        layers, written = self.edited_layers, Written()
+        layers, solved = self.edited_layers, LayerSolutions()
         bare = texts[:: len(self.templates)]
         with ExitStack() as stack:
             for done, layer in enumerate(layers):
-                written.keys |= self.keys_of(texts, [layer])
+                solved.keys |= self.mean_keys(texts, [layer])
                 rest = self.residual(target, bare) / self.residual_divisor(len(layers) - done)
-                written.residuals[layer] = rest
+                solved.residuals[layer] = rest
                 with self.stage("solve"):
-                    solution = self.solve(layer, written.keys[layer].mT, rest.mT)
+                    solution = self.solve(layer, solved.keys[layer].mT, rest.mT)
                 update = self.update(layer, solution)
-                written.updates[layer] = update
-                written.solutions.append(solution)
-                # The layers above are solved on the model that the lower ones have changed.
-                one = Delta((), self.named({layer: update}))
+                solved.updates[layer] = update
+                solved.solutions.append(solution)
+                # Each layer is solved on the model with the updates of the layers below it.
+                one = Delta((), self.by_parameter({layer: update}))
                 stack.enter_context(one.applied(self.language_model))
-            yield written
+            yield solved
 
-    def reading(self, bare: Sequence[TokenizedText]) -> Float[Tensor, "n d"]:
-        """Return what the model now reads at each subject, where the targets are set."""
+    def current_values(self, bare: Sequence[TokenizedText]) -> Float[Tensor, "n d"]:
+        """Return the current hidden states at each subject, at the layer and site of targets."""
         block = self.view.block(self.edited_layers[-1])
         return self.at_subjects(bare, block.name if self.site == "block" else block.mlp, "output")
 
-    def keys_of(self, texts: Sequence[TokenizedText], layers: Sequence[int]) -> dict[int, Tensor]:
-        """Return the keys of layers, (n, f): half the bare prompt's, half the mean of all others'.
+    def mean_keys(self, texts: Sequence[TokenizedText], layers: Sequence[int]) -> dict[int, Tensor]:
+        """Return keys per layer, (n, f): mean of the bare prompt's key and all other texts' mean.
 
         Args:
-            texts: The requests behind every template, the bare prompt of each first.
+            texts: Every request in every template, the bare prompt of each first.
             layers: The layers, read in one pass.
         """
         names = {layer: self.view.down_projection(layer) for layer in layers}
         wanted: dict[str, Side] = dict.fromkeys(names.values(), "input")
         read = self.all_at_subjects(texts, wanted)
-        return {layer: self._mean(read[name]) for layer, name in names.items()}
+        return {layer: self._average_over_templates(read[name]) for layer, name in names.items()}
 
-    def _mean(self, keys: Float[Tensor, "r f"]) -> Float[Tensor, "n f"]:
+    def _average_over_templates(self, keys: Float[Tensor, "r f"]) -> Float[Tensor, "n f"]:
         grouped = keys.reshape(-1, len(self.templates), keys.shape[1])
         if len(self.templates) == 1:
             return grouped[:, 0]
         return torch.stack([grouped[:, 0], grouped[:, 1:].mean(1)]).mean(0)
 
-    def to_remember(self, texts: Sequence[TokenizedText], written: Written) -> dict[str, Tensor]:
-        """Return what goes into a delta for the history; the model has the updates now."""
+    def history_entries(
+        self, texts: Sequence[TokenizedText], solved: LayerSolutions
+    ) -> dict[str, Tensor]:
+        """Return a delta's history (keys, residuals); called while the updates are applied."""
         if not self.keep_history:
             return {}
         if self.history_keys == "solved":
-            keys = written.keys
+            keys = solved.keys
         else:
-            keys = self.keys_of(texts, self.edited_layers)
+            keys = self.mean_keys(texts, self.edited_layers)
         history = {f"keys/{layer}": value.float() for layer, value in keys.items()}
         if self.history_residuals:
-            for layer, value in written.residuals.items():
+            for layer, value in solved.residuals.items():
                 history[f"residuals/{layer}"] = value.float()
         return history
 
-    def named(self, updates: Mapping[int, WeightUpdate]) -> dict[str, WeightUpdate]:
-        """Name updates by the parameter they belong to."""
+    def by_parameter(self, updates: Mapping[int, WeightUpdate]) -> dict[str, WeightUpdate]:
+        """Map layer updates to parameter names."""
         return {self.view.parameter(layer): update for layer, update in updates.items()}
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
-        """Estimate memory beside the model: moment, float64 factor, float64 history if kept."""
+        """Estimate extra memory: second moment, float64 factor, float64 history if kept."""
         history = 8 * len(layers) * view.intermediate_size**2 if cls.history_by_default else 0
         return super().memory_bytes(view, layers) + history
 
 
-def _copy(raws: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def _copy_into(raws: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, raw in raws.items():
             raw.copy_(values[name])

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.multi_layer import MultiLayerEditor, Written
+from lightning_edit.editors.locate.multi_layer import LayerSolutions, MultiLayerEditor
 from lightning_edit.editors.locate.target_search import Targets
 from lightning_edit.editors.one_by_one import concat_low_rank
 from lightning_edit.edits.delta import Delta, LowRank
@@ -21,34 +21,33 @@ log = logging.getLogger(__name__)
 
 
 class NSE(MultiLayerEditor):
-    r"""Sequential MEMIT that aims from the original model and writes to the most active neurons.
+    r"""Sequential MEMIT on the most active neurons, with targets searched on the original weights.
 
-    Targets are searched on the original weights; only the entries J of a key that carry most of
-    the batch's activity are written, :math:`\Delta_J = R K_J^\top (\lambda C_{JJ} + \sum K_p
-    K_p^\top|_{JJ} + K_J K_J^\top)^{-1}`; facts that are still far from their targets are written
-    again.
+    Only the entries J of a key (neurons) that carry most of the batch's activity are written,
+    :math:`\Delta_J = R K_J^\top (\lambda C_{JJ} + \sum K_p K_p^\top|_{JJ} + K_J K_J^\top)^{-1}`;
+    facts that are still far from their targets are written again.
 
     Args:
         moment_weight: λ: 15 000 for GPT-J and Llama 3, 10 000 for GPT-2 XL in the authors' configs;
             ``None``: the width of a key.
         neurons: Share of the keys' activity that the written neurons carry: 0.8 for GPT-J; 1, all
             neurons, for GPT-2 XL and Llama 3.
-        reached: A fact this close to its target is not written (again).
-        too_far: A fact this far from its target is left out, with a warning; ``None``: none is.
+        reached: Distance to the target up to which a fact is not written (again).
+        too_far: Distance from which a fact is skipped, with a warning; ``None``: none is.
         distance: Unit of both: ``relative`` to ‖h₀‖, or ``absolute``, as the published values are
             (15 and 100 for GPT-J, 35 and 150 for GPT-2 XL, 2.5 and 50 for Llama 3).
         passes: Most times that a fact is written (2 in the authors' configs, whose third iteration
-            only looks).
+            writes nothing).
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
-        keep_history: Whether later batches leave the keys of earlier ones alone.
+        keep_history: Whether later batches preserve the keys of earlier ones.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
-        Published distances depend on the width of a model and the scale of its activations, so the
-        default is relative, and its value this library's own choice. The authors put the keys of
-        facts that were too far into the history although nothing was written for them; here they
-        are left out. Where one neuron alone exceeds the share, it is written. Bind the editor to
-        the unedited model: its weights then are the original ones.
+        Published distances depend on a model's width and activation scale, so the default is
+        relative, with a value chosen by this library. The authors' code adds the keys of skipped
+        facts to the history although nothing was written for them; here they are left out. A single
+        neuron that exceeds the share is still written. Bind the editor to the unedited model: the
+        weights at binding are the original ones.
     """
 
     history_by_default: ClassVar[bool] = True
@@ -80,24 +79,24 @@ class NSE(MultiLayerEditor):
         self.passes = passes
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor λC and the history, over all neurons."""
-        return self.factored(layer, moment, self.moment_weight)
+        """Factor λC plus the key history, over all neurons."""
+        return self.factor_system(layer, moment, self.moment_weight)
 
     def solve(
         self, layer: int, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
     ) -> Solution:
-        """Find the update of the columns of the most active neurons."""
+        """Solve least squares for the weight columns of the most active neurons."""
         if self.neurons == 1:
             return super().solve(layer, keys, residuals)
         rows = most_active(keys, self.neurons)
-        preserved = self.factored(layer, self._moments[layer], self.moment_weight, rows=rows)
+        preserved = self.factor_system(layer, self._moments[layer], self.moment_weight, rows=rows)
         solution = least_squares(keys[rows], residuals, preserved)
         right = solution.right.new_zeros(len(solution.right), len(keys))
         right[:, rows] = solution.right
         return replace(solution, right=right)
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
-        """Return the updates of all layers, the sum over the passes.
+        """Solve for the updates of all layers, summed over the passes.
 
         Args:
             batch: The requests.
@@ -113,23 +112,23 @@ class NSE(MultiLayerEditor):
             for _ in range(self.passes):
                 distances = self.residual(target, bare).norm(dim=1) / unit
                 if within is None:
-                    within = self._within(batch, distances)
-                far = [int(i) for i in (within & (distances > self.reached)).nonzero()]
-                if not far:
+                    within = self._within_reach(batch, distances)
+                to_write = [int(i) for i in (within & (distances > self.reached)).nonzero()]
+                if not to_write:
                     break
-                part = [text for text in texts if text.request in far]
-                written = stack.enter_context(self.solve_layers(part, target[far]))
-                for layer, update in written.updates.items():
+                part = [text for text in texts if text.request in to_write]
+                solved = stack.enter_context(self.solve_layers(part, target[to_write]))
+                for layer, update in solved.updates.items():
                     assert isinstance(update, LowRank)  # `update` is not overridden
                     updates[layer] = concat_low_rank(updates.get(layer), update)
-                solutions += written.solutions
+                solutions += solved.solutions
             kept = [text for text in texts if within is not None and bool(within[text.request])]
-            history = self.to_remember(kept, Written()) if kept else {}
+            history = self.history_entries(kept, LayerSolutions()) if kept else {}
         info = self.info(targets, solutions)
-        return Delta(batch.ids, self.named(updates), info=info, history=history)
+        return Delta(batch.ids, self.by_parameter(updates), info=info, history=history)
 
-    def _within(self, batch: EditBatch, distances: Float[Tensor, " n"]) -> Tensor:
-        """Return which facts are near enough to be edited at all; name the others."""
+    def _within_reach(self, batch: EditBatch, distances: Float[Tensor, " n"]) -> Tensor:
+        """Return a mask of the facts close enough to edit, and log a warning about the others."""
         if self.too_far is None:
             return torch.ones_like(distances, dtype=torch.bool)
         within = distances < self.too_far

@@ -15,30 +15,30 @@ from lightning_edit.inference.suffix.forward import Site
 
 
 class PMET(MultiLayerEditor):
-    r"""MEMIT with a target for the MLP alone: what attention should carry is searched beside it.
+    r"""MEMIT with separate attention and MLP targets, of which only the MLP target is written.
 
     Two vectors are searched, for the outputs of attention and of the MLP of the last edited block.
-    Only the MLP's is written, spread over the layers by the square root of their number:
+    The MLP's residual is spread over the layers by the square root of their number:
     :math:`\Delta = \frac{R}{\sqrt{|L| - i}} K^\top (\lambda C + K K^\top)^{-1}`.
 
     Args:
         moment_weight: λ: 6000 for GPT-J, 15 000 for GPT-NeoX in the authors' configs; ``None``: the
             width of a key.
-        ease: Weight of the answer in a pass after one in which the target was the likeliest answer
-            in all contexts (0.1 in the authors' code).
-        calm: A search ends when that holds and the divergence's term is at most this (0.01).
+        ease: Weight of the answer loss in the pass after one in which the target was the top-1
+            answer in all contexts (0.1 in the authors' code).
+        calm: Early stopping: a search ends when the target is top-1 and the KL term is at most this
+            (0.01).
         lr: Adam's learning rate (0.2 for GPT-J in the authors' configs).
-        steps: Passes of the search (30 for GPT-J).
-        kl_factor: Weight of the divergence (1.0 for GPT-J).
-        clamp: Largest norm of each vector over that of the output it is added to (0.75).
-        keep_history: Whether later batches leave the keys of earlier ones alone; the paper has
-            no history.
+        steps: Forward passes of the search (30 for GPT-J).
+        kl_factor: Weight of the KL divergence (1.0 for GPT-J).
+        clamp: Largest norm of each vector relative to the output it is added to (0.75).
+        keep_history: Whether later batches preserve the keys of earlier ones; not in the paper.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
-        As in the authors' code, the vector for attention has no part in the update, so the share of
-        the answer that it carried in the search is missing afterwards. The authors' comparison of
-        two probabilities for equality is one of token ids here.
+        As in the authors' code, the attention vector has no part in the update, so its share of the
+        answer in the search is missing after the edit. The authors' code tests two probabilities
+        for equality; here token ids are compared.
     """
 
     site: ClassVar[Site] = "attention+mlp"
@@ -69,13 +69,13 @@ class PMET(MultiLayerEditor):
         )
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor λC and the history."""
-        return self.factored(layer, moment, self.moment_weight)
+        """Factor λC plus the key history."""
+        return self.factor_system(layer, moment, self.moment_weight)
 
     def residual_divisor(self, remaining: int) -> float:
-        """Return the square root of the number of layers left."""
+        """Return the residual's divisor, the square root of the number of layers left."""
         return math.sqrt(remaining)
 
     def target(self, targets: Targets) -> Float[Tensor, "n d"]:
-        """Return the MLP's targets, which stand behind those of attention."""
+        """Return the MLP targets, the second half of the target vectors (attention comes first)."""
         return targets.wanted.double().chunk(2, dim=1)[1]

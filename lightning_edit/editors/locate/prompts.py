@@ -1,7 +1,7 @@
-"""The texts that a target search and its keys are computed on.
+"""Tokenised prompts for target search and keys: requests in context templates, "{subject} is a".
 
-A request is put behind each context template; what the subject's last token looks like then does
-not depend on one wording.
+Each request is prefixed with every context template, so that the subject's representation does not
+depend on a single wording.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from lightning_edit.types import EditBatch, EditRequest
 KlPosition = Literal["subject_last", "prompt_end"]
 
 
-def _place(request: EditRequest, template: str) -> tuple[str, int]:
-    """Return the request's prompt in a template, and the offset just after its subject."""
+def _fill_template(request: EditRequest, template: str) -> tuple[str, int]:
+    """Return the prompt filled into a template, and the character offset after its subject."""
     start = template.index("{}")
     if request.subject_end is None:
         raise ValueError(f"request {request.id} names no subject")
@@ -31,7 +31,7 @@ def _place(request: EditRequest, template: str) -> tuple[str, int]:
 def rewriting_texts(
     tokenizer: Any, batch: EditBatch, templates: Sequence[str]
 ) -> list[TokenizedText]:
-    """Return every request behind every template, with its answer.
+    """Tokenise the rewriting prompts: every request in every context template, with its answer.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -39,10 +39,10 @@ def rewriting_texts(
         templates: Texts with one ``{}``, the bare ``"{}"`` first.
 
     Returns:
-        ``len(templates)`` texts a request, in the order of the batch.
+        ``len(templates)`` texts per request, in the order of the batch.
     """
     leads = encode_prompts(tokenizer, [one[: one.index("{}")].rstrip() for one in templates])
-    placed = [_place(request, one) for request in batch.requests for one in templates]
+    placed = [_fill_template(request, one) for request in batch.requests for one in templates]
     targets = [request.target for request in batch.requests for _ in templates]
     prompts = [prompt for prompt, _ in placed]
     subjects = subject_last_indices(tokenizer, placed)
@@ -50,26 +50,26 @@ def rewriting_texts(
     texts = []
     for number, ((ids, answer), subject) in enumerate(zip(pairs, subjects, strict=True)):
         request, template = divmod(number, len(templates))
-        lead = _alike(ids[:subject], leads[template])
+        lead = _common_prefix_length(ids[:subject], leads[template])
         whole = tuple(ids + answer[:-1])
         texts.append(TokenizedText(request, whole, subject, tuple(answer), lead=lead))
     return texts
 
 
-def _alike(ids: Sequence[int], others: Sequence[int]) -> int:
-    """Return how many tokens are the same at the beginning."""
+def _common_prefix_length(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Return the length of the common prefix of two token sequences."""
     pairs = zip(ids, others, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def essence_texts(tokenizer: Any, batch: EditBatch, position: KlPosition) -> list[TokenizedText]:
-    """Return "{subject} is a" for every request, with the position that must not drift.
+    """Tokenise the KL prompts "{subject} is a" (essence), with the position that must not drift.
 
     Args:
         tokenizer: A fast tokenizer.
         batch: Requests that name their subjects.
-        position: ``subject_last``: what the authors' code reads; the words after the subject have
-            no effect then and are left out. ``prompt_end``: what the paper describes.
+        position: ``subject_last``: as in the authors' code; the words after the subject then have
+            no effect and are left out. ``prompt_end``: as in the paper.
     """
     prompts = [f"{request.subject} is a" for request in batch.requests]
     ends = [len(str(request.subject)) for request in batch.requests]
@@ -85,17 +85,17 @@ def essence_texts(tokenizer: Any, batch: EditBatch, position: KlPosition) -> lis
 def merge_watched(
     texts: Sequence[TokenizedText], watched: Sequence[TokenizedText]
 ) -> list[TokenizedText]:
-    """Join both kinds of text; what a longer text already computes is not computed twice.
+    """Merge rewriting and KL texts, dropping a KL text that is a prefix of another one.
 
-    A watched text that is the beginning of one of its request's texts, and is changed at the same
-    token, has the same distribution there: attention looks back only.
+    A watched text that is a prefix of one of its request's texts, with the same subject position,
+    has the same distribution there, because attention is causal.
 
     Args:
         texts: Texts with answers.
-        watched: At most one text a request.
+        watched: At most one text per request.
 
     Returns:
-        All texts, those of one request together.
+        All texts, grouped by request.
     """
     merged: list[TokenizedText] = list(texts)
     for text in watched:

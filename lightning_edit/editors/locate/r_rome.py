@@ -12,13 +12,13 @@ from lightning_edit.types import EditBatch
 
 
 class RROME(LocateThenEdit):
-    r"""ROME with one key in both places of its formula, so that no single edit explodes.
+    r"""R-ROME: ROME with the same key in numerator and denominator, so that no edit explodes.
 
     :math:`\Delta = (v_* - v)(C^{-1}k)^\top / (k^\top C^{-1}k)`.
 
     Args:
-        key: ``averaged``: k and v are means over the context templates (R-ROME). ``prompt``: those
-            of the bare prompt (p-ROME).
+        key: ``averaged``: k and v are means over the context templates (R-ROME). ``prompt``: k and
+            v of the bare prompt (p-ROME).
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
@@ -38,11 +38,11 @@ class RROME(LocateThenEdit):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return ROME's block."""
+        """Return ROME's default layer."""
         return ROME.default_layers(num_blocks)
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
-        """Return the rank-one update of one request.
+        """Solve for the rank-one update of one request.
 
         Args:
             batch: One request.

@@ -11,17 +11,17 @@ from lightning_edit.types import EditBatch
 
 
 class ROME(LocateThenEdit):
-    r"""Write one association a time into one MLP, exactly, moving other keys least (section 3.1).
+    r"""Rank-one edit of one MLP layer: one fact at a time, with an equality constraint (sec. 3.1).
 
-    :math:`\Delta = (v_* - v)\,u^\top / (k^\top u)` with :math:`u = C^{-1}\bar k`. Arguments and
-    their sources: :class:`~lightning_edit.editors.locate.base.LocateThenEdit`. A batch is written
-    one request after another.
+    :math:`\Delta = (v_* - v)\,u^\top / (k^\top u)` with :math:`u = C^{-1}\bar k`, the update that
+    moves other keys least. Arguments and their sources:
+    :class:`~lightning_edit.editors.locate.base.LocateThenEdit`. A batch is written one by one.
 
     Note:
         As in the authors' code, the direction u comes from the mean key over all context templates
-        and the scale from the key of the bare prompt. Where the two differ much (a subject that
-        begins the prompt) the update can explode;
-        :class:`~lightning_edit.editors.locate.r_rome.RROME` uses one key in both places.
+        and the scale from the key of the bare prompt. Where the two differ much (a subject at the
+        start of the prompt) the update norm can explode;
+        :class:`~lightning_edit.editors.locate.r_rome.RROME` uses one key for both.
     """
 
     batched: ClassVar[bool] = False
@@ -33,11 +33,11 @@ class ROME(LocateThenEdit):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return the block a fifth up (published: GPT-J 5 of 28, Llama 5 of 32; atlas: 0 of 5)."""
+        """Return the default layer (published: GPT-J 5 of 28, Llama 5 of 32; atlas: 0 of 5)."""
         return [int(0.19 * (num_blocks - 1))]
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
-        """Return the rank-one update of one request.
+        """Solve for the rank-one update of one request.
 
         Args:
             batch: One request.
@@ -50,7 +50,7 @@ class ROME(LocateThenEdit):
             solution = least_squares(
                 keys.mean(0)[:, None], residual[:, None], self.preserved(layer), "equality"
             )
-        # The row is scaled to 1 at the mean key; the authors scale it to 1 at the bare prompt's.
+        # The row gives 1 at the mean key; the authors' code scales it to 1 at the bare prompt's.
         right = solution.right / (solution.right @ keys[0])
         update = LowRank(solution.left.float(), right.float())
         name = self.view.parameter(layer)

@@ -1,7 +1,7 @@
-"""What a target search minimises, and when a request is done.
+"""Objective and early stopping of the target search.
 
-Objective and stopping rule are those of the authors' code of ROME (arXiv 2202.05262, section 3.1)
-and MEMIT (arXiv 2210.07229, section 4.3); what is ENCORE's or PMET's says so.
+Both are those of the authors' code of ROME (arXiv 2202.05262, section 3.1) and MEMIT (arXiv
+2210.07229, section 4.3), unless marked as ENCORE's or PMET's.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """What happens once all answer tokens are the likeliest ones in all texts of a request.
+    """Early stopping once all answer tokens of a request are top-1 (argmax) in all its texts.
 
     Args:
-        patience: The request is done in the so-manieth pass in which that holds (ENCORE's
-            most-probable early stopping); ``None``: it is no reason to stop.
-        answer_weight: Weight of the answer in the next pass (PMET); 1 changes nothing.
-        max_kl: The request is done if besides the divergence's term is at most this (PMET).
+        patience: Passes with that condition after which the request is done (ENCORE's most-probable
+            early stopping); ``None``: no early stopping by patience.
+        answer_weight: Weight of the answer loss in the next pass (PMET); 1 changes nothing.
+        max_kl: With that condition, the request is done if its KL term is at most this (PMET).
     """
 
     patience: int | None = None
@@ -29,32 +29,32 @@ class EarlyStopping:
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience counts passes, expected 1 or more, got {self.patience}")
 
-    def done(self, passes: Tensor, certain: Tensor, divergence: Tensor) -> Tensor:
-        """Return which requests are done; ``passes``: in how many it has held for each."""
-        done = torch.zeros_like(certain)
+    def done(self, passes: Tensor, is_top1: Tensor, divergence: Tensor) -> Tensor:
+        """Return a mask of the requests that stop; ``passes`` counts each one's top-1 passes."""
+        done = torch.zeros_like(is_top1)
         if self.patience is not None:
-            done = done | (certain & (passes >= self.patience))
+            done = done | (is_top1 & (passes >= self.patience))
         if self.max_kl is not None:
-            done = done | (certain & (divergence <= self.max_kl))
+            done = done | (is_top1 & (divergence <= self.max_kl))
         return done
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What the search minimises, and how.
+    """Objective and optimiser settings of the target search.
 
-    Over the vector δ of a request: the mean over its texts of the mean negative log-likelihood of
-    the answer's tokens, plus ``kl_factor`` · KL(now ‖ before) at the watched position, plus
-    ``weight_decay`` · ‖δ‖ / ‖h₀‖², with h₀ the site's output on the bare prompt.
+    The loss over the vector δ of a request: the mean over its texts of the mean negative
+    log-likelihood of the answer tokens, plus ``kl_factor`` · KL(now ‖ before) at the watched
+    position, plus ``weight_decay`` · ‖δ‖ / ‖h₀‖², with h₀ the site's output on the bare prompt.
 
     Args:
-        steps: Passes; the last one does not step.
+        steps: Forward passes; the last one does not step.
         lr: Learning rate of Adam.
-        kl_factor: Weight of the divergence.
+        kl_factor: Weight of the KL divergence.
         weight_decay: Weight of the norm.
-        clamp: After every step ‖δ‖ is cut to ``clamp`` · ‖h₀‖.
-        threshold: A request whose loss is below this is done, before it would step.
-        early_stopping: What happens once the answer is the likeliest one.
+        clamp: ‖δ‖ is projected to at most ``clamp`` · ‖h₀‖ after every step.
+        threshold: Loss below which a request is done, before it would step.
+        early_stopping: Stopping rule once the answer is top-1.
     """
 
     steps: int

@@ -1,8 +1,8 @@
-"""Target search: the vector that makes a language model say something else.
+"""Target search: gradient descent for the vector δ that makes a model predict the new answer.
 
-One vector a request is found by gradient descent; all requests of a pass are optimised together,
-and each leaves when it is done. Objective, positions and stopping rule are those of the authors'
-code of ROME (arXiv 2202.05262, section 3.1) and MEMIT (arXiv 2210.07229, section 4.3).
+One vector per request; all requests of a pass are optimised together, and each leaves the batch
+when it is done. Objective, positions and stopping rule are those of the authors' code of ROME
+(arXiv 2202.05262, section 3.1) and MEMIT (arXiv 2210.07229, section 4.3).
 
 Axis names: ``n`` -- requests; ``r`` -- rows (texts); ``d`` -- hidden width; ``f`` -- key width;
 ``w`` -- width of the site: d, or 2d where one vector is searched for attention and one for the MLP.
@@ -25,20 +25,20 @@ from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 
 Loss = Callable[[SuffixForward, Sequence[TokenizedText], Tensor], Tensor]
-"""What a pass minimises besides the decay, one value a request: from the tail that ran, its texts,
-and the logits at their answers' tokens and then at their watched places."""
+"""Loss of a pass without the weight decay, one value per request: from the suffix forward pass, its
+texts, and the logits at the answer tokens, then at the watched positions."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a search found, one line a request.
+    """Target vectors found by a search, one row per request.
 
     Args:
         delta: The vectors δ.
         initial: h₀, the site's output on the bare prompt.
-        keys: Inputs of the site's down-projection at the subject, one line a text with an answer.
+        keys: Inputs of the site's down-projection at the subject, one row per text with an answer.
         values: Outputs of the same layer.
-        losses: Loss when the request was done.
+        losses: Final loss of each request.
         steps: Optimiser steps taken.
     """
 
@@ -55,7 +55,7 @@ class Targets:
         return self.initial + self.delta
 
     def only(self, number: int) -> "Targets":
-        """Return what was found for one request."""
+        """Return the targets of one request."""
         one = slice(number, number + 1)
         return Targets(
             self.delta[one],
@@ -69,7 +69,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class _HeadPositions:
-    """Where a pass reads the head, for the requests still searching (numbered 0 … n-1)."""
+    """Positions at which a pass computes logits, for the active requests (numbered 0 … n-1)."""
 
     rows: Int[Tensor, " m"]
     positions: Int[Tensor, " m"]
@@ -123,7 +123,7 @@ def search_targets(
     rows_per_pass: int,
     loss_for: Callable[[Sequence[TokenizedText]], Loss] | None = None,
 ) -> Targets:
-    """Find every request's target vector.
+    """Search the target vector of every request with Adam, in batched passes.
 
     Args:
         view: The language model's structure; the model does not change.
@@ -131,16 +131,16 @@ def search_targets(
             first.
         block: Block at which vectors are added.
         site: At the output of its MLP, of the block, or of its attention and its MLP.
-        objective: What is minimised, and how.
-        rows_per_pass: Most texts in one pass, to bound memory; requests are never split.
-        loss_for: Makes the loss of a pass from its texts; ``None``: the objective's likelihood and
-            divergence.
+        objective: Loss weights, optimiser settings and stopping rule.
+        rows_per_pass: Most texts per pass, to bound memory; requests are never split.
+        loss_for: Builds the loss of a pass from its texts; ``None``: the objective's negative
+            log-likelihood and KL divergence.
 
     Returns:
-        Vectors, and what was seen on the way.
+        Target vectors, with keys, values, losses and step counts.
     """
-    groups = list(_groups(texts, rows_per_pass))
-    found = [_search(view, group, block, site, objective, loss_for) for group in groups]
+    groups = list(_split_into_passes(texts, rows_per_pass))
+    found = [_search_pass(view, group, block, site, objective, loss_for) for group in groups]
     order = [request for group in groups for request in dict.fromkeys(t.request for t in group)]
     lines = [part.only(line) for part in found for line in range(len(part.losses))]
     lines = [line for _, line in sorted(zip(order, lines, strict=True), key=lambda pair: pair[0])]
@@ -154,8 +154,10 @@ def search_targets(
     )
 
 
-def _groups(texts: Sequence[TokenizedText], rows_per_pass: int) -> Iterator[list[TokenizedText]]:
-    """Yield whole requests of like length, in as few passes as they fit into, of like size."""
+def _split_into_passes(
+    texts: Sequence[TokenizedText], rows_per_pass: int
+) -> Iterator[list[TokenizedText]]:
+    """Yield length-sorted passes of whole requests: as few as possible, balanced in size."""
     by_request: dict[int, list[TokenizedText]] = {}
     for text in texts:
         by_request.setdefault(text.request, []).append(text)
@@ -173,7 +175,7 @@ def _groups(texts: Sequence[TokenizedText], rows_per_pass: int) -> Iterator[list
     yield group
 
 
-def _search(
+def _search_pass(
     view: ModelView,
     texts: list[TokenizedText],
     block: int,
@@ -181,77 +183,79 @@ def _search(
     objective: Objective,
     loss_for: Callable[[Sequence[TokenizedText]], Loss] | None,
 ) -> Targets:
-    """Optimise the requests of one pass together."""
+    """Optimise the target vectors of one pass together, dropping requests that are done."""
     other = None if loss_for is None else loss_for(texts)
-    tail = build_suffix_forward(view, texts, block, site)
-    reads = _HeadPositions.of(texts, tail.initial.device)
-    count = int(reads.row_request.max()) + 1
-    listed = reads.row_request.tolist()
-    firsts = [listed.index(number) for number in range(count)]
-    dtype = torch.promote_types(tail.initial.dtype, torch.float32)
-    initial = tail.initial[firsts].to(dtype)
+    suffix = build_suffix_forward(view, texts, block, site)
+    head = _HeadPositions.of(texts, suffix.initial.device)
+    count = int(head.row_request.max()) + 1
+    listed = head.row_request.tolist()
+    bare_rows = [listed.index(number) for number in range(count)]
+    dtype = torch.promote_types(suffix.initial.dtype, torch.float32)
+    initial = suffix.initial[bare_rows].to(dtype)
     own: list[list[int]] = [[] for _ in range(count)]
     for row, (text, number) in enumerate(zip(texts, listed, strict=True)):
         if text.answer:
             own[number].append(row)
-    keys, values = [tail.keys[rows] for rows in own], [tail.values[rows] for rows in own]
-    norm = _norms(initial, tail.parts)
+    keys, values = [suffix.keys[rows] for rows in own], [suffix.values[rows] for rows in own]
+    norm = _norms(initial, suffix.parts)
     delta = torch.zeros_like(initial, requires_grad=True)
-    # Adam works entry by entry, so together is the same as one by one.
+    # Adam is elementwise, so joint optimisation equals one optimiser per request.
     optimizer = torch.optim.Adam([delta], lr=objective.lr)
     losses, steps = torch.zeros(count, dtype=dtype), [0] * count
     searching = torch.arange(count, device=initial.device)
-    weights, certain = torch.ones_like(initial[:, 0]), torch.zeros_like(searching)
+    weights, top1_passes = torch.ones_like(initial[:, 0]), torch.zeros_like(searching)
     before: Tensor | None = None
     for step in range(objective.steps):
         final = step == objective.steps - 1
         with torch.set_grad_enabled(not final):
-            loss_of = None if other is None else partial(other, tail, texts)
-            seen = _evaluate_objective(
-                tail, reads, delta, norm, before, searching, weights, objective, loss_of
+            loss_of = None if other is None else partial(other, suffix, texts)
+            result = _evaluate_objective(
+                suffix, head, delta, norm, before, searching, weights, objective, loss_of
             )
-        loss = seen.loss
-        before = seen.watched if before is None else before
+        loss = result.loss
+        before = result.watched if before is None else before
         losses[searching] = loss.detach().to("cpu", losses.dtype)
-        certain[searching] += seen.certain
+        top1_passes[searching] += result.is_top1
         weights[searching] = torch.where(
-            seen.certain, objective.early_stopping.answer_weight, 1.0
+            result.is_top1, objective.early_stopping.answer_weight, 1.0
         ).to(dtype)
-        done = objective.early_stopping.done(certain[searching], seen.certain, seen.divergence)
-        going = (loss.detach() >= objective.threshold) & ~done
-        if final or not bool(going.any()):
+        done = objective.early_stopping.done(
+            top1_passes[searching], result.is_top1, result.divergence
+        )
+        active = (loss.detach() >= objective.threshold) & ~done
+        if final or not bool(active.any()):
             break
-        (delta.grad,) = torch.autograd.grad(loss[going].sum(), delta)
+        (delta.grad,) = torch.autograd.grad(loss[active].sum(), delta)
         kept = delta.detach().clone()
         optimizer.step()
-        searching = searching[going]
+        searching = searching[active]
         with torch.no_grad():
-            stepped = _clamped(delta[searching], objective.clamp * norm[searching])
+            stepped = _clamp_norms(delta[searching], objective.clamp * norm[searching])
             delta.copy_(kept.index_copy(0, searching, stepped))
         for number in searching.tolist():
             steps[number] += 1
-        if not bool(going.all()):
-            staying = going[reads.row_request]
-            texts = [text for text, stays in zip(texts, staying.tolist(), strict=True) if stays]
-            before = before[going[reads.watched]]
-            tail = tail.select(staying.nonzero().squeeze(1))
-            reads = _HeadPositions.of(texts, tail.initial.device)
+        if not bool(active.all()):
+            kept_rows = active[head.row_request]
+            texts = [text for text, stays in zip(texts, kept_rows.tolist(), strict=True) if stays]
+            before = before[active[head.watched]]
+            suffix = suffix.select(kept_rows.nonzero().squeeze(1))
+            head = _HeadPositions.of(texts, suffix.initial.device)
     return Targets(delta.detach(), initial, keys, values, losses.tolist(), steps)
 
 
 @dataclass(frozen=True)
 class _StepResult:
-    """What one pass saw of the requests still searching."""
+    """Loss and stopping signals of one optimisation step, for the active requests."""
 
     loss: Tensor
     divergence: Tensor
-    certain: Tensor
+    is_top1: Tensor
     watched: Tensor
 
 
 def _evaluate_objective(
-    tail: SuffixForward,
-    reads: _HeadPositions,
+    suffix: SuffixForward,
+    head: _HeadPositions,
     delta: Tensor,
     norm: Tensor,
     before: Tensor | None,
@@ -260,27 +264,27 @@ def _evaluate_objective(
     objective: Objective,
     other: Callable[[Tensor], Tensor] | None,
 ) -> _StepResult:
-    """Return the loss of every request still searching, and the watched log-probabilities."""
+    """Evaluate the search objective of every active request: NLL, KL divergence, weight decay."""
     own = delta[searching]
-    logits = tail.logits(own[reads.row_request], reads.rows, reads.positions)
+    logits = suffix.logits(own[head.row_request], head.rows, head.positions)
     divergence = zeros = logits.new_zeros(len(searching))
     if other is not None:
-        # It keeps by itself what it compares with, so no word is watched here.
-        loss, now = other(logits), logits.new_zeros(len(reads.watched), 0)
+        # A custom loss holds its own reference, so no position is watched here.
+        loss, now = other(logits), logits.new_zeros(len(head.watched), 0)
     else:
-        chosen, now = log_probs(logits, reads.targets)
-        nll = mean_by(-chosen, reads.answer_rows, len(reads.answer_request))
-        loss = mean_by(nll, reads.answer_request, len(searching)) * weights[searching]
-        if len(reads.watched):
+        chosen, now = log_probs(logits, head.targets)
+        nll = mean_by(-chosen, head.answer_rows, len(head.answer_request))
+        loss = mean_by(nll, head.answer_request, len(searching)) * weights[searching]
+        if len(head.watched):
             kl = drift(now, now.detach() if before is None else before)
-            divergence = objective.kl_factor * zeros.index_add(0, reads.watched, kl)
-    decay = objective.weight_decay * (_norms(own, tail.parts) / norm[searching] ** 2).sum(1)
-    certain = zeros > 0
+            divergence = objective.kl_factor * zeros.index_add(0, head.watched, kl)
+    decay = objective.weight_decay * (_norms(own, suffix.parts) / norm[searching] ** 2).sum(1)
+    is_top1 = zeros > 0
     if objective.early_stopping != EarlyStopping():
-        likeliest = logits.detach()[: len(reads.targets)].argmax(-1)
-        wrong = (likeliest != reads.targets).to(zeros.dtype)
-        certain = zeros.index_add(0, reads.answer_request[reads.answer_rows], wrong) == 0
-    return _StepResult(loss + divergence + decay, divergence.detach(), certain, now.detach())
+        likeliest = logits.detach()[: len(head.targets)].argmax(-1)
+        wrong = (likeliest != head.targets).to(zeros.dtype)
+        is_top1 = zeros.index_add(0, head.answer_request[head.answer_rows], wrong) == 0
+    return _StepResult(loss + divergence + decay, divergence.detach(), is_top1, now.detach())
 
 
 def _norms(vectors: Tensor, parts: int) -> Tensor:
@@ -289,7 +293,7 @@ def _norms(vectors: Tensor, parts: int) -> Tensor:
     return norms
 
 
-def _clamped(delta: Tensor, largest: Tensor) -> Tensor:
+def _clamp_norms(delta: Tensor, largest: Tensor) -> Tensor:
     parts = largest.shape[1]
     norm = _norms(delta, parts)
     scale = torch.where(norm > largest, largest / norm, torch.ones_like(norm))

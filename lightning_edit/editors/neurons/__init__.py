@@ -1,1 +1,1 @@
-"""Editors of single knowledge neurons."""
+"""Knowledge-neuron editors: attribute a fact to single MLP neurons and change their weights."""

@@ -1,1 +1,1 @@
-"""Editors around another editor: they shape, scale or regularise its update."""
+"""Wrapper editors around a host editor: they shape, scale or regularise its update."""

@@ -9,14 +9,14 @@ from lightning_edit.edits.delta import Dense, LowRank, WeightUpdate
 
 
 class OneLI(UpdateShaper):
-    r"""Go only part of the way from the original to the edited layer.
+    r"""Linear interpolation between the original and the edited weights of a layer.
 
-    :math:`W_\alpha = (1 - \alpha) W_0 + \alpha W_\text{edited}`. With α rising from 0 to 1 an edit
-    takes hold while the model's robustness falls; choose α on facts that are not the test set.
+    :math:`W_\alpha = (1 - \alpha) W_0 + \alpha W_\text{edited}`. From α = 0 to 1 edit success rises
+    while the model's robustness falls; choose α on facts outside the test set.
 
     Args:
         editor: The host; ``None``: fine-tuning of one layer, as in the paper.
-        alpha: α. In a sequence it scales each edit's own increment.
+        alpha: α. In sequential editing it scales each edit's own update.
 
     Note:
         Reconstructed: the paper's abstract defines the interpolation, and no code was published.
@@ -35,7 +35,7 @@ class OneLI(UpdateShaper):
         self.alpha = alpha
 
     def transform(self, name: str, update: WeightUpdate) -> WeightUpdate:
-        """Return the update times α, as factors where the host gave factors.
+        """Scale the update by α; a low-rank update stays low-rank.
 
         Args:
             name: The parameter.
@@ -45,11 +45,11 @@ class OneLI(UpdateShaper):
 
 
 def scaled(update: WeightUpdate, alpha: float) -> WeightUpdate:
-    """Return an update times α, as factors where it has factors.
+    """Scale an update by α; a low-rank update stays low-rank.
 
     Args:
         update: The update of one weight.
-        alpha: α, the part of the way that is gone.
+        alpha: α, the interpolation weight.
     """
     if isinstance(update, LowRank):
         return LowRank(update.left * alpha, update.right)

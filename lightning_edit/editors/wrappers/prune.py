@@ -17,16 +17,16 @@ from lightning_edit.edits.running_sums import RunningSums
 from lightning_edit.functional.shaping import Reduction, restrain
 from lightning_edit.models.weights import weight
 
-#: What names of the largest singular values of unedited matrices begin with in checkpoints.
-_LARGEST = "largest/"
+#: Prefix of the names of unedited spectral norms in checkpoints.
+_NORM_PREFIX = "largest/"
 
 
 class PRUNE(UpdateShaper):
-    r"""Restrain the singular values of everything that edits have added to a matrix.
+    r"""Singular value shrinkage of the total update of each matrix, to bound its condition number.
 
     After every commit the model has :math:`W_0 + f(\sum_i \Delta_i)`: the unedited weights and the
-    sum of the host's own updates in force, of which singular values above the largest one of
-    :math:`W_0` are shrunk, so the edited matrix stays as well conditioned as it was. Until then,
+    sum of the host's own updates in force, whose singular values above the largest one of
+    :math:`W_0` are shrunk, so the edited matrix stays as well conditioned as it was. Below that,
     usually for hundreds of edits, the host's updates pass through unchanged and low-rank.
 
     Args:
@@ -34,16 +34,16 @@ class PRUNE(UpdateShaper):
         reduction: ``log`` or ``linear``, see :func:`~lightning_edit.functional.shaping.restrain`.
         base: Base of the logarithm; e, 2, 1.5 and 1.2 in the authors' code. Smaller shrinks less.
         iterative: The variant of the paper's appendix: the next update is added to the restrained
-            total, so what was shrunk once is shrunk again at every commit.
+            total, so shrunk singular values are shrunk again at every commit.
 
     Note:
         The paper's tables restrain once, at the end of a sequence, and so does the authors' code
-        (weights are saved host_update and treated when they are evaluated). Here the model always
-        is what it would be if the sequence ended now, with one difference: the host searches and
-        solves on the restrained model, as on a model that is in use, and not on the host_update
-        one. The total is *replaced*; the copy of PRUNE in AlphaEdit's repository adds the shrunk
-        total to weights that hold it already. After an undo the other edits stay as they were
-        written; the next commit restrains the sum of those that are in force.
+        (weights are saved unrestrained and restrained at evaluation). Here the model always is what
+        it would be if the sequence ended now, with one difference: the host searches and solves on
+        the restrained model, as on a model in use, and not on the unrestrained one. The total is
+        *replaced*; the copy of PRUNE in AlphaEdit's repository adds the shrunk total to weights
+        that hold it already. After an undo the other edits stay as they were written; the next
+        commit restrains the sum of those in force.
     """
 
     def __init__(
@@ -59,50 +59,52 @@ class PRUNE(UpdateShaper):
         self.reduction: Reduction = reduction
         self.base = base
         self.iterative = iterative
-        self.totals = RunningSums(_added)
-        self._largest: dict[str, float] = {}
+        self.totals = RunningSums(_addends)
+        self._unedited_norms: dict[str, float] = {}
 
     def on_bind(self) -> None:
-        """Bind the host; nothing has been added to this model yet."""
+        """Bind the host, and reset the total updates."""
         super().on_bind()
-        self.totals, self._largest = RunningSums(_added), {}
+        self.totals, self._unedited_norms = RunningSums(_addends), {}
 
     # ------------------------------------------------------------------------------------ history
 
     def remember(self, delta: Delta) -> None:
-        """Count a committed delta into the totals."""
+        """Add a committed delta to the total updates."""
         super().remember(delta)
         self.totals.add(delta)
 
     def forget(self, delta: Delta) -> None:
-        """Take an undone delta out of the totals."""
+        """Remove an undone delta from the total updates."""
         super().forget(delta)
         self.totals.remove(delta)
 
     def recall(self, delta: Delta) -> None:
-        """Note a delta whose part of the totals a checkpoint has restored."""
+        """Register a delta in force whose total updates a checkpoint has restored."""
         super().recall(delta)
         self.totals.note(delta)
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """Keep the totals in checkpoints; their names are not known before the first edit."""
-        largest = self._largest.items()
-        numbers = {_LARGEST + name: torch.tensor(n, dtype=torch.float64) for name, n in largest}
+        """Save the total updates and unedited spectral norms; no names exist before an edit."""
+        largest = self._unedited_norms.items()
+        numbers = {_NORM_PREFIX + name: torch.tensor(n, dtype=torch.float64) for name, n in largest}
         return self.totals.state() | numbers
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Take the totals of a checkpoint."""
-        largest = {name for name in state if name.startswith(_LARGEST)}
-        self._largest = {name.removeprefix(_LARGEST): float(state[name]) for name in largest}
+        """Restore the total updates and unedited spectral norms from a checkpoint."""
+        largest = {name for name in state if name.startswith(_NORM_PREFIX)}
+        self._unedited_norms = {
+            name.removeprefix(_NORM_PREFIX): float(state[name]) for name in largest
+        }
         self.totals.restore({name: state[name] for name in state if name not in largest})
 
     # ------------------------------------------------------------------------------------ shaping
 
     def transform(self, name: str, update: WeightUpdate) -> WeightUpdate:
-        """Return what leads from the weight as it is to the one with the restrained new total.
+        """Return the update from the current weight to the one with the restrained new total.
 
         Args:
-            name: The parameter, which holds its unedited value plus what was added so far.
+            name: The parameter, which holds its unedited value plus all updates so far.
             update: The host's update of it.
         """
         value = update.dense()
@@ -110,13 +112,13 @@ class PRUNE(UpdateShaper):
             return update
         added = self.totals.get(name)
         added = torch.zeros_like(value) if added is None else added.to(value.device)
-        largest = self._largest_unedited(name, added)
-        shrunk_by = self.totals.get(RESTRAINT + name)
-        if shrunk_by is not None:
-            added = added - shrunk_by.to(value.device)
-        change = self._restraint(added + value, largest)
-        if shrunk_by is not None:
-            change = _factored(change.dense() - shrunk_by.to(value.device), 1e-7 * largest)
+        largest = self._unedited_norm(name, added)
+        correction = self.totals.get(RESTRAINT + name)
+        if correction is not None:
+            added = added - correction.to(value.device)
+        change = self._correction(added + value, largest)
+        if correction is not None:
+            change = _truncated_svd(change.dense() - correction.to(value.device), 1e-7 * largest)
         if change.rank == 0:
             return update
         if isinstance(update, Dense):
@@ -126,16 +128,16 @@ class PRUNE(UpdateShaper):
             torch.cat([update.right.double(), change.right]).float(),
         )
 
-    def _shaped(self, delta: Delta) -> Delta:
-        """Shape a delta, and note how much of it is not the host's."""
-        shaped = super()._shaped(delta)
+    def _shape_delta(self, delta: Delta) -> Delta:
+        """Transform a delta, and record in its history the correction to the host's update."""
+        shaped = super()._shape_delta(delta)
         if self.iterative:
             return shaped
         return with_correction(shaped, delta)
 
-    def _restraint(self, total: Float[Tensor, "d_out d_in"], largest: float) -> LowRank:
-        """Return what restrains a total when it is added to it."""
-        # No singular value is above the Frobenius norm: most edits need no decomposition.
+    def _correction(self, total: Float[Tensor, "d_out d_in"], largest: float) -> LowRank:
+        """Return the low-rank correction that shrinks a total's large singular values (SVD)."""
+        # No singular value exceeds the Frobenius norm: most edits need no SVD.
         if float(total.norm()) <= largest:
             return LowRank(total[:, :0], total[:0])
         U, S, Vh = torch.linalg.svd(total, full_matrices=False)
@@ -143,22 +145,22 @@ class PRUNE(UpdateShaper):
         cut = int((shrunk < S).sum())
         return LowRank(U[:, :cut] * (shrunk - S)[:cut], Vh[:cut])
 
-    def _largest_unedited(self, name: str, added: Tensor) -> float:
-        if name not in self._largest:
+    def _unedited_norm(self, name: str, added: Tensor) -> float:
+        if name not in self._unedited_norms:
             original = weight(self.language_model, name).read().to(added.device) - added
-            self._largest[name] = float(torch.linalg.matrix_norm(original, ord=2))
-        return self._largest[name]
+            self._unedited_norms[name] = float(torch.linalg.matrix_norm(original, ord=2))
+        return self._unedited_norms[name]
 
 
-def _factored(value: Float[Tensor, "d_out d_in"], smallest: float) -> LowRank:
-    """Return the factors of a matrix without what is smaller than rounding."""
+def _truncated_svd(value: Float[Tensor, "d_out d_in"], smallest: float) -> LowRank:
+    """Return the truncated SVD factors of a matrix: singular values above ``smallest``."""
     U, S, Vh = torch.linalg.svd(value, full_matrices=False)
     rank = int((smallest < S).sum())
     return LowRank(U[:, :rank] * S[:rank], Vh[:rank])
 
 
-def _added(delta: Delta) -> dict[str, Tensor]:
-    """Return what a delta adds to each matrix, and how much of that is not the host's."""
+def _addends(delta: Delta) -> dict[str, Tensor]:
+    """Return a delta's addends to the totals: each matrix update, and the correction in it."""
     dense = {name: update.dense() for name, update in delta.weights.items()}
     found = {name: value for name, value in dense.items() if value.ndim == 2}
     for name in list(found):

@@ -11,17 +11,17 @@ from lightning_edit.models.weights import weight
 
 
 class RECT(UpdateShaper):
-    """Keep only the entries of a host's update that change their weight relatively most.
+    """Sparsified update: keep only the entries with the largest relative change of their weight.
 
     Args:
         editor: The host; ``None``: MEMIT.
-        kept: Share of each matrix's entries that stay: 0.4 in AlphaEdit's published comparison,
+        kept: Share of each matrix's entries that are kept: 0.4 in AlphaEdit's published comparison,
             0.2 in the authors' own code.
 
     Note:
         The authors' code zeroes in a block that is commented out and divides by weights that may be
-        zero; here 1e-8 is added, as in AlphaEdit's copy. Where a host also trains a bias, that is
-        left as it is. The result is dense whatever the host's update was.
+        zero; here 1e-8 is added, as in AlphaEdit's copy. A bias trained by the host is not changed.
+        The result is dense even if the host's update is low-rank.
     """
 
     def __init__(self, editor: Editor | None = None, kept: float = 0.4) -> None:
@@ -31,7 +31,7 @@ class RECT(UpdateShaper):
         self.kept = kept
 
     def transform(self, name: str, update: WeightUpdate) -> WeightUpdate:
-        """Return the update with most of its entries set to zero.
+        """Sparsify the update: zero the entries with the smallest relative change.
 
         Args:
             name: The parameter, not edited yet.

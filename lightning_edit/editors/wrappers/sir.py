@@ -31,18 +31,18 @@ from lightning_edit.types import EditBatch, EditRequest
 
 log = logging.getLogger(__name__)
 
-#: Facts that are asked in one pass.
-_ROWS = 64
+#: Facts scored per forward pass.
+_FACTS_PER_PASS = 64
 
 
 @dataclass(frozen=True)
-class _Unedited:
-    """How the unedited model takes the facts that it knows.
+class _UneditedFacts:
+    """Facts that the unedited model knows, with its NLL and hidden states as a reference.
 
     Args:
         facts: The facts.
-        nll: Mean negative log-likelihood of each one's answer.
-        wanted: What it reads at their subjects.
+        nll: Mean negative log-likelihood of each fact's answer.
+        wanted: The unedited model's values at the subjects, the targets to restore.
     """
 
     facts: list[EditRequest]
@@ -51,33 +51,34 @@ class _Unedited:
 
 
 class SIR(WrappedEditor):
-    """Find the facts that an edit moved, and write it again together with what they should stay.
+    """Selective impact revision of ripple effects: solve an edit jointly with the facts it damages.
 
-    The host's update is tried; of the facts that it disturbs most, those whose answers have become
-    much less likely than in the unedited model are put into the same least squares, with what that
-    model read at their subjects as their targets.
+    The host's update is applied on trial; of the facts that it disturbs most, those whose answers
+    become much less likely than in the unedited model are added to the same least squares, with the
+    unedited model's values at their subjects as targets.
 
     Args:
-        facts: What may have to be restored: requests whose ``target`` is the answer to keep, a
-            JSONL file of such, or ``atlas``, for the embedded model: geography that no test edit of
-            :class:`~lightning_edit.datamodules.AtlasDataModule` changes and none is scored on. Not
-            the facts that locality is measured on. Those that the model does not know when it is
-            bound are left out.
+        facts: Facts that may have to be restored: requests whose ``target`` is the answer to keep,
+            a JSONL file of such, or ``atlas``, for the embedded model: geography that no test edit
+            of :class:`~lightning_edit.datamodules.AtlasDataModule` changes and none is scored on.
+            Do not use the facts that locality is measured on. Facts that the model does not know at
+            binding are left out.
         editor: The host, a locate-then-edit method that solves batches; ``None``: MEMIT.
-        candidates: Facts that are looked at, by the length of what the update adds at their keys.
-        revised: Most facts that are added to the system in one round.
-        threshold: Rise of an answer's mean negative log-likelihood, in nats, that calls for
-            revision.
-        rounds: Most times that the edit is written again.
-        restore: ``residual``: the targets are what the unedited model reads at the subjects,
-            without any search; ``search``: they are searched like those of edits.
+        candidates: Number of facts to check, ranked by the norm of the update's effect at their
+            keys.
+        revised: Most facts that are added to the system per round.
+        threshold: Rise of an answer's mean negative log-likelihood, in nats, above which a fact is
+            revised.
+        rounds: Most times that the edit is solved again.
+        restore: ``residual``: the targets are the unedited model's values at the subjects, without
+            a search; ``search``: they are searched like those of edits.
 
     Note:
-        Reconstructed from the abstract and summaries: neither the full text nor code could be had.
-        What the summaries find by a knowledge graph and embeddings is here the first-order effect
-        of the update, ‖Δk‖; facts about the subjects of the edit and of earlier ones are left to
-        change with them. The summaries speak of one edit; in a sequence, comparing with the model
-        before the latest edit would let many small steps through.
+        Reconstructed from the abstract and summaries: neither the full text nor code was available.
+        The summaries find affected facts by a knowledge graph and embeddings; here by the
+        first-order effect of the update, ‖Δk‖. Facts about the subjects of the edit and of earlier
+        ones may change with them. The summaries describe a single edit; in a sequence, comparing
+        with the model before the latest edit would let many small changes through.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class SIR(WrappedEditor):
                 f"method that solves batches, such as MEMIT or AlphaEdit; got "
                 f"{type(self.editor).__name__}"
             )
-        self.facts = _read(facts) if isinstance(facts, str) else list(facts)
+        self.facts = _load_facts(facts) if isinstance(facts, str) else list(facts)
         if not self.facts or any(fact.subject is None for fact in self.facts):
             nameless = [fact.id for fact in self.facts if fact.subject is None]
             raise ValueError(
@@ -110,18 +111,18 @@ class SIR(WrappedEditor):
         self.rounds = rounds
         self.restore = restore
         self._in_force: list[Delta] = []
-        self._unedited = _Unedited([], torch.zeros(0), torch.zeros(0, 0))
+        self._unedited = _UneditedFacts([], torch.zeros(0), torch.zeros(0, 0))
 
     @property
     def host(self) -> LocateThenEdit:
-        """The host, as what it was checked to be."""
+        """The host editor, typed as a locate-then-edit method."""
         return cast("LocateThenEdit", self.editor)
 
     def on_bind(self) -> None:
-        """Bind the host, and see which facts the model knows and how."""
+        """Bind the host, and score the facts on the unedited model to keep the known ones."""
         super().on_bind()
         self._in_force = []
-        nll, right = self._answers(self.facts)
+        nll, right = self._answer_nll(self.facts)
         known = list(compress(self.facts, right.tolist()))
         if not known:
             log.warning(
@@ -129,47 +130,47 @@ class SIR(WrappedEditor):
                 "revised; give it facts that the model answers right",
                 len(self.facts),
             )
-        wanted = self._read_now(known, ["{}"]).wanted if known else torch.zeros(0, 0)
-        self._unedited = _Unedited(known, nll[right], wanted)
+        wanted = self._current_targets(known, ["{}"]).wanted if known else torch.zeros(0, 0)
+        self._unedited = _UneditedFacts(known, nll[right], wanted)
 
     # ------------------------------------------------------------------------------------ history
 
     def remember(self, delta: Delta) -> None:
-        """Note whose facts a committed edit was about."""
+        """Record a committed edit and its subjects."""
         super().remember(delta)
         self._in_force.append(delta)
 
     def forget(self, delta: Delta) -> None:
-        """Take back what was noted of an undone edit."""
+        """Remove the record of an undone edit."""
         super().forget(delta)
         self._in_force = [kept for kept in self._in_force if kept is not delta]
 
     def recall(self, delta: Delta) -> None:
-        """Note an edit of an interrupted run."""
+        """Record an edit in force after a resume."""
         super().recall(delta)
         self._in_force.append(delta)
 
     # ------------------------------------------------------------------------------------ editing
 
     def edit(self, batch: EditBatch) -> Delta:
-        """Find the batch's update, and again with the facts that it would move.
+        """Compute the batch's update, and solve again jointly with the facts that it damages.
 
         Args:
             batch: Requests that name their subjects.
 
         Returns:
-            The last update; ``info`` names the facts that were revised.
+            The last update; ``info`` lists the revised facts.
         """
         host, unedited = self.host, self._unedited
         with torch.inference_mode(False), torch.enable_grad():
             targets = host.search(batch)
             delta = host.write(batch, targets)
-            near = self._disturbed(batch, delta)
+            near = self._most_disturbed(batch, delta)
             facts = [unedited.facts[number] for number in near]
             chosen: list[int] = []
             for _ in range(self.rounds if near else 0):
                 with delta.applied(self.language_model):
-                    now, _ = self._answers(facts)
+                    now, _ = self._answer_nll(facts)
                 rise = now - unedited.nll[near].to(now.device)
                 worst = rise.argsort(descending=True).tolist()
                 over = [near[line] for line in worst if rise[line] > self.threshold]
@@ -177,32 +178,32 @@ class SIR(WrappedEditor):
                 if not new:
                     break
                 chosen += new
-                delta = self._written_again(batch, targets, chosen)
+                delta = self._solve_with_facts(batch, targets, chosen)
         info = dict(delta.info) | {
             "revised": [unedited.facts[number].id for number in chosen],
             "subjects": [request.subject for request in batch.requests],
         }
         return replace(delta, request_ids=batch.ids, info=info)
 
-    def _written_again(self, batch: EditBatch, targets: Targets, chosen: list[int]) -> Delta:
+    def _solve_with_facts(self, batch: EditBatch, targets: Targets, chosen: list[int]) -> Delta:
         facts = [self._unedited.facts[number] for number in chosen]
         encoded = encode_batch(self.tokenizer, facts, batch.seed)
         if self.restore == "search":
             kept = self.host.search(encoded)
         else:
-            kept = self._read_now(facts, self.host.templates)
+            kept = self._current_targets(facts, self.host.templates)
             wanted = self._unedited.wanted[chosen].to(kept.initial.device)
             kept = replace(kept, delta=wanted - kept.initial)
         whole = EditBatch(
             batch.requests + encoded.requests, batch.encoded + encoded.encoded, batch.seed
         )
-        return self.host.write(whole, _together(targets, kept))
+        return self.host.write(whole, _concat_targets(targets, kept))
 
-    def _read_now(self, facts: Sequence[EditRequest], templates: list[str]) -> Targets:
-        """Return targets that are what the model reads at the facts' subjects already."""
+    def _current_targets(self, facts: Sequence[EditRequest], templates: list[str]) -> Targets:
+        """Return the model's current values at the facts' subjects, as targets."""
         host = self.host
         objective, own = host.objective, host.templates
-        # The last pass of a search does not step: one pass reads, and leaves targets as read.
+        # The last pass of a search does not step: with one pass the targets are the values read.
         host.objective, host.templates = replace(objective, steps=1), templates
         try:
             return host.search(encode_batch(self.tokenizer, facts))
@@ -210,8 +211,8 @@ class SIR(WrappedEditor):
             host.objective, host.templates = objective, own
 
     @torch.no_grad()
-    def _disturbed(self, batch: EditBatch, delta: Delta) -> list[int]:
-        """Return the known facts, by number, at whose keys the update adds most."""
+    def _most_disturbed(self, batch: EditBatch, delta: Delta) -> list[int]:
+        """Return the indices of the known facts most disturbed by the update, ranked by ‖Δk‖."""
         host, facts = self.host, self._unedited.facts
         edited = {request.subject for request in batch.requests}
         edited |= {subject for kept in self._in_force for subject in kept.info.get("subjects", ())}
@@ -229,14 +230,14 @@ class SIR(WrappedEditor):
         return [others[n] for n in added.argsort(descending=True)[: self.candidates].tolist()]
 
     @torch.no_grad()
-    def _answers(
+    def _answer_nll(
         self, facts: Sequence[EditRequest]
     ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-        """Return the mean negative log-likelihood of answers, and which are the model's own."""
+        """Return each answer's mean NLL, and whether all its tokens are top-1 (teacher-forced)."""
         device = self.view.embeddings.get_parameter("weight").device
         found, right = [], []
-        for start in range(0, len(facts), _ROWS):
-            encoded = encode_batch(self.tokenizer, facts[start : start + _ROWS]).encoded
+        for start in range(0, len(facts), _FACTS_PER_PASS):
+            encoded = encode_batch(self.tokenizer, facts[start : start + _FACTS_PER_PASS]).encoded
             rows = AnswerRows.pad([(item.prompt_ids, item.target_ids) for item in encoded], device)
             logits = answer_logits(self.language_model, rows).float()
             nll = torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
@@ -245,7 +246,7 @@ class SIR(WrappedEditor):
         return torch.cat(found), torch.cat(right)
 
 
-def _together(first: Targets, second: Targets) -> Targets:
+def _concat_targets(first: Targets, second: Targets) -> Targets:
     return Targets(
         torch.cat([first.delta, second.delta]),
         torch.cat([first.initial, second.initial]),
@@ -256,8 +257,8 @@ def _together(first: Targets, second: Targets) -> Targets:
     )
 
 
-def _read(path: str) -> list[EditRequest]:
-    """Read requests from a JSONL file, or take those of the atlas."""
+def _load_facts(path: str) -> list[EditRequest]:
+    """Load facts as requests from a JSONL file, or from the atlas."""
     if path == "atlas":
         return unasked_facts(load_atlas())
     try:

@@ -1,12 +1,12 @@
-"""Attention over texts of unequal length that stand in one row, with its gradient.
+"""Padding-free attention over texts of unequal length packed in one row, with its gradient.
 
-A text brings few queries and few keys, where a product of small matrices is faster than a fused
-kernel, and what stays the same needs no gradient: the keys and values of earlier tokens. They lie
-in front of the text's own, which every pass writes anew behind them.
+A text has few queries and few keys, so products of small matrices are faster than a fused kernel.
+The cached keys and values of earlier tokens need no gradient. They precede the text's own, which
+every pass overwrites.
 
-Axis names: ``k`` -- texts of a part; ``m`` -- tokens of a row; ``t`` -- most tokens of a text;
-``p`` -- most tokens of a text in the cache; ``h`` -- heads of the queries; ``g`` -- how many of
-them share a head ``j`` of the keys; ``c``, ``e`` -- width of a head's key and value.
+Axis names: ``k`` -- texts of a group; ``m`` -- tokens of a row; ``t`` -- maximum tokens of a text;
+``p`` -- maximum cached tokens of a text; ``h`` -- heads of the queries; ``g`` -- query heads per
+head ``j`` of the keys (grouped-query attention); ``c``, ``e`` -- width of a head's key and value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedGroup:
-    """Texts that go through attention together.
+    """Group of packed texts of similar length that share one attention call.
 
     Make it with :meth:`of`.
 
     Args:
-        numbers: The texts.
-        lengths: Tokens of each in the row, where they follow each other.
-        before: Which places of ``past`` are tokens of the text.
-        past: Keys and values of the tokens before, with room for the text's own behind them,
-            (j, k, p + t, c) and (j, k, p + t, e), by number of the block.
-        slots: Place in the part of every token of the texts, padded right by the text's last one.
-        places: Place among the padded texts of every token of the part.
-        mask: What is added to the attention scores.
+        numbers: Indices of the texts.
+        lengths: Number of tokens of each in the row, where they are contiguous.
+        before: Which cached slots of ``past`` hold tokens of the text.
+        past: Cached keys and values of earlier tokens, then slots for the text's own, (j, k, p
+            + t, c) and (j, k, p + t, e), by number of the block.
+        slots: Group index of every token of the texts, right-padded with the text's last one.
+        places: Index among the padded texts of every token of the group.
+        mask: Additive mask of the attention scores.
     """
 
     numbers: Int[Tensor, " k"]
@@ -52,13 +52,13 @@ class PackedGroup:
         past: Mapping[int, tuple[Tensor, Tensor]],
         dtype: torch.dtype,
     ) -> "PackedGroup":
-        """Lay texts out.
+        """Build the indices and the causal mask of a group of texts.
 
         Args:
             numbers: As of the class.
             lengths: As of the class.
             before: As of the class.
-            past: As of the class, with anything finite where the room is.
+            past: As of the class, with any finite values in the slots.
             dtype: Type of the hidden states.
         """
         longest = int(lengths.max())
@@ -73,7 +73,7 @@ class PackedGroup:
         return cls(numbers, lengths, before, past, slots.flatten(), places, mask)
 
     def select(self, numbers: Int[Tensor, " n"], rows: Int[Tensor, " n"]) -> "PackedGroup":
-        """Return some of the texts, some maybe several times, under new numbers."""
+        """Select texts of the group, repeats allowed, under new indices."""
         lengths = self.lengths[rows]
         size = self.before.shape[1] + int(lengths.max())
         past = {
@@ -87,47 +87,47 @@ class PackedGroup:
 
     @property
     def size(self) -> int:
-        """Tokens m of the texts."""
+        """Number of tokens m of the texts."""
         return len(self.places)
 
     @property
     def longest(self) -> int:
-        """Most tokens t of a text in the row."""
+        """Maximum number of tokens t of a text in the row."""
         return self.mask.shape[1]
 
     @property
-    def even(self) -> bool:
-        """Whether all texts have as many tokens, so that there is no padding."""
+    def same_length(self) -> bool:
+        """Whether all texts have the same length, so that there is no padding."""
         return len(self.slots) == len(self.places)
 
-    def apart(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
-        """Give every text a line of its own; what is padding repeats its last token."""
-        # In memory a token's heads follow each other, as the model made them.
+    def unpack(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
+        """Unpack a row into one line per text; padding repeats the text's last token."""
+        # In memory a token's heads are contiguous, as the model laid them out.
         tokens = row.transpose(0, 1)
-        whole = tokens if self.even else tokens.index_select(0, self.slots)
+        whole = tokens if self.same_length else tokens.index_select(0, self.slots)
         return torch.unflatten(whole, 0, self.mask.shape[:2]).permute(2, 0, 1, 3)
 
-    def padded(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
-        """Give every text a line of its own; padding is zero."""
-        if self.even:
-            return self.apart(row).contiguous()
+    def unpack_zero_padded(self, row: Float[Tensor, "h m c"]) -> Float[Tensor, "h k t c"]:
+        """Unpack a row into one line per text; padding is zero."""
+        if self.same_length:
+            return self.unpack(row).contiguous()
         whole = row.new_zeros(len(row), len(self.slots), row.shape[2])
         whole.index_copy_(1, self.places, row)
         return torch.unflatten(whole, 1, self.mask.shape[:2])
 
-    def put(self, apart: Float[Tensor, "h k t c"], row: Float[Tensor, "h m c"]) -> None:
-        """Write the tokens of the texts into one row."""
-        found = apart.flatten(1, 2)
-        row.copy_(found if self.even else found.index_select(1, self.places))
+    def pack(self, unpacked: Float[Tensor, "h k t c"], row: Float[Tensor, "h m c"]) -> None:
+        """Pack the tokens of the texts into one row."""
+        found = unpacked.flatten(1, 2)
+        row.copy_(found if self.same_length else found.index_select(1, self.places))
 
     def keys_and_values(
         self, block: int, key: Float[Tensor, "j m c"], value: Float[Tensor, "j m e"]
     ) -> tuple[Float[Tensor, "j k keys c"], Float[Tensor, "j k keys e"]]:
-        """Return those of the tokens before, and of the texts' own behind them.
+        """Return cached keys and values, followed by the texts' own.
 
-        They are good until the next call: the room behind ``past`` is written again.
+        They are valid until the next call, which overwrites the slots at the end of ``past``.
         """
-        own = self.apart(key), self.apart(value)
+        own = self.unpack(key), self.unpack(value)
         if block not in self.past:
             return own[0].contiguous(), own[1].contiguous()
         for kept, new in zip(self.past[block], own, strict=True):
@@ -136,33 +136,33 @@ class PackedGroup:
 
 
 def attend(
-    parts: Sequence[PackedGroup],
+    groups: Sequence[PackedGroup],
     block: int,
     query: Float[Tensor, "1 h m c"],
     key: Float[Tensor, "1 j m c"],
     value: Float[Tensor, "1 j m e"],
     scaling: float | None,
 ) -> Float[Tensor, "1 m h e"]:
-    """Return softmax(scaling · q kᵀ) v of every text, over its own tokens and those before.
+    """Return causal attention softmax(scaling · q kᵀ) v of every text, over cached and own tokens.
 
-    Between a call and its gradient there must be no other call with the same block and parts;
-    autograd refuses the gradient where there was one.
+    No other call with the same block and groups may come between a call and its backward pass;
+    autograd raises an error if one does.
 
     Args:
-        parts: The texts of the row.
-        block: Number of the block, for the tokens before.
+        groups: Groups of the row's texts.
+        block: Number of the block, to look up cached keys and values.
         query: Queries of all tokens.
-        key: Keys, maybe of fewer heads.
+        key: Keys, possibly of fewer heads (grouped-query attention).
         value: Values of the same heads.
         scaling: ``None``: one over the root of a head's width.
     """
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = _Attend.apply(query[0], key[0], value[0], parts, block, factor)  # type: ignore[no-untyped-call]  # torch's is untyped
+    output: Tensor = _PackedAttention.apply(query[0], key[0], value[0], groups, block, factor)  # type: ignore[no-untyped-call]  # torch's is untyped
     return output[None]
 
 
-class _Attend(torch.autograd.Function):
-    """The tokens before get no gradient, and neither does padding."""
+class _PackedAttention(torch.autograd.Function):
+    """Autograd function of packed attention; cached tokens and padding get no gradient."""
 
     @staticmethod
     def forward(
@@ -170,72 +170,74 @@ class _Attend(torch.autograd.Function):
         query: Float[Tensor, "h m c"],
         key: Float[Tensor, "j m c"],
         value: Float[Tensor, "j m e"],
-        parts: Sequence[PackedGroup],
+        groups: Sequence[PackedGroup],
         block: int,
         scaling: float,
     ) -> Float[Tensor, "m h e"]:
-        ctx.parts, ctx.scaling = parts, scaling
+        ctx.groups, ctx.scaling = groups, scaling
         kept = []
         found = query.new_empty(query.shape[1], len(query), value.shape[2])
         rows = (query, key, value, found.transpose(0, 1))
-        cuts = zip(parts, *(_cut(row, parts) for row in rows), strict=True)
-        for part, own_query, own_key, own_value, row in cuts:
-            keys, values = part.keys_and_values(block, own_key, own_value)
-            apart = part.apart(own_query)
-            # Written in the order of the products below, in one go with the factor.
-            queries = _shared(torch.mul(apart, scaling, out=apart.new_empty(apart.shape)), len(key))
+        cuts = zip(groups, *(_split_groups(row, groups) for row in rows), strict=True)
+        for group, own_query, own_key, own_value, row in cuts:
+            keys, values = group.keys_and_values(block, own_key, own_value)
+            unpacked = group.unpack(own_query)
+            # Laid out for the products below, in the same step as the scaling.
+            queries = _group_heads(
+                torch.mul(unpacked, scaling, out=unpacked.new_empty(unpacked.shape)), len(key)
+            )
             scores = queries @ keys.mT
-            torch.unflatten(scores, 2, (-1, part.longest)).add_(part.mask[:, None])
+            torch.unflatten(scores, 2, (-1, group.longest)).add_(group.mask[:, None])
             wide = torch.promote_types(scores.dtype, torch.float32)
             weights = scores.softmax(-1, dtype=wide).to(scores.dtype)
-            part.put(_apart(weights @ values, part.longest), row)
+            group.pack(_ungroup_heads(weights @ values, group.longest), row)
             kept += [queries, keys, values, weights]
         ctx.save_for_backward(*kept)
         return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "m h e"]) -> tuple[Tensor | None, ...]:
-        saved, parts = ctx.saved_tensors, ctx.parts
-        shared, width = len(saved[0]), saved[0].shape[3]
-        # Memory in the order of the tokens, as the model had them.
+        saved, groups = ctx.saved_tensors, ctx.groups
+        kv_heads, width = len(saved[0]), saved[0].shape[3]
+        # Token-major memory, as the model's own tensors have it.
         found = [
             gradient.new_empty(len(gradient), count, size).transpose(0, 1)
             for count, size in (
                 (gradient.shape[1], width),
-                (shared, width),
-                (shared, gradient.shape[2]),
+                (kv_heads, width),
+                (kv_heads, gradient.shape[2]),
             )
         ]
         rows = (gradient.transpose(0, 1), *found)
-        cuts = zip(parts, *(_cut(row, parts) for row in rows), strict=True)
-        for number, (part, row, query, key, value) in enumerate(cuts):
+        cuts = zip(groups, *(_split_groups(row, groups) for row in rows), strict=True)
+        for number, (group, row, query, key, value) in enumerate(cuts):
             queries, keys, values, weights = saved[4 * number : 4 * number + 4]
-            above = _shared(part.padded(row), shared)
-            own = slice(-part.longest, None)
-            part.put(weights[..., own].mT @ above, value)
+            above = _group_heads(group.unpack_zero_padded(row), kv_heads)
+            own = slice(-group.longest, None)
+            group.pack(weights[..., own].mT @ above, value)
             by_scores = torch.ops.aten._softmax_backward_data(
                 above @ values.mT, weights, -1, weights.dtype
             )
-            part.put(by_scores[..., own].mT @ queries, key)
+            group.pack(by_scores[..., own].mT @ queries, key)
             by_queries = (by_scores @ keys).mul_(ctx.scaling)
-            part.put(_apart(by_queries, part.longest), query)
+            group.pack(_ungroup_heads(by_queries, group.longest), query)
         return *found, None, None, None
 
 
-def _shared(apart: Float[Tensor, "h k t c"], heads: int) -> Float[Tensor, "j k gt c"]:
-    """Put the queries that share a head of the keys behind each other."""
-    if len(apart) == heads:
-        return apart
-    return torch.unflatten(apart, 0, (heads, -1)).transpose(1, 2).flatten(2, 3)
+def _group_heads(unpacked: Float[Tensor, "h k t c"], heads: int) -> Float[Tensor, "j k gt c"]:
+    """Group query heads that share a key head (grouped-query attention)."""
+    if len(unpacked) == heads:
+        return unpacked
+    return torch.unflatten(unpacked, 0, (heads, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def _apart(shared: Float[Tensor, "j k gt c"], longest: int) -> Float[Tensor, "h k t c"]:
-    """Undo :func:`_shared`."""
-    if shared.shape[2] == longest:
-        return shared
-    return torch.unflatten(shared, 2, (-1, longest)).transpose(1, 2).flatten(0, 1)
+def _ungroup_heads(grouped: Float[Tensor, "j k gt c"], longest: int) -> Float[Tensor, "h k t c"]:
+    """Split grouped query heads again, the inverse of :func:`_group_heads`."""
+    if grouped.shape[2] == longest:
+        return grouped
+    return torch.unflatten(grouped, 2, (-1, longest)).transpose(1, 2).flatten(0, 1)
 
 
-def _cut(row: Float[Tensor, "h m c"], parts: Sequence[PackedGroup]) -> tuple[Tensor, ...]:
-    """Return the tokens of every part."""
-    return torch.split(row, [part.size for part in parts], dim=1)
+def _split_groups(row: Float[Tensor, "h m c"], groups: Sequence[PackedGroup]) -> tuple[Tensor, ...]:
+    """Split a packed row into the tokens of every group."""
+    return torch.split(row, [group.size for group in groups], dim=1)

@@ -1,6 +1,6 @@
-"""Passes over pieces of texts side by side in one row, each going on from what came before it.
+"""Forward passes over packed text spans, each continued from its KV cache, and prefill.
 
-What many texts begin with goes through the model once. Everything here raises
+A shared prefix goes through the model once. Everything here raises
 :class:`~lightning_edit.inference.packed.backend.NotPackableError` where the model's attention
 cannot be replaced; callers then pad.
 """
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.packed.backend import NotPackableError, packable
-from lightning_edit.inference.packed.layout import KVPool, Packing, attending
+from lightning_edit.inference.packed.layout import KVPool, Packing, packed_attention
 from lightning_edit.models.view import ModelView
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Tokens that follow each other in a text.
+class TextSpan:
+    """Contiguous tokens of a text, with the KV-cache indices of the tokens before them.
 
     Args:
         ids: The tokens, at least one.
-        earlier: Places in a pool of all tokens of the text that go before.
+        earlier: Indices in a KV pool of all earlier tokens of the text.
     """
 
     ids: tuple[int, ...]
@@ -32,37 +32,35 @@ class Piece:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """Pieces in one row.
+    """Text spans packed in one row, as model inputs without padding.
 
     Make it with :meth:`of`.
 
     Args:
-        packing: Which tokens belong together.
-        inputs: The model's arguments.
+        packing: Assignment of tokens to texts.
+        inputs: Arguments of the model.
     """
 
     packing: Packing
     inputs: dict[str, Tensor]
 
     @classmethod
-    def of(cls, view: ModelView, pieces: Sequence[Piece], pool: KVPool) -> "PackedRow":
-        """Lay pieces out.
+    def of(cls, view: ModelView, spans: Sequence[TextSpan], pool: KVPool) -> "PackedRow":
+        """Pack text spans into one row.
 
         Args:
             view: The language model's structure.
-            pieces: What goes into the row.
-            pool: Keys and values of what goes before.
+            spans: The spans.
+            pool: Keys and values of the earlier tokens.
         """
         if not packable(view.model):
             raise NotPackableError
         weight = view.embeddings.get_parameter("weight")
-        lengths = torch.tensor([len(piece.ids) for piece in pieces], device=weight.device)
-        packing = Packing.of(lengths, [piece.earlier for piece in pieces], pool, weight.dtype)
-        listed = [pieces[number] for number in packing.order.tolist()]
-        positions = [
-            len(piece.earlier) + step for piece in listed for step in range(len(piece.ids))
-        ]
-        ids = [token for piece in listed for token in piece.ids]
+        lengths = torch.tensor([len(span.ids) for span in spans], device=weight.device)
+        packing = Packing.of(lengths, [span.earlier for span in spans], pool, weight.dtype)
+        listed = [spans[number] for number in packing.order.tolist()]
+        positions = [len(span.earlier) + step for span in listed for step in range(len(span.ids))]
+        ids = [token for span in listed for token in span.ids]
         inputs = {"input_ids": ids, "position_ids": positions}
         return cls(
             packing,
@@ -70,7 +68,7 @@ class PackedRow:
         )
 
     def read(self, view: ModelView, wanted: Mapping[str, Side], until: int) -> dict[str, Tensor]:
-        """Return what modules get or give, (1, m, w), as :func:`~.hooks.capture` does.
+        """Capture module inputs or outputs, (1, m, w), as :func:`~.hooks.capture` does.
 
         Args:
             view: The language model's structure.
@@ -78,75 +76,75 @@ class PackedRow:
             until: The highest block that has one of them.
         """
         with (
-            attending(view, self.packing) as ran,
-            capture(view.model, wanted, stop=True) as seen,
+            packed_attention(view, self.packing) as ran,
+            capture(view.model, wanted, stop=True) as captured,
         ):
             view.model(**self.inputs, use_cache=False)
-        _check(ran, until)
-        return seen
+        _require_attention_of_blocks(ran, until)
+        return captured
 
-    def kept(self, view: ModelView, until: int) -> dict[int, tuple[Tensor, Tensor]]:
+    def keys_and_values(self, view: ModelView, until: int) -> dict[int, tuple[Tensor, Tensor]]:
         """Return keys and values of the row's tokens, by number of the block.
 
         Args:
             view: The language model's structure.
-            until: The highest block that is wanted; nothing behind its attention runs.
+            until: The highest block that is wanted; nothing after its attention runs.
         """
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         wanted: dict[str, Side] = {view.block(until).attention_out: "input"}
         with (
-            attending(view, self.packing, kept) as ran,
+            packed_attention(view, self.packing, kept) as ran,
             capture(view.model, wanted, stop=True),
         ):
             view.model(**self.inputs, use_cache=False)
-        _check(ran, until)
+        _require_attention_of_blocks(ran, until)
         return kept
 
 
-def _check(ran: Sequence[int], until: int) -> None:
-    """Refuse a model in which something else than the replaced attention mixes tokens."""
+def _require_attention_of_blocks(ran: Sequence[int], until: int) -> None:
+    """Check that nothing but the replaced attention mixes tokens."""
     if list(ran) != list(range(until + 1)):
         raise NotPackableError
 
 
 def prefill(
-    view: ModelView, pieces: Sequence[Piece], pool: KVPool, until: int
+    view: ModelView, spans: Sequence[TextSpan], pool: KVPool, until: int
 ) -> tuple[KVPool, list[range]]:
-    """Run pieces through the model, for their keys and values.
+    """Prefill the KV pool: run spans through the model and store their keys and values.
 
     Args:
         view: The language model's structure.
-        pieces: What is run; none: nothing.
-        pool: What goes before.
+        spans: The spans; if there are none, nothing runs.
+        pool: Keys and values of the earlier tokens.
         until: The highest block whose keys and values are wanted.
 
     Returns:
-        The pool with all tokens of the pieces, and where those of each piece are.
+        The pool with all tokens of the spans, and the indices of each span's tokens.
     """
-    if not pieces:
+    if not spans:
         return pool, []
-    row = PackedRow.of(view, pieces, pool)
+    row = PackedRow.of(view, spans, pool)
     starts = (row.packing.starts + pool.size).tolist()
     places = [
-        range(start, start + len(piece.ids)) for start, piece in zip(starts, pieces, strict=True)
+        range(start, start + len(span.ids)) for start, span in zip(starts, spans, strict=True)
     ]
-    return pool.plus(row.kept(view, until)), places
+    return pool.with_tokens(row.keys_and_values(view, until)), places
 
 
 def prefill_prefixes(
-    view: ModelView, leads: Sequence[tuple[int, ...]], until: int
+    view: ModelView, prefixes: Sequence[tuple[int, ...]], until: int
 ) -> tuple[KVPool, list[tuple[int, ...]]]:
-    """Run the beginnings of texts through the model, each kind once.
+    """Prefill the KV pool with the prefixes of texts, each distinct prefix once.
 
     Args:
         view: The language model's structure.
-        leads: Tokens that each text begins with; none for some.
+        prefixes: Prefix tokens of each text; may be empty.
         until: The highest block whose keys and values are wanted.
 
     Returns:
-        A pool, and where it has the tokens of each text.
+        The pool, and the indices of each text's prefix tokens in it.
     """
-    kinds = [kind for kind in dict.fromkeys(leads) if kind]
-    pool, places = prefill(view, [Piece(kind) for kind in kinds], KVPool({}, 0), until)
-    found = {kind: tuple(where) for kind, where in zip(kinds, places, strict=True)}
-    return pool, [found.get(lead, ()) for lead in leads]
+    unique = [one for one in dict.fromkeys(prefixes) if one]
+    pool, places = prefill(view, [TextSpan(one) for one in unique], KVPool({}, 0), until)
+    found = {one: tuple(where) for one, where in zip(unique, places, strict=True)}
+    return pool, [found.get(prefix, ()) for prefix in prefixes]

@@ -1,1 +1,1 @@
-"""Forward passes of the layers behind the edited one, at the positions that change."""
+"""Suffix forward passes: run again only the blocks and positions that an edit changes."""

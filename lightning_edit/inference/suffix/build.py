@@ -1,8 +1,8 @@
-"""Compute once what a change at one token of one block cannot reach; the rest is a tail.
+"""Suffix forward, built from all that a change at one token of one block cannot reach.
 
-Where the model's attention can be replaced, the tokens of all texts stand in one row without
-padding (:mod:`~lightning_edit.inference.packed.forward`). Elsewhere each text has a row of its own,
-with the model's own key-value cache for the tokens before.
+Where the model's attention can be replaced, the tokens of all texts are packed in one row without
+padding (:mod:`~lightning_edit.inference.packed.forward`). Elsewhere each text is one row, with the
+model's own KV cache for the tokens before.
 
 Axis names: ``r`` -- texts; ``t`` -- their tokens; ``d`` -- hidden width.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_edit.inference.hooks import Side, capture, returns_tuples, select_head_positions
 from lightning_edit.inference.packed.backend import NotPackableError
-from lightning_edit.inference.packed.forward import PackedRow, Piece, prefill, prefill_prefixes
+from lightning_edit.inference.packed.forward import PackedRow, TextSpan, prefill, prefill_prefixes
 from lightning_edit.inference.suffix.forward import (
     Site,
     SuffixForward,
@@ -35,142 +35,150 @@ from lightning_edit.models.view import ModelView
 def build_suffix_forward(
     view: ModelView, texts: Sequence[TokenizedText], block: int, site: Site
 ) -> SuffixForward:
-    """Compute what a vector added at every text's subject token cannot change.
+    """Build the suffix forward, with all that a vector added at the subject token cannot change.
 
     Args:
         view: The language model's structure.
         texts: The texts, one row each.
         block: Number of the block at which vectors will be added.
-        site: At the output of its MLP, of the block, or of its attention and its MLP.
+        site: Output to which they are added: of its MLP, of the block, or of attention and MLP.
 
     Returns:
-        The prepared rows.
+        The suffix forward of all texts.
     """
     try:
-        return _in_one_row(view, texts, block, site)
+        return _build_packed(view, texts, block, site)
     except NotPackableError:
-        return _padded(view, texts, block, site)
+        return _build_padded(view, texts, block, site)
 
 
-def _in_one_row(
+def _build_packed(
     view: ModelView, texts: Sequence[TokenizedText], block: int, site: Site
 ) -> SuffixForward:
-    """Split where all texts stand in one row."""
+    """Build the suffix forward of texts packed in one row, without padding."""
     top = view.num_blocks - 1
-    pool, leads = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top)
+    pool, prefixes = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top)
     between = [
-        Piece(text.ids[text.lead : text.subject], lead)
-        for text, lead in zip(texts, leads, strict=True)
+        TextSpan(text.ids[text.lead : text.subject], lead)
+        for text, lead in zip(texts, prefixes, strict=True)
     ]
-    # Texts of one request may differ behind the subject only.
-    kinds = [piece for piece in dict.fromkeys(between) if piece.ids]
-    pool, places = prefill(view, kinds, pool, top)
-    found = dict(zip(kinds, places, strict=True))
+    # Texts of one request may differ only after the subject.
+    unique = [span for span in dict.fromkeys(between) if span.ids]
+    pool, places = prefill(view, unique, pool, top)
+    found = dict(zip(unique, places, strict=True))
     after = [
-        Piece(text.ids[text.subject :], (*piece.earlier, *found.get(piece, ())))
-        for text, piece in zip(texts, between, strict=True)
+        TextSpan(text.ids[text.subject :], (*span.earlier, *found.get(span, ())))
+        for text, span in zip(texts, between, strict=True)
     ]
     row = PackedRow.of(view, after, pool)
-    wanted = _wanted(view, block, site)
+    wanted = _capture_sides(view, block, site)
     with returns_tuples(view.block(block).module) as tuples:
-        seen = row.read(view, wanted, block)
+        captured = row.read(view, wanted, block)
     starts = row.packing.starts
-    tail = _tail(view, block, site, seen, tuples[0], row.inputs, starts, packing=row.packing)
-    entering = (
-        ProjectionCache.of(view, tail.constant_blocks)
-        if tail.site == "block"
+    suffix = _assemble(
+        view, block, site, captured, tuples[0], row.inputs, starts, packing=row.packing
+    )
+    projections = (
+        ProjectionCache.of(view, suffix.constant_blocks)
+        if suffix.site == "block"
         else ProjectionCache()
     )
-    return replace(tail, packing=row.packing.above(tail.constant_blocks), entering=entering)
+    return replace(
+        suffix,
+        packing=row.packing.drop_blocks_below(suffix.constant_blocks),
+        projections=projections,
+    )
 
 
-def _padded(
+def _build_padded(
     view: ModelView, texts: Sequence[TokenizedText], block: int, site: Site
 ) -> SuffixForward:
-    """Split where every text has a row of its own."""
-    past, rest = _past(view, texts)
+    """Build the suffix forward of texts in padded rows, with the model's own KV cache."""
+    past, rest = _prefill_cache(view, texts)
     with (
         returns_tuples(view.block(block).module) as tuples,
-        capture(view.model, _wanted(view, block, site), stop=True) as seen,
+        capture(view.model, _capture_sides(view, block, site), stop=True) as captured,
     ):
         view.model(**rest, **cache_arguments(past))
     count, width = rest["input_ids"].shape
     starts = torch.arange(count, device=rest["input_ids"].device) * width
-    return _tail(view, block, site, seen, tuples[0], rest, starts, past=past)
+    return _assemble(view, block, site, captured, tuples[0], rest, starts, past=past)
 
 
-def _wanted(view: ModelView, block: int, site: Site) -> dict[str, Side]:
+def _capture_sides(view: ModelView, block: int, site: Site) -> dict[str, Side]:
     parts = view.block(block)
-    names = (parts.name, _below(view, block, site), *changed_modules(view, block, site))
+    names = (parts.name, _input_module(view, block, site), *changed_modules(view, block, site))
     # The down-projection comes last: where it is the whole MLP (OPT), both its sides are wanted.
     wanted: dict[str, Side] = dict.fromkeys(names, "output")
     wanted.pop(parts.mlp_down, None)
     return wanted | {parts.mlp_down: "both"}
 
 
-def _below(view: ModelView, block: int, site: Site) -> str:
-    """Return the module whose output the first block that runs again gets."""
+def _input_module(view: ModelView, block: int, site: Site) -> str:
+    """Return the module whose output is the input of the first block that runs again."""
     if site != "block" and block > 0:
         return view.blocks[block - 1].name
     return changed_modules(view, block, site)[-1]
 
 
-def _tail(
+def _assemble(
     view: ModelView,
     block: int,
     site: Site,
-    seen: Mapping[str, Tensor],
+    captured: Mapping[str, Tensor],
     tuples: bool,
     inputs: dict[str, Tensor],
     starts: Int[Tensor, " r"],
     **earlier: Any,
 ) -> SuffixForward:
-    """Make a tail of what a pass over the tokens from s on has seen."""
+    """Assemble the suffix forward from what a pass over the tokens from s on captured."""
     parts = view.block(block)
-    values = seen[f"{parts.mlp_down}@output"].flatten(0, 1)[starts]
+    values = captured[f"{parts.mlp_down}@output"].flatten(0, 1)[starts]
     changed = [
-        seen[name].flatten(0, 1)[starts] if name in seen else values
+        captured[name].flatten(0, 1)[starts] if name in captured else values
         for name in changed_modules(view, block, site)
     ]
-    tail = SuffixForward(
+    suffix = SuffixForward(
         view=view,
         block=block,
         site=site,
         inputs=inputs,
         starts=starts,
-        hidden=seen[_below(view, block, site)] if site == "block" or block > 0 else None,
+        hidden=captured[_input_module(view, block, site)] if site == "block" or block > 0 else None,
         initial=torch.cat(changed, dim=1),
-        keys=seen[f"{parts.mlp_down}@input"].flatten(0, 1)[starts],
+        keys=captured[f"{parts.mlp_down}@input"].flatten(0, 1)[starts],
         values=values,
         tuples=tuples,
         **earlier,
     )
-    output = seen[parts.name]
-    if site == "mlp" and _passes_through(tail, output):
-        return replace(tail, site="block", hidden=output)
-    return tail
+    output = captured[parts.name]
+    if site == "mlp" and _reaches_block_output(suffix, output):
+        return replace(suffix, site="block", hidden=output)
+    return suffix
 
 
-def _passes_through(tail: SuffixForward, output: Float[Tensor, "r t d"]) -> bool:
-    """Return whether what is added to the MLP's output comes out of the block unchanged.
+def _reaches_block_output(suffix: SuffixForward, output: Float[Tensor, "r t d"]) -> bool:
+    """Return whether a vector added to the MLP's output reaches the block's output unchanged.
 
-    It does unless a norm or a factor stands between (Gemma 2, Granite); a trial on one row tells.
+    It does unless a norm or a factor lies between (Gemma 2, Granite); a trial on one row decides.
     """
-    one = tail.select(torch.tensor([0], device=output.device))
-    before = output.flatten(0, 1)[tail.starts[0] :][None, : one.inputs["input_ids"].shape[1]]
-    added, nothing = before[:, 0], torch.empty(0, dtype=torch.long, device=output.device)
-    name = tail.view.block(tail.block).name
-    with capture(tail.view.model, {name: "output"}, stop=True) as seen:
-        one.logits(added, nothing, nothing)
-    change = seen[name] - before
+    one = suffix.select(torch.tensor([0], device=output.device))
+    before = output.flatten(0, 1)[suffix.starts[0] :][None, : one.inputs["input_ids"].shape[1]]
+    added, empty = before[:, 0], torch.empty(0, dtype=torch.long, device=output.device)
+    name = suffix.view.block(suffix.block).name
+    with capture(suffix.view.model, {name: "output"}, stop=True) as captured:
+        one.logits(added, empty, empty)
+    change = captured[name] - before
     wanted = add_at(torch.zeros_like(change), added, one.starts)
     return bool((change - wanted).norm() < 0.01 * added.norm())
 
 
-def _past(view: ModelView, texts: Sequence[TokenizedText]) -> tuple[Any, dict[str, Tensor]]:
-    """Return the model's cache of the tokens before s and its arguments from s on.
+def _prefill_cache(
+    view: ModelView, texts: Sequence[TokenizedText]
+) -> tuple[Any, dict[str, Tensor]]:
+    """Return the KV cache of the tokens before s, and the model's arguments from s on.
 
-    What the templates put in front of many texts goes through the model once and is copied.
+    A template prefix that many texts share goes through the model once and is copied.
     """
     device = view.embeddings.get_parameter("weight").device
     lead = max(text.lead for text in texts)
@@ -182,12 +190,12 @@ def _past(view: ModelView, texts: Sequence[TokenizedText]) -> tuple[Any, dict[st
         ids[row, lead - text.lead : lead] = torch.tensor(text.ids[: text.lead])
         ids[row, start : start + len(text.ids) - text.lead] = torch.tensor(text.ids[text.lead :])
         mask[row, : lead - text.lead] = mask[row, lead:start] = 0
-    # Padding on the right is never looked at; it repeats the last position, to stay in range.
+    # Right padding is never attended to; it repeats the last position, to stay in range.
     last = torch.tensor([[len(text.ids) - 1] for text in texts])
     positions = torch.minimum(mask.cumsum(1) - 1, last).clamp_min(0)
     ids, positions, mask = ids.to(device), positions.to(device), mask.to(device)
 
-    def cut(start: int, stop: int, rows: Any = slice(None)) -> dict[str, Tensor]:
+    def slice_inputs(start: int, stop: int, rows: Any = slice(None)) -> dict[str, Tensor]:
         return {
             "input_ids": ids[rows, start:stop],
             "position_ids": positions[rows, start:stop],
@@ -195,17 +203,17 @@ def _past(view: ModelView, texts: Sequence[TokenizedText]) -> tuple[Any, dict[st
         }
 
     def run(past: Any, inputs: dict[str, Tensor]) -> Any:
-        nothing = torch.empty(0, dtype=torch.long, device=device)
-        with select_head_positions(view.model, (nothing, nothing)):
+        empty = torch.empty(0, dtype=torch.long, device=device)
+        with select_head_positions(view.model, (empty, empty)):
             return view.model(**inputs, past_key_values=past, use_cache=True).past_key_values
 
     past = None
     if lead:
-        kinds = {text.ids[: text.lead]: row for row, text in enumerate(texts)}
-        past = run(None, cut(0, lead, torch.tensor(list(kinds.values()), device=device)))
-        order = {kind: number for number, kind in enumerate(kinds)}
+        unique = {text.ids[: text.lead]: row for row, text in enumerate(texts)}
+        past = run(None, slice_inputs(0, lead, torch.tensor(list(unique.values()), device=device)))
+        order = {kind: number for number, kind in enumerate(unique)}
         copies = torch.tensor([order[text.ids[: text.lead]] for text in texts], device=device)
         past.layers = [cache_rows(layer, copies) for layer in past.layers]
     if before > lead:
-        past = run(past, cut(lead, before))
-    return past, cut(before, ids.shape[1])
+        past = run(past, slice_inputs(lead, before))
+    return past, slice_inputs(before, ids.shape[1])

@@ -1,6 +1,6 @@
-"""Behind the last attention nothing mixes tokens, so only those that are read have to run.
+"""Position subset: after the last attention no layer mixes tokens, so only read ones run.
 
-Axis names: ``m`` -- places read.
+Axis names: ``m`` -- positions read.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,31 +17,31 @@ from lightning_edit.models.view import BlockView, ModelView
 
 @contextmanager
 def run_at_positions(view: ModelView, places: Int[Tensor, " m"]) -> Iterator[None]:
-    """Run what is behind the last block's attention for some tokens; the others get zeros.
+    """Run the layers after the last block's attention at some positions; others get zeros.
 
     Args:
         view: The language model's structure.
-        places: The tokens, counted over all rows.
+        places: Indices of the tokens, counted over all rows.
     """
-    # A place may be read twice (answer and watched word), but is to be computed once.
+    # A position may be read twice (answer and watched token), but is computed once.
     places = torch.unique(places)
     last = view.blocks[-1]
     attended: list[bool] = []
     with ExitStack() as stack:
         out = view.model.get_submodule(last.attention_out)
         stack.enter_context(hooked(out, lambda *_: attended.append(True)))
-        _enter(stack, out, _PositionSubset(places, lambda: True))
-        for module in _beside_attention(view, last):
-            _enter(stack, module, _PositionSubset(places, lambda: bool(attended)))
+        _register(stack, out, _PositionSubset(places, lambda: True))
+        for module in _non_attention_modules(view, last):
+            _register(stack, module, _PositionSubset(places, lambda: bool(attended)))
         if view.final_norm is not None:
-            _enter(stack, view.final_norm, _PositionSubset(places, lambda: True))
+            _register(stack, view.final_norm, _PositionSubset(places, lambda: True))
         yield
 
 
-def _beside_attention(view: ModelView, block: BlockView) -> list[nn.Module]:
-    """Return a block's parts without the one that attention is in."""
+def _non_attention_modules(view: ModelView, block: BlockView) -> list[nn.Module]:
+    """Return a block's child modules with parameters, without the one that holds attention."""
     if block.mlp == block.mlp_down:
-        # Without a module for the MLP its layers see rows and positions on one axis (OPT).
+        # Without an MLP module (OPT), the MLP's layers see rows and positions on one axis.
         return []
     out = view.model.get_submodule(block.attention_out)
     return [
@@ -52,28 +52,28 @@ def _beside_attention(view: ModelView, block: BlockView) -> list[nn.Module]:
 
 
 class _PositionSubset:
-    """Hooks that give a module some tokens, and put its result among zeros.
+    """Hooks that gather some positions of a module's input and scatter its output into zeros.
 
     Args:
-        places: The tokens.
-        active: Says whether a call is to be changed.
+        places: Indices of the tokens.
+        active: Returns whether the hooks apply to a call.
     """
 
     def __init__(self, places: Int[Tensor, " m"], active: Callable[[], bool]) -> None:
         self.places, self.active = places, active
         self.shapes: list[torch.Size | None] = []
 
-    def take(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def gather(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         shape = args[0].shape[:2] if args and self.active() else None
         self.shapes.append(shape)
         if shape is None:
             return None
-        return tuple(self._cut(one) if _like(one, shape) else one for one in args)
+        return tuple(self._select(one) if _has_token_axes(one, shape) else one for one in args)
 
-    def _cut(self, hidden: Tensor) -> Tensor:
+    def _select(self, hidden: Tensor) -> Tensor:
         return hidden.flatten(0, 1).index_select(0, self.places)[None]
 
-    def put(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def scatter(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         shape = self.shapes.pop()
         if shape is None:
             return None
@@ -81,10 +81,10 @@ class _PositionSubset:
         return torch.unflatten(whole.index_copy_(0, self.places, output[0]), 0, shape)
 
 
-def _like(value: Any, shape: torch.Size) -> bool:
-    """Whether a module's argument has a line a token."""
+def _has_token_axes(value: Any, shape: torch.Size) -> bool:
+    """Return whether a module's argument has one row per token."""
     return isinstance(value, Tensor) and value.shape[:2] == shape
 
 
-def _enter(stack: ExitStack, module: nn.Module, some: _PositionSubset) -> None:
-    stack.enter_context(hooked(module, some.take, some.put))
+def _register(stack: ExitStack, module: nn.Module, subset: _PositionSubset) -> None:
+    stack.enter_context(hooked(module, subset.gather, subset.scatter))

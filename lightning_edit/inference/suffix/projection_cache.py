@@ -1,7 +1,8 @@
-"""In front of the first attention that runs again, only the tokens that change have to run.
+"""Projection cache: queries, keys and values of unchanged tokens in the first running block.
 
-The first running block gets the same hidden states in every pass, but for the tokens that vectors
-are added to. What its linear layers make of the others (queries, keys, values) is kept.
+The first running block gets the same hidden states in every pass, except for the tokens that
+vectors are added to. Its projections (queries, keys, values) of all others are cached, so before
+its attention only changed tokens run.
 
 Axis names: ``r`` -- texts, each with one token that changes; ``m`` -- tokens of the row; ``o`` --
 width of a layer's output.
@@ -23,74 +24,78 @@ from lightning_edit.models.view import ModelView
 
 @dataclass(frozen=True)
 class ProjectionCache:
-    """Linear layers beside one block's attention, and what they give for tokens that stay.
+    """Cached outputs of one block's attention projections, for tokens that do not change.
 
     Args:
-        layers: The layers, by name; one that runs behind the attention stays as it is.
-        kept: What they gave, (1, m, o); the first pass fills it.
+        layers: The projections, by name; one that runs after the attention is never cached.
+        cached: Their outputs, (1, m, o); the first pass fills it.
     """
 
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
-    kept: dict[str, Float[Tensor, "1 m o"]] = field(default_factory=dict)
+    cached: dict[str, Float[Tensor, "1 m o"]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, view: ModelView, block: int) -> "ProjectionCache":
-        """Find the layers of a block.
+        """Find the attention projections of a block.
 
         Args:
             view: The language model's structure.
-            block: Number of the block; beyond the last one there is nothing.
+            block: Number of the block; beyond the last one the cache is empty.
         """
         if block >= view.num_blocks:
             return cls()
         out = view.model.get_submodule(view.block(block).attention_out)
-        beside = view.model.get_submodule(view.block(block).attention_out.rpartition(".")[0])
-        return cls({name: one for name, one in beside.named_children() if _linear(one, out)})
+        attention = view.model.get_submodule(view.block(block).attention_out.rpartition(".")[0])
+        return cls(
+            {name: one for name, one in attention.named_children() if _is_projection(one, out)}
+        )
 
     def select(self, tokens: Int[Tensor, " m"]) -> "ProjectionCache":
-        """Return this for some tokens of the row.
+        """Return the cache of some tokens of the row.
 
         Args:
-            tokens: Their places.
+            tokens: Indices of the tokens.
         """
-        kept = {name: one.index_select(1, tokens) for name, one in self.kept.items()}
-        return ProjectionCache(self.layers, kept)
+        cached = {name: one.index_select(1, tokens) for name, one in self.cached.items()}
+        return ProjectionCache(self.layers, cached)
 
     @contextmanager
-    def running(self, starts: Int[Tensor, " r"], ran: Sequence[int]) -> Iterator[None]:
-        """Let the layers run for the tokens that change; the first time for all.
+    def reuse(self, starts: Int[Tensor, " r"], ran: Sequence[int]) -> Iterator[None]:
+        """Run the projections for changed tokens only; the first pass runs and caches all tokens.
 
         Args:
-            starts: The tokens that change.
-            ran: Has an entry as soon as an attention has run.
+            starts: Indices of the tokens that change.
+            ran: Has an entry as soon as an attention layer has run.
         """
         with ExitStack() as stack:
             for name, layer in self.layers.items():
-                if name in self.kept:
-                    take, put = partial(_take, starts), partial(_put, starts, self.kept[name])
-                    stack.enter_context(hooked(layer, take, put))
+                if name in self.cached:
+                    scatter = partial(_scatter, starts, self.cached[name])
+                    stack.enter_context(hooked(layer, partial(_gather, starts), scatter))
                 else:
-                    note = partial(self._note, name, ran)
-                    stack.enter_context(hooked(layer, after=note))
+                    record = partial(self._record, name, ran)
+                    stack.enter_context(hooked(layer, after=record))
             yield
 
-    def _note(
+    def _record(
         self, name: str, ran: Sequence[int], _: nn.Module, args: tuple[Any, ...], output: Any
     ) -> None:
-        # What runs behind the attention is of tokens that are mixed already.
+        # A layer after the attention gets mixed tokens, so its output is not constant.
         if not ran and len(args) == 1 and isinstance(output, Tensor) and output.dim() == 3:
-            self.kept[name] = output.detach()
+            self.cached[name] = output.detach()
 
 
-def _linear(module: nn.Module, out: nn.Module) -> bool:
-    """Whether a module is a layer with a matrix, and not the one behind the attention."""
+def _is_projection(module: nn.Module, out: nn.Module) -> bool:
+    """Return whether a module has a weight matrix and is not the attention's output projection."""
     weight = getattr(module, "weight", None)
     return module is not out and isinstance(weight, Tensor) and weight.dim() == 2
 
 
-def _take(starts: Tensor, _: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+def _gather(starts: Tensor, _: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
     return (args[0].index_select(1, starts),)
 
 
-def _put(starts: Tensor, kept: Tensor, _: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-    return torch.index_copy(kept, 1, starts, output)
+def _scatter(
+    starts: Tensor, cached: Tensor, _: nn.Module, args: tuple[Tensor], output: Tensor
+) -> Tensor:
+    return torch.index_copy(cached, 1, starts, output)

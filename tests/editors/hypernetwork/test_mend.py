@@ -82,7 +82,7 @@ def test_golden_ten_edits(gpt2: tuple[Any, Any]) -> None:
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].mT, labels[:, 1:])
     gradients = torch.autograd.grad(loss, [seen[f"{module}@output"] for module in modules])
     for index, (module, gradient) in enumerate(zip(modules, gradients, strict=True)):
-        group, layer = editor._places[index]
+        group, layer = editor._transform_slots[index]
         inputs = seen[f"{module}@input"].detach()
         keep = informative_rows(inputs, gradient)
         with torch.no_grad():
@@ -126,7 +126,7 @@ def test_one_network_serves_all_weights_of_a_shape(gpt2: tuple[Any, Any]) -> Non
     editor = MEND(rank=2)
     editor.bind(*gpt2)
     assert len(editor.transforms) == 2
-    assert editor._places == ((0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2))
+    assert editor._transform_slots == ((0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2))
     assert isinstance(editor.transforms[0], GradientTransform)
     groups = editor.configure_optimizers().param_groups  # type: ignore[union-attr]
     assert [group["lr"] for group in groups] == [1e-6, 1e-4]

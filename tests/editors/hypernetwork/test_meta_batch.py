@@ -16,7 +16,7 @@ def test_examples_of_a_step(gpt2: tuple[Any, Any]) -> None:
     editor = MEND(own_probes=2, other_facts=3)
     editor.bind(*gpt2)
     requests = golden_requests(2)
-    examples = editor.source.draw(requests, Random(0), loader(0, 8))
+    examples = editor.source.sample(requests, Random(0), loader(0, 8))
     text = gpt2[1].decode
     assert examples.inner.requests == tuple(requests)
     for request, (_, (prompt, answer)) in zip(requests, examples.outer, strict=True):
@@ -28,7 +28,7 @@ def test_examples_of_a_step(gpt2: tuple[Any, Any]) -> None:
     assert len(prompts) == 2 * (2 + 3)
     assert set(prompts[:4]) <= probes
     assert set(prompts[4:]) <= {request.prompt for request in golden_requests(6, 2)}
-    again = editor.source.draw(requests, Random(0), loader(0, 8))
+    again = editor.source.sample(requests, Random(0), loader(0, 8))
     assert again == examples
 
 
@@ -38,7 +38,7 @@ def test_own_probes_take_every_kind_in_turn(gpt2: tuple[Any, Any]) -> None:
     request = EditRequest("r", "A is", "B", probes=(*probes, Probe.of("one_hop", "A is", "B")))
     source = MetaBatchSampler(gpt2[1], own_probes=4, other_facts=0)
     for seed in range(5):
-        chosen = [probe.kind for probe in source.own(request, Random(seed))]
+        chosen = [probe.kind for probe in source.sample_locality_probes(request, Random(seed))]
         assert set(chosen[:3]) == set(kinds)
         assert chosen[3] != "other_attribution"
 
@@ -46,7 +46,7 @@ def test_own_probes_take_every_kind_in_turn(gpt2: tuple[Any, Any]) -> None:
 def test_any_wording_can_be_the_edit(gpt2: tuple[Any, Any]) -> None:
     (request,) = golden_requests(1)
     source = MetaBatchSampler(gpt2[1], own_probes=0, other_facts=0, any_wording=True)
-    drawn = [source.draw([request], Random(seed), None) for seed in range(20)]
+    drawn = [source.sample([request], Random(seed), None) for seed in range(20)]
     inner = {examples.inner.requests[0].prompt for examples in drawn}
     assert inner == {request.prompt, *request.rephrases}
     for examples in drawn:
@@ -58,4 +58,4 @@ def test_other_facts_need_a_numbered_data_set(gpt2: tuple[Any, Any]) -> None:
     editor = MEND()
     editor.bind(*gpt2)
     with pytest.raises(DataError, match="set other_facts to 0"):
-        editor.source.draw(golden_requests(1), Random(0), [golden_requests(1)])
+        editor.source.sample(golden_requests(1), Random(0), [golden_requests(1)])

@@ -9,7 +9,7 @@ import torch
 from lightning_edit.editors import KN, MEMIT
 from lightning_edit.editors.locate.prompts import essence_texts, merge_watched, rewriting_texts
 from lightning_edit.editors.locate.search_objective import Objective
-from lightning_edit.editors.locate.target_search import _groups, search_targets
+from lightning_edit.editors.locate.target_search import _split_into_passes, search_targets
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.inference.suffix.build import build_suffix_forward
@@ -118,7 +118,7 @@ def test_an_editor_needs_layers() -> None:
 )
 def test_requests_are_parted_evenly_and_stay_whole(rows: int, sizes: list[int]) -> None:
     texts = [TokenizedText(number // 2, tuple(range(3 + number // 2)), 0) for number in range(10)]
-    groups = list(_groups(texts, rows))
+    groups = list(_split_into_passes(texts, rows))
     assert sorted(map(len, groups)) == sorted(sizes)
     assert all(len(group) % 2 == 0 for group in groups)
     assert sorted(text.request for group in groups for text in group) == [n // 2 for n in range(10)]

@@ -42,7 +42,7 @@ def _evaluate_objective(
     return logits[-count:].log_softmax(-1), middle.log_softmax(-1), site[0]
 
 
-def _told(editor: LTI, part: EditBatch) -> list[TokenizedText]:
+def _premise_texts(editor: LTI, part: EditBatch) -> list[TokenizedText]:
     (request,) = part.requests
     told = f"Imagine that {request.prompt} {request.target}\n"
     return rewriting_texts(editor.tokenizer, part, [told + one for one in editor.host.templates])
@@ -55,7 +55,8 @@ def plain_lti(editor: LTI, part: EditBatch) -> tuple[Tensor, int]:
     texts = [*rewriting_texts(editor.tokenizer, part, editor.host.templates), *essence]
     with torch.no_grad():
         told = [
-            _evaluate_objective(editor, text, None) for text in [*_told(editor, part), *essence]
+            _evaluate_objective(editor, text, None)
+            for text in [*_premise_texts(editor, part), *essence]
         ]
         initial = _evaluate_objective(editor, texts[0], None)[2]
     delta = torch.zeros_like(initial, requires_grad=True)

@@ -47,9 +47,12 @@ def test_the_reference_is_read_at_the_shifted_positions(tmp_path: Path) -> None:
     editor = bound(tmp_path)
     part = encode_batch(editor.tokenizer, requests())
     for request, one in zip(part.requests, part.split(), strict=True):
-        told, essence = editor._told(one), essence_texts(editor.tokenizer, one, "prompt_end")
+        told, essence = (
+            editor._premise_texts(one),
+            essence_texts(editor.tokenizer, one, "prompt_end"),
+        )
         texts = [*rewriting_texts(editor.tokenizer, one, editor.host.templates), *essence]
-        found = editor._reference(texts, dict(zip(texts, [*told, *essence], strict=True)))
+        found = editor._run_reference(texts, dict(zip(texts, [*told, *essence], strict=True)))
         prompt = f"Imagine that {request.prompt} {request.target}\n{request.prompt}"
         ids = editor.tokenizer(prompt, return_tensors="pt")["input_ids"]
         expected = editor.language_model(ids).logits[0, -1].log_softmax(-1)

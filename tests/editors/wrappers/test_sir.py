@@ -49,14 +49,14 @@ def test_moved_facts_are_restored_and_the_edits_hold(restore: Any, tmp_path: Pat
     editor.bind(language_model, tokenizer(example.model_name))
     part = batch(example)
     known = editor._unedited.facts
-    before, _ = editor._answers(known)
+    before, _ = editor._answer_nll(known)
     assert torch.equal(before, editor._unedited.nll)
     after = {}
     for one in (editor.editor, editor):
         delta = one.edit(part)
         with delta.applied(language_model):
-            rise = editor._answers(known)[0] - before
-            after[one] = (rise, editor._answers(part.requests)[0].mean())
+            rise = editor._answer_nll(known)[0] - before
+            after[one] = (rise, editor._answer_nll(part.requests)[0].mean())
     assert delta.request_ids == part.ids
     revised = [number for number, fact in enumerate(known) if fact.id in delta.info["revised"]]
     assert 0 < len(revised) <= 20
@@ -76,14 +76,14 @@ def test_facts_go_back_to_what_they_were_before_the_first_edit(tmp_path: Path) -
     ledger = Ledger(language_model, editor)
     harm = replace(editor.editor.edit(first), info={})
     ledger.commit(harm, first.requests)
-    harmed, _ = editor._answers(editor._unedited.facts)
+    harmed, _ = editor._answer_nll(editor._unedited.facts)
     # An edit that moves nothing itself: all there is to restore was done by the one before.
     editor.host.objective = replace(editor.host.objective, steps=1)
     delta = editor.edit(second)
     revised = [known[name] for name in delta.info["revised"]]
     assert revised
     with delta.applied(language_model):
-        now, _ = editor._answers(editor._unedited.facts)
+        now, _ = editor._answer_nll(editor._unedited.facts)
     before = editor._unedited.nll
     assert (now - before)[revised].mean() < 0.5 * (harmed - before)[revised].mean()
 
@@ -100,12 +100,12 @@ def test_facts_about_what_was_edited_are_left_to_change(tmp_path: Path) -> None:
     ledger = Ledger(language_model, editor)
     one, other = (encode_batch(editor.tokenizer, [request]) for request in (first, second))
     probe = editor.editor.edit(other)
-    assert 0 in editor._disturbed(other, probe)
-    assert 0 not in editor._disturbed(one, probe)
+    assert 0 in editor._most_disturbed(other, probe)
+    assert 0 not in editor._most_disturbed(one, probe)
     ledger.commit(editor.edit(one), [first])
-    assert 0 not in editor._disturbed(other, probe)
+    assert 0 not in editor._most_disturbed(other, probe)
     ledger.undo([first.id])
-    assert 0 in editor._disturbed(other, probe)
+    assert 0 in editor._most_disturbed(other, probe)
 
 
 def test_what_the_model_does_not_know_is_not_watched(

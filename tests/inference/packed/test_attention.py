@@ -19,7 +19,7 @@ def some(heads: int, tokens: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("scaling", [None, 0.3])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["own-keys", "shared-keys"])
 @pytest.mark.parametrize("sizes", [EVEN, UNEVEN, [(0, 3), (0, 2)]], ids=["even", "uneven", "bare"])
-@pytest.mark.parametrize("padding", [0, 200], ids=["parts", "one-part"])
+@pytest.mark.parametrize("padding", [0, 200], ids=["groups", "one-group"])
 def test_equals_attention_to_each_text(
     sizes: list[tuple[int, int]],
     heads: tuple[int, int],
@@ -27,7 +27,7 @@ def test_equals_attention_to_each_text(
     padding: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lightning_edit.inference.packed.layout._PADDING", padding)
+    monkeypatch.setattr("lightning_edit.inference.packed.layout._CHEAP_PADDING", padding)
     before, lengths = (list(column) for column in zip(*sizes, strict=True))
     starts = [sum(before[:number]) for number in range(len(sizes))]
     pool = KVPool(
@@ -38,7 +38,7 @@ def test_equals_attention_to_each_text(
     row = [
         some(count, sum(lengths), 3)[None].requires_grad_() for count in (heads[0], *2 * heads[1:])
     ]
-    found = attend(packing.parts, 0, *row, scaling)
+    found = attend(packing.groups, 0, *row, scaling)
     up = some(heads[0], sum(lengths), 4).transpose(0, 1)[None]
     gradients = torch.autograd.grad(found, row, up)
     for number, (start, size) in enumerate(zip(packing.starts.tolist(), lengths, strict=True)):
@@ -59,35 +59,35 @@ def test_equals_attention_to_each_text(
             torch.testing.assert_close(one[:, :, own], other[:, :, own])
 
 
-def test_padding_that_costs_more_than_a_part_is_avoided() -> None:
+def test_padding_that_costs_more_than_a_group_is_avoided() -> None:
     lengths = torch.tensor([2, 7] * 60)
     packing = Packing.of(lengths, [()] * 120, KVPool({}, 0), torch.float32)
-    assert [part.numbers.tolist() for part in packing.parts] == [
+    assert [group.numbers.tolist() for group in packing.groups] == [
         list(range(0, 120, 2)),
         list(range(1, 120, 2)),
     ]
-    assert all(part.even for part in packing.parts)
+    assert all(group.same_length for group in packing.groups)
 
 
-def test_a_few_texts_share_one_part() -> None:
+def test_a_few_texts_share_one_group() -> None:
     packing = Packing.of(torch.tensor([2, 7, 2, 7]), [()] * 4, KVPool({}, 0), torch.float32)
-    (part,) = packing.parts
-    assert part.size == 18
-    assert not part.even
+    (group,) = packing.groups
+    assert group.size == 18
+    assert not group.same_length
 
 
-def test_many_lengths_share_few_parts_with_little_padding() -> None:
+def test_many_lengths_share_few_groups_with_little_padding() -> None:
     lengths = torch.tensor([1, 2, 30, 31, 60, 90, 120]).repeat_interleave(20)
     packing = Packing.of(lengths, [()] * 140, KVPool({}, 0), torch.float32)
-    padding = sum(len(part.slots) - part.size for part in packing.parts)
-    assert (len(packing.parts), padding) == (4, 20 * (1 + 1 + 30))
+    padding = sum(len(group.slots) - group.size for group in packing.groups)
+    assert (len(packing.groups), padding) == (4, 20 * (1 + 1 + 30))
 
 
 def test_a_gradient_after_another_pass_is_refused() -> None:
     pool = KVPool({0: (some(2, 3, 1), some(2, 3, 2))}, 3)
     packing = Packing.of(torch.tensor([2]), [range(3)], pool, torch.float64)
     row = [some(2, 2, 3)[None].requires_grad_() for _ in range(3)]
-    first = attend(packing.parts, 0, *row, None)
-    attend(packing.parts, 0, *row, None)
+    first = attend(packing.groups, 0, *row, None)
+    attend(packing.groups, 0, *row, None)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         first.sum().backward()
