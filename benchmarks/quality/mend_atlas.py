@@ -46,9 +46,8 @@ def measure(edits: int | None) -> dict[str, Any]:
         begin = time.process_time()
         delta = editor.edit(batch)
         seconds += time.process_time() - begin
-        ledger.commit(delta, [request])
-        scores += baseline.compare(scorer.score(probes[request.id]))
-        ledger.undo([request.id])
+        with ledger.staged(delta, [request]):
+            scores += baseline.compare(scorer.score(probes[request.id]))
     metrics = {name: round(value, 4) for name, value in summarise(scores).items()}
     return {
         "split": "test",

@@ -100,9 +100,8 @@ class Bench:
         ledger, scores = Ledger(self.model), []
         for number, (request, part) in enumerate(zip(self.requests, batch.split(), strict=True)):
             delta = editor.write(part, self.targets[name].only(number))
-            ledger.commit(delta, [request])
-            scores += self.baseline.compare(self.scorer.score(self.probes[request.id]))
-            ledger.undo([request.id])
+            with ledger.staged(delta, [request]):
+                scores += self.baseline.compare(self.scorer.score(self.probes[request.id]))
         found = summarise(scores)
         return {metric: round(found[metric], 4) for metric in SHOWN}
 

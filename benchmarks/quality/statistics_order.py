@@ -42,11 +42,10 @@ def write_together(bench: Bench, statistics: str, weight: float) -> dict[str, fl
     batch = encode_batch(bench.tokenizer, bench.requests)
     if "MEMIT" not in bench.targets:
         bench.targets["MEMIT"] = editor.search(batch)
-    ledger = Ledger(bench.model)
-    ledger.commit(editor.write(batch, bench.targets["MEMIT"]), bench.requests)
+    delta = editor.write(batch, bench.targets["MEMIT"])
     probes = [probe for each in bench.probes.values() for probe in each]
-    found = summarise(bench.baseline.compare(bench.scorer.score(probes)))
-    ledger.undo([request.id for request in bench.requests])
+    with Ledger(bench.model).staged(delta, bench.requests):
+        found = summarise(bench.baseline.compare(bench.scorer.score(probes)))
     return {metric: round(found[metric], 4) for metric in SHOWN}
 
 

@@ -16,6 +16,7 @@ LIGHT: dict[str, str] = {
     "benchmark": "GRID.yaml: methods × models × data × protocols, as tables",
     "mine": "RUN: which single edits made the model collapse, as data",
     "undo": "RUN --ids …: take edits back, or list those in force",
+    "redo": "RUN --ids …: put undone edits into force again, with the old bits",
     "export": "RUN --format peft|merged|delta: ship the edits",
 }
 #: Studies of editors: they take an editor and data like ``edit``, so their help loads Lightning.
@@ -89,6 +90,8 @@ def _load_verb(verb: str) -> Callable[[Sequence[str]], int]:
             from lightning_edit.cli.hard_edits import main
         case "undo":
             from lightning_edit.cli.undo import main
+        case "redo":
+            from lightning_edit.cli.redo import main
         case "export":
             from lightning_edit.cli.export import main
         case "sweep":

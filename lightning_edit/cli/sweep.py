@@ -154,9 +154,8 @@ def _run_trial(
         batch_size = study.config.batch_size
         for case, delta in found_alone(editor, study.cases, study.config.seed, batch_size):
             seconds += time.perf_counter() - begin
-            ledger.commit(delta, case)
-            outcomes.append(CaseScores.of(evaluation.scores(case), study.mode))
-            ledger.undo(ledger.request_ids)
+            with ledger.staged(delta, case):
+                outcomes.append(CaseScores.of(evaluation.scores(case), study.mode))
             advance()
             begin = time.perf_counter()
     except (SolveError, LedgerError) as error:

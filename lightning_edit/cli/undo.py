@@ -55,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             active_count = sum(len(entry.ids) for entry in journal.active())
             total = _count_edits(active_count + len(undone))
             sys.stdout.write(
-                f"undid {_join_ids(undone)}; {active_count} of {total} in force. "
+                f"undid {join_ids(undone)}; {active_count} of {total} in force. "
                 "Scores in results.json are those from before.\n"
             )
     except LightningEditError as error:
         sys.stderr.write(f"lightning-edit undo: {error}\n")
         return 2
     if options.list:
-        _print_table(journal.active())
+        print_table(journal.active())
     return 0
 
 
@@ -117,16 +117,23 @@ def _count_edits(count: int) -> str:
     return "1 edit" if count == 1 else f"{count} edits"
 
 
-def _join_ids(ids: Sequence[str]) -> str:
+def join_ids(ids: Sequence[str]) -> str:
+    """Join the first ids of a list, and count the rest."""
     return ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
 
 
-def _print_table(entries: Sequence[Entry]) -> None:
+def print_table(entries: Sequence[Entry], what: str = "in force") -> None:
+    """Print a table of commits.
+
+    Args:
+        entries: The commits.
+        what: What they are, for the title.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{_count_edits(sum(len(entry.ids) for entry in entries))} in force")
+    table = Table(title=f"{_count_edits(sum(len(entry.ids) for entry in entries))} {what}")
     for column in ("commit", "id", "prompt", "target"):
         table.add_column(column, overflow="fold")
     for entry in entries:

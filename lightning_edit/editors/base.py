@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.exceptions import (
     ArchitectureError,
     NotBoundError,
@@ -27,7 +28,7 @@ class Editor(pl.LightningModule, ABC):
 
     An editor is bound to one language model and turns batches of requests into deltas. It never
     changes the model: a :class:`~lightning_edit.edits.ledger.Ledger` commits or undoes a delta and
-    notifies the editor through :meth:`remember` and :meth:`forget`.
+    notifies the editor through :meth:`on_history`.
 
     The language model is deliberately no submodule: checkpoints, optimisers and model summaries see
     only what the editor owns. Hyper-parameters are typed ``__init__`` arguments kept as attributes
@@ -70,6 +71,7 @@ class Editor(pl.LightningModule, ABC):
         super().__init__()
         # A tuple hides the language model from nn.Module's registration; see the class docstring.
         self._bound: tuple[nn.Module, Any, ModelView] | None = None
+        self._remembered: list[Delta] = []
         self._stages: dict[str, float] = {}
         self._nested_seconds = 0.0
 
@@ -93,6 +95,7 @@ class Editor(pl.LightningModule, ABC):
         if kind not in self.architectures:
             raise ArchitectureError(self._architecture_message(model, kind))
         self._bound = (model, tokenizer, view)
+        self._remembered = []
         self.on_bind()
         return self
 
@@ -179,17 +182,70 @@ class Editor(pl.LightningModule, ABC):
         """
         return [self.edit(part) for part in batch.split()]
 
+    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Follow the list of edits in force; called by the ledger after every change of it.
+
+        What an editor keeps of earlier edits follows from this list alone: after an undo it is what
+        it would be without the edit. A commit costs the same however long the list is, and gives
+        the bits of building the history anew. The default keeps nothing, and calls the hooks
+        ``remember(delta)``, ``forget(delta)`` and ``recall(delta)`` of earlier versions where a
+        subclass has them.
+
+        Args:
+            in_force: Deltas in force, in the order of their commits; a live view, loaded from disk
+                when read.
+            change: What has just changed.
+        """
+        own = {name: self._old_hook(name) for name in ("remember", "forget", "recall")}
+        if change.kind == "removed":
+            for delta in reversed(change.deltas):
+                own["forget"](delta)
+        elif change.kind == "inserted":
+            behind = in_force[change.position + 1 :]
+            for delta in reversed(behind):
+                own["forget"](delta)
+            for delta in (*change.deltas, *behind):
+                own["remember"](delta)
+        else:
+            take = own["recall" if change.kind == "restored" else "remember"]
+            for delta in change.deltas if change.kind == "appended" else in_force:
+                take(delta)
+
+    def _old_hook(self, name: str) -> Callable[[Delta], None]:
+        """Return a subclass's hook of earlier versions, or one that does nothing."""
+        if getattr(type(self), name) is getattr(Editor, name):
+            return lambda delta: None
+        hook: Callable[[Delta], None] = getattr(self, name)
+        return hook
+
     def remember(self, delta: Delta) -> None:
-        """Add a committed delta to the editor's history. Called by the ledger."""
+        """Take a delta into the history by hand, where no ledger does.
+
+        Args:
+            delta: An edit that is in the model.
+        """
+        self._remembered.append(delta)
+        self.on_history(self._remembered, HistoryChange("appended", (delta,)))
 
     def forget(self, delta: Delta) -> None:
-        """Remove an undone delta from the editor's history, exactly. Called by the ledger."""
+        """Take a delta out of the history that :meth:`remember` took in, to the bit.
+
+        Args:
+            delta: The edit; one that was not taken in changes nothing.
+        """
+        left = [one for one in self._remembered if one is not delta]
+        if len(left) < len(self._remembered):
+            self._remembered = left
+            self.on_history(left, HistoryChange("removed", (delta,)))
 
     def recall(self, delta: Delta) -> None:
-        """Register a delta in force after a resume; a checkpoint has restored its history already.
+        """Note that a delta is in force whose history a checkpoint has restored.
 
-        Called by the ledger, in the order of the commits, when an interrupted run resumes.
+        Args:
+            delta: The edit.
         """
+        self._remembered.append(delta)
+        self.on_history(self._remembered, HistoryChange("restored"))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

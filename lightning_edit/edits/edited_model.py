@@ -24,13 +24,14 @@ class EditedModel:
         self.model = editor.language_model
         self.tokenizer = editor.tokenizer
         self.ledger = Ledger(self.model, editor)
+        self._named = 0
 
     def edit(
         self,
         requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
         seed: int = 0,
     ) -> "EditedModel":
-        """Edit the model with further requests, on top of the edits so far.
+        """Write further requests on top of the edits so far, all of them or none.
 
         Args:
             requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
@@ -39,11 +40,19 @@ class EditedModel:
         Returns:
             This handle.
         """
-        listed = as_requests(requests, first=len(self.ledger.request_ids))
+        # Names are not used again after an undo: `edit-0` is one edit for the life of this handle.
+        listed = as_requests(requests, first=self._named)
+        self._named += len(listed)
         groups = [listed] if self.editor.batched else [[request] for request in listed]
-        for group in groups:
-            batch = encode_batch(self.tokenizer, group, seed)
-            self.ledger.commit(self.editor.edit(batch), batch.requests)
+        batches = [encode_batch(self.tokenizer, group, seed) for group in groups]
+        done = 0
+        try:
+            for batch in batches:
+                self.ledger.commit(self.editor.edit(batch), batch.requests)
+                done += 1
+        except BaseException:
+            self.ledger.rollback(done)
+            raise
         return self
 
     @torch.no_grad()
@@ -77,4 +86,16 @@ class EditedModel:
             This handle.
         """
         self.ledger.undo(self.ledger.request_ids if ids is None else ids)
+        return self
+
+    def redo(self, ids: Sequence[str]) -> "EditedModel":
+        """Put edits that were taken back into force again, at their old positions.
+
+        Args:
+            ids: Requests that :meth:`undo` took back.
+
+        Returns:
+            This handle; the model has the bits that it had with these edits.
+        """
+        self.ledger.redo(ids)
         return self

@@ -188,15 +188,43 @@ class Journal:
         """
         self.append({"op": "undo", "of": list(seqs), "by": by})
 
+    def redo(self, seqs: Sequence[int], by: str = "run") -> None:
+        """Record that commits which were taken back stand again, at their old positions.
+
+        Args:
+            seqs: Their numbers.
+            by: ``run`` for the editing loop itself, ``user`` for a later hand.
+        """
+        self.append({"op": "redo", "of": list(seqs), "by": by})
+
     @property
     def next_seq(self) -> int:
         """Sequence number of the next commit."""
         return 1 + self._commits
 
     def active(self) -> list[Entry]:
-        """Return the commits in force, in order."""
-        gone = {seq for line in self._lines if line["op"] == "undo" for seq in line["of"]}
+        """Return the commits that stand, in order."""
+        gone: set[int] = set()
+        for line in self._lines:
+            if line["op"] == "undo":
+                gone.update(line["of"])
+            elif line["op"] == "redo":
+                gone.difference_update(line["of"])
         return [entry for entry in self.commits() if entry.seq not in gone]
+
+    def undone(self, by: str | None = None) -> list[Entry]:
+        """Return the commits that were taken back and do not stand, in order.
+
+        Args:
+            by: Only those that were taken back by it, such as ``user``; ``None``: all.
+        """
+        asked: dict[int, str] = {}
+        for line in self._lines:
+            if line["op"] == "undo":
+                asked |= dict.fromkeys(line["of"], str(line.get("by", "run")))
+            elif line["op"] == "redo":
+                asked = {seq: who for seq, who in asked.items() if seq not in line["of"]}
+        return [e for e in self.commits() if e.seq in asked and by in (None, asked[e.seq])]
 
     def commits(self) -> list[Entry]:
         """Return every commit, including undone ones, in order."""
@@ -227,7 +255,7 @@ class Journal:
                 f"{lines}; it is older than the checkpoint, so restore the whole run folder"
             )
         dropped = self._lines[lines:]
-        if any(line["op"] == "undo" and line.get("by") == "user" for line in dropped):
+        if any(line["op"] in ("undo", "redo") and line.get("by") == "user" for line in dropped):
             raise LedgerError(
                 f"{self.path}: edits were undone by hand after the last checkpoint; "
                 "resuming would write them again, so start a new run"
@@ -242,12 +270,13 @@ class Journal:
         self._commits = sum(line["op"] == "commit" for line in kept)
 
 
-def select(active: Sequence[Entry], ids: Sequence[str]) -> list[Entry]:
-    """Select the commits that hold exactly the given requests.
+def select(active: Sequence[Entry], ids: Sequence[str], what: str = "in force") -> list[Entry]:
+    """Find the commits that hold the given requests and nothing else.
 
     Args:
-        active: Commits in force.
-        ids: Request ids to undo.
+        active: Commits that stand.
+        ids: Requests to take back, or to put back.
+        what: What the commits are, for the error.
 
     Returns:
         Their commits, in order.
@@ -260,7 +289,7 @@ def select(active: Sequence[Entry], ids: Sequence[str]) -> list[Entry]:
     if missing := sorted(wanted - known):
         listed = ", ".join(sorted(known)[:8]) or "none"
         raise LedgerError(
-            f"no edit in force is called {', '.join(map(repr, missing))}; in force: {listed}"
+            f"no edit {what} is called {', '.join(map(repr, missing))}; {what}: {listed}"
             f"{' …' if len(known) > 8 else ''}"
         )
     chosen = [entry for entry in active if wanted & set(entry.ids)]
@@ -270,4 +299,33 @@ def select(active: Sequence[Entry], ids: Sequence[str]) -> list[Entry]:
                 f"{', '.join(sorted(wanted & set(entry.ids)))} was solved together with "
                 f"{', '.join(rest[:8])}{' …' if len(rest) > 8 else ''}; undo the whole batch"
             )
+    return chosen
+
+
+def select_undone(
+    undone: Sequence[Entry], in_force: Sequence[Entry], ids: Sequence[str]
+) -> list[Entry]:
+    """Find the undone commits of the given requests; of several of a request the newest.
+
+    Args:
+        undone: Commits that were taken back, in order.
+        in_force: Commits that stand.
+        ids: Requests to put back into force.
+
+    Returns:
+        Their commits, in order.
+
+    Raises:
+        LedgerError: If a request was not taken back, is in force again, or shares its commit with
+            one that is not named.
+    """
+    newest = {request: entry.seq for entry in undone for request in entry.ids}
+    candidates = [entry for entry in undone if entry.seq in set(newest.values())]
+    chosen = select(candidates, ids, "undone")
+    standing = {request for entry in in_force for request in entry.ids}
+    if double := sorted(standing & {request for entry in chosen for request in entry.ids}):
+        raise LedgerError(
+            f"already in force: {', '.join(double[:8])}; undo them before an older edit of the "
+            "same request comes back"
+        )
     return chosen

@@ -7,38 +7,26 @@ same bits as the run that wrote it.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_edit.edits.delta import Delta
-from lightning_edit.edits.journal import Entry, Journal, file_hash, select
-from lightning_edit.edits.protocols import EditHistory
+from lightning_edit.edits.edited_weights import EditedWeight, EditedWeights
+from lightning_edit.edits.in_force import EditsInForce, HistoryChange, load_entry
+from lightning_edit.edits.journal import Entry, Journal, file_hash, select, select_undone
+from lightning_edit.edits.protocols import EditHistory, Runtime
+from lightning_edit.edits.staged import StagedEdit
 from lightning_edit.exceptions import LedgerError, NotFiniteError
-from lightning_edit.models.weights import Weight, weight, weights_hash
+from lightning_edit.models.weights import weights_hash
 from lightning_edit.storage.atomic import write_error
 from lightning_edit.types import EditRequest
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class EditedWeight:
-    """Edited weight: its pristine values and the float64 sum of deltas.
-
-    Args:
-        handle: Handle of the current weight.
-        pristine: Its values before the first edit, in its own dtype.
-        total: Sum of all deltas in force, in float64.
-    """
-
-    handle: Weight
-    pristine: Tensor
-    total: Tensor
 
 
 class Ledger:
@@ -49,6 +37,8 @@ class Ledger:
         editor: Notified of every commit and undo, so that its history follows; ``None`` to replay
             weights only.
         directory: Folder of the journal; ``None`` keeps everything in memory.
+        runtime: Installs what a delta holds beside updates of weights; without one a commit of such
+            a delta is refused.
 
     Raises:
         LedgerError: If the folder's journal is damaged.
@@ -59,31 +49,36 @@ class Ledger:
         model: nn.Module,
         editor: EditHistory | None = None,
         directory: Path | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         self.model = model
         self.editor = editor
+        self.runtime = runtime
         self.journal = None if directory is None else Journal(directory)
-        self._active: list[tuple[Entry, Delta]] = []
-        self._touched: dict[str, EditedWeight] = {}
+        load = None if directory is None else partial(load_entry, directory)
+        self.in_force = EditsInForce(load)
+        self._undone: dict[int, tuple[Entry, Delta | None]] = {}
+        self.weights = EditedWeights(model)
         self._ids: set[str] = set()
         self._next_seq = 1
+        self._staging = False
 
     # ---------------------------------------------------------------------------------- reading
 
     @property
     def request_ids(self) -> tuple[str, ...]:
-        """Request ids of the edits in force, in the order of their commits."""
-        return tuple(request for entry, _ in self._active for request in entry.ids)
+        """Requests in force, in the order of their commits."""
+        return tuple(request for entry in self.in_force.entries for request in entry.ids)
 
     @property
     def deltas(self) -> list[Delta]:
-        """Deltas in force, in the order of their commits."""
-        return [delta for _, delta in self._active]
+        """Deltas in force, in the order of their commits, all of them in memory."""
+        return list(self.in_force)
 
     @property
     def touched(self) -> dict[str, EditedWeight]:
-        """Edited weights, by parameter name, in alphabetical order."""
-        return dict(sorted(self._touched.items()))
+        """Weights that the deltas in force change, by parameter name, in alphabetical order."""
+        return dict(sorted(self.weights.touched.items()))
 
     def update_norms(self) -> dict[str, float]:
         """Frobenius norm of the total update of each weight."""
@@ -106,6 +101,56 @@ class Ledger:
             NotFiniteError: If the delta, or an edited weight, is not finite.
             LedgerWriteError: If the disk write fails. The model is unchanged in every case.
         """
+        with self.staged(delta, requests) as trial:
+            return trial.commit()
+
+    @contextmanager
+    def staged(self, delta: Delta, requests: Sequence[EditRequest]) -> Iterator[StagedEdit]:
+        """Try a delta: inside the block the model has the bits that a commit would give it.
+
+        Example::
+
+            with ledger.staged(delta, requests) as trial:
+                if good_enough(model):
+                    trial.commit()  # else it is dropped at the end of the block
+
+        Args:
+            delta: The update.
+            requests: The requests that it serves.
+
+        Yields:
+            The trial; without :meth:`StagedEdit.commit` nothing is left of it.
+
+        Raises:
+            LedgerError: If a request is in force already, the delta holds state that nobody
+                installs, or another delta is being tried.
+            NotFiniteError: If the delta, or a weight with it, is not finite. The model is unchanged
+                in every case.
+        """
+        self._check(delta)
+        trial = StagedEdit(self, delta, requests, self.weights.stage(delta))
+        acts = bool(delta.state or delta.prompts)
+        self._staging = True
+        try:
+            for new in trial.staged.values():
+                new.write()
+            if self.runtime is not None and acts:
+                self.runtime.install([*self.in_force, delta])
+            yield trial
+        finally:
+            self._staging = False
+            if trial.entry is None:
+                for new in trial.staged.values():
+                    new.take_back()
+                if self.runtime is not None and acts:
+                    self.runtime.install(self.in_force)
+
+    def _require_idle(self) -> None:
+        if self._staging:
+            raise LedgerError("another edit is being tried on this model; commit or drop it first")
+
+    def _check(self, delta: Delta) -> None:
+        self._require_idle()
         if double := sorted(set(delta.request_ids) & self._ids):
             raise LedgerError(
                 f"already in force: {', '.join(double[:8])}; undo before another edit"
@@ -115,13 +160,22 @@ class Ledger:
                 f"the update of {', '.join(broken)} is not finite, so nothing was written; lower "
                 "the learning rate or raise the regularisation, and check the model's own outputs"
             )
-        staged = self._stage(delta)
-        entry = self._record(delta, requests)
-        changed = self._install(staged)
-        self._active.append((entry, delta))
+        if (delta.state or delta.prompts) and self.runtime is None:
+            held = ", ".join([*delta.state, *(["prompts"] if delta.prompts else [])][:4])
+            raise LedgerError(
+                f"the edit of {', '.join(delta.request_ids[:4])} acts at run time (it holds "
+                f"{held}), but this ledger has nothing that installs that, so nothing was written; "
+                "give the ledger a runtime"
+            )
+
+    def _commit(self, trial: StagedEdit) -> Entry:
+        delta = trial.delta
+        entry = trial.entry = self._record(delta, trial.requests)
+        self.weights.keep(trial.staged)
+        self.in_force.append(entry, delta)
         self._ids.update(delta.request_ids)
-        if self.editor is not None:
-            self.editor.remember(delta)
+        self._tell(HistoryChange("appended", (delta,)))
+        changed = any(new.changes for new in trial.staged.values())
         if delta.is_empty or (delta.weights and not changed):
             log.warning(
                 "The edit of %s changed no parameter: its update is empty, or smaller than the "
@@ -129,6 +183,10 @@ class Ledger:
                 ", ".join(delta.request_ids[:8]),
             )
         return entry
+
+    def _tell(self, change: HistoryChange) -> None:
+        if self.editor is not None:
+            self.editor.on_history(self.in_force, change)
 
     def undo(self, ids: Sequence[str], by: str = "run") -> None:
         """Undo edits by request id, and restore the weights without them.
@@ -141,19 +199,64 @@ class Ledger:
             LedgerError: If a request is not in force, or shares a commit with one that stays.
             LedgerWriteError: If the journal cannot be written; the model is unchanged.
         """
+        self._require_idle()
         if not ids:
             return
-        gone = select([entry for entry, _ in self._active], ids)
+        gone = select(self.in_force.entries, ids)
         seqs = {entry.seq for entry in gone}
+        # Read before anything changes: a file may be missing.
+        removed = [self.in_force.delta(entry) for entry in gone]
         if self.journal is not None:
             self.journal.undo(sorted(seqs), by)
-        removed = [delta for entry, delta in self._active if entry.seq in seqs]
-        self._active = [pair for pair in self._active if pair[0].seq not in seqs]
+        kept = [None if self.journal is not None else delta for delta in removed]
+        self._undone |= {e.seq: (e, d) for e, d in zip(gone, kept, strict=True)}
+        self.in_force.remove(seqs)
         self._ids -= {request for entry in gone for request in entry.ids}
-        self._rebuild({name for delta in removed for name in delta.weights})
-        if self.editor is not None:
-            for delta in reversed(removed):
-                self.editor.forget(delta)
+        names = {name for delta in removed for name in delta.weights}
+        self.weights.rebuild(names, self.in_force)
+        self._reinstall(removed)
+        self._tell(HistoryChange("removed", tuple(removed)))
+
+    def redo(self, ids: Sequence[str], by: str = "run") -> None:
+        """Put edits that were taken back into force again, at their old positions.
+
+        The model gets the bits that it had with them.
+
+        Args:
+            ids: Their requests. Requests that were solved together go together. Of several undone
+                commits of a request the newest is taken.
+            by: Who asks, for the journal.
+
+        Raises:
+            LedgerError: If a request was not taken back, is in force again, or shares a commit with
+                one that is not named; or a delta file is missing.
+            LedgerWriteError: If the journal cannot be written; the model is unchanged.
+        """
+        self._require_idle()
+        if not ids:
+            return
+        undone = [self._undone[seq][0] for seq in sorted(self._undone)]
+        back = select_undone(undone, self.in_force.entries, ids)
+        deltas = [self._undone[entry.seq][1] or self._load(entry) for entry in back]
+        if self.journal is not None:
+            self.journal.redo([entry.seq for entry in back], by)
+        for entry, delta in zip(back, deltas, strict=True):
+            del self._undone[entry.seq]
+            place = self.in_force.insert(entry, delta)
+            self._ids.update(entry.ids)
+            last = place == len(self.in_force) - 1
+            kind: Literal["appended", "inserted"] = "appended" if last else "inserted"
+            self.weights.rebuild(set(delta.weights), self.in_force)
+            self._tell(HistoryChange(kind, (delta,), place))
+        self._reinstall(deltas)
+
+    def _reinstall(self, changed: Sequence[Delta]) -> None:
+        if self.runtime is not None and any(one.state or one.prompts for one in changed):
+            self.runtime.install(self.in_force)
+
+    def _load(self, entry: Entry) -> Delta:
+        assert self.journal is not None  # without a file every undone delta stays in memory
+        return load_entry(self.journal.directory, entry)
 
     def rollback(self, commits: int = 1) -> None:
         """Roll back the last commits.
@@ -164,12 +267,12 @@ class Ledger:
         Raises:
             LedgerError: If fewer are in force.
         """
-        if not 0 <= commits <= len(self._active):
+        if not 0 <= commits <= len(self.in_force):
             raise LedgerError(
-                f"cannot roll back {commits} commits: {len(self._active)} are in force"
+                f"cannot roll back {commits} commits: {len(self.in_force)} are in force"
             )
-        entries = self._active[len(self._active) - commits :]
-        self.undo([request for entry, _ in entries for request in entry.ids])
+        entries = self.in_force.entries[len(self.in_force) - commits :]
+        self.undo([request for entry in entries for request in entry.ids])
 
     # ----------------------------------------------------------------------------------- on disk
 
@@ -196,18 +299,25 @@ class Ledger:
         Raises:
             LedgerError: If the ledger is not empty, or a delta file is missing or was changed.
         """
-        if self.journal is None or self._active:
+        if self.journal is None or len(self.in_force):
             raise LedgerError("replay needs a journal on disk and a ledger without edits in force")
         if lines is not None:
             self.journal.truncate(lines)
-        for entry in self.journal.active():
+        active = self.journal.active()
+        for entry in active:
             delta = load_entry(self.journal.directory, entry)
-            self._install(self._stage(delta))
-            self._active.append((entry, delta))
+            if (delta.state or delta.prompts) and self.runtime is None:
+                self._check(delta)
+            staged = self.weights.stage(delta)
+            for new in staged.values():
+                new.write()
+            self.weights.keep(staged)
+            self.in_force.append(entry, delta)
             self._ids.update(delta.request_ids)
-            if self.editor is not None:
-                update_history = self.editor.remember if remember else self.editor.recall
-                update_history(delta)
+        self._undone = {entry.seq: (entry, None) for entry in self.journal.undone()}
+        if self.runtime is not None:
+            self.runtime.install(self.in_force)
+        self._tell(HistoryChange("replayed" if remember else "restored"))
 
     def _record(self, delta: Delta, requests: Sequence[EditRequest]) -> Entry:
         if self.journal is None:
@@ -223,71 +333,3 @@ class Ledger:
             raise write_error(error, path, state) from error
         records = [request.to_dict() for request in requests]
         return self.journal.commit(delta.request_ids, name, file_hash(path), records)
-
-    # ----------------------------------------------------------------------------------- weights
-
-    def _stage(self, delta: Delta) -> dict[str, tuple[EditedWeight, Tensor, Tensor]]:
-        """Compute every new weight before anything is written, so that a commit is atomic."""
-        staged = {}
-        for name, update in delta.weights.items():
-            touched = self._touched.get(name)
-            if touched is None:
-                handle = weight(self.model, name)
-                zero = torch.zeros(handle.shape, dtype=torch.float64, device=handle.device)
-                touched = EditedWeight(handle, handle.read(handle.dtype), zero)
-            total = touched.total + update.dense(device=touched.total.device)
-            value = (touched.pristine.double() + total).to(touched.handle.dtype)
-            if not torch.isfinite(value).all():
-                raise NotFiniteError(
-                    f"the edited {name} does not fit into {touched.handle.dtype}, so nothing was "
-                    "written; load the model in a wider dtype, or regularise the edit more"
-                )
-            staged[name] = (touched, total, value)
-        return staged
-
-    def _install(self, staged: dict[str, tuple[EditedWeight, Tensor, Tensor]]) -> bool:
-        changed = False
-        for name, (touched, total, value) in staged.items():
-            changed |= not torch.equal(touched.handle.read(touched.handle.dtype), value)
-            touched.handle.write(value)
-            touched.total = total
-            self._touched[name] = touched
-        return changed
-
-    def _rebuild(self, names: set[str]) -> None:
-        for name in sorted(names):
-            touched = self._touched[name]
-            updates = [delta.weights[name] for delta in self.deltas if name in delta.weights]
-            touched.total = torch.zeros_like(touched.total)
-            for update in updates:
-                touched.total += update.dense(device=touched.total.device)
-            # Without edits the pristine value itself is written, to restore the original bits.
-            value = touched.pristine.double() + touched.total if updates else touched.pristine
-            touched.handle.write(value)
-            if not updates:
-                del self._touched[name]
-
-
-def load_entry(directory: Path, entry: Entry, device: str = "cpu") -> Delta:
-    """Load a commit's delta file and verify its SHA-256 hash.
-
-    Args:
-        directory: The journal's folder.
-        entry: The journal entry.
-        device: Device of the tensors.
-
-    Returns:
-        The delta.
-
-    Raises:
-        LedgerError: If the file is missing or its hash differs.
-    """
-    path = directory / entry.file
-    if not path.exists():
-        raise LedgerError(f"{path} is missing; restore the run folder as a whole")
-    if file_hash(path) != entry.sha256:
-        raise LedgerError(
-            f"{path} is not what the journal recorded (SHA-256 differs); "
-            "restore it, or start the run again in a new folder"
-        )
-    return Delta.load(path, device)

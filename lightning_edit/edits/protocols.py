@@ -1,23 +1,36 @@
 """Editor protocols (structural types) for the ledger and edited model, to avoid import cycles."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.types import EditBatch
 
 
 @runtime_checkable  # the tests check types while they run
 class EditHistory(Protocol):
-    """Editor history that follows every commit and undo of the ledger."""
+    """An editor as its ledger sees it: its history follows from the edits in force."""
 
-    def remember(self, delta: Delta) -> None:
-        """Add a committed delta to the history."""
+    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Follow the list of edits in force; see :meth:`Editor.on_history`."""
 
-    def forget(self, delta: Delta) -> None:
-        """Remove an undone delta from the history, exactly."""
 
-    def recall(self, delta: Delta) -> None:
-        """Register a delta in force whose history a checkpoint has already restored."""
+@runtime_checkable
+class Runtime(Protocol):
+    """What acts when the model is asked, for edits that are no updates of weights.
+
+    A ledger with one installs ``Delta.state`` and ``Delta.prompts`` through it; one without refuses
+    such a commit.
+    """
+
+    def install(self, in_force: Sequence[Delta]) -> None:
+        """Build what acts from the list of edits in force alone.
+
+        Args:
+            in_force: Deltas, in the order of their commits. With none of them nothing is left on
+                the model: same modules, no hook.
+        """
 
 
 @runtime_checkable

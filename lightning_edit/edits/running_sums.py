@@ -1,11 +1,12 @@
 """Running sums over the edits in force, for editors with a history (such as Σ K Kᵀ)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.in_force import HistoryChange
 
 
 class RunningSums:
@@ -20,35 +21,27 @@ class RunningSums:
 
     def __init__(self, addends: Callable[[Delta], Mapping[str, Tensor]]) -> None:
         self._addends = addends
-        self._in_force: list[Delta] = []
+        self.in_force: Sequence[Delta] = ()
         self._sums: dict[str, Tensor] = {}
         self._stale = False
 
-    @property
-    def in_force(self) -> list[Delta]:
-        """Deltas in the sums, in the order of their commits."""
-        return list(self._in_force)
+    def follow(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Follow the list of edits in force.
 
-    def add(self, delta: Delta) -> None:
-        """Add a committed delta to the sums."""
-        self._recompute_if_stale()
-        self._in_force.append(delta)
-        self._sums = self._with_delta(self._sums, delta)
+        A commit adds its part, at a cost that does not grow with the list. After any other change
+        the sums are added up again from the list, when somebody reads them; those that a checkpoint
+        has restored stay.
 
-    def note(self, delta: Delta) -> None:
-        """Register a delta in force that the sums already contain, after a checkpoint."""
-        self._in_force.append(delta)
-
-    def remove(self, delta: Delta) -> bool:
-        """Remove an undone delta; one that is not in force (of an earlier binding) is ignored.
-
-        Returns:
-            Whether it was in force.
+        Args:
+            in_force: The list, a live view.
+            change: What changed.
         """
-        left = [kept for kept in self._in_force if kept is not delta]
-        found = len(left) < len(self._in_force)
-        self._in_force, self._stale = left, self._stale or found
-        return found
+        self.in_force = in_force
+        if change.kind == "appended" and not self._stale:
+            for delta in change.deltas:
+                self._sums = self._with_delta(self._sums, delta)
+        elif change.kind != "restored":
+            self._stale = True
 
     def get(self, name: str) -> Tensor | None:
         """Return a named sum; ``None`` if nothing was added to it."""
@@ -61,8 +54,8 @@ class RunningSums:
         return dict(self._sums)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore the sums of a checkpoint; the deltas are registered by :meth:`note`."""
-        self._sums, self._in_force, self._stale = dict(state), [], False
+        """Take the sums of a checkpoint; the list of edits follows."""
+        self._sums, self._stale = dict(state), False
 
     def summed(self, deltas: Iterable[Delta]) -> dict[str, Tensor]:
         """Compute the sums over given deltas; bit-identical to :meth:`state` for those in force."""
@@ -73,7 +66,7 @@ class RunningSums:
 
     def _recompute_if_stale(self) -> None:
         if self._stale:
-            self._stale, self._sums = False, self.summed(self._in_force)
+            self._stale, self._sums = False, self.summed(self.in_force)
 
     def _with_delta(self, sums: Mapping[str, Tensor], delta: Delta) -> dict[str, Tensor]:
         # Not in place: a checkpoint, or the delta itself, may hold the tensor.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_edit.cli.redo import main as redo
 from lightning_edit.cli.undo import main
 from lightning_edit.edits.journal import Journal
 from tests.disks import file_size_limit
@@ -23,7 +24,9 @@ def run(tmp_path: Path) -> Path:
             {"id": name, "prompt": f"The [bold] of {name} is", "target": f"T-{name}"}
             for name in ids
         ]
-        journal.commit(ids, f"{number:06d}.safetensors", "00", requests)
+        file = f"{number:06d}.safetensors"
+        (tmp_path / "ledger" / file).write_bytes(b"")
+        journal.commit(ids, file, "00", requests)
     return tmp_path
 
 
@@ -123,3 +126,36 @@ def test_it_answers_in_under_a_second(run: Path) -> None:
     )  # fmt: skip
     assert time.monotonic() - start < 5  # a loaded machine; alone it takes 0.2 s
     assert re.search(r"^\[\]$", done.stdout, re.MULTILINE)
+
+
+def test_a_redo_puts_back_what_was_undone_by_hand(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "ledger" / "journal.jsonl").read_bytes()
+    assert redo([str(run), "--all"]) == 2
+    assert "no edit was undone by hand" in capsys.readouterr().err
+    assert (run / "ledger" / "journal.jsonl").read_bytes() == before
+    assert main([str(run), "--ids", "b", "c1", "c2"]) == 0
+    assert redo([str(run), "--list"]) == 0
+    assert "3 edits undone" in capsys.readouterr().out
+    assert redo([str(run), "--ids", "c1"]) == 2
+    assert "c1 was solved together with c2" in capsys.readouterr().err
+    assert redo([str(run), "--ids", "b"]) == 0
+    assert "redid b; 3 in force" in capsys.readouterr().out
+    assert in_force(run) == ["a", "b", "d"]
+    assert redo([str(run), "--all"]) == 0
+    assert in_force(run) == ["a", "b", "c1", "c2", "d"]
+    assert redo([str(run), "--ids", "zzz"]) == 2
+    assert "no edit undone is called 'zzz'" in capsys.readouterr().err
+
+
+def test_a_redo_without_its_delta_changes_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), "--ids", "b"]) == 0
+    (file,) = [entry.file for entry in Journal(run / "ledger").undone()]
+    (run / "ledger" / file).unlink()
+    before = (run / "ledger" / "journal.jsonl").read_bytes()
+    assert redo([str(run), "--ids", "b"]) == 2
+    assert "is missing; restore the run folder" in capsys.readouterr().err
+    assert (run / "ledger" / "journal.jsonl").read_bytes() == before

@@ -10,6 +10,7 @@ from lightning_edit.editors import D4S, ENCORE, MEMIT, NSE, AlphaEdit
 from lightning_edit.editors.locate.key_history import KeyHistory
 from lightning_edit.edits.delta import Delta, Dense, LowRank
 from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.functional.solve import Preserved
 from lightning_edit.models.weights import weights_hash
@@ -128,7 +129,7 @@ def test_history_changes_later_edits_and_nothing_of_the_export(name: str, tmp_pa
     delta.save(tmp_path / "delta.safetensors")
     loaded = Delta.load(tmp_path / "delta.safetensors")
     assert same(dict(loaded.history), dict(delta.history))
-    editor.forget(delta)
+    ledger.undo(["a"])
     alone = editor.edit(batches[1])
     first = next(iter(later.weights))  # above, keys depend on what the first layer has written
     assert not torch.equal(later.weights[first].dense(), alone.weights[first].dense())
@@ -249,27 +250,29 @@ def factor(history: KeyHistory) -> torch.Tensor:
 def test_an_updated_factor_is_that_of_the_sums_and_resumes_to_the_bit(sizes: list[int]) -> None:
     deltas, device = remembered(sizes), torch.device("cpu")
     history = KeyHistory([0], False, device)
+    known: list[Delta] = []
     for number, delta in enumerate(deltas, start=1):
-        history.add(delta)
+        known.append(delta)
+        history.follow(known, HistoryChange("appended", (delta,)))
         expected = of(history.keys(0)).factor
         assert expected is not None
         torch.testing.assert_close(factor(history), expected, rtol=1e-10, atol=1e-10)
         if number % 13 == 0 or number == len(deltas):
             resumed = KeyHistory([0], False, device)
             resumed.set_extra_state(history.get_extra_state())
-            for known in deltas[:number]:
-                resumed.note(known)
+            resumed.follow(deltas[:number], HistoryChange("restored"))
             assert torch.equal(factor(resumed), factor(history))
 
 
 def test_an_updated_factor_follows_an_undo() -> None:
     deltas, device = remembered([2] * 40), torch.device("cpu")
     history, other = KeyHistory([0], False, device), KeyHistory([0], False, device)
-    for delta in deltas:
-        history.add(delta)
+    for number, delta in enumerate(deltas, start=1):
+        history.follow(deltas[:number], HistoryChange("appended", (delta,)))
         factor(history)
-    history.remove(deltas[3])
-    for delta in deltas[:3] + deltas[4:]:
-        other.add(delta)
+    left = deltas[:3] + deltas[4:]
+    history.follow(left, HistoryChange("removed", (deltas[3],)))
+    for number, delta in enumerate(left, start=1):
+        other.follow(left[:number], HistoryChange("appended", (delta,)))
         factor(other)
     assert torch.equal(factor(history), factor(other))

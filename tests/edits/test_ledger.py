@@ -1,6 +1,7 @@
 """Weights are W0 plus the deltas in force, whatever was done and undone, and whatever failed."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_edit.edits.delta import Delta, Dense, LowRank
+from lightning_edit.edits.in_force import _CACHED, HistoryChange
 from lightning_edit.edits.journal import Journal
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.exceptions import LedgerError, LedgerWriteError
@@ -133,15 +135,11 @@ class History:
 
     def __init__(self) -> None:
         self.ids: list[str] = []
+        self.kinds: list[str] = []
 
-    def remember(self, delta: Delta) -> None:
-        self.ids.extend(delta.request_ids)
-
-    def forget(self, delta: Delta) -> None:
-        self.ids.remove(*delta.request_ids)
-
-    def recall(self, delta: Delta) -> None:
-        self.ids.extend(delta.request_ids)
+    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        self.kinds.append(change.kind)
+        self.ids = [name for one in in_force for name in one.request_ids]
 
 
 def refused(ledger: Ledger, number: int) -> str:
@@ -244,3 +242,136 @@ def test_nothing_on_disk_is_a_pickle(tmp_path: Path) -> None:
     content = (tmp_path / names[0]).read_bytes()
     # A pickle starts with 0x80, PyTorch's own files with a ZIP header; this is length and JSON.
     assert content[8:9] == b"{"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_staged_edit_has_the_bits_of_its_commit_and_is_dropped_without_a_trace(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, twin = model_of(dtype), model_of(dtype)
+    ledger = edited(Ledger(model, History(), tmp_path / "run"), [0, 1])
+    before, journal = weights_hash(model), (tmp_path / "run" / "journal.jsonl").read_bytes()
+    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    with ledger.staged(delta(2), [request(2)]):
+        staged = weights_hash(model)
+        assert ledger.request_ids == ("e0", "e1")
+        for refused in (lambda: edited(ledger, [3]), lambda: ledger.undo(["e0"])):
+            with pytest.raises(LedgerError, match="another edit is being tried"):
+                refused()
+    assert weights_hash(model) == before
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == journal
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == files
+    with pytest.raises(RuntimeError, match="planted"), ledger.staged(delta(2), [request(2)]):
+        raise RuntimeError("planted")
+    assert weights_hash(model) == before
+    with ledger.staged(delta(2), [request(2)]) as trial:
+        assert trial.commit() is trial.commit()
+    edited(Ledger(twin), range(3))
+    assert staged == weights_hash(model) == weights_hash(twin)
+    assert ledger.request_ids == ("e0", "e1", "e2")
+    ledger.undo(ledger.request_ids)
+    assert weights_hash(model) == weights_hash(model_of(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("back", [["e1"], ["e3"], ["e5"], ["e3", "e1"], ["e1", "e3", "e5"]])
+def test_a_redo_gives_the_old_position_and_the_old_bits(
+    dtype: torch.dtype, on_disk: bool, back: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path if on_disk else None
+    model, twin, fresh = model_of(dtype), model_of(dtype), model_of(dtype)
+    history = History()
+    ledger = edited(Ledger(model, history, folder), range(6))
+    whole = weights_hash(model)
+    ledger.undo(["e1", "e3", "e5"])
+    ledger.redo(back)
+    left = [n for n in range(6) if f"e{n}" not in {"e1", "e3", "e5"} or f"e{n}" in back]
+    edited(Ledger(twin), left)
+    assert weights_hash(model) == weights_hash(twin)
+    assert ledger.request_ids == tuple(f"e{n}" for n in left)
+    assert history.ids == [f"e{n}" for n in left]
+    if on_disk:
+        again = Ledger(fresh, directory=tmp_path)
+        again.replay()
+        assert weights_hash(fresh) == weights_hash(model)
+        again.redo([f"e{n}" for n in (1, 3, 5) if n not in left])
+        assert weights_hash(fresh) == whole
+    else:
+        ledger.redo([f"e{n}" for n in (1, 3, 5) if n not in left])
+        assert weights_hash(model) == whole
+
+
+def test_what_cannot_be_redone_is_named() -> None:
+    ledger = edited(Ledger(model_of()), range(3))
+    with pytest.raises(LedgerError, match="no edit undone is called 'e1'"):
+        ledger.redo(["e1"])
+    ledger.undo(["e1"])
+    edited(ledger, [1])
+    with pytest.raises(LedgerError, match="already in force: e1; undo them before"):
+        ledger.redo(["e1"])
+    ledger.undo(["e1"])
+    ledger.redo(["e1"])
+    assert ledger.request_ids == ("e0", "e2", "e1")
+
+
+def test_deltas_of_a_run_on_disk_are_loaded_when_they_are_read(tmp_path: Path) -> None:
+    model = model_of()
+    ledger = Ledger(model, directory=tmp_path)
+    count = _CACHED + 20
+    for number in range(count):
+        update = LowRank(torch.randn(32, 1) * 0.01, torch.randn(1, 48))
+        ledger.commit(Delta((f"e{number}",), {WEIGHTS[0]: update}), [])
+    assert len(ledger.in_force._deltas) == _CACHED
+    before = weights_hash(model)
+    ledger.undo(["e0"])
+    ledger.redo(["e0"])
+    assert weights_hash(model) == before
+    assert [one.request_ids for one in ledger.in_force] == [(f"e{n}",) for n in range(count)]
+    assert len(ledger.in_force._deltas) == _CACHED
+    (tmp_path / "000001.safetensors").unlink()
+    with pytest.raises(LedgerError, match=r"000001\.safetensors is missing"):
+        ledger.undo(["e0"])
+    assert weights_hash(model) == before
+    assert len(ledger.request_ids) == count
+
+
+class Codebook:
+    """A runtime that notes what it is to install."""
+
+    def __init__(self) -> None:
+        self.installed: list[str] = []
+
+    def install(self, in_force: Sequence[Delta]) -> None:
+        self.installed = [name for one in in_force if one.state for name in one.request_ids]
+
+
+def test_what_nobody_installs_is_refused_and_what_a_runtime_installs_follows_the_list(
+    tmp_path: Path,
+) -> None:
+    model = model_of()
+    before = weights_hash(model)
+    edits = [Delta((f"m{n}",), state={"keys": torch.full((1, 4), float(n))}) for n in range(3)]
+    for held in (edits[0], Delta(("p",), prompts={"p": "Imagine that"})):
+        with pytest.raises(LedgerError, match=r"acts at run time .* nothing was written"):
+            Ledger(model, directory=tmp_path / "none").commit(held, [])
+    assert not (tmp_path / "none").exists()
+    codebook = Codebook()
+    ledger = Ledger(model, directory=tmp_path / "run", runtime=codebook)
+    for one in edits:
+        ledger.commit(one, [])
+    with ledger.staged(Delta(("m3",), state={"keys": torch.ones(1, 4)}), []):
+        assert codebook.installed == ["m0", "m1", "m2", "m3"]
+    assert codebook.installed == ["m0", "m1", "m2"]
+    ledger.undo(["m1"])
+    assert codebook.installed == ["m0", "m2"]
+    ledger.redo(["m1"])
+    assert codebook.installed == ["m0", "m1", "m2"]
+    with pytest.raises(LedgerError, match="acts at run time"):
+        Ledger(model, directory=tmp_path / "run").replay()
+    again = Codebook()
+    Ledger(model, directory=tmp_path / "run", runtime=again).replay()
+    assert again.installed == ["m0", "m1", "m2"]
+    ledger.undo(ledger.request_ids)
+    assert codebook.installed == []
+    assert weights_hash(model) == before

@@ -125,13 +125,9 @@ def at_weights(
     """
     requests = [request for case in cases for request in case]
     for weight in weights:
-        # A ledger without an editor: the host must not add trial edits to its history.
-        ledger = Ledger(model)
-        if weight > 0:
-            updates = {name: scaled(one, weight) for name, one in delta.weights.items()}
-            ledger.commit(replace(delta, weights=updates), requests)
-        scores = evaluation.scores(requests)
-        ledger.undo(ledger.request_ids)
+        updates = {name: scaled(one, weight) for name, one in delta.weights.items() if weight > 0}
+        with Ledger(model).staged(replace(delta, weights=updates), requests):
+            scores = evaluation.scores(requests)
         by_edit = {request.id: number for number, case in enumerate(cases) for request in case}
         split: list[list[Any]] = [[] for _ in cases]
         for score in scores:

@@ -4,6 +4,7 @@ TMLR 2026, arXiv 2505.14679. Axis names: ``n`` -- answer tokens of all edits of 
 ``d_in``/``d_out`` -- width of an edited layer's input and output; ``w`` -- their sum.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta, LowRank
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.edits.running_sums import RunningSums
 from lightning_edit.functional.normalise import (
     Variance,
@@ -113,17 +115,9 @@ class UltraEdit(Editor):
 
     # ------------------------------------------------------------------------------------ history
 
-    def remember(self, delta: Delta) -> None:
-        """Add a committed batch to the running sums."""
-        self.seen.add(delta)
-
-    def forget(self, delta: Delta) -> None:
-        """Remove an undone batch from the running sums."""
-        self.seen.remove(delta)
-
-    def recall(self, delta: Delta) -> None:
-        """Register a batch in force whose running sums a checkpoint has restored."""
-        self.seen.note(delta)
+    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Keep the running sums of the batches in force."""
+        self.seen.follow(in_force, change)
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Save the running sums in checkpoints."""

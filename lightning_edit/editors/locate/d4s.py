@@ -13,6 +13,7 @@ from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
 from lightning_edit.editors.locate.target_search import Targets
 from lightning_edit.edits.correction import host_update
 from lightning_edit.edits.delta import Delta, Dense, WeightUpdate
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
 from lightning_edit.inference.tokenized_text import TokenizedText
 
@@ -65,23 +66,19 @@ class D4S(MultiLayerEditor):
         super().set_extra_state(state)
         self._undone = bool(state["undone"])
 
-    def remember(self, delta: Delta) -> None:
-        """Add a committed edit to the sums; a dense one has corrected for earlier undos."""
-        super().remember(delta)
+    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Follow the sums; after an undo or redo the updates in force are no joint solution.
+
+        The next edit makes up for that, with a dense update.
+        """
+        super().on_history(in_force, change)
         self._joint_solutions.clear()
-        if any(isinstance(update, Dense) for update in delta.weights.values()):
+        if change.kind in ("removed", "inserted"):
+            self._undone = self.past is not None and len(in_force) > 0
+        elif change.kind == "appended" and any(
+            isinstance(update, Dense) for one in change.deltas for update in one.weights.values()
+        ):
             self._undone = False
-
-    def forget(self, delta: Delta) -> None:
-        """Remove an undone edit from the sums; the rest is no longer a joint solution."""
-        super().forget(delta)
-        self._joint_solutions.clear()
-        self._undone = self.past is not None and bool(self.past.in_force)
-
-    def recall(self, delta: Delta) -> None:
-        """Register an edit in force whose sums a checkpoint has restored."""
-        super().recall(delta)
-        self._joint_solutions.clear()
 
     def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
         """Factor the system λC + Σ KKᵀ."""

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.edits.running_sums import RunningSums
 from lightning_edit.functional.solve import Preserved
 
@@ -66,8 +67,8 @@ class KeyHistory(nn.Module):
         self._factors: dict[int, _CachedFactor] = {}
 
     @property
-    def in_force(self) -> list[Delta]:
-        """The deltas in force, whose keys are summed, in commit order."""
+    def in_force(self) -> Sequence[Delta]:
+        """The deltas that the sums are made of, in the order of their commits."""
         return self.totals.in_force
 
     def keys(self, layer: int) -> Float[Tensor, "f f"] | None:
@@ -78,17 +79,15 @@ class KeyHistory(nn.Module):
         """Return the residual sum Σ RKᵀ of a layer; ``None`` while no edit is in force."""
         return self.totals.get(f"residuals/{layer}")
 
-    def add(self, delta: Delta) -> None:
-        """Add the keys of a committed edit."""
-        self.totals.add(delta)
+    def follow(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Follow the list of edits in force.
 
-    def note(self, delta: Delta) -> None:
-        """Register an edit in force whose keys a restored checkpoint already contains."""
-        self.totals.note(delta)
-
-    def remove(self, delta: Delta) -> None:
-        """Remove the keys of an undone edit; a no-op for one that is not in the history."""
-        if self.totals.remove(delta):
+        Args:
+            in_force: The list, a live view.
+            change: What changed.
+        """
+        self.totals.follow(in_force, change)
+        if change.kind != "appended":
             self._factors.clear()
 
     def get_extra_state(self) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from lightning_edit.editors.locate.context_templates import OPENINGS
 from lightning_edit.editors.locate.key_history import KeyHistory
 from lightning_edit.editors.locate.target_search import Targets
 from lightning_edit.edits.delta import Delta, LowRank, WeightUpdate
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
 from lightning_edit.inference.hooks import Side
 from lightning_edit.inference.suffix.forward import Site
@@ -108,22 +109,10 @@ class MultiLayerEditor(LocateThenEdit, family=True):
             device = self.view.embeddings.get_parameter("weight").device
             self.past = KeyHistory(self.edited_layers, self.history_residuals, device)
 
-    def remember(self, delta: Delta) -> None:
-        """Add the keys of a committed edit to the key history."""
+    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Keep the keys of the edits in force, and of no other, to the bit."""
         if self.past is not None:
-            self.past.add(delta)
-            self._preserved.clear()
-
-    def forget(self, delta: Delta) -> None:
-        """Remove the keys of an undone edit from the key history, exact to the bit."""
-        if self.past is not None:
-            self.past.remove(delta)
-            self._preserved.clear()
-
-    def recall(self, delta: Delta) -> None:
-        """Register an edit in force whose keys a checkpoint has restored."""
-        if self.past is not None:
-            self.past.note(delta)
+            self.past.follow(in_force, change)
             self._preserved.clear()
 
     def search(self, batch: EditBatch) -> Targets:

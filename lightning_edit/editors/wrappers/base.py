@@ -4,12 +4,14 @@ A wrapper is an editor itself, so wrappers nest: ``RECT(PRUNE(MEMIT()))``.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.memit import MEMIT
 from lightning_edit.edits.delta import Delta, WeightUpdate
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch
 
@@ -58,17 +60,9 @@ class WrappedEditor(Editor, family=True):
         """Bind the host editor to the same model."""
         self.editor.bind(self.language_model, self.tokenizer)
 
-    def remember(self, delta: Delta) -> None:
-        """Forward a committed delta to the host."""
-        self.editor.remember(delta)
-
-    def forget(self, delta: Delta) -> None:
-        """Forward an undone delta to the host."""
-        self.editor.forget(delta)
-
-    def recall(self, delta: Delta) -> None:
-        """Forward a delta whose history a checkpoint has restored to the host."""
-        self.editor.recall(delta)
+    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Pass the edits in force on to the host."""
+        self.editor.on_history(in_force, change)
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:

@@ -4,6 +4,7 @@ Axis names: ``d_out``/``d_in`` -- an edited matrix is (d_out, d_in).
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.wrappers.base import UpdateShaper
 from lightning_edit.edits.correction import RESTRAINT, correction_of, with_correction
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.edits.running_sums import RunningSums
 from lightning_edit.functional.shaping import Reduction, restrain
 from lightning_edit.models.weights import weight
@@ -69,20 +71,10 @@ class PRUNE(UpdateShaper):
 
     # ------------------------------------------------------------------------------------ history
 
-    def remember(self, delta: Delta) -> None:
-        """Add a committed delta to the total updates."""
-        super().remember(delta)
-        self.totals.add(delta)
-
-    def forget(self, delta: Delta) -> None:
-        """Remove an undone delta from the total updates."""
-        super().forget(delta)
-        self.totals.remove(delta)
-
-    def recall(self, delta: Delta) -> None:
-        """Register a delta in force whose total updates a checkpoint has restored."""
-        super().recall(delta)
-        self.totals.note(delta)
+    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Keep the totals of the edits in force."""
+        super().on_history(in_force, change)
+        self.totals.follow(in_force, change)
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Save the total updates and unedited spectral norms; no names exist before an edit."""

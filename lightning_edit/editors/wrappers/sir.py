@@ -24,6 +24,7 @@ from lightning_edit.editors.locate.target_search import Targets
 from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.exceptions import DataError
 from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.storage.jsonl import iterate_rows
@@ -110,7 +111,7 @@ class SIR(WrappedEditor):
         self.threshold = threshold
         self.rounds = rounds
         self.restore = restore
-        self._in_force: list[Delta] = []
+        self._edited_subjects: dict[str, None] = {}
         self._unedited = _UneditedFacts([], torch.zeros(0), torch.zeros(0, 0))
 
     @property
@@ -121,7 +122,7 @@ class SIR(WrappedEditor):
     def on_bind(self) -> None:
         """Bind the host, and score the facts on the unedited model to keep the known ones."""
         super().on_bind()
-        self._in_force = []
+        self._edited_subjects = {}
         nll, right = self._answer_nll(self.facts)
         known = list(compress(self.facts, right.tolist()))
         if not known:
@@ -135,20 +136,13 @@ class SIR(WrappedEditor):
 
     # ------------------------------------------------------------------------------------ history
 
-    def remember(self, delta: Delta) -> None:
-        """Record a committed edit and its subjects."""
-        super().remember(delta)
-        self._in_force.append(delta)
-
-    def forget(self, delta: Delta) -> None:
-        """Remove the record of an undone edit."""
-        super().forget(delta)
-        self._in_force = [kept for kept in self._in_force if kept is not delta]
-
-    def recall(self, delta: Delta) -> None:
-        """Record an edit in force after a resume."""
-        super().recall(delta)
-        self._in_force.append(delta)
+    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Keep whose facts the edits in force are about, so that none of them is put back."""
+        super().on_history(in_force, change)
+        if change.kind != "appended":
+            self._edited_subjects = {}
+        for delta in change.deltas if change.kind == "appended" else in_force:
+            self._edited_subjects |= dict.fromkeys(delta.info.get("subjects", ()))
 
     # ------------------------------------------------------------------------------------ editing
 
@@ -214,8 +208,7 @@ class SIR(WrappedEditor):
     def _most_disturbed(self, batch: EditBatch, delta: Delta) -> list[int]:
         """Return the indices of the known facts most disturbed by the update, ranked by ‖Δk‖."""
         host, facts = self.host, self._unedited.facts
-        edited = {request.subject for request in batch.requests}
-        edited |= {subject for kept in self._in_force for subject in kept.info.get("subjects", ())}
+        edited = {request.subject for request in batch.requests} | self._edited_subjects.keys()
         others = [number for number, fact in enumerate(facts) if fact.subject not in edited]
         if not others:
             return []
