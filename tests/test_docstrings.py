@@ -43,7 +43,7 @@ def broken_wraps(source: str) -> list[tuple[int, str]]:
     """Return lines that end although the next line's first word had fitted, with their numbers."""
     found = []
     for first, lines, _ in docstrings(source):
-        literal = False
+        literal = doctest = False
         for number, (line, after) in enumerate(pairwise(lines)):
             own, following = line.strip(), after.strip()
             indent, next_indent = (len(one) - len(one.lstrip()) for one in (line, after))
@@ -51,7 +51,9 @@ def broken_wraps(source: str) -> list[tuple[int, str]]:
                 literal = True
             elif own and literal and indent == len(lines[0]) - len(lines[0].lstrip()):
                 literal = False
-            if literal or not own or not following or next_indent < indent:
+            # What a doctest prints goes on to the next blank line.
+            doctest = bool(own) and (doctest or own.startswith(">>>"))
+            if literal or doctest or not own or not following or next_indent < indent:
                 continue
             if _OWN_LINE.match(following) or own.startswith((">>>", "...", "|", "Run:", "python ")):
                 continue
@@ -70,6 +72,10 @@ def test_a_paragraph_that_is_broken_in_mid_sentence_is_found() -> None:
     assert broken_wraps(whole.replace("changes the", "changes\nthe")) == [(3, "It never changes")]
     listed = '"""One.\n\nArgs:\n    a: First.\n    b: Second.\n\n* one\n* two\n"""'
     assert broken_wraps(listed) == []
+    assert (
+        broken_wraps('"""One.\n\n>>> torch.eye(2)\ntensor([[1., 0.],\n        [0., 1.]])\n"""')
+        == []
+    )
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -74,7 +74,8 @@ class Spectrum:
 
         Example:
             >>> Spectrum.of(torch.diag(torch.tensor([4.0, 1e-3]))).null_space(0.02).abs()
-            tensor([[0.], [1.]], dtype=torch.float64)
+            tensor([[0.],
+                    [1.]], dtype=torch.float64)
         """
         limit = threshold * (float(self.values.mean()) if kind == "relative" else 1.0)
         kept = self.values < limit

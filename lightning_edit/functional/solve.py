@@ -185,7 +185,8 @@ def least_squares(
         >>> keys, residuals = torch.eye(3)[:, :1], torch.ones(2, 1)
         >>> update = least_squares(keys, residuals, Preserved.of(torch.eye(3)))
         >>> (update.left @ update.right).float()
-        tensor([[0.5000, 0.0000, 0.0000], [0.5000, 0.0000, 0.0000]])
+        tensor([[0.5000, 0.0000, 0.0000],
+                [0.5000, 0.0000, 0.0000]])
     """
     if mode == "ridge" and damping is not None:
         raise ValueError("`damping` belongs to mode='equality'; for 'ridge' weigh the moment")

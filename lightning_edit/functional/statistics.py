@@ -26,7 +26,8 @@ class SecondMoment(Metric):
         >>> moment = SecondMoment(2)
         >>> moment.update(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
         >>> moment.compute()
-        tensor([[1., 1.], [1., 2.]], dtype=torch.float64)
+        tensor([[1., 1.],
+                [1., 2.]], dtype=torch.float64)
     """
 
     full_state_update = False

@@ -1,5 +1,6 @@
 """Which edits of a run are exported."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,16 @@ from tests.export.runs import commit, load_adapter, request, several, start, upd
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
+class Installs:
+    """A runtime that takes whatever it is given."""
+
+    def install(self, in_force: Sequence[Delta]) -> None:
+        pass
+
+
 def test_edits_that_act_at_run_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = start(tmp_path, "gpt2")
+    run.ledger.runtime = Installs()
     for name in "ab":
         state = {"keys": torch.ones(2), f"own-{name}": torch.zeros(1)}
         run.ledger.commit(Delta((name,), state=state, prompts={name: "Imagine"}), [request(name)])

@@ -67,8 +67,8 @@ def test_logged_loss_is_the_papers(gpt2: tuple[Any, Any], tmp_path: Path) -> Non
     def answers(rows: list[Any]) -> torch.Tensor:
         return answer_logits(model, AnswerRows.pad(rows)).log_softmax(-1)
 
-    outer = [source.row(text, request.target) for text in request.rephrases]
-    probes = [source.row(probe.prompt, probe.answers[0]) for probe in request.probes]
+    outer = [source.tokenise(text, request.target) for text in request.rephrases]
+    probes = [source.tokenise(probe.prompt, probe.answers[0]) for probe in request.probes]
     delta = editor.edit(encode_batch(tokenizer, [request]))
     with torch.no_grad():
         old = answers(probes)

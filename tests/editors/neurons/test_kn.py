@@ -40,7 +40,7 @@ def test_deltas_agree_with_the_port(mode: str) -> None:
     for request, old in zip(example.requests, olds, strict=True):
         part = encode_batch(editor.tokenizer, [replace(request, old_target=old)])
         ledger.commit(editor.edit(part), part.requests)
-    found = {name: ledger._touched[name].total for name in ledger.update_norms()}
+    found = {name: ledger.touched[name].total for name in ledger.update_norms()}
     assert {f"delta.{name}" for name in found} == set(example.tensors)
     for name, total in found.items():
         assert relative(total, example.tensors[f"delta.{name}"].mT) < 1e-5
