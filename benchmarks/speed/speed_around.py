@@ -30,7 +30,11 @@ def evaluation(options: argparse.Namespace) -> dict[str, Any]:
     clocks = {"ours": Stopwatch(), "reference": Stopwatch()}
     Scorer(model, tokenizer).score(probes[:20])  # the first call of a process costs more
     with clocks["ours"].stage("both"):
-        together = Scorer(model, tokenizer).score(probes)
+        # As a run of edits does: what follows an answer is guessed once, from all probes.
+        scorer = Scorer(model, tokenizer)
+        after_answer = scorer.guess_after_answer(probes)
+        scorer.layout = replace(scorer.layout, after_answer=after_answer)
+        together = scorer.score(probes)
     with clocks["ours"].stage("tf"):
         forced = Scorer(model, tokenizer, modes=("tf",)).score(probes)
     with clocks["ours"].stage("gen"):
