@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from lightning_edit.editors.history_hooks import HistoryHooks
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
-from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.exceptions import (
     ArchitectureError,
     NotBoundError,
@@ -23,7 +23,7 @@ from lightning_edit.models.view import ModelView, resolve
 from lightning_edit.types import EditBatch, EditRequest
 
 
-class Editor(pl.LightningModule, ABC):
+class Editor(HistoryHooks, pl.LightningModule, ABC):
     """Base class of all editors: requests in, weight deltas out.
 
     An editor is bound to one language model and turns batches of requests into deltas. It never
@@ -181,71 +181,6 @@ class Editor(pl.LightningModule, ABC):
             One delta per request.
         """
         return [self.edit(part) for part in batch.split()]
-
-    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
-        """Follow the list of edits in force; called by the ledger after every change of it.
-
-        What an editor keeps of earlier edits follows from this list alone: after an undo it is what
-        it would be without the edit. A commit costs the same however long the list is, and gives
-        the bits of building the history anew. The default keeps nothing, and calls the hooks
-        ``remember(delta)``, ``forget(delta)`` and ``recall(delta)`` of earlier versions where a
-        subclass has them.
-
-        Args:
-            in_force: Deltas in force, in the order of their commits; a live view, loaded from disk
-                when read.
-            change: What has just changed.
-        """
-        own = {name: self._old_hook(name) for name in ("remember", "forget", "recall")}
-        if change.kind == "removed":
-            for delta in reversed(change.deltas):
-                own["forget"](delta)
-        elif change.kind == "inserted":
-            behind = in_force[change.position + 1 :]
-            for delta in reversed(behind):
-                own["forget"](delta)
-            for delta in (*change.deltas, *behind):
-                own["remember"](delta)
-        else:
-            take = own["recall" if change.kind == "restored" else "remember"]
-            for delta in change.deltas if change.kind == "appended" else in_force:
-                take(delta)
-
-    def _old_hook(self, name: str) -> Callable[[Delta], None]:
-        """Return a subclass's hook of earlier versions, or one that does nothing."""
-        if getattr(type(self), name) is getattr(Editor, name):
-            return lambda delta: None
-        hook: Callable[[Delta], None] = getattr(self, name)
-        return hook
-
-    def remember(self, delta: Delta) -> None:
-        """Take a delta into the history by hand, where no ledger does.
-
-        Args:
-            delta: An edit that is in the model.
-        """
-        self._remembered.append(delta)
-        self.on_history(self._remembered, HistoryChange("appended", (delta,)))
-
-    def forget(self, delta: Delta) -> None:
-        """Take a delta out of the history that :meth:`remember` took in, to the bit.
-
-        Args:
-            delta: The edit; one that was not taken in changes nothing.
-        """
-        left = [one for one in self._remembered if one is not delta]
-        if len(left) < len(self._remembered):
-            self._remembered = left
-            self.on_history(left, HistoryChange("removed", (delta,)))
-
-    def recall(self, delta: Delta) -> None:
-        """Note that a delta is in force whose history a checkpoint has restored.
-
-        Args:
-            delta: The edit.
-        """
-        self._remembered.append(delta)
-        self.on_history(self._remembered, HistoryChange("restored"))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -77,3 +77,19 @@ def shared_neurons(
 def _min_prompts(share: float, prompts: int) -> float:
     """Return the number of prompts that must share a neuron: at least 1 for any share."""
     return max(1.0, min(share, 1.0) * prompts - 1e-9)
+
+
+def probability_gradient(
+    logits: Float[Tensor, "p v"], tokens: Int[Tensor, " p"], inputs: Tensor
+) -> Tensor:
+    """Return the gradient of each row's target token probability with respect to ``inputs``.
+
+    Args:
+        logits: Logits with their graph, one row a prediction.
+        tokens: Target token of each row.
+        inputs: Leaf or intermediate tensor of the graph.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    probability = wide.log_softmax(-1).gather(1, tokens[:, None]).exp()
+    (gradient,) = torch.autograd.grad(probability.sum(), inputs)
+    return gradient

@@ -27,7 +27,7 @@ from lightning_edit.editors.hypernetwork.meta_batch import MetaBatchSampler
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.hypernet import drift_kl
-from lightning_edit.functional.measures import mean, means_by_request
+from lightning_edit.functional.measures import mean
 from lightning_edit.inference.answers import (
     AnswerRow,
     AnswerRows,
@@ -340,26 +340,18 @@ class HypernetworkEditor(Editor, family=True):
         rewrites = tuple((edit, (e.prompt_ids, e.target_ids)) for edit, e in encoded)
         rows = rewrites + examples.outer + examples.locality
         batch, logits = self.logits_after(examples.inner, rows)
-        chosen = batch.per_row((logits.argmax(-1) == batch.targets).float())
-        right = (chosen == 1).float().tolist()
-        first, last = len(rewrites), len(rewrites) + len(examples.outer)
-        edits = [edit for edit, _ in rows]
-        scores = {
-            "reliability/em@tf": means_by_request(right[:first], edits[:first]),
-            "generalization/em@tf": means_by_request(right[first:last], edits[first:last]),
-        }
-        held = batch.rows >= last
+        held = batch.rows >= len(rewrites) + len(examples.outer)
+        top1 = logits.argmax(-1)
+        right = batch.per_row((top1 == batch.targets).float()) == 1
+        kept = torch.zeros(0)
         if examples.locality:
-            before = self.base_logits(examples.locality).argmax(-1)
-            same = (logits[held].argmax(-1) == before).float()
-            kept = self.rows(examples.locality).per_row(same)
-            scores["locality/kept@tf"] = means_by_request(
-                kept.tolist(), edits[last:], examples.kinds
-            )
+            same = top1[held] == self.base_logits(examples.locality).argmax(-1)
+            kept = self.rows(examples.locality).per_row(same.float())
+        scores = examples.scores(right.float().tolist(), kept.tolist())
         for name, values in scores.items():
             if values:
                 self.log(f"{stage}/{name}", mean(values), prog_bar=True, batch_size=len(values))
-        outer = (batch.rows >= first) & ~held if examples.outer else ~held
+        outer = (batch.rows >= len(rewrites)) & ~held if examples.outer else ~held
         terms = self.terms(logits[outer], batch.targets[outer], logits[held], examples.locality)
         for name, value in terms.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=len(requests))

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import DataError
+from lightning_edit.functional.measures import means_by_request
 from lightning_edit.functional.tokens import encode_pair, encode_prompt
 from lightning_edit.inference.answers import AnswerRow
 from lightning_edit.types import EditBatch, EditRequest, Probe
@@ -29,6 +30,25 @@ class MetaBatch:
     outer: tuple[tuple[int, AnswerRow], ...]
     locality: tuple[tuple[int, AnswerRow], ...]
     kinds: tuple[str, ...] = ()
+
+    def scores(self, right: Sequence[float], kept: Sequence[float]) -> dict[str, list[float]]:
+        """Average the scores of a validation batch within each request, by metric name.
+
+        Args:
+            right: Whether the new answer is top-1, of the edits' own prompts and then of ``outer``.
+            kept: Share of unchanged top-1 tokens, of each locality prompt.
+
+        Returns:
+            One mean per request that has such a prompt.
+        """
+        own = len(self.inner)
+        outer = [edit for edit, _ in self.outer]
+        held = [edit for edit, _ in self.locality]
+        return {
+            "reliability/em@tf": means_by_request(right[:own], range(own)),
+            "generalization/em@tf": means_by_request(right[own : own + len(outer)], outer),
+            "locality/kept@tf": means_by_request(kept, held, self.kinds),
+        }
 
 
 def _choose_wording(request: EditRequest, rng: Random) -> EditRequest:

@@ -23,6 +23,7 @@ from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.attribution import (
     above_share_of_largest,
     path_points,
+    probability_gradient,
     shared_neurons,
 )
 from lightning_edit.functional.tokens import encode_pair, encode_prompt
@@ -317,7 +318,7 @@ class KN(Editor):
             added = (output[rows] * (h.new_tensor(points)[:, None] - 1)).requires_grad_()
             at = torch.arange(len(rows), device=h.device)
             logits = tail.select(rows).logits(added, at, torch.zeros_like(at))
-            total.index_add_(0, rows, _probability_gradient(logits, tokens[rows], added))
+            total.index_add_(0, rows, probability_gradient(logits, tokens[rows], added))
         return (h * (total @ W) / len(self.points)).double()
 
     def _pre_activation(
@@ -343,14 +344,6 @@ class KN(Editor):
 
             with replace_output(model.get_submodule(name), put_scaled, within=model):
                 logits = answer_logits(model, rows)
-            gradient = _probability_gradient(logits, rows.targets, scaled)
+            gradient = probability_gradient(logits, rows.targets, scaled)
             total.index_add_(0, torch.tensor(numbers, device=device), gradient)
         return (activation * total / len(self.points)).double()
-
-
-def _probability_gradient(logits: Tensor, tokens: Tensor, by: Tensor) -> Tensor:
-    """Return the gradient of each row's target token probability with respect to ``by``."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    probability = wide.log_softmax(-1).gather(1, tokens[:, None]).exp()
-    (gradient,) = torch.autograd.grad(probability.sum(), by)
-    return gradient
