@@ -173,6 +173,15 @@ def _option_values(argv: Sequence[str], option: str) -> Iterator[str]:
             yield argument.partition("=")[2]
 
 
+def _callback_names() -> list[str]:
+    """List the callbacks that a user can choose, without base classes and old names."""
+    return [
+        name
+        for name in callbacks.__all__
+        if name.endswith(("Callback", "Evaluation", "Guard")) and name != "MeasurementCallback"
+    ]
+
+
 def check_names(argv: Sequence[str]) -> None:
     """Check class names of ``--model``, ``--data`` and callbacks; suggest a correction for typos.
 
@@ -189,7 +198,7 @@ def check_names(argv: Sequence[str]) -> None:
     for option, own, others in (
         ("--model", editors.__all__, ()),
         ("--data", data_modules.__all__, ()),
-        ("--trainer.callbacks+", callbacks.__all__, lightning_callbacks.__all__),
+        ("--trainer.callbacks+", _callback_names(), lightning_callbacks.__all__),
     ):
         for value in _option_values(argv, option):
             if value[:1] in "[{" or "." in value or "/" in value or value in {*own, *others}:

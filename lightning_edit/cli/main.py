@@ -35,6 +35,14 @@ HEAVY: dict[str, str] = {
 }
 
 
+_RESUME_HELP = """usage: lightning-edit resume RUN [options of `edit`]
+
+Continue an interrupted run of edits: the weights and scores are those of a run that was never
+interrupted. RUN is the folder that `lightning-edit edit` wrote; its config.yaml has the options.
+`lightning-edit edit --help` lists the options, which can be overridden here.
+"""
+
+
 def _help() -> str:
     width = 10
     lines = [
@@ -127,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb in LIGHT or verb in STUDIES:
             return _load_verb(verb)(rest)
+        if verb == "resume" and rest[:1] in (["-h"], ["--help"]):
+            sys.stdout.write(_RESUME_HELP)
+            return 0
         if verb in HEAVY:
             from lightning_edit.cli.lightning import main as lightning
 

@@ -15,7 +15,7 @@ from lightning_edit.exceptions import LedgerError, LightningEditError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Describe the options."""
+    """Build the argument parser."""
     parser = argparse.ArgumentParser(
         "lightning-edit redo",
         description="Put edits of a run that were undone into force again, at their old positions.",
@@ -29,13 +29,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
+    """Run ``lightning-edit redo``.
 
     Args:
         argv: Arguments after ``redo``; ``None``: those of the process.
 
     Returns:
-        Exit code: 0, or 2 after an error that the user can mend.
+        Exit code: 0, or 2 after an error that the user can fix.
     """
     parser = build_parser()
     options = parser.parse_args(argv)
@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Not those that the run itself took back: each edit of `single`, what a guard refused.
             ids = [request for entry in journal.undone("user") for request in entry.ids]
             if not ids:
-                raise LedgerError("no edit was undone by hand, so there is nothing to redo")
+                raise LedgerError(
+                    "no edit was undone by `lightning-edit undo`, so there is nothing to redo"
+                )
         back = select_undone(undone, active, ids) if ids else []
         if missing := [
             entry.file for entry in back if not (journal.directory / entry.file).exists()
@@ -60,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if back:
             journal.redo([entry.seq for entry in back], by="user")
             names = [request for entry in back for request in entry.ids]
-            stand = sum(len(entry.ids) for entry in journal.active())
+            active_count = sum(len(entry.ids) for entry in journal.active())
             sys.stdout.write(
-                f"redid {join_ids(names)}; {stand} in force. "
+                f"redid {join_ids(names)}; {active_count} in force. "
                 "Scores in results.json are those of the run.\n"
             )
     except LightningEditError as error:

@@ -8,6 +8,7 @@ import torch
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor
+from lightning_edit.exceptions import DataError
 from lightning_edit.types import EditRequest
 from lightning_edit.types.requests import as_requests
 
@@ -41,7 +42,13 @@ class EditedModel:
             This handle.
         """
         # Names are not used again after an undo: `edit-0` is one edit for the life of this handle.
-        listed = as_requests(requests, first=self._named)
+        try:
+            listed = as_requests(requests, first=self._named)
+        except TypeError as error:
+            raise DataError(
+                f"not a valid request ({error}); expected `prompt` and `target`, and else only "
+                "fields of EditRequest"
+            ) from error
         self._named += len(listed)
         groups = [listed] if self.editor.batched else [[request] for request in listed]
         batches = [encode_batch(self.tokenizer, group, seed) for group in groups]
@@ -76,7 +83,7 @@ class EditedModel:
         start = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         return str(self.tokenizer.decode(output[0, start:], skip_special_tokens=True)).strip()
 
-    def undo(self, ids: Sequence[str] | None = None) -> "EditedModel":
+    def undo(self, ids: str | Sequence[str] | None = None) -> "EditedModel":
         """Undo edits; after undoing all of them the model is bit-identical to the original.
 
         Args:
@@ -85,17 +92,22 @@ class EditedModel:
         Returns:
             This handle.
         """
-        self.ledger.undo(self.ledger.request_ids if ids is None else ids)
+        self.ledger.undo(self.ledger.request_ids if ids is None else _listed(ids))
         return self
 
-    def redo(self, ids: Sequence[str]) -> "EditedModel":
-        """Put edits that were taken back into force again, at their old positions.
+    def redo(self, ids: str | Sequence[str]) -> "EditedModel":
+        """Redo undone edits: put them back into force at their old positions.
 
         Args:
-            ids: Requests that :meth:`undo` took back.
+            ids: Requests that :meth:`undo` undid.
 
         Returns:
             This handle; the model has the bits that it had with these edits.
         """
-        self.ledger.redo(ids)
+        self.ledger.redo(_listed(ids))
         return self
+
+
+def _listed(ids: str | Sequence[str]) -> Sequence[str]:
+    """Take one id for a list of one, not for its letters."""
+    return [ids] if isinstance(ids, str) else ids

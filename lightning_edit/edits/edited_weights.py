@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_edit.edits.delta import Delta
-from lightning_edit.exceptions import NotFiniteError
+from lightning_edit.exceptions import LedgerError, NotFiniteError
 from lightning_edit.models.weights import Weight, weight
 
 
@@ -23,11 +23,34 @@ class EditedWeight:
         handle: The weight as it is.
         pristine: Its values before the first edit, in its own type.
         total: What all deltas in force add, in float64.
+        version: PyTorch's count of in-place writes to it after the ledger's last one.
     """
 
     handle: Weight
     pristine: Tensor
     total: Tensor
+    version: int | None = None
+
+    def note_write(self) -> None:
+        """Remember that the ledger itself wrote the weight last."""
+        self.version = _version(self.handle)
+
+    def require_unchanged(self) -> None:
+        """Check that the weight still has the bits that the ledger gave it.
+
+        Raises:
+            LedgerError: If somebody else changed it.
+        """
+        if self.version is not None and self.version == _version(self.handle):
+            return
+        expected = (self.pristine.double() + self.total).to(self.handle.dtype)
+        if not torch.equal(self.handle.read(self.handle.dtype), expected):
+            raise LedgerError(
+                f"{self.handle.name} was changed outside this ledger since its last edit (by "
+                "another EditedModel of the same model, or by training), so nothing was written; "
+                "undo that change first, or load the model again"
+            )
+        self.note_write()
 
 
 @dataclass(frozen=True)
@@ -49,10 +72,12 @@ class NewValue:
     def write(self) -> None:
         """Give the weight its new value."""
         self.touched.handle.write(self.value)
+        self.touched.note_write()
 
-    def take_back(self) -> None:
+    def revert(self) -> None:
         """Give the weight the bits that it had."""
         self.touched.handle.write(self.before)
+        self.touched.note_write()
 
     @property
     def changes(self) -> bool:
@@ -82,7 +107,9 @@ class EditedWeights:
 
         Raises:
             NotFiniteError: If a weight with the delta is not finite.
+            LedgerError: If somebody else changed a weight meanwhile.
         """
+        self.require_unchanged(delta.weights)
         staged = {}
         for name, update in delta.weights.items():
             touched = self.touched.get(name) or self._read(name)
@@ -96,6 +123,19 @@ class EditedWeights:
             before = touched.handle.read(touched.handle.dtype).clone()
             staged[name] = NewValue(touched, total, value, before)
         return staged
+
+    def require_unchanged(self, names: Iterable[str]) -> None:
+        """Check that edited weights still have the bits that the edits in force give them.
+
+        Args:
+            names: Parameter names; those without an edit in force are not checked.
+
+        Raises:
+            LedgerError: If somebody else changed one.
+        """
+        for name in names:
+            if name in self.touched:
+                self.touched[name].require_unchanged()
 
     def keep(self, staged: dict[str, NewValue]) -> None:
         """Take new values that were written as those of the edits in force.
@@ -127,6 +167,7 @@ class EditedWeights:
             touched.total = total
             if name in edited:
                 touched.handle.write(touched.pristine.double() + total)
+                touched.note_write()
             else:  # the original bits, where no edit is left
                 touched.handle.write(touched.pristine)
                 del self.touched[name]
@@ -135,3 +176,9 @@ class EditedWeights:
         handle = weight(self.model, name)
         zero = torch.zeros(handle.shape, dtype=torch.float64, device=handle.device)
         return EditedWeight(handle, handle.read(handle.dtype), zero)
+
+
+def _version(handle: Weight) -> int | None:
+    """Return PyTorch's count of in-place writes; ``None`` for an inference tensor."""
+    parameter = handle.raw()
+    return None if parameter.is_inference() else parameter._version

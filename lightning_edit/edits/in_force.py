@@ -1,4 +1,4 @@
-"""The list of edits in force: what a ledger hands to whoever keeps a history of edits.
+"""Live list of the edits in force (committed, not undone), for editors with a history.
 
 Deltas of a run on disk are loaded when they are read, so memory does not grow with a stream.
 """

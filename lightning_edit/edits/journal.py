@@ -189,11 +189,11 @@ class Journal:
         self.append({"op": "undo", "of": list(seqs), "by": by})
 
     def redo(self, seqs: Sequence[int], by: str = "run") -> None:
-        """Record that commits which were taken back stand again, at their old positions.
+        """Record a redo: undone commits are in force again, at their old positions.
 
         Args:
             seqs: Their numbers.
-            by: ``run`` for the editing loop itself, ``user`` for a later hand.
+            by: ``run`` for the edit loop itself, ``user`` for a later command.
         """
         self.append({"op": "redo", "of": list(seqs), "by": by})
 
@@ -204,19 +204,14 @@ class Journal:
 
     def active(self) -> list[Entry]:
         """Return the commits that stand, in order."""
-        gone: set[int] = set()
-        for line in self._lines:
-            if line["op"] == "undo":
-                gone.update(line["of"])
-            elif line["op"] == "redo":
-                gone.difference_update(line["of"])
+        gone = _undone_seqs(self._lines)
         return [entry for entry in self.commits() if entry.seq not in gone]
 
     def undone(self, by: str | None = None) -> list[Entry]:
-        """Return the commits that were taken back and do not stand, in order.
+        """Return the undone commits, in order.
 
         Args:
-            by: Only those that were taken back by it, such as ``user``; ``None``: all.
+            by: Only those that it undid, such as ``user``; ``None``: all.
         """
         asked: dict[int, str] = {}
         for line in self._lines:
@@ -255,7 +250,9 @@ class Journal:
                 f"{lines}; it is older than the checkpoint, so restore the whole run folder"
             )
         dropped = self._lines[lines:]
-        if any(line["op"] in ("undo", "redo") and line.get("by") == "user" for line in dropped):
+        # An undo and its redo leave nothing that a repeat of the run would overwrite.
+        by_run = [line for line in dropped if line.get("by") != "user"]
+        if _undone_seqs(self._lines) != _undone_seqs([*self._lines[:lines], *by_run]):
             raise LedgerError(
                 f"{self.path}: edits were undone by hand after the last checkpoint; "
                 "resuming would write them again, so start a new run"
@@ -270,13 +267,27 @@ class Journal:
         self._commits = sum(line["op"] == "commit" for line in kept)
 
 
-def select(active: Sequence[Entry], ids: Sequence[str], what: str = "in force") -> list[Entry]:
+def _undone_seqs(lines: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Return the numbers of the commits that are undone after some lines."""
+    undone: set[int] = set()
+    for line in lines:
+        if line["op"] == "undo":
+            undone.update(line["of"])
+        elif line["op"] == "redo":
+            undone.difference_update(line["of"])
+    return undone
+
+
+def select(
+    active: Sequence[Entry], ids: Sequence[str], what: str = "in force", verb: str = "undo"
+) -> list[Entry]:
     """Find the commits that hold the given requests and nothing else.
 
     Args:
         active: Commits that stand.
         ids: Requests to take back, or to put back.
         what: What the commits are, for the error.
+        verb: What is done with them, for the error.
 
     Returns:
         Their commits, in order.
@@ -297,7 +308,7 @@ def select(active: Sequence[Entry], ids: Sequence[str], what: str = "in force") 
         if rest := sorted(set(entry.ids) - wanted):
             raise LedgerError(
                 f"{', '.join(sorted(wanted & set(entry.ids)))} was solved together with "
-                f"{', '.join(rest[:8])}{' …' if len(rest) > 8 else ''}; undo the whole batch"
+                f"{', '.join(rest[:8])}{' …' if len(rest) > 8 else ''}; {verb} the whole batch"
             )
     return chosen
 
@@ -321,7 +332,7 @@ def select_undone(
     """
     newest = {request: entry.seq for entry in undone for request in entry.ids}
     candidates = [entry for entry in undone if entry.seq in set(newest.values())]
-    chosen = select(candidates, ids, "undone")
+    chosen = select(candidates, ids, "undone", "redo")
     standing = {request for entry in in_force for request in entry.ids}
     if double := sorted(standing & {request for entry in chosen for request in entry.ids}):
         raise LedgerError(

@@ -141,7 +141,7 @@ class Ledger:
             self._staging = False
             if trial.entry is None:
                 for new in trial.staged.values():
-                    new.take_back()
+                    new.revert()
                 if self.runtime is not None and acts:
                     self.runtime.install(self.in_force)
 
@@ -206,6 +206,7 @@ class Ledger:
         seqs = {entry.seq for entry in gone}
         # Read before anything changes: a file may be missing.
         removed = [self.in_force.delta(entry) for entry in gone]
+        self.weights.require_unchanged({name for delta in removed for name in delta.weights})
         if self.journal is not None:
             self.journal.undo(sorted(seqs), by)
         kept = [None if self.journal is not None else delta for delta in removed]
@@ -218,17 +219,17 @@ class Ledger:
         self._tell(HistoryChange("removed", tuple(removed)))
 
     def redo(self, ids: Sequence[str], by: str = "run") -> None:
-        """Put edits that were taken back into force again, at their old positions.
+        """Redo undone edits: put them back into force at their old positions.
 
         The model gets the bits that it had with them.
 
         Args:
             ids: Their requests. Requests that were solved together go together. Of several undone
                 commits of a request the newest is taken.
-            by: Who asks, for the journal.
+            by: Who redoes them, for the journal.
 
         Raises:
-            LedgerError: If a request was not taken back, is in force again, or shares a commit with
+            LedgerError: If a request was not undone, is in force again, or shares a commit with
                 one that is not named; or a delta file is missing.
             LedgerWriteError: If the journal cannot be written; the model is unchanged.
         """
@@ -238,6 +239,7 @@ class Ledger:
         undone = [self._undone[seq][0] for seq in sorted(self._undone)]
         back = select_undone(undone, self.in_force.entries, ids)
         deltas = [self._undone[entry.seq][1] or self._load(entry) for entry in back]
+        self.weights.require_unchanged({name for delta in deltas for name in delta.weights})
         if self.journal is not None:
             self.journal.redo([entry.seq for entry in back], by)
         for entry, delta in zip(back, deltas, strict=True):

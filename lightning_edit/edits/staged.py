@@ -1,4 +1,4 @@
-"""A delta on trial: in the model for the length of a ``with`` block, then committed or dropped."""
+"""Staged delta: in the model for the length of a ``with`` block, then committed or dropped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

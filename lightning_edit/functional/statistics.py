@@ -1,4 +1,4 @@
-"""Second-moment statistics of keys (a layer's inputs), summed over processes.
+"""Second moments (uncentred covariance) of keys, a layer's inputs, summed over processes.
 
 Axis names: ``k`` -- tokens; ``f`` -- width of a key.
 """

@@ -1,4 +1,4 @@
-"""Prefix tree of token sequences: shared prefixes run once, under a tree attention mask.
+"""Prefix caching by a prefix tree: shared prefixes run once, under a tree attention mask.
 
 All tokens are in one row, where each attends to those before it in its own sequences. A shared
 prefix is stored once, so a prompt with ten answers is computed once.

@@ -1,4 +1,4 @@
-"""Collection of key statistics: second moments of all requested layers in one pass over text."""
+"""Collect key statistics (covariance) of all requested layers in one pass over text."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Second moments E[k kᵀ] of module inputs, and their safetensors file."""
+"""Second moments E[k kᵀ] (uncentred covariance) of module inputs, and their file."""
 
 import json
 from collections.abc import Iterable, Mapping

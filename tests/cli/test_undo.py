@@ -133,7 +133,7 @@ def test_a_redo_puts_back_what_was_undone_by_hand(
 ) -> None:
     before = (run / "ledger" / "journal.jsonl").read_bytes()
     assert redo([str(run), "--all"]) == 2
-    assert "no edit was undone by hand" in capsys.readouterr().err
+    assert "no edit was undone by `lightning-edit undo`" in capsys.readouterr().err
     assert (run / "ledger" / "journal.jsonl").read_bytes() == before
     assert main([str(run), "--ids", "b", "c1", "c2"]) == 0
     assert redo([str(run), "--list"]) == 0

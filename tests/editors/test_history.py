@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_edit.editors import D4S, ENCORE, MEMIT, NSE, AlphaEdit
+from lightning_edit.editors import D4S, ENCORE, MEMIT, NSE, PRUNE, AlphaEdit
 from lightning_edit.editors.locate.key_history import KeyHistory
 from lightning_edit.edits.delta import Delta, Dense, LowRank
 from lightning_edit.edits.encoding import encode_batch
@@ -276,3 +276,30 @@ def test_an_updated_factor_follows_an_undo() -> None:
         other.follow(left[:number], HistoryChange("appended", (delta,)))
         factor(other)
     assert torch.equal(factor(history), factor(other))
+
+
+@pytest.mark.parametrize("name", ["MEMIT", "D4S"])
+@pytest.mark.parametrize("iterative", [False, True])
+def test_prune_after_a_replay_goes_on_with_the_same_bits(
+    name: str, iterative: bool, tmp_path: Path
+) -> None:
+    """The norms of the unedited weights travel with the deltas: an edited model hides them."""
+
+    def begun() -> tuple[PRUNE, Ledger]:
+        model = TINY["gpt2"]().requires_grad_(False)
+        editor = PRUNE(EDITORS[name](), base=1.01, iterative=iterative)
+        editor.bind(model, build_tokenizer())
+        ledger = Ledger(model, editor, tmp_path)
+        ledger.open()
+        return editor, ledger
+
+    editor, ledger = begun()
+    batches = encode_batch(editor.tokenizer, REQUESTS).split()
+    for batch in batches[:2]:
+        commit(ledger, batch)
+    again, replayed = begun()
+    replayed.replay()
+    mine, other = editor.edit(batches[2]), again.edit(batches[2])
+    assert mine.history.keys() == other.history.keys()
+    for weight in mine.weights:
+        assert torch.equal(mine.weights[weight].dense(), other.weights[weight].dense())

@@ -1,8 +1,9 @@
 """EditedModel: all requests of a call or none, names of their own, undo and redo to the bit."""
 
 import pytest
+import torch
 
-from lightning_edit.exceptions import LedgerError
+from lightning_edit.exceptions import DataError, LedgerError
 from lightning_edit.models.weights import weights_hash
 from tests.toy import ToyEditor, toy_model, toy_requests, toy_tokenizer
 
@@ -44,3 +45,46 @@ def test_redo_gives_the_bits_from_before_the_undo() -> None:
     assert edited.ledger.request_ids == ("edit-0", "edit-1", "edit-2")
     with pytest.raises(LedgerError, match="no edit undone is called 'edit-1'"):
         edited.redo(["edit-1"])
+
+
+def test_two_handles_on_one_model_do_not_destroy_each_other() -> None:
+    model = toy_model()
+    pristine = weights_hash(model)
+    first = one_by_one().edit_model(model, toy_tokenizer(), FACTS[0])
+    one = weights_hash(model)
+    second = one_by_one().edit_model(model, toy_tokenizer(), FACTS[1])
+    both = weights_hash(model)
+    for refused in (first.undo, lambda: first.edit(FACTS[2])):
+        with pytest.raises(LedgerError, match="changed outside this ledger"):
+            refused()
+    assert weights_hash(model) == both
+    second.undo()
+    assert weights_hash(model) == one
+    first.undo()
+    assert weights_hash(model) == pristine
+
+
+def test_training_in_between_is_noticed() -> None:
+    model = toy_model()
+    edited = one_by_one().edit_model(model, toy_tokenizer(), FACTS[0])
+    (name,) = edited.ledger.touched
+    with torch.no_grad():
+        model.get_parameter(name).add_(0.1)
+    with pytest.raises(LedgerError, match="by training"):
+        edited.undo()
+
+
+def test_one_id_is_not_its_letters() -> None:
+    edited = one_by_one().edit_model(toy_model(), toy_tokenizer(), FACTS[:2])
+    edited.undo("edit-1")
+    assert edited.ledger.request_ids == ("edit-0",)
+    assert edited.redo("edit-1").ledger.request_ids == ("edit-0", "edit-1")
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": "x"}, {"promt": "x", "target": "y"}])
+def test_a_request_that_is_none_is_named(wrong: dict[str, str]) -> None:
+    model = toy_model()
+    before = weights_hash(model)
+    with pytest.raises(DataError, match=r"not a valid request .* expected `prompt` and `target`"):
+        one_by_one().edit_model(model, toy_tokenizer(), wrong)
+    assert weights_hash(model) == before

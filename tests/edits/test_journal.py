@@ -95,6 +95,21 @@ def test_a_line_that_could_not_be_made_durable_does_not_count(
     assert len(Journal(tmp_path)) == len(journal) == 4
 
 
+def test_an_undo_by_hand_and_its_redo_leave_nothing_to_lose(tmp_path: Path) -> None:
+    journal = filled(tmp_path)
+    journal.undo([2], by="user")
+    with pytest.raises(LedgerError, match="undone by hand"):
+        journal.truncate(3)
+    journal.redo([2], by="user")
+    journal.truncate(3)
+    assert [entry.seq for entry in Journal(tmp_path).active()] == [1, 2]
+    # What the run itself undid before the checkpoint, and a user put back after it.
+    journal.undo([1])
+    journal.redo([1], by="user")
+    with pytest.raises(LedgerError, match="undone by hand"):
+        journal.truncate(4)
+
+
 def test_going_back_forgets_later_lines_but_never_an_undo_by_hand(tmp_path: Path) -> None:
     journal = filled(tmp_path)
     journal.truncate(2)

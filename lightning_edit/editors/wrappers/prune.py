@@ -5,6 +5,7 @@ Axis names: ``d_out``/``d_in`` -- an edited matrix is (d_out, d_in).
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,8 @@ from lightning_edit.edits.running_sums import RunningSums
 from lightning_edit.functional.shaping import Reduction, restrain
 from lightning_edit.models.weights import weight
 
+#: Entry of a delta's ``info`` with the spectral norms of the unedited weights.
+_NORMS = "unedited_spectral_norms"
 #: Prefix of the names of unedited spectral norms in checkpoints.
 _NORM_PREFIX = "largest/"
 
@@ -72,9 +75,15 @@ class PRUNE(UpdateShaper):
     # ------------------------------------------------------------------------------------ history
 
     def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
-        """Keep the totals of the edits in force."""
+        """Keep the totals of the edits in force, and the norms that they were measured against."""
         super().on_history(in_force, change)
         self.totals.follow(in_force, change)
+        # On an edited model the unedited weight is known only up to rounding; the first delta that
+        # changes it has its norm.
+        known = () if change.kind in ("removed", "restored") else in_force
+        for delta in change.deltas if change.kind == "appended" else known:
+            for name, norm in delta.info.get(_NORMS, {}).items():
+                self._unedited_norms.setdefault(name, float(norm))
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Save the total updates and unedited spectral norms; no names exist before an edit."""
@@ -121,11 +130,12 @@ class PRUNE(UpdateShaper):
         )
 
     def _shape_delta(self, delta: Delta) -> Delta:
-        """Transform a delta, and record in its history the correction to the host's update."""
+        """Transform a delta; record unedited norms, and in its history the correction."""
         shaped = super()._shape_delta(delta)
-        if self.iterative:
-            return shaped
-        return with_correction(shaped, delta)
+        if not self.iterative:
+            shaped = with_correction(shaped, delta)
+        norms = {n: self._unedited_norms[n] for n in delta.weights if n in self._unedited_norms}
+        return replace(shaped, info={**shaped.info, _NORMS: norms})
 
     def _correction(self, total: Float[Tensor, "d_out d_in"], largest: float) -> LowRank:
         """Return the low-rank correction that shrinks a total's large singular values (SVD)."""

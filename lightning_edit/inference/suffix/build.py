@@ -1,4 +1,4 @@
-"""Suffix forward, built from all that a change at one token of one block cannot reach.
+"""Build a suffix forward: prefix KV cache and activations that an edit cannot change.
 
 Where the model's attention can be replaced, the tokens of all texts are packed in one row without
 padding (:mod:`~lightning_edit.inference.packed.forward`). Elsewhere each text is one row, with the

@@ -1,4 +1,4 @@
-"""Position subset: after the last attention no layer mixes tokens, so only read ones run.
+"""Position subset: run the last layers only at positions whose logits are read.
 
 Axis names: ``m`` -- positions read.
 """
