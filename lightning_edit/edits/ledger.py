@@ -128,7 +128,7 @@ class Ledger:
                 in every case.
         """
         self._check(delta)
-        trial = StagedEdit(self, delta, requests, self.weights.stage(delta))
+        trial = StagedEdit(delta, requests, self.weights.stage(delta), self._commit)
         acts = bool(delta.state or delta.prompts)
         self._staging = True
         try:

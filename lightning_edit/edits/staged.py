@@ -1,34 +1,30 @@
 """Staged delta: in the model for the length of a ``with`` block, then committed or dropped."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_weights import NewValue
 from lightning_edit.edits.journal import Entry
 from lightning_edit.types import EditRequest
 
-if TYPE_CHECKING:
-    from lightning_edit.edits.ledger import Ledger
-
 
 @dataclass
 class StagedEdit:
-    """A delta that is being tried; see :meth:`Ledger.staged`.
+    """A delta that the model has, and that no journal has yet; made by ``Ledger.staged``.
 
     Args:
-        ledger: Whose model has it.
         delta: The update.
         requests: The requests that it serves.
         staged: New values by parameter name.
+        record: Commits it; the ledger's own.
         entry: Its commit, once there is one.
     """
 
-    ledger: "Ledger"
     delta: Delta
     requests: Sequence[EditRequest]
     staged: dict[str, NewValue]
+    record: Callable[["StagedEdit"], Entry]
     entry: Entry | None = None
 
     def commit(self) -> Entry:
@@ -41,5 +37,5 @@ class StagedEdit:
             LedgerWriteError: If the disk refuses; the model is as before when the block ends.
         """
         if self.entry is None:
-            self.entry = self.ledger._commit(self)
+            self.entry = self.record(self)
         return self.entry
