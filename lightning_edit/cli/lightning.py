@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from inspect import isabstract
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -175,10 +176,9 @@ def _option_values(argv: Sequence[str], option: str) -> Iterator[str]:
 
 def _callback_names() -> list[str]:
     """List the callbacks that a user can choose, without base classes and old names."""
+    public = {name: getattr(callbacks, name) for name in callbacks.__all__}
     return [
-        name
-        for name in callbacks.__all__
-        if name.endswith(("Callback", "Evaluation", "Guard")) and name != "MeasurementCallback"
+        n for n, kind in public.items() if issubclass(kind, pl.Callback) and not isabstract(kind)
     ]
 
 

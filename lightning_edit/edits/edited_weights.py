@@ -155,7 +155,8 @@ class EditedWeights:
             in_force: All deltas in force, read once.
         """
         for name in names:
-            self.touched.setdefault(name, self.touched.get(name) or self._read(name))
+            if name not in self.touched:
+                self.touched[name] = self._read(name)
         totals = {name: torch.zeros_like(self.touched[name].total) for name in sorted(set(names))}
         edited = set()
         for delta in in_force if totals else ():

@@ -299,27 +299,35 @@ class Ledger:
                 restored the history, and the editor only registers the deltas in force.
 
         Raises:
-            LedgerError: If the ledger is not empty, or a delta file is missing or was changed.
+            LedgerError: If the ledger is not empty, or a delta file is missing or was changed. The
+                model is unchanged then.
         """
         if self.journal is None or len(self.in_force):
             raise LedgerError("replay needs a journal on disk and a ledger without edits in force")
         if lines is not None:
             self.journal.truncate(lines)
-        active = self.journal.active()
-        for entry in active:
-            delta = load_entry(self.journal.directory, entry)
-            if (delta.state or delta.prompts) and self.runtime is None:
-                self._check(delta)
-            staged = self.weights.stage(delta)
-            for new in staged.values():
-                new.write()
-            self.weights.keep(staged)
-            self.in_force.append(entry, delta)
-            self._ids.update(delta.request_ids)
+        try:
+            for entry in self.journal.active():
+                self._replay_entry(entry, load_entry(self.journal.directory, entry))
+        except BaseException:
+            # A file may be missing in the middle; the model gets its own bits back.
+            self.weights.rebuild(list(self.weights.touched), ())
+            self.in_force.remove({entry.seq for entry in self.in_force.entries})
+            self._ids.clear()
+            raise
         self._undone = {entry.seq: (entry, None) for entry in self.journal.undone()}
         if self.runtime is not None:
             self.runtime.install(self.in_force)
         self._tell(HistoryChange("replayed" if remember else "restored"))
+
+    def _replay_entry(self, entry: Entry, delta: Delta) -> None:
+        self._check(delta)
+        staged = self.weights.stage(delta)
+        for new in staged.values():
+            new.write()
+        self.weights.keep(staged)
+        self.in_force.append(entry, delta)
+        self._ids.update(delta.request_ids)
 
     def _record(self, delta: Delta, requests: Sequence[EditRequest]) -> Entry:
         if self.journal is None:
