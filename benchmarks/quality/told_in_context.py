@@ -13,7 +13,7 @@ import transformers
 
 from lightning_edit import load_language_model
 from lightning_edit.datamodules import AtlasDataModule
-from lightning_edit.edits.encoding import encode_pair
+from lightning_edit.models.prompt_encoder import PromptEncoder
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def main() -> None:
     requests = AtlasDataModule(limit=options.edits).edit_requests()
     for request in requests:
         told = f"Imagine that {request.prompt} {request.target}\n{request.prompt}"
-        prompt, answer = encode_pair(tokenizer, told, request.target)
+        prompt, answer = next(PromptEncoder.of(tokenizer).pairs([(told, request.target)]))
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
         first += int(int(logits.argmax()) == answer[0])
         probability += float(logits.softmax(-1)[answer[0]])

@@ -24,8 +24,8 @@ from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.evaluation.outcomes import ScoredProbe
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.text import first_line
-from lightning_edit.functional.tokens import encode_pair, encode_prompt
 from lightning_edit.inference.hooks import Side, capture, replace_output
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.weights import weight
 from lightning_edit.statistics.cache import moments_for
 from lightning_edit.types import EditRequest
@@ -230,7 +230,7 @@ def force_one_by_one(
         answers = [*item.probe.answers, *([item.contrast] if item.contrast else [])]
         losses = {}
         for text in answers:
-            prompt, answer = encode_pair(tokenizer, item.probe.prompt, text)
+            prompt, answer = next(PromptEncoder.of(tokenizer).pairs([(item.probe.prompt, text)]))
             ids = torch.tensor([prompt + answer])
             logits = model(input_ids=ids, use_cache=False).logits[0]
             log_probs = torch.log_softmax(logits[:-1], dim=-1)
@@ -248,7 +248,7 @@ def generate_one_by_one(
     found = []
     end = tokenizer.eos_token_id
     for item, limit in zip(probes, new_tokens, strict=True):
-        ids = encode_prompt(tokenizer, item.probe.prompt.rstrip())
+        (ids,) = PromptEncoder.of(tokenizer).prompts([item.probe.prompt])
         output = model.generate(
             input_ids=torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),

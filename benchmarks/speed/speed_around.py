@@ -15,8 +15,8 @@ from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.evaluation.outcomes import ScoredProbe, probes_of
 from lightning_edit.evaluation.scorer import Scorer
-from lightning_edit.functional.tokens import encode_pair
 from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.view import resolve
 from lightning_edit.statistics.collect import collect
 
@@ -68,7 +68,12 @@ def evaluation(options: argparse.Namespace) -> dict[str, Any]:
 
 def _limit(tokenizer: Any, item: ScoredProbe) -> int:
     """Return the new tokens that the library allows a probe: its longest answer and eight more."""
-    pairs = [encode_pair(tokenizer, item.probe.prompt, text)[1] for text in item.probe.answers]
+    pairs = [
+        answer
+        for _, answer in PromptEncoder.of(tokenizer).pairs(
+            (item.probe.prompt, text) for text in item.probe.answers
+        )
+    ]
     return -(-(max(map(len, pairs)) + 8) // 8) * 8
 
 

@@ -5,7 +5,6 @@
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit.atlas.graph import Atlas
 from lightning_edit.atlas.text import Sentence, sentences, states_two_hops
-from lightning_edit.functional.tokens import Tokenizer, encode_pair
+from lightning_edit.models.prompt_encoder import PromptEncoder
 
 #: (right, asked)
 Count = tuple[int, int]
@@ -38,7 +37,11 @@ def teacher_forced(
     """Count teacher-forced exact matches: every answer token is the argmax given those before."""
     right = 0
     for batch in _batches(rows):
-        pairs = [encode_pair(cast("Tokenizer", tokenizer), row.prompt, row.answer) for row in batch]
+        encoder = PromptEncoder.of(tokenizer)
+        pairs = [
+            (list(prompt), list(answer))
+            for prompt, answer in encoder.pairs((row.prompt, row.answer) for row in batch)
+        ]
         ids, mask = _pad([prompt + answer for prompt, answer in pairs], model, left=False)
         best = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.argmax(-1).tolist()
         right += sum(

@@ -26,7 +26,10 @@ _SECTIONS = {
     "published": True,
 }
 _METHOD_KEYS = ("config", "class_path", "init_args", "per_model", "protocols", "absent")
-_MODEL_KEYS = ("lm", "lm_dtype", "lm_bos", "lm_revision", "optional")
+_MODEL_KEYS = (
+    *("lm", "lm_dtype", "lm_bos", "lm_revision", "lm_chat", "lm_system", "lm_chat_options"),
+    "optional",
+)
 _PROTOCOL_KEYS = ("protocol", "batch_size", "eval_at", "edits")
 _AXES = ("models", "data", "methods", "protocols")
 

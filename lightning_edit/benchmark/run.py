@@ -17,6 +17,8 @@ from lightning_edit.benchmark.grid import Cell, Grid
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.metrics.aspects import request_means
 from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.prompt_encoder import PromptEncoder
+from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.storage.atomic import write_atomic
@@ -119,7 +121,10 @@ def _run(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
         if isinstance(getattr(part, "seed", None), int):
             # E.g. sampled context templates; a seed set in the grid file is shifted as well.
             part.seed += cell.seed
-    editor.bind(model, tokenizer)
+    form = PromptFormat(
+        lm.get("lm_chat", False), lm.get("lm_system"), None, lm.get("lm_chat_options", {})
+    )
+    editor.bind(model, PromptEncoder(tokenizer, form))
     data.prepare_data()
     data.setup("edit")
     shared = out / "baselines" / f"{weights_hash(model)[:16]}-{data.data_hash()[:16]}.jsonl"

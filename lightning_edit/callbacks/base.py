@@ -20,6 +20,7 @@ from lightning_edit.callbacks.discovery import find_language_model, find_tokeniz
 from lightning_edit.distributed.sharding import gather
 from lightning_edit.exceptions import NotFiniteError
 from lightning_edit.inference.pass_layout import PassLayout
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.storage.jsonl import write_rows
 from lightning_edit.storage.run_folder import RunFolder
 
@@ -294,14 +295,16 @@ class MeasurementCallback(Callback, ABC):
     def _measure_and_log(self, trainer: pl.Trainer) -> None:
         assert self._model_and_tokenizer is not None  # set in on_fit_start
         model, tokenizer = self._model_and_tokenizer
+        prompts = PromptEncoder.for_model(model, tokenizer)
         context = EvalContext(
             trainer.global_step,
             model,
-            tokenizer,
+            prompts.tokenizer,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             device=trainer.strategy.root_device,
             layout=self.layout,
+            prompts=prompts,
         )
         found = self.observe(context)
         self.send(trainer, context.step)

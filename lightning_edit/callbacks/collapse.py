@@ -143,7 +143,9 @@ class CollapseCallback(MeasurementCallback):
         """Sample this rank's continuations (top-k)."""
         texts = fixed_texts(self.texts, self.limit)[: self.generations]
         prompts = [" ".join(text.split()[:3]) for text in texts]
-        reader = TextReader(context.model, context.tokenizer, self.batch_size, self.max_tokens)
+        reader = TextReader(
+            context.model, context.encoder, self.batch_size, self.max_tokens, context.responder
+        )
 
         def generate(share: Sequence[tuple[int, str]]) -> list[str]:
             numbers, beginnings = [number for number, _ in share], [text for _, text in share]
@@ -175,7 +177,7 @@ def read_perplexity(
         Values by name, and this process's raw results, one row per text.
     """
     texts = fixed_texts(source, limit)
-    reader = TextReader(context.model, context.tokenizer, batch_size, max_tokens)
+    reader = TextReader(context.model, context.encoder, batch_size, max_tokens, context.responder)
     found = context.map_sharded(texts, reader.nlls)
     metric = Perplexity(len(texts)).to(context.device)
     metric.update(

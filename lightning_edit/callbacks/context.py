@@ -11,6 +11,8 @@ from lightning_edit.distributed.sharding import Share
 from lightning_edit.edits.delta import Delta
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.inference.pass_layout import PassLayout
+from lightning_edit.inference.responder import Responder
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.types import EditRequest
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class EvalContext:
         world_size: Number of processes.
         device: Device of the metric states, so that processes can reduce them.
         layout: Layout of texts in the run's forward passes; ``None``: each scorer chooses.
+        responder: What is asked in place of the bare model, with an editor that acts at run time.
+        prompts: Tokenizer with the format of prompts; ``None``: plain text.
     """
 
     step: int
@@ -54,6 +58,15 @@ class EvalContext:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     layout: PassLayout | None = None
+    responder: Responder | None = None
+    prompts: PromptEncoder | None = None
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """What tokenises questions to this model."""
+        if self.prompts is not None:
+            return self.prompts
+        return PromptEncoder.for_model(self.model, self.tokenizer)
 
     @property
     def alone(self) -> bool:

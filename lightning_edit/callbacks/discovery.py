@@ -7,6 +7,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.models.prompt_encoder import PromptEncoder
 
 
 def find_language_model(pl_module: pl.LightningModule, attribute: str | None = None) -> nn.Module:
@@ -48,7 +49,7 @@ def find_tokenizer(given: Any, trainer: pl.Trainer, pl_module: pl.LightningModul
     """Find the tokenizer: the given one, or the one of the LightningModule or its data module.
 
     Args:
-        given: A tokenizer, its folder or name, or ``None``.
+        given: A tokenizer or prompt encoder, a tokenizer's folder or name, or ``None``.
         trainer: The trainer.
         pl_module: The LightningModule that is trained.
 
@@ -58,9 +59,11 @@ def find_tokenizer(given: Any, trainer: pl.Trainer, pl_module: pl.LightningModul
     if isinstance(given, str):
         return AutoTokenizer.from_pretrained(given)
     data = getattr(trainer, "datamodule", None)
+    # An editor's prompt encoder is there once it is bound; its tokenizer says so otherwise.
+    encoder = getattr(pl_module, "_prompts", None)
     places = [getattr(owner, "tokenizer", None) for owner in (pl_module, data)]
-    for candidate in (given, *places):
-        if isinstance(candidate, PreTrainedTokenizerBase):
+    for candidate in (given, encoder, *places):
+        if isinstance(candidate, PreTrainedTokenizerBase | PromptEncoder):
             return candidate
     raise ConfigError(
         f"no tokenizer found in {type(pl_module).__name__} or its data; "

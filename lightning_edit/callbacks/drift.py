@@ -147,7 +147,7 @@ class DriftCallback(MeasurementCallback):
         return self._trends.setdefault(name, Trend(sync_on_compute=False))
 
     def _hidden_distance(self, context: EvalContext) -> dict[str, float]:
-        reader = TextReader(context.model, context.tokenizer, self.batch_size, self.max_tokens)
+        reader = TextReader(context.model, context.encoder, self.batch_size, self.max_tokens)
         texts = fixed_texts(self.texts, self.limit)
         found = context.map_sharded(texts, lambda share: list(reader.hidden(share, self.layers)))
         if self._pristine_hidden is None:

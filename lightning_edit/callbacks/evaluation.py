@@ -138,11 +138,12 @@ class EditEvaluation(MeasurementCallback):
         """Score this rank's share of whole cases, since each case is averaged on one rank."""
         scorer = Scorer(
             context.model,
-            context.tokenizer,
+            context.encoder,
             self.batch_size,
             self.modes,
             self.max_new_tokens,
             self.layout or context.layout,
+            context.responder,
         )
         units = self._probe_groups()
         if self.baseline is None and self.layout is not None:

@@ -248,7 +248,13 @@ class CollapseGuard(MeasurementCallback):
         return None
 
     def _reliability(self, context: EvalContext, requests: Sequence[EditRequest]) -> float:
-        scorer = Scorer(context.model, context.tokenizer, modes=("tf",), layout=context.layout)
+        scorer = Scorer(
+            context.model,
+            context.encoder,
+            modes=("tf",),
+            layout=context.layout,
+            responder=context.responder,
+        )
         scores = scorer.score([probes_of(request)[0] for request in requests])
         return mean([score.em or 0.0 for score in scores])
 

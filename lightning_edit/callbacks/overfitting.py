@@ -147,10 +147,11 @@ class OverfittingCallback(MeasurementCallback):
         units = [list(questions_of(request)) for request in requests[: self.limit]]
         scorer = Scorer(
             context.model,
-            context.tokenizer,
+            context.encoder,
             self.scored_together,
             self.modes,
             layout=context.layout,
+            responder=context.responder,
         )
 
         def score_share(share: Sequence[list[Question]]) -> list[list[ProbeScore]]:

@@ -145,7 +145,7 @@ class RippleCallback(MeasurementCallback):
             context: The model, and the edits in force.
         """
         reader = FactReader(
-            context.model, context.tokenizer, self.representation, self.layer, self.batch_size
+            context.model, context.encoder, self.representation, self.layer, self.batch_size
         )
         if self.before is None:
             self._choose_neighbourhoods(context, reader)

@@ -20,7 +20,11 @@ from lightning_edit.cli.report import show
 from lightning_edit.editors.base import Editor
 from lightning_edit.exceptions import ConfigError, LightningEditError
 from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.prompt_encoder import PromptEncoder
+from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.session.trainer import EditTrainer, default_folder
+
+log = logging.getLogger(__name__)
 
 
 def parse_error_reason(message: str) -> str:
@@ -84,6 +88,41 @@ def add_language_model(parser: LightningArgumentParser) -> None:
         help="put BOS before every text",
     )
     group.add_argument("--lm_revision", type=str | None, default=None, help="revision on the hub")
+    group.add_argument(
+        "--lm_chat",
+        type=bool,
+        default=False,
+        help="ask through the model's chat template: prompts are the user's turn",
+    )
+    group.add_argument(
+        "--lm_system", type=str | None, default=None, help="system message of the chat"
+    )
+    group.add_argument(
+        "--lm_chat_options",
+        type=dict[str, Any],
+        default={},
+        help="variables of the chat template, such as {enable_thinking: false}",
+    )
+
+
+def load_configured_model(config: Any) -> tuple[Any, PromptEncoder]:
+    """Load the language model of ``--lm`` and its tokenizer, in the format of ``--lm_chat``.
+
+    Args:
+        config: Parsed options of :func:`add_language_model`.
+
+    Returns:
+        The model, and its tokenizer as a prompt encoder.
+
+    Raises:
+        ModelLoadError: If it cannot be read.
+        ConfigError: If the tokenizer has no chat template.
+    """
+    model, tokenizer = load_language_model(
+        config.lm, config.lm_dtype, config.lm_revision, config.lm_bos
+    )
+    form = PromptFormat(config.lm_chat, config.lm_system, None, config.lm_chat_options)
+    return model, PromptEncoder.for_model(model, PromptEncoder(tokenizer, form))
 
 
 class EditCLI(LightningCLI):
@@ -141,10 +180,14 @@ class EditCLI(LightningCLI):
             if self.subcommand == "fit":
                 self.model.require_training()
             config = self.config[self.subcommand]
-            model, tokenizer = load_language_model(
-                config.lm, config.lm_dtype, config.lm_revision, config.lm_bos
-            )
-            self.model.bind(model, tokenizer)
+            model, prompts = load_configured_model(config)
+            if not prompts.form.chat and getattr(prompts.tokenizer, "chat_template", None):
+                log.info(
+                    "%s has a chat template, but prompts are given to it as plain text; to edit "
+                    "and ask it as a chat, add --lm_chat true",
+                    config.lm,
+                )
+            self.model.bind(model, prompts)
 
     def edit(self, **arguments: Any) -> None:
         """Run the verb ``edit`` with the seed of ``--seed_everything``, and print its results.

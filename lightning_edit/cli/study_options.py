@@ -14,6 +14,7 @@ from lightning_edit.cli.lightning import (
     RunParser,
     add_language_model,
     check_names,
+    load_configured_model,
     parse_error_reason,
     silence_lightning,
 )
@@ -23,7 +24,7 @@ from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, LightningEditError
-from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import default_folder
 from lightning_edit.storage.atomic import write_atomic, write_error
@@ -81,7 +82,7 @@ class Study:
         config: The parsed arguments.
         editor: The editor as configured, not bound.
         model: The language model.
-        tokenizer: Its tokenizer.
+        prompts: Its tokenizer, with the format of prompts.
         cases: The cases to edit.
         split: Data split of the cases.
         folder: Folder of the study.
@@ -92,7 +93,7 @@ class Study:
     config: Namespace
     editor: Editor
     model: Any
-    tokenizer: Any
+    prompts: PromptEncoder
     cases: list[Case]
     split: str
     folder: RunFolder
@@ -123,15 +124,13 @@ class Study:
                 "choice"
             )
         cases, split = _cases(objects.data, config.split, config.facts)
-        model, tokenizer = load_language_model(
-            config.lm, config.lm_dtype, config.lm_revision, config.lm_bos
-        )
+        model, prompts = load_configured_model(config)
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         placed: Any = model  # transformers' stub of `to` wants no str
         placed.to(device)
         folder = config.run or default_folder(f"{verb}-{type(objects.model).__name__}")
         return cls(
-            parser, tuple(argv), config, objects.model, placed, tokenizer, cases, split,
+            parser, tuple(argv), config, objects.model, placed, prompts, cases, split,
             RunFolder(folder),
         )  # fmt: skip
 
@@ -156,7 +155,7 @@ class Study:
 
     def evaluation(self) -> Evaluation:
         """Return the evaluation with its pristine baseline; a resumed study reads it from disk."""
-        scorer = Scorer(self.model, self.tokenizer, self.config.eval_batch_size, (self.mode,))
+        scorer = Scorer(self.model, self.prompts, self.config.eval_batch_size, (self.mode,))
         evaluation = Evaluation(scorer)
         evaluation.take_baseline([one for case in self.cases for one in case], self.folder)
         return evaluation
@@ -171,6 +170,7 @@ class Study:
                 "name": self.config.lm,
                 "dtype": self.config.lm_dtype,
                 "bos": self.config.lm_bos,
+                **({"prompts": self.prompts.form.to_dict()} if self.prompts.form.chat else {}),
                 "sha256": weights_hash(self.model),
             },
             "data": {

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(host, LocateThenEdit):
         # One call for all layers, so that the error names every missing statistic.
         all_layers = sorted({layer for layers in chosen for layer in layers})
-        files_for(study.model, study.tokenizer, all_layers, host.statistics)
+        files_for(study.model, study.prompts.tokenizer, all_layers, host.statistics)
     options.append("--model" + ".editor" * (len(options) // 2) + ".layers")
     try:
         trials = _sweep(
@@ -147,7 +147,7 @@ def _run_trial(
     """Edit and score every case alone at one choice of layers."""
     torch.manual_seed(study.config.seed)
     editor.to(study.model.device)
-    editor.bind(study.model, study.tokenizer)
+    editor.bind(study.model, study.prompts)
     ledger = Ledger(study.model, editor)
     outcomes, seconds, begin = [], 0.0, time.perf_counter()
     try:

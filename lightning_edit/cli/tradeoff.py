@@ -93,7 +93,7 @@ def _study(study: Study, weights: list[float], protocol: str) -> list[Point]:
     if pending:
         torch.manual_seed(study.config.seed)
         host.to(study.model.device)
-        host.bind(study.model, study.tokenizer)
+        host.bind(study.model, study.prompts)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
             if protocol == "single":
@@ -138,7 +138,7 @@ def _score_batch(
         delta = Delta.load(path, study.model.device)
     else:
         requests = [request for case in study.cases for request in case]
-        delta = host.edit(encode_batch(study.tokenizer, requests, study.config.seed))
+        delta = host.edit(encode_batch(study.prompts, requests, study.config.seed))
         delta.save(path)
     found = {}
     for weight, scored in at_weights(

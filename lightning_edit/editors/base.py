@@ -13,12 +13,15 @@ from torch import nn
 from lightning_edit.editors.history_hooks import HistoryHooks
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
+from lightning_edit.edits.protocols import Runtime
 from lightning_edit.exceptions import (
     ArchitectureError,
     NotBoundError,
     NothingToTrainError,
     SubjectNotFoundError,
 )
+from lightning_edit.inference.responder import ModelResponder, Question, Responder
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.view import ModelView, resolve
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -71,6 +74,7 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
         super().__init__()
         # A tuple hides the language model from nn.Module's registration; see the class docstring.
         self._bound: tuple[nn.Module, Any, ModelView] | None = None
+        self._prompts: PromptEncoder | None = None
         self._remembered: list[Delta] = []
         self._stages: dict[str, float] = {}
         self._nested_seconds = 0.0
@@ -82,7 +86,9 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
 
         Args:
             model: A Hugging Face language model, in eval mode.
-            tokenizer: Its fast tokenizer.
+            tokenizer: Its fast tokenizer; or a
+                :class:`~lightning_edit.models.prompt_encoder.PromptEncoder`, to edit through a chat
+                template.
 
         Returns:
             The editor itself.
@@ -94,7 +100,8 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
         kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
         if kind not in self.architectures:
             raise ArchitectureError(self._architecture_message(model, kind))
-        self._bound = (model, tokenizer, view)
+        self._prompts = PromptEncoder.for_model(model, tokenizer)
+        self._bound = (model, self._prompts.tokenizer, view)
         self._remembered = []
         self.on_bind()
         return self
@@ -130,6 +137,13 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
     def tokenizer(self) -> Any:
         """The bound tokenizer."""
         return self._require_bound()[1]
+
+    @property
+    def prompts(self) -> PromptEncoder:
+        """The bound tokenizer with the format of prompts: what tokenises requests and probes."""
+        self._require_bound()
+        assert self._prompts is not None  # set together with the model
+        return self._prompts
 
     @property
     def view(self) -> ModelView:
@@ -218,6 +232,39 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
                 module._stages = {}
         return taken
 
+    # ------------------------------------------------------------------------------------- asking
+
+    def runtime(self) -> Runtime | None:
+        """Return what installs this editor's edits, where they are no updates of weights.
+
+        A ledger with a runtime commits deltas with ``state`` or ``prompts``, and hands it the list
+        of edits in force after every commit, undo and replay. See docs/architecture.md, "Editors
+        that act at run time".
+        """
+        return None
+
+    def responder(self, in_force: Sequence[Delta], batch_size: int = 64) -> Responder:
+        """Return what is asked in place of the bare model, for scores and generated texts.
+
+        Args:
+            in_force: The edits in force, a live list: read it when a question is asked.
+            batch_size: Rows per forward pass.
+        """
+        return ModelResponder(self.language_model, self.prompts, batch_size)
+
+    def continuations(
+        self, prompts: Sequence[str], max_new_tokens: int, in_force: Sequence[Delta]
+    ) -> list[str]:
+        """Generate greedy continuations of prompts, up to the end of the text.
+
+        Args:
+            prompts: Texts to continue.
+            max_new_tokens: Maximum number of new tokens.
+            in_force: The edits in force.
+        """
+        questions = [Question(prompt, max_new_tokens) for prompt in prompts]
+        return self.responder(in_force).generate_until(questions, stop=())
+
     def subject_positions(self, batch: EditBatch) -> list[int]:
         """Return the position of each request's last subject token.
 
@@ -256,7 +303,7 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
 
         Args:
             model: A Hugging Face language model; it is changed in place until ``undo``.
-            tokenizer: Its fast tokenizer.
+            tokenizer: Its fast tokenizer, or a prompt encoder.
             requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
             seed: Seed of all randomness in the edit.
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor
@@ -24,7 +22,7 @@ class EditedModel:
         self.editor = editor
         self.model = editor.language_model
         self.tokenizer = editor.tokenizer
-        self.ledger = Ledger(self.model, editor)
+        self.ledger = Ledger(self.model, editor, runtime=editor.runtime())
         self._named = 0
 
     def edit(
@@ -51,7 +49,7 @@ class EditedModel:
             ) from error
         self._named += len(listed)
         groups = [listed] if self.editor.batched else [[request] for request in listed]
-        batches = [encode_batch(self.tokenizer, group, seed) for group in groups]
+        batches = [encode_batch(self.editor.prompts, group, seed) for group in groups]
         done = 0
         try:
             for batch in batches:
@@ -62,26 +60,18 @@ class EditedModel:
             raise
         return self
 
-    @torch.no_grad()
     def generate(self, prompt: str, max_new_tokens: int = 16) -> str:
         """Generate a greedy continuation of a prompt, up to EOS.
 
         Args:
-            prompt: Text to continue.
+            prompt: Text to continue; with a chat format the user's message.
             max_new_tokens: Maximum number of new tokens.
 
         Returns:
             The continuation, without the prompt.
         """
-        inputs = self.tokenizer(prompt, return_tensors="pt").to(self.model.device)
-        output = self.model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        start = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        return str(self.tokenizer.decode(output[0, start:], skip_special_tokens=True)).strip()
+        in_force = self.ledger.in_force
+        return self.editor.continuations([prompt], max_new_tokens, in_force)[0]
 
     def undo(self, ids: str | Sequence[str] | None = None) -> "EditedModel":
         """Undo edits; after undoing all of them the model is bit-identical to the original.

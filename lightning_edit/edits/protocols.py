@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.in_force import HistoryChange
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.types import EditBatch
 
 
@@ -48,6 +49,18 @@ class BoundEditor(EditHistory, Protocol):
     @property
     def tokenizer(self) -> Any:
         """Tokenizer of the language model."""
+
+    @property
+    def prompts(self) -> PromptEncoder:
+        """Tokenizer with the format of prompts."""
+
+    def runtime(self) -> Runtime | None:
+        """Return what installs edits that are no updates of weights, or ``None``."""
+
+    def continuations(
+        self, prompts: Sequence[str], max_new_tokens: int, in_force: Sequence[Delta]
+    ) -> list[str]:
+        """Generate greedy continuations of prompts with the edits in force."""
 
     def edit(self, batch: EditBatch) -> Delta:
         """Compute the delta for a batch of requests; the model itself is not changed."""

@@ -17,16 +17,16 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from lightning_edit.atlas.held_out import held_out_texts
-from lightning_edit.evaluation.scorer import evaluating
 from lightning_edit.exceptions import ArchitectureError, DataError
 from lightning_edit.functional.padding import pad
-from lightning_edit.functional.scores import token_scores
 from lightning_edit.functional.tokens import length_sorted
+from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.hooks import Side, capture
+from lightning_edit.inference.responder import ModelResponder, Responder
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.view import resolve
 from lightning_edit.statistics.texts import FileTexts
 
-Ids = tuple[int, ...]
 #: Maximum tokens of a prompt to continue; a fixed bound, so that no text depends on the others.
 _MAX_PROMPT_TOKENS = 16
 
@@ -62,6 +62,8 @@ class TextReader:
         tokenizer: Its tokenizer.
         batch_size: Texts per batch.
         max_tokens: Texts are truncated to this many tokens.
+        responder: What likelihoods are asked of; ``None``: the model itself. Hidden states are
+            always the model's.
 
     Raises:
         ArchitectureError: If the model is an encoder-decoder, which assigns no probability to
@@ -69,7 +71,12 @@ class TextReader:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, batch_size: int = 32, max_tokens: int = 128
+        self,
+        model: Any,
+        tokenizer: Any,
+        batch_size: int = 32,
+        max_tokens: int = 128,
+        responder: Responder | None = None,
     ) -> None:
         if model.config.is_encoder_decoder:
             raise ArchitectureError(
@@ -77,9 +84,12 @@ class TextReader:
                 "running text; perplexity and drift on texts need a decoder-only model"
             )
         self.model = model
-        self.tokenizer = tokenizer
+        self.prompts = PromptEncoder.for_model(model, tokenizer)
+        self.responder = (
+            ModelResponder(model, self.prompts, batch_size) if responder is None else responder
+        )
         self.batch_size = batch_size
-        self.room: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.room = self.prompts.limits.positions
         self.max_tokens = min(max_tokens, self.room or max_tokens)
 
     def nlls(self, texts: Sequence[str]) -> list[tuple[float, int]]:
@@ -91,14 +101,8 @@ class TextReader:
         Args:
             texts: Texts; a single-token text has no predicted token and gives (0.0, 0).
         """
-        found: dict[int, tuple[float, int]] = {}
-        for numbers, ids, mask, output in self._forward(texts):
-            known = mask[:, 1:].bool()
-            nll, _ = token_scores(output.logits[:, :-1][known], ids[:, 1:][known])
-            tokens = known.sum(1).tolist()
-            for number, part in zip(numbers, torch.split(nll.double(), tokens), strict=True):
-                found[number] = float(part.sum()), len(part)
-        return [found[number] for number in range(len(texts))]
+        scores = self.responder.loglikelihood_rolling(texts, self.max_tokens)
+        return [(score.total, len(score.tokens)) for score in scores]
 
     def hidden(
         self, texts: Sequence[str], layers: Sequence[int] | None = None
@@ -152,7 +156,7 @@ class TextReader:
             top_k: Number of most probable tokens to sample from.
             seed: Seed of all prompts.
         """
-        rows = [self._ids(prompt)[:_MAX_PROMPT_TOKENS] for prompt in prompts]
+        rows = [self.prompts.running(prompt, _MAX_PROMPT_TOKENS) for prompt in prompts]
         room = max_new_tokens if self.room is None else max(1, self.room - _MAX_PROMPT_TOKENS)
         written: dict[int, str] = {}
         for places in length_sorted([len(row) for row in rows], self.batch_size):
@@ -172,8 +176,8 @@ class TextReader:
                     logits_processor=[sampler],
                 ).tolist()
             for place, row in zip(places, output, strict=True):
-                text = self.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)
-                written[place] = f"{prompts[place]} {str(text).strip()}"
+                text = self.prompts.decode(row[ids.shape[1] :])
+                written[place] = f"{prompts[place]} {text.strip()}"
         return [written[place] for place in range(len(prompts))]
 
     @property
@@ -182,14 +186,8 @@ class TextReader:
         weight: Tensor = self.model.get_input_embeddings().weight
         return weight.device
 
-    def _ids(self, text: str) -> Ids:
-        ids = list(self.tokenizer(text, verbose=False)["input_ids"])
-        if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-            ids = ids[:-1]
-        return tuple(ids[: self.max_tokens])
-
     def _forward(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Tensor, Tensor, Any]]:
-        rows = [self._ids(text) for text in texts]
+        rows = [self.prompts.running(text, self.max_tokens) for text in texts]
         for numbers in length_sorted([len(row) for row in rows], self.batch_size):
             ids, mask = pad([rows[number] for number in numbers])
             ids, mask = ids.to(self._device), mask.to(self._device)

@@ -64,7 +64,9 @@ class Evaluation:
                 ) from error
             return
         # Not in the scorer's constructor: callbacks may hook into the model at the start of a run.
-        layout = self.scorer.layout = PassLayout.choose(self.scorer.model)
+        layout = self.scorer.layout = PassLayout.choose(
+            self.scorer.model, self.scorer.responder.shares_prompts
+        )
         # Baselines of older versions were scored without a recorded guess.
         if not folder.baseline.exists():
             probes = [probe for part in _probe_chunks(requests) for probe in part]

@@ -12,11 +12,12 @@ from lightning_edit.evaluation.neighbourhoods import FactOutcome
 from lightning_edit.evaluation.scorer import evaluating
 from lightning_edit.exceptions import ArchitectureError, DataError
 from lightning_edit.functional.measures import mean
-from lightning_edit.functional.padding import pad, prediction_places
 from lightning_edit.functional.ripple import token_ranks
 from lightning_edit.functional.scores import token_scores
-from lightning_edit.functional.tokens import encode_pair, length_sorted, subject_last_index
-from lightning_edit.inference.hooks import capture, select_head_positions
+from lightning_edit.inference.answer_pass import ReadRow, run_pass
+from lightning_edit.inference.hooks import Side, capture
+from lightning_edit.inference.pass_backends import PlainRows
+from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
 from lightning_edit.models.view import resolve
 from lightning_edit.types.facts import Fact
 
@@ -36,7 +37,7 @@ class FactReader:
 
     Args:
         model: A Hugging Face language model.
-        tokenizer: Its fast tokenizer.
+        tokenizer: Its fast tokenizer, or a prompt encoder.
         representation: Representation of a fact in hidden space. ``last_token``, ``subject_last``:
             block output at the prompt's or the subject's last token; ``mean``: its mean over the
             prompt; ``key``: input of the block's MLP down-projection at the subject's last token,
@@ -69,7 +70,7 @@ class FactReader:
             )
         number = view.num_blocks // 2 if layer is None else layer
         self.model: Any = model
-        self.tokenizer = tokenizer
+        self.prompts = PromptEncoder.for_model(model, tokenizer)
         self.representation = representation
         self.batch_size = batch_size
         key = representation == "key"
@@ -107,55 +108,40 @@ class FactReader:
 
     def _read(self, facts: Sequence[Fact], hidden: bool) -> tuple[list[FactOutcome], list[Tensor]]:
         rows = [self._encode_fact(fact) for fact in facts]
-        lengths = [len(row.context) + len(row.answer) for row in rows]
+        read = [ReadRow(row.context, row.answer[:-1]) for row in rows]
         outcomes: dict[int, FactOutcome] = {}
         vectors: dict[int, Tensor] = {}
+        wanted: dict[str, Side] = {self._hooked_module: self._hooked_side} if hidden else {}
+        # Plain rows: representations are read line by line.
         with evaluating(self.model):
-            for numbers in length_sorted(lengths, self.batch_size):
-                batch = [rows[number] for number in numbers]
-                seen: dict[str, Tensor] = {}
+            for one in PlainRows().passes(self.model, read, self.batch_size):
+                batch = [rows[number] for number in one.rows]
+                with capture(self.model, wanted) as seen:
+                    found = self._outcomes(batch, run_pass(self.model, one))
+                outcomes |= dict(zip(one.rows, found, strict=True))
                 if hidden:
-                    with capture(self.model, {self._hooked_module: self._hooked_side}) as seen:
-                        found = self._forward(batch)
                     taken = self._representations(batch, seen[self._hooked_module])
-                    vectors |= dict(zip(numbers, taken, strict=True))
-                else:
-                    found = self._forward(batch)
-                outcomes |= dict(zip(numbers, found, strict=True))
+                    vectors |= dict(zip(one.rows, taken, strict=True))
         in_order = range(len(rows))
         return [outcomes[n] for n in in_order], [vectors[n] for n in in_order if hidden]
 
     def _encode_fact(self, fact: Fact) -> _FactRow:
+        end = fact.subject_end
+        subject = None if end is None else (end - len(fact.subject_text or fact.subject), end)
         try:
-            context, answer = encode_pair(self.tokenizer, fact.prompt, fact.answers[0])
-            end = fact.subject_end
-            last = None if end is None else subject_last_index(self.tokenizer, fact.prompt, end)
+            (text,) = self.prompts.encode([PromptText(fact.prompt, fact.answers[0], subject)])
         except ValueError as error:
             raise DataError(f"fact {fact.prompt!r}: {error}") from error
-        room = getattr(self.model.config, "max_position_embeddings", None)
-        if not context or (room is not None and len(context) + len(answer) > room):
-            raise DataError(
-                f"fact {fact.prompt[:60]!r}: {len(context)} tokens of prompt and {len(answer)} of "
-                f"answer, but the model takes {room} and needs a prompt; change the prompt"
-            )
         # A subject that is not in the prompt has no last token; the prompt's is used instead.
-        place = len(context) - 1 if last is None else min(last, len(context) - 1)
-        return _FactRow(tuple(context), tuple(answer), place)
+        last = len(text.prompt) - 1 if text.subject_last is None else text.subject_last
+        return _FactRow(text.prompt, text.answer, last)
 
-    def _forward(self, batch: Sequence[_FactRow]) -> list[FactOutcome]:
-        device = self.model.get_input_embeddings().weight.device
-        ids, mask = pad([(*row.context, *row.answer[:-1]) for row in batch])
-        sizes = [len(row.answer) for row in batch]
-        places = prediction_places([len(row.context) for row in batch], sizes)
-        index = (places[0].to(device), places[1].to(device))
-        with select_head_positions(self.model, index):
-            logits = self.model(
-                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-            ).logits.squeeze(1)
+    def _outcomes(self, batch: Sequence[_FactRow], logits: Tensor) -> list[FactOutcome]:
         targets = torch.tensor([token for row in batch for token in row.answer])
         targets = targets.to(logits.device)
         nlls = iter(token_scores(logits, targets)[0].tolist())
         ranks = iter(token_ranks(logits, targets).tolist())
+        sizes = [len(row.answer) for row in batch]
         return [
             FactOutcome(mean(list(islice(nlls, size))), max(islice(ranks, size))) for size in sizes
         ]

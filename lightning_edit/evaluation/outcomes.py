@@ -22,12 +22,14 @@ class ScoredProbe:
         contrast: The answer that should be less probable: the old target where the new one is
             expected, the new target where nothing may change. ``None`` if there is none.
         case: Case of the request, see :class:`~lightning_edit.types.EditRequest`.
+        separator: Text between prompt and answer; ``None``: by rule.
     """
 
     edit_id: str
     probe: Probe
     contrast: str | None = None
     case: str | None = None
+    separator: str | None = None
 
 
 def probes_of(request: EditRequest) -> list[ScoredProbe]:
@@ -42,7 +44,8 @@ def probes_of(request: EditRequest) -> list[ScoredProbe]:
         contrast = probe.old or wrong[probe.expect]
         right = {normalise(answer) for answer in probe.answers}
         same = contrast is not None and normalise(contrast) in right
-        listed.append(ScoredProbe(request.id, probe, None if same else contrast, request.case))
+        kept = None if same else contrast
+        listed.append(ScoredProbe(request.id, probe, kept, request.case, request.separator))
     return listed
 
 

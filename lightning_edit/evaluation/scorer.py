@@ -4,13 +4,10 @@ Outcomes depend neither on the batch size nor on the tokenizer's padding side, a
 own token limit.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, get_args
 
-import torch
 from torch import nn
 
 from lightning_edit.evaluation.baseline import Baseline
@@ -22,17 +19,16 @@ from lightning_edit.evaluation.outcomes import (
     probes_of,
 )
 from lightning_edit.exceptions import DataError
-from lightning_edit.functional.tokens import encode_pairs, encode_prompts
-from lightning_edit.inference.generation import (
-    LIMIT_STEP,
-    GreedyGenerator,
-    Ids,
-    PartialContinuation,
-    Prompt,
-    follow,
-)
+from lightning_edit.inference.eval_mode import evaluating
+from lightning_edit.inference.generation import LIMIT_STEP
 from lightning_edit.inference.pass_layout import PassLayout
-from lightning_edit.inference.teacher_forcing import AnswerRow, TeacherForcing
+from lightning_edit.inference.responder import (
+    ModelResponder,
+    Question,
+    Responder,
+    Statement,
+)
+from lightning_edit.models.prompt_encoder import Ids, PromptEncoder, PromptText
 from lightning_edit.types import EditRequest, Mode
 
 __all__ = [
@@ -49,25 +45,6 @@ __all__ = [
 
 #: New tokens allowed beyond the longest accepted answer, e.g. for "the city of" before it.
 _EXTRA_TOKENS = 8
-#: Minimum number of rows to guess the token after an answer from.
-_GUESS_ROWS = 16
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a block in eval mode without gradients, and restore every module's mode afterwards.
-
-    Args:
-        model: Any model; in training, the mode of each dropout module is restored.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class Scorer:
@@ -77,13 +54,16 @@ class Scorer:
 
     Args:
         model: A Hugging Face language model, decoder-only or encoder-decoder.
-        tokenizer: Its fast tokenizer, of any padding side.
+        tokenizer: Its fast tokenizer, of any padding side; or a
+            :class:`~lightning_edit.models.prompt_encoder.PromptEncoder`, to ask through a chat
+            template.
         batch_size: Rows per batch; results do not depend on it.
         modes: ``tf``: given answers under teacher forcing. ``gen``: greedy generation.
         max_new_tokens: Maximum number of new tokens. ``None``: for each probe its longest accepted
             answer plus 8, rounded up to a multiple of 8.
         layout: Layout of texts in forward passes; ``None``: chosen here, from the current model. A
             resumed run passes the layout it began with.
+        responder: What is asked; ``None``: the model itself.
 
     Raises:
         ValueError: On an unknown mode or a batch size below 1.
@@ -97,17 +77,33 @@ class Scorer:
         modes: Sequence[Mode] = ("tf", "gen"),
         max_new_tokens: int | None = None,
         layout: PassLayout | None = None,
+        responder: Responder | None = None,
     ) -> None:
         if not modes or not set(modes) <= set(get_args(Mode)):
             raise ValueError(f"`modes` must be some of tf and gen; got {tuple(modes)}")
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1; got {batch_size}")
         self.model: Any = model
-        self.tokenizer = tokenizer
+        self.prompts = PromptEncoder.for_model(model, tokenizer)
         self.batch_size = batch_size
         self.modes = tuple(modes)
         self.max_new_tokens = max_new_tokens
-        self.layout = PassLayout.choose(model) if layout is None else layout
+        self.responder = (
+            ModelResponder(model, self.prompts, batch_size, layout)
+            if responder is None
+            else responder
+        )
+
+    @property
+    def layout(self) -> PassLayout:
+        """Layout of texts in forward passes; of a responder that has none, plain rows."""
+        responder = self.responder
+        return responder.layout if isinstance(responder, ModelResponder) else PassLayout("plain")
+
+    @layout.setter
+    def layout(self, layout: PassLayout) -> None:
+        if isinstance(self.responder, ModelResponder):
+            self.responder.layout = layout
 
     def score(self, probes: Sequence[ScoredProbe]) -> list[ProbeScore]:
         """Score probes by teacher forcing and greedy generation; repeated rows are computed once.
@@ -122,37 +118,22 @@ class Scorer:
         Raises:
             DataError: If a text cannot be tokenised or does not fit into the model.
         """
-        own = self._prompt_ids(probes) if self._is_encoder_decoder or "gen" in self.modes else {}
-        pairs = self._encode_answers(probes, own)
-        prompts = [self._generation_prompt(item, own, pairs) if own else None for item in probes]
-        generator = GreedyGenerator(
-            self.model, self.tokenizer, self.batch_size, self._max_positions
-        )
-        force = TeacherForcing(self.model, self.batch_size, self.layout)
-        end = self.layout.after_answer
+        lengths = self._answer_lengths(probes)
+        statements = list(lengths) if "tf" in self.modes else []
+        questions = [self._question(item, lengths) for item in probes]
+        unique = list(dict.fromkeys(questions)) if "gen" in self.modes else []
         with evaluating(self.model):
-            ahead = (
-                dict.fromkeys(_rows_with_next_token(probes, pairs), end)
-                if self._reuses_forced_pass(generator)
-                else {}
-            )
-            rows = set(pairs.values()) if "tf" in self.modes else set(ahead)
-            forced = force(rows, ahead)
-            texts: dict[Prompt, str] = {}
-            if "gen" in self.modes:
-                argmax = {(row[0], row[1] + end): forced[row].chosen for row in ahead}
-                unique = {prompt for prompt in prompts if prompt is not None}
-                texts = generator.texts(_partial_continuations(generator, unique, argmax))
-        if "tf" not in self.modes:
-            forced = {}
-        scores = []
-        for item, prompt in zip(probes, prompts, strict=True):
+            scores, texts = self.responder.ask(statements, unique, _likely(probes))
+        forced = dict(zip(statements, scores, strict=True))
+        generated = dict(zip(unique, texts, strict=True))
+        found = []
+        for item, question in zip(probes, questions, strict=True):
             answers = {
-                text: AnswerScore(text, pair[1], forced[pair].best, forced[pair].nlls)
-                for text in _answer_texts(item)
-                if (pair := pairs[item.probe.prompt, text]) in forced
+                one.answer: AnswerScore(one.answer, score.tokens, score.best, score.nlls)
+                for one in _statements(item)
+                if (score := forced.get(one)) is not None
             }
-            scores.append(
+            found.append(
                 ProbeScore(
                     edit_id=item.edit_id,
                     kind=item.probe.kind,
@@ -161,12 +142,12 @@ class Scorer:
                     expect=item.probe.expect,
                     forced=tuple(answers[text] for text in item.probe.answers if text in answers),
                     contrast=None if item.contrast is None else answers.get(item.contrast),
-                    generated=None if prompt is None else texts.get(prompt),
+                    generated=generated.get(question),
                     case=item.case,
                     group=item.probe.group,
                 )
             )
-        return scores
+        return found
 
     def score_each(self, units: Sequence[Sequence[ScoredProbe]]) -> list[list[ProbeScore]]:
         """Score groups of probes in one call, with the outcomes of each group.
@@ -180,114 +161,47 @@ class Scorer:
         scores = iter(self.score([probe for unit in units for probe in unit]))
         return [list(islice(scores, len(unit))) for unit in units]
 
-    # ------------------------------------------------------------------------------- tokenising
-
-    @property
-    def _is_encoder_decoder(self) -> bool:
-        return bool(self.model.config.is_encoder_decoder)
-
-    def _prompt_ids(self, probes: Sequence[ScoredProbe]) -> dict[str, Ids]:
-        """Tokenise each prompt without an answer."""
-        prompts = list(dict.fromkeys(item.probe.prompt for item in probes))
-        listed = encode_prompts(self.tokenizer, [prompt.rstrip() for prompt in prompts])
-        # An encoder expects a final EOS token; a decoder would read it as the end of the text.
-        end = None if self._is_encoder_decoder else self.tokenizer.eos_token_id
-        return {
-            prompt: tuple(ids[:-1] if len(ids) > 1 and ids[-1] == end else ids)
-            for prompt, ids in zip(prompts, listed, strict=True)
-        }
-
-    def _encode_answers(
-        self, probes: Sequence[ScoredProbe], own: Mapping[str, Ids]
-    ) -> dict[tuple[str, str], AnswerRow]:
-        """Tokenise each prompt with each of its answers, as (context ids, answer ids)."""
-        asked: dict[tuple[str, str], ScoredProbe] = {}
+    def _answer_lengths(self, probes: Sequence[ScoredProbe]) -> dict[Statement, int]:
+        """Tokenise each prompt with each of its answers, and return the answers' lengths."""
+        asked: dict[Statement, ScoredProbe] = {}
         for item in probes:
-            for text in _answer_texts(item):
-                asked.setdefault((item.probe.prompt, text), item)
-        found = encode_pairs(self.tokenizer, list(asked))
-        pairs = {}
-        for pair, item in asked.items():
-            try:
-                context, answer = next(found)
-            except ValueError as error:
-                raise DataError(f"request {item.edit_id}: {error}") from error
-            if self._is_encoder_decoder:
-                pairs[pair] = own[item.probe.prompt], tuple(answer)
-            else:
-                self._check_length(item, len(context), len(answer))
-                pairs[pair] = tuple(context), tuple(answer)
-        return pairs
+            for one in _statements(item):
+                asked.setdefault(one, item)
+        texts = (PromptText(one.prompt, one.answer, None, one.separator) for one in asked)
+        lengths: dict[Statement, int] = {}
+        statements = list(asked)
+        try:
+            for encoded in self.prompts.encode(texts):
+                lengths[statements[len(lengths)]] = len(encoded.answer)
+        except ValueError as error:
+            item = asked[statements[len(lengths)]]
+            raise DataError(f"request {item.edit_id}: {error}") from error
+        return lengths
 
-    def _check_length(self, item: ScoredProbe, context: int, answer: int) -> None:
-        if context == 0:
-            raise DataError(
-                f"request {item.edit_id}: the prompt {item.probe.prompt!r} merges with its "
-                "answer's first token, so the answer has no context; make the prompt longer"
-            )
-        room = self._max_positions
-        if room is not None and context + answer > room:
-            raise DataError(
-                f"request {item.edit_id}: the prompt {item.probe.prompt[:60]!r}… and its answer "
-                f"have {context + answer} tokens but the model takes {room}; shorten the prompt"
-            )
-
-    @property
-    def _max_positions(self) -> int | None:
-        """Maximum positions of a decoder-only model; ``None`` if not limited."""
-        if self._is_encoder_decoder:
-            return None
-        return getattr(self.model.config, "max_position_embeddings", None)
-
-    def _generation_prompt(
-        self, item: ScoredProbe, own: Mapping[str, Ids], pairs: Mapping[tuple[str, str], AnswerRow]
-    ) -> Prompt:
-        """Return the prompt ids and the maximum number of new tokens for generation."""
-        prompt = own[item.probe.prompt]
-        longest = max(len(pairs[item.probe.prompt, text][1]) for text in item.probe.answers)
+    def _question(self, item: ScoredProbe, lengths: Mapping[Statement, int]) -> Question:
+        """Return the prompt and the maximum number of new tokens for generation."""
+        prompt, separator = item.probe.prompt, item.separator
+        answers = (Statement(prompt, text, separator) for text in item.probe.answers)
+        longest = max(lengths[one] for one in answers)
         limit = self.max_new_tokens or -(-(longest + _EXTRA_TOKENS) // LIMIT_STEP) * LIMIT_STEP
-        if self._max_positions is not None:
-            limit = max(1, min(limit, self._max_positions - len(prompt)))
-        return prompt, limit
-
-    # ---------------------------------------------------------------------------------- running
-
-    def _reuses_forced_pass(self, generator: GreedyGenerator) -> bool:
-        """Return whether generation can start from the teacher-forced pass over the same prompt."""
-        return "gen" in self.modes and not self._is_encoder_decoder and generator.is_plain
+        return Question(prompt, limit, separator)
 
     def guess_after_answer(self, probes: Sequence[ScoredProbe]) -> Ids:
-        """Guess the token that the model generates after an answer, such as a full stop.
-
-        A correct guess saves generation steps, and every teacher-forced pass verifies it. But a
-        pass over another token rounds differently, so a run makes the guess once, on the pristine
-        model, and keeps it in its :class:`~lightning_edit.inference.pass_layout.PassLayout`.
+        """Guess the token after an answer; see :meth:`ModelResponder.guess_after_answer`.
 
         Args:
             probes: All probes of a run.
 
         Returns:
-            The token that most often follows; empty if that is the end of the text, if there are
-            fewer than 16 answers, or if nothing is generated.
+            The token that most often follows; empty where nothing is generated.
 
         Raises:
             DataError: As :meth:`score`.
         """
-        generator = GreedyGenerator(
-            self.model, self.tokenizer, self.batch_size, self._max_positions
-        )
-        if not self._reuses_forced_pass(generator):
+        if "gen" not in self.modes or not isinstance(self.responder, ModelResponder):
             return ()
-        rows = _rows_with_next_token(probes, self._encode_answers(probes, {}))
-        if len(rows) < _GUESS_ROWS:
-            return ()
-        sample = dict.fromkeys(sorted(rows)[:: len(rows) // _GUESS_ROWS], ())
-        with evaluating(self.model):
-            forced = TeacherForcing(self.model, self.batch_size, self.layout)(sample, sample)
-        counts = Counter(one.chosen[-1] for row, one in forced.items() if one.best == row[1])
-        # Ties go to the lowest token id, so that the order of counting does not matter.
-        token = min(counts, key=lambda token: (-counts[token], token), default=None)
-        return () if token is None or token in generator.ends else (token,)
+        self._answer_lengths(probes)  # names the request of a text that cannot be tokenised
+        return self.responder.guess_after_answer(_likely(probes))
 
 
 def evaluate(
@@ -310,36 +224,22 @@ def evaluate(
     return scores if baseline is None else baseline.compare(scores)
 
 
-def _answer_texts(item: ScoredProbe) -> list[str]:
+def _statements(item: ScoredProbe) -> list[Statement]:
     """Return the answers to teacher-force: accepted answers and the contrast."""
-    return [*item.probe.answers, *([] if item.contrast is None else [item.contrast])]
+    texts = [*item.probe.answers, *([] if item.contrast is None else [item.contrast])]
+    return [Statement(item.probe.prompt, text, item.separator) for text in texts]
 
 
-def _rows_with_next_token(
-    probes: Iterable[ScoredProbe], pairs: Mapping[tuple[str, str], AnswerRow]
-) -> set[AnswerRow]:
-    """Return the rows whose pass also reads the token after the answer, for generation.
+def _likely(probes: Iterable[ScoredProbe]) -> list[Statement]:
+    """Return the answers that a model is likely to generate.
 
     A model that does not generate the first answer often generates the contrast.
     """
-    return {
-        pairs[item.probe.prompt, text]
-        for item in probes
-        for text in (item.probe.answers[0], item.contrast)
-        if text is not None
-    }
-
-
-def _partial_continuations(
-    generator: GreedyGenerator, prompts: Set[Prompt], forced: Mapping[AnswerRow, Ids]
-) -> dict[Prompt, PartialContinuation]:
-    """Return the start of each greedy continuation that the teacher-forced passes determine."""
-    prefixes: dict[Ids, Ids] = {}
-    for (context, given), chosen in forced.items():
-        tokens = follow(given, chosen)
-        if len(tokens) > len(prefixes.get(context, ())):
-            prefixes[context] = tokens
-    return {
-        (prompt, limit): generator.begun(prefixes.get(prompt, ()), limit)
-        for prompt, limit in prompts
-    }
+    return list(
+        dict.fromkeys(
+            Statement(item.probe.prompt, text, item.separator)
+            for item in probes
+            for text in (item.probe.answers[0], item.contrast)
+            if text is not None
+        )
+    )

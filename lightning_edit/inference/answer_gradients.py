@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_edit.inference.answer_pass import logits_at, wide
 from lightning_edit.inference.answers import AnswerRow, AnswerRows
 from lightning_edit.inference.hooks import (
     capture,
@@ -22,7 +23,6 @@ from lightning_edit.inference.hooks import (
     hooked,
     replace_input,
     replace_output,
-    select_head_positions,
 )
 from lightning_edit.models.view import ModelView
 
@@ -64,16 +64,13 @@ def answer_factors(
     model = view.model
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         batch = AnswerRows.pad(rows, view.embeddings.get_parameter("weight").device)
-        at = batch.rows, batch.positions
         stack.enter_context(_run_last_mlp_at_answers(view, batch))
         captured = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
         for name in modules:
             hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
             stack.enter_context(hook)
-        stack.enter_context(select_head_positions(model, at))
-        output = model(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
-        logits = output.logits[:, 0]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+        logits = wide(logits_at(model, inputs, (batch.rows, batch.positions)))
         nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
         losses = batch.per_row(nll)
         gradients = torch.autograd.grad(losses.sum(), [zeros[name] for name in modules])

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from lightning_edit.inference.hooks import capture, hooked, replace_output, select_head_positions
+from lightning_edit.functional.scores import token_scores
+from lightning_edit.inference.answer_pass import logits_at, wide
+from lightning_edit.inference.hooks import capture, hooked, replace_output
 
 AnswerRow = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of its answer."""
@@ -100,12 +101,37 @@ class AnswerRows:
             parts.append((rows, part, answers))
         return parts
 
+    def verdicts(self, logits: Float[Tensor, "a v"]) -> "RowVerdicts":
+        """Score each row's answer under teacher forcing.
+
+        Args:
+            logits: Logits at its answer tokens, of :func:`answer_logits`.
+        """
+        nll, best = token_scores(logits, self.targets)
+        right = self.per_row((best == self.targets).float()) == 1
+        return RowVerdicts(self.per_row(nll), right, best)
+
     def per_row(self, values: Float[Tensor, " a"]) -> Float[Tensor, " b"]:
         """Average per-token values over each row's answer tokens."""
         sums = values.new_zeros(self.ids.shape[0]).index_add(0, self.rows, values)
         return sums / values.new_zeros(sums.shape[0]).index_add(
             0, self.rows, torch.ones_like(values)
         )
+
+
+@dataclass(frozen=True)
+class RowVerdicts:
+    """Teacher-forced verdicts of rows.
+
+    Args:
+        nll: Mean negative log-likelihood of each row's answer, in nats.
+        right: Whether every token of the answer is the most probable one.
+        best: The most probable token at each answer position, of all rows.
+    """
+
+    nll: Float[Tensor, " b"]
+    right: Bool[Tensor, " b"]
+    best: Int[Tensor, " a"]
 
 
 def answer_logits(
@@ -134,19 +160,11 @@ def _restore_order(parts: Sequence[Tensor], numbers: Sequence[Tensor]) -> Tensor
     return torch.cat(tuple(parts))[torch.cat(tuple(numbers)).argsort()]
 
 
-def _logits(model: nn.Module, batch: AnswerRows, values: dict[str, Tensor]) -> Tensor:
-    with select_head_positions(model, (batch.rows, batch.positions)):
-        output = functional_call(
-            model,
-            values,
-            kwargs={
-                "input_ids": batch.ids,
-                "attention_mask": batch.mask.long(),
-                "use_cache": False,
-            },
-        )
-    logits: Tensor = output.logits[:, 0]
-    return logits
+def _logits(
+    model: nn.Module, batch: AnswerRows, values: Mapping[str, Tensor]
+) -> Float[Tensor, "a v"]:
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+    return logits_at(model, inputs, (batch.rows, batch.positions), values)
 
 
 def answer_logits_each(
@@ -230,8 +248,7 @@ def token_factors(
             hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
             stack.enter_context(hook)
         batch = AnswerRows.pad(rows, device)
-        logits = _logits(model, batch, {})
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(_logits(model, batch, {}))
         nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
         loss = batch.per_row(nll).sum() if each else nll.mean()
         gradients = torch.autograd.grad(loss, [zeros[name] for name in modules])

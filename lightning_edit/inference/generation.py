@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lightning_edit.functional.padding import pad
-from lightning_edit.functional.text import first_line
 from lightning_edit.functional.tokens import length_sorted
+from lightning_edit.models.prompt_encoder import Ids, PromptEncoder
 
-Ids = tuple[int, ...]
 #: Token ids of a prompt, and the token limit of its continuation.
 Prompt = tuple[Ids, int]
 
+#: Models stop answering at a line break.
+LINE_BREAK = ("\n",)
 #: Limits are rounded up to multiples of this, so that rows of similar limits share a batch.
 LIMIT_STEP = 8
 #: Token limits of the first rounds; later rounds take only unfinished continuations.
@@ -71,17 +72,25 @@ class GreedyGenerator:
 
     Args:
         model: A Hugging Face language model in evaluation mode.
-        tokenizer: Its tokenizer.
+        prompts: Its prompt encoder.
         batch_size: Rows per forward pass.
-        room: Context length of the model, in positions; ``None`` if unlimited.
+        stop: Texts before which a continuation is cut; white space before its first word is no
+            part of it.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int, room: int | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: PromptEncoder,
+        batch_size: int,
+        stop: Sequence[str] = LINE_BREAK,
+    ) -> None:
         self.model: Any = model
-        self.tokenizer = tokenizer
+        self.prompts = prompts
         self.batch_size = batch_size
-        self.room = room
-        self.ends = _end_tokens(model, tokenizer)
+        self.stop = tuple(stop)
+        self.room = prompts.limits.positions
+        self.ends = prompts.end_tokens(model)
 
     @property
     def is_plain(self) -> bool:
@@ -100,7 +109,7 @@ class GreedyGenerator:
         done = (
             len(kept) < min(len(tokens), limit)
             or len(kept) == limit
-            or "\n" in self._text(kept).strip()
+            or stops(self._text(kept), self.stop)
         )
         return PartialContinuation(kept, done)
 
@@ -115,7 +124,7 @@ class GreedyGenerator:
         for burst in () if self._is_encoder_decoder else _BURSTS:
             begun |= self._extend(begun, burst)
         begun |= self._extend(begun, None)
-        return {one: first_line(self._text(found.tokens)) for one, found in begun.items()}
+        return {one: until(self._text(found.tokens), self.stop) for one, found in begun.items()}
 
     @property
     def _is_encoder_decoder(self) -> bool:
@@ -148,7 +157,7 @@ class GreedyGenerator:
         return left if self.room is not None and taken + rounded > self.room else rounded
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return self.prompts.decode(tokens)
 
     def _generate(self, batch: Sequence[Ids], limit: int) -> list[list[int]]:
         """Run greedy `generate`; return new tokens, an end token and what follows it included."""
@@ -170,27 +179,47 @@ class GreedyGenerator:
             use_cache=True,
             eos_token_id=self.ends or None,
             pad_token_id=self.ends[0] if self.ends else 0,
-            stopping_criteria=StoppingCriteriaList([_StopAtLineBreak(self.tokenizer, start)]),
+            stopping_criteria=StoppingCriteriaList([_StopAtTexts(self.prompts, self.stop, start)]),
         ).tolist()
         return [row[start : start + limit] for row in output]
 
 
-class _StopAtLineBreak(StoppingCriteria):
-    """Stopping criterion at the first line break of a row: nothing after it is read."""
+class _StopAtTexts(StoppingCriteria):
+    """Stopping criterion at the first stop text of a row: nothing after it is read."""
 
-    def __init__(self, tokenizer: Any, start: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, prompts: PromptEncoder, stop: Sequence[str], start: int) -> None:
+        self.prompts = prompts
+        self.stop = stop
         self.start = start
 
     def __call__(self, input_ids: Tensor, scores: Any, **rest: Any) -> Tensor:
         new = input_ids[:, self.start :].tolist()
-        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        done = ["\n" in text.strip() for text in texts]
-        return torch.tensor(done, device=input_ids.device)
+        texts = self.prompts.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return torch.tensor([stops(text, self.stop) for text in texts], device=input_ids.device)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Return the end-of-text tokens of the model's generation config and of the tokenizer."""
-    own = model.generation_config.eos_token_id
-    listed = own if isinstance(own, list) else [own]
-    return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
+def stops(text: str, stop: Sequence[str]) -> bool:
+    """Return whether a continuation holds a stop text.
+
+    Args:
+        text: Generated text; white space around it does not count.
+        stop: The stop texts.
+    """
+    kept = text.strip()
+    return any(one in kept for one in stop)
+
+
+def until(text: str, stop: Sequence[str]) -> str:
+    r"""Return a continuation up to its first stop text, without white space around it.
+
+    Args:
+        text: Generated text.
+        stop: The stop texts.
+
+    Example:
+        >>> until(" Paris.\nIt lies", ["\n"])
+        'Paris.'
+    """
+    kept = text.strip()
+    places = [place for one in stop if (place := kept.find(one)) >= 0]
+    return kept[: min(places, default=len(kept))].strip()

@@ -12,9 +12,16 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from lightning_edit.exceptions import PassLayoutError
+from lightning_edit.inference.answer_pass import PassBackend
 from lightning_edit.inference.packed.backend import packable
+from lightning_edit.inference.pass_backends import (
+    EncoderDecoder,
+    PaddedRows,
+    PlainRows,
+    PrefixTree,
+)
 
-Kind = Literal["prefix_tree", "padded"]
+Kind = Literal["prefix_tree", "padded", "plain"]
 #: Module of the hooks with which transformers records hidden states and attention. It leaves them
 #: on the model after the first call that asks for them; they do nothing in any other call.
 _RECORDERS = "transformers.utils.output_capturing"
@@ -26,7 +33,8 @@ class PassLayout:
 
     Args:
         kind: ``prefix_tree``: shared prefixes are computed once, in one row with a tree attention
-            mask. ``padded``: one row per text, padded on the right.
+            mask. ``padded``: padded rows, where a text that is the beginning of another is read in
+            it. ``plain``: padded rows that share nothing, for editors that decide once a prompt.
         after_answer: Tokens that usually follow an answer (a full stop). A teacher-forced pass also
             predicts the token after them, so that generation starts later; empty: no guess.
 
@@ -39,7 +47,7 @@ class PassLayout:
     after_answer: tuple[int, ...] = ()
 
     @classmethod
-    def choose(cls, model: nn.Module) -> "PassLayout":
+    def choose(cls, model: nn.Module, share: bool = True) -> "PassLayout":
         """Choose the layout that a model supports in its present state, hooks included.
 
         Existing hooks may expect one row per text, so a model with hooks gets padded rows, as does
@@ -47,8 +55,11 @@ class PassLayout:
 
         Args:
             model: A Hugging Face language model.
+            share: Whether prompts may share what they have in common.
         """
         config: Any = model.config
+        if not share:
+            return cls("plain")
         plain = not config.is_encoder_decoder and packable(model) and not hooked_modules(model)
         return cls("prefix_tree" if plain else "padded")
 
@@ -77,6 +88,22 @@ class PassLayout:
                 "scores, so register hooks before the run begins (before the Trainer, Scorer or "
                 "edit is started), or remove them before the model is scored"
             )
+
+    def backend(self, model: nn.Module) -> PassBackend:
+        """Return the backend that lays out rows so.
+
+        Args:
+            model: The language model; two stacks have a backend of their own.
+        """
+        config: Any = model.config
+        if config.is_encoder_decoder:
+            return EncoderDecoder()
+        backends: dict[Kind, PassBackend] = {
+            "prefix_tree": PrefixTree(),
+            "padded": PaddedRows(),
+            "plain": PlainRows(),
+        }
+        return backends[self.kind]
 
     def to_dict(self) -> dict[str, Any]:
         """Serialise the layout to plain containers, for a run folder or a checkpoint."""

@@ -19,6 +19,7 @@ from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import LedgerError, NotFiniteError
+from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.session.measurement_log import MeasurementLog
 from lightning_edit.session.stream import EditStream, EvalPoint, evaluation_points
 from lightning_edit.storage.jsonl import RowFile
@@ -97,7 +98,10 @@ class EditSession(MeasurementDriver):
         self.seconds = {"edit": 0.0, "edit_cpu": 0.0, "evaluate": 0.0}
         self.rows = RowFile(folder.cases)
         self.measures = MeasurementLog(folder)
-        self.ledger = Ledger(editor.language_model, editor, folder.ledger)
+        self.ledger = Ledger(editor.language_model, editor, folder.ledger, editor.runtime())
+        if not editor.edits_weights:
+            scorer = evaluation.scorer
+            scorer.responder = editor.responder(self.ledger.in_force, scorer.batch_size)
         # Lightning needs an optimizer, and an optimizer needs a parameter.
         self.position = nn.Parameter(torch.zeros(()))
         self._restored_state: dict[str, Any] | None = None
@@ -114,11 +118,14 @@ class EditSession(MeasurementDriver):
     def on_fit_start(self) -> None:
         """Score the pristine baseline before the first commit."""
         self.editor.place_language_model()
+        form = self.editor.prompts.form
         self.ledger.open(
             editor=type(self.editor).__name__,
             language_model={
                 "name": str(self.editor.language_model.name_or_path),
                 "dtype": str(self.editor.language_model.dtype).removeprefix("torch."),
+                # Runs of earlier versions have plain prompts and no such entry.
+                **({} if form == PromptFormat() else {"prompts": form.to_dict()}),
             },
             protocol=self.protocol,
         )
@@ -200,7 +207,7 @@ class EditSession(MeasurementDriver):
         single_requests = [case[0] for case in cases if len(case) == 1]
         deltas: list[Delta] = []
         if single_requests:
-            encoded = encode_batch(self.editor.tokenizer, single_requests, self.seed)
+            encoded = encode_batch(self.editor.prompts, single_requests, self.seed)
             deltas = self._time_edit(lambda: self.editor.edit_independent(encoded))
         found = dict(zip((request.id for request in single_requests), deltas, strict=True))
         work: list[Callable[[], None]] = []
@@ -214,7 +221,7 @@ class EditSession(MeasurementDriver):
         return work
 
     def _edit_and_commit(self, requests: list[EditRequest]) -> None:
-        batch = encode_batch(self.editor.tokenizer, requests, self.seed)
+        batch = encode_batch(self.editor.prompts, requests, self.seed)
         self._commit(self._time_edit(lambda: self.editor.edit(batch)), requests)
 
     def _commit(self, delta: Delta, requests: Sequence[EditRequest]) -> None:
@@ -276,6 +283,8 @@ class EditSession(MeasurementDriver):
             self.ledger,
             alone,
             layout=self.evaluation.scorer.layout,
+            responder=None if editor.edits_weights else self.evaluation.scorer.responder,
+            prompts=editor.prompts,
         )
 
     # ------------------------------------------------------------------------------ checkpoints

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.session.describe import describe
 from lightning_edit.session.points import points_of
 from lightning_edit.storage.results import build
@@ -23,6 +24,7 @@ def results_of(session: "EditSession", data: "EditDataModule", seconds: float) -
         The content of ``results.json``.
     """
     model = session.editor.language_model
+    form = session.editor.prompts.form
     journal = session.ledger.journal
     assert journal is not None  # a session always has a folder
     assert journal.opening is not None  # written before the first edit
@@ -31,6 +33,7 @@ def results_of(session: "EditSession", data: "EditDataModule", seconds: float) -
     return build(
         editor=describe(session.editor),
         language_model={
+            **({} if form == PromptFormat() else {"prompts": form.to_dict()}),
             "name": str(model.name_or_path),
             "hash": journal.opening["model"],
             "dtype": str(model.dtype).removeprefix("torch."),

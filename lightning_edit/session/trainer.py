@@ -144,12 +144,12 @@ class EditTrainer(pl.Trainer):
         datamodule.prepare_data()
         datamodule.setup("edit")
         # Errors in requests are raised before any work is done.
-        batch = encode_batch(model.tokenizer, datamodule.edit_requests(), seed)
+        batch = encode_batch(model.prompts, datamodule.edit_requests(), seed)
         if model.needs_subject:
             model.subject_positions(batch)
         folder = RunFolder(run or default_folder(type(model).__name__))
         evaluation = Evaluation(
-            Scorer(model.language_model, model.tokenizer, eval_batch_size, modes),
+            Scorer(model.language_model, model.prompts, eval_batch_size, modes),
             progress=self.progress_bar_callback is not None,
         )
         session = EditSession(

@@ -6,6 +6,8 @@ Nothing here imports torch.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lightning_edit.types.subjects import locate_subject
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -31,8 +33,8 @@ class Fact:
     def subject_end(self) -> int | None:
         """Character offset of the subject's end in the prompt; ``None`` if it is not in there."""
         text = self.subject_text or self.subject
-        start = self.prompt.find(text)
-        return None if start < 0 else start + len(text)
+        start = locate_subject(self.prompt, text)
+        return None if start is None else start + len(text)
 
     def to_row(self) -> dict[str, Any]:
         """Return the triple and the prompt, as a row for JSON."""

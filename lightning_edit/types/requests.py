@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lightning_edit.types.probes import Probe, Triple, require
+from lightning_edit.types.subjects import locate_subject
 
 Protocol = Literal["single", "batch", "sequential"]
 
@@ -29,10 +30,13 @@ class EditRequest:
         old_target: The answer before the edit, of the model or of the data set.
         rephrases: Other wordings of the prompt; each becomes a ``rephrase`` probe.
         probes: Locality, portability and further probes.
-        subject_start: Character offset of the subject in the prompt; ``None``: first occurrence.
+        subject_start: Character offset of the subject in the prompt; ``None``: the last place where
+            it stands as a word.
         case: Requests with one case name belong together (several edits behind one multi-hop
             question): they are adjacent and are written in one step.
         triple: The new fact in the names of a knowledge graph, if they differ from the texts.
+        separator: Text between prompt and answer, here and in the probes; ``None``: the data
+            module's, else by rule (docs/data.md).
 
     Raises:
         ValueError: On empty texts, or a subject that is not in the prompt.
@@ -48,6 +52,7 @@ class EditRequest:
     subject_start: int | None = None
     case: str | None = None
     triple: Triple | None = None
+    separator: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.id), "a request needs a non-empty id")
@@ -60,7 +65,10 @@ class EditRequest:
         )
         if self.subject is None:
             return
-        start = self.prompt.find(self.subject) if self.subject_start is None else self.subject_start
+        start = self.subject_start
+        if start is None:
+            place = locate_subject(self.prompt, self.subject)
+            start = -1 if place is None else place
         found = (
             bool(self.subject) and self.prompt[start : start + len(self.subject)] == self.subject
         )
@@ -99,7 +107,11 @@ class EditRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Serialise the request to plain containers, for JSON."""
-        return asdict(self)
+        record = asdict(self)
+        if self.separator is None:
+            # Not there in runs of earlier versions, which still resume.
+            del record["separator"]
+        return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "EditRequest":

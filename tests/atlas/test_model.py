@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from lightning_edit.atlas import MODEL_PATH, Atlas
 from lightning_edit.atlas.evaluate import evaluate, generated, share, teacher_forced
 from lightning_edit.atlas.text import Sentence
-from lightning_edit.functional.tokens import subject_last_index
+from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
 
 #: What the package promises, trained and held-out wordings.
 PROMISED = {"trained": 0.95, "held_out": 0.85}
@@ -39,7 +39,10 @@ def test_a_name_is_the_same_tokens_wherever_it_stands(tokenizer: Tokenizer) -> N
         end = prompt.index("Ouagadougou") + len("Ouagadougou")
         ids = tokenizer(prompt)["input_ids"]
         assert ids[0] == tokenizer.bos_token_id
-        last = subject_last_index(tokenizer, prompt, end)
+        subject = end - len("Ouagadougou"), end
+        (encoded,) = PromptEncoder(tokenizer).encode([PromptText(prompt, subject=subject)])
+        last = encoded.subject_last
+        assert last is not None
         return ids[last - 1 : last + 1]
 
     expected = last_tokens("Ouagadougou is the capital of")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lightning_edit.evaluation.scorer import (
     probes_of,
 )
 from lightning_edit.exceptions import DataError
-from lightning_edit.functional.tokens import encode_pair
+from lightning_edit.models.prompt_encoder import Ids, PromptEncoder
 from lightning_edit.types import EditRequest, Probe
 from tests.models.tiny import build_tiny, build_tokenizer
 
@@ -51,6 +52,10 @@ FAMILIES = ["gpt2", "llama", "opt", "t5", "bart"]
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return build_tiny(request.param)
+
+
+def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[Ids, Ids]:
+    return next(PromptEncoder.of(tokenizer).pairs([(prompt, answer)]))
 
 
 def score(
@@ -157,7 +162,7 @@ def test_rows_that_repeat_are_computed_once() -> None:
         for a in (*s.forced, *([s.contrast] if s.contrast else []))
     }
     pairs = [encode_pair(build_tokenizer(), prompt, text) for prompt, text in texts]
-    inputs = {tuple(prompt + answer[:-1]) for prompt, answer in pairs}
+    inputs = {prompt + answer[:-1] for prompt, answer in pairs}
     # A row that another one begins with is read in that one.
     longest = [a for a in inputs if not any(b != a and b[: len(a)] == a for b in inputs)]
     assert rows == len(longest) < len(texts)

@@ -5,6 +5,7 @@ from torch import nn
 
 from lightning_edit.evaluation.scorer import Scorer, probes_of
 from lightning_edit.inference.generation import GreedyGenerator, PartialContinuation, follow
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.types import EditRequest, Probe
 from tests.models.tiny import build_tiny, build_tokenizer
 
@@ -24,7 +25,7 @@ def test_a_beginning_is_all_there_is_at_an_end_token_a_line_end_or_the_limit(
     model: nn.Module,
 ) -> None:
     tokenizer = build_tokenizer(bos=True)
-    writer = GreedyGenerator(model, tokenizer, 4, None)
+    writer = GreedyGenerator(model, PromptEncoder(tokenizer), 4)
     end = writer.ends[0]
     words = tuple(tokenizer("Rome Paris", add_special_tokens=False)["input_ids"])
     assert writer.begun((*words, end, 5), 16) == PartialContinuation(words, done=True)
@@ -53,7 +54,7 @@ def test_known_beginnings_change_no_text(model: nn.Module) -> None:
 
 def test_settings_that_forbid_tokens_leave_writing_to_the_model() -> None:
     model = build_tiny("llama")
-    writer = GreedyGenerator(model, build_tokenizer(), 4, None)
+    writer = GreedyGenerator(model, PromptEncoder(build_tokenizer()), 4)
     assert writer.is_plain
     model.generation_config.suppress_tokens = [5]
     assert not writer.is_plain

@@ -96,11 +96,11 @@ def found_alone(
     single_requests = [case for case in cases if len(case) == 1]
     for start in range(0, len(single_requests), together):
         part = single_requests[start : start + together]
-        batch = encode_batch(editor.tokenizer, [case[0] for case in part], seed)
+        batch = encode_batch(editor.prompts, [case[0] for case in part], seed)
         yield from zip(part, editor.edit_independent(batch), strict=True)
     for case in cases:
         if len(case) > 1:
-            yield case, editor.edit(encode_batch(editor.tokenizer, case, seed))
+            yield case, editor.edit(encode_batch(editor.prompts, case, seed))
 
 
 def digest(value: Any) -> str:

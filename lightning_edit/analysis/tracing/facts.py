@@ -10,6 +10,7 @@ from lightning_edit.datamodules.formats.files import read_values
 from lightning_edit.datamodules.formats.record import Record, Where
 from lightning_edit.exceptions import DataError
 from lightning_edit.types import EditRequest
+from lightning_edit.types.subjects import locate_subject
 
 
 @dataclass(frozen=True)
@@ -101,4 +102,4 @@ def _subject_start(subject: str, prompt: str, template: str | None) -> int:
         start = template.index("{}")
         if prompt[start : start + len(subject)] == subject:
             return start
-    return max(0, prompt.find(subject))
+    return locate_subject(prompt, subject) or 0

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from lightning_edit.analysis.tracing.facts import Fact
 from lightning_edit.exceptions import ArchitectureError, DataError
-from lightning_edit.functional.tokens import encode_pair, subject_last_index
 from lightning_edit.functional.tracing import indirect_effect, noise, window
+from lightning_edit.inference.answer_pass import logits_at, wide
 from lightning_edit.inference.hooks import (
     Side,
     capture,
@@ -30,8 +30,8 @@ from lightning_edit.inference.hooks import (
     replace_output,
     returning,
     returns_tuples,
-    select_head_positions,
 )
+from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
 from lightning_edit.models.view import ModelView
 
 Kind = Literal["hidden", "mlp", "attention"]
@@ -64,17 +64,14 @@ class Prepared:
             DataError: If its subject or answer has no token, or both share one.
         """
         try:
-            ids, answer = encode_pair(tokenizer, fact.prompt, fact.answer)
-            first = subject_last_index(tokenizer, fact.prompt, fact.start + 1)
-            last = subject_last_index(tokenizer, fact.prompt, fact.end)
+            text = PromptText(fact.prompt, fact.answer, (fact.start, fact.end))
+            (encoded,) = PromptEncoder.of(tokenizer).encode([text])
         except ValueError as error:
             raise DataError(f"the fact {fact.prompt!r} cannot be traced: {error}") from error
-        if last >= len(ids):
-            raise DataError(
-                f"the fact {fact.prompt!r} cannot be traced: its subject {fact.subject!r} and its "
-                "answer share a token; put a word between them"
-            )
-        return cls(tuple(ids), range(first, last + 1), answer[0])
+        first, last = encoded.subject_first, encoded.subject_last
+        assert first is not None  # a subject was asked for
+        assert last is not None
+        return cls(encoded.prompt, range(first, last + 1), encoded.answer[0])
 
 
 @dataclass(frozen=True)
@@ -269,10 +266,7 @@ class Tracer:
         """Return the logits of the last token; the head runs at that position only."""
         rows = torch.arange(len(ids), device=ids.device)
         last = torch.full_like(rows, ids.shape[1] - 1)
-        with select_head_positions(self.view.model, (rows, last)):
-            output = self.view.model(input_ids=ids, use_cache=False)
-        logits: Tensor = output.logits.squeeze(1)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return wide(logits_at(self.view.model, {"input_ids": ids}, (rows, last)))
 
     def _probabilities(self, ids: Int[Tensor, "r t"], answer: int) -> Float[Tensor, " r"]:
         return torch.softmax(self._logits(ids), dim=-1)[:, answer]

@@ -2,6 +2,8 @@
 
 import re
 
+from lightning_edit.types.subjects import locate_subject
+
 # Words that begin a sentence or question and are not part of a name.
 _OPENER = re.compile(
     r"an?|the|th(is|at|ese|ose)|in|on|at|of|to|from|by|for|with|as|what|which|who|whom|whose|when|where"
@@ -19,8 +21,8 @@ def locate(subject: str, prompt: str) -> int | None:
         >>> locate("france", "The capital of France is")
         15
     """
-    start = prompt.find(subject)
-    if start >= 0:
+    start = locate_subject(prompt, subject)
+    if start is not None:
         return start
     found = re.search(re.escape(subject), prompt, re.IGNORECASE)
     return found.start() if found else None

@@ -173,7 +173,7 @@ class HypernetworkEditor(Editor, family=True):
             )
         self.weights = weights
         self.source = MetaBatchSampler(
-            self.tokenizer, self.own_probes, self.other_facts, self.any_wording
+            self.prompts, self.own_probes, self.other_facts, self.any_wording
         )
         if shapes == self._shapes:
             return
@@ -341,8 +341,8 @@ class HypernetworkEditor(Editor, family=True):
         rows = rewrites + examples.outer + examples.locality
         batch, logits = self.logits_after(examples.inner, rows)
         held = batch.rows >= len(rewrites) + len(examples.outer)
-        top1 = logits.argmax(-1)
-        right = batch.per_row((top1 == batch.targets).float()) == 1
+        verdicts = batch.verdicts(logits)
+        top1, right = verdicts.best, verdicts.right
         kept = torch.zeros(0)
         if examples.locality:
             same = top1[held] == self.base_logits(examples.locality).argmax(-1)

@@ -9,8 +9,8 @@ from typing import Any
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.measures import means_by_request
-from lightning_edit.functional.tokens import encode_pair, encode_prompt
 from lightning_edit.inference.answers import AnswerRow
+from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
 from lightning_edit.types import EditBatch, EditRequest, Probe
 
 
@@ -145,12 +145,11 @@ class MetaBatchSampler:
         Raises:
             DataError: If the answer has no token.
         """
-        if answer is None:
-            return encode_prompt(self.tokenizer, prompt.rstrip()), ()
         try:
-            return encode_pair(self.tokenizer, prompt, answer)
+            (encoded,) = PromptEncoder.of(self.tokenizer).encode([PromptText(prompt, answer)])
         except ValueError as error:
             raise DataError(str(error)) from error
+        return encoded.prompt, encoded.answer
 
     def sample_other_facts(
         self, requests: Sequence[EditRequest], rng: Random, loader: Any

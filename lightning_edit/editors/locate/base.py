@@ -215,8 +215,8 @@ class LocateThenEdit(Editor, family=True):
         """
         self.subject_positions(batch)
         texts = merge_watched(
-            rewriting_texts(self.tokenizer, batch, self.templates),
-            essence_texts(self.tokenizer, batch, self.kl_position),
+            rewriting_texts(self.prompts, batch, self.templates),
+            essence_texts(self.prompts, batch, self.kl_position),
         )
         return self.search_texts(texts, self.objective)
 
@@ -257,7 +257,7 @@ class LocateThenEdit(Editor, family=True):
 
     def key_texts(self, batch: EditBatch) -> list[TokenizedText]:
         """Return the texts for keys: every request in every template, cut after the subject."""
-        texts = rewriting_texts(self.tokenizer, batch, self.templates)
+        texts = rewriting_texts(self.prompts, batch, self.templates)
         return [text.until_subject() for text in texts]
 
     @torch.no_grad()

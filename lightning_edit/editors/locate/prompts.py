@@ -4,28 +4,27 @@ Each request is prefixed with every context template, so that the subject's repr
 depend on a single wording.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any, Literal
 
-from lightning_edit.functional.tokens import (
-    encode_pairs,
-    encode_prompts,
-    subject_last_indices,
-)
+from lightning_edit.exceptions import DataError
 from lightning_edit.inference.tokenized_text import TokenizedText
+from lightning_edit.models.prompt_encoder import EncodedPrompt, PromptEncoder, PromptText
 from lightning_edit.types import EditBatch, EditRequest
 
 KlPosition = Literal["subject_last", "prompt_end"]
 
 
-def _fill_template(request: EditRequest, template: str) -> tuple[str, int]:
-    """Return the prompt filled into a template, and the character offset after its subject."""
+def _fill_template(request: EditRequest, template: str) -> PromptText:
+    """Return a request's prompt filled into a template, with its target and its subject."""
     start = template.index("{}")
-    if request.subject_end is None:
+    if request.subject_start is None or request.subject_end is None:
         raise ValueError(f"request {request.id} names no subject")
-    return template.replace("{}", request.prompt, 1), start + request.subject_end
+    prompt = template.replace("{}", request.prompt, 1)
+    subject = start + request.subject_start, start + request.subject_end
+    return PromptText(prompt, request.target, subject, request.separator)
 
 
 def rewriting_texts(
@@ -33,27 +32,43 @@ def rewriting_texts(
 ) -> list[TokenizedText]:
     """Tokenise the rewriting prompts: every request in every context template, with its answer.
 
+    With a chat template, request and context template stand together in the user's turn.
+
     Args:
-        tokenizer: A fast tokenizer.
+        tokenizer: A prompt encoder, or a fast tokenizer for plain text.
         batch: Requests that name their subjects.
         templates: Texts with one ``{}``, the bare ``"{}"`` first.
 
     Returns:
         ``len(templates)`` texts per request, in the order of the batch.
+
+    Raises:
+        DataError: If a text cannot be tokenised, or is longer than the model takes.
     """
-    leads = encode_prompts(tokenizer, [one[: one.index("{}")].rstrip() for one in templates])
+    encoder = PromptEncoder.of(tokenizer)
+    leads = [encoder.lead(one[: one.index("{}")].rstrip()) for one in templates]
     placed = [_fill_template(request, one) for request in batch.requests for one in templates]
-    targets = [request.target for request in batch.requests for _ in templates]
-    prompts = [prompt for prompt, _ in placed]
-    subjects = subject_last_indices(tokenizer, placed)
-    pairs = encode_pairs(tokenizer, list(zip(prompts, targets, strict=True)))
     texts = []
-    for number, ((ids, answer), subject) in enumerate(zip(pairs, subjects, strict=True)):
+    for number, encoded in enumerate(_encode_or_explain(encoder, placed, batch, len(templates))):
         request, template = divmod(number, len(templates))
-        lead = _common_prefix_length(ids[:subject], leads[template])
-        whole = tuple(ids + answer[:-1])
-        texts.append(TokenizedText(request, whole, subject, tuple(answer), lead=lead))
+        assert encoded.subject_last is not None  # a subject was asked for
+        lead = _common_prefix_length(encoded.prompt[: encoded.subject_last], leads[template])
+        whole = encoded.prompt + encoded.answer[:-1]
+        texts.append(TokenizedText(request, whole, encoded.subject_last, encoded.answer, lead=lead))
     return texts
+
+
+def _encode_or_explain(
+    encoder: PromptEncoder, texts: Sequence[PromptText], batch: EditBatch, each: int
+) -> Iterator[EncodedPrompt]:
+    """Yield encoded texts; an error names the request, of which there are ``each`` texts."""
+    done = 0
+    try:
+        for encoded in encoder.encode(texts):
+            yield encoded
+            done += 1
+    except ValueError as error:
+        raise DataError(f"request {batch.requests[done // each].id}: {error}") from error
 
 
 def _common_prefix_length(ids: Sequence[int], others: Sequence[int]) -> int:
@@ -66,19 +81,22 @@ def essence_texts(tokenizer: Any, batch: EditBatch, position: KlPosition) -> lis
     """Tokenise the KL prompts "{subject} is a" (essence), with the position that must not drift.
 
     Args:
-        tokenizer: A fast tokenizer.
+        tokenizer: A prompt encoder, or a fast tokenizer for plain text.
         batch: Requests that name their subjects.
         position: ``subject_last``: as in the authors' code; the words after the subject then have
             no effect and are left out. ``prompt_end``: as in the paper.
     """
-    prompts = [f"{request.subject} is a" for request in batch.requests]
-    ends = [len(str(request.subject)) for request in batch.requests]
-    subjects = subject_last_indices(tokenizer, list(zip(prompts, ends, strict=True)))
+    encoder = PromptEncoder.of(tokenizer)
+    placed = [
+        PromptText(f"{request.subject} is a", subject=(0, len(str(request.subject))))
+        for request in batch.requests
+    ]
     texts = []
-    encoded = encode_prompts(tokenizer, prompts)
-    for number, (ids, subject) in enumerate(zip(encoded, subjects, strict=True)):
+    for number, encoded in enumerate(_encode_or_explain(encoder, placed, batch, 1)):
+        ids, subject = encoded.prompt, encoded.subject_last
+        assert subject is not None  # a subject was asked for
         kept = ids[: subject + 1] if position == "subject_last" else ids
-        texts.append(TokenizedText(number, tuple(kept), subject, watch=len(kept) - 1))
+        texts.append(TokenizedText(number, kept, subject, watch=len(kept) - 1))
     return texts
 
 

@@ -26,11 +26,11 @@ from lightning_edit.functional.attribution import (
     probability_gradient,
     shared_neurons,
 )
-from lightning_edit.functional.tokens import encode_pair, encode_prompt
 from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.inference.hooks import capture, replace_output
 from lightning_edit.inference.suffix.build import build_suffix_forward
 from lightning_edit.inference.tokenized_text import TokenizedText
+from lightning_edit.models.prompt_encoder import Ids, PromptText
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -205,7 +205,7 @@ class KN(Editor):
         return pairs
 
     def _updates(self, request: EditRequest, chosen: Int[Tensor, "n 2"]) -> dict[str, LowRank]:
-        new = encode_pair(self.tokenizer, request.prompt, request.target)[1]
+        new = list(self._pair(request, request.prompt, request.target)[1])
         table = self.view.embeddings.get_parameter("weight").detach().double()
         if self.as_port:
             new = self._tokenise_alone(request.target)
@@ -232,6 +232,11 @@ class KN(Editor):
 
     # ------------------------------------------------------------------------------------- answers
 
+    def _pair(self, request: EditRequest, prompt: str, answer: str) -> tuple[Ids, Ids]:
+        text = PromptText(prompt, answer, separator=request.separator)
+        (encoded,) = self.prompts.encode([text])
+        return encoded.prompt, encoded.answer
+
     def _tokenise_alone(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -255,19 +260,19 @@ class KN(Editor):
         """
         found: list[int] = []
         for _ in range(count):
-            found.append(self._greedy_token(encode_prompt(self.tokenizer, prompt)))
+            found.append(self._greedy_token(*self.prompts.prompts([prompt])))
             prompt += self.tokenizer.decode(found[-1:])
         return found
 
     def _old_answer_ids(self, request: EditRequest, prompt: str, count: int) -> list[int]:
         if request.old_target is None:
-            return self._greedy_continuation(encode_prompt(self.tokenizer, prompt), count)
-        return encode_pair(self.tokenizer, prompt, request.old_target)[1]
+            return self._greedy_continuation(self.prompts.prompts([prompt])[0], count)
+        return list(self._pair(request, prompt, request.old_target)[1])
 
     def _answer_predictions(self, request: EditRequest, prompt: str) -> list[Prediction]:
         """Return the next-token predictions of the old answer after a prompt."""
-        ids = tuple(encode_prompt(self.tokenizer, prompt))
-        count = len(encode_pair(self.tokenizer, prompt, request.target)[1])
+        ids, target = self._pair(request, prompt, request.target)
+        count = len(target)
         old = self._old_answer_ids(request, prompt, count)
         if self.as_port:
             bare = old if request.old_target is None else self._tokenise_alone(request.old_target)

@@ -12,6 +12,8 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.memit import MEMIT
 from lightning_edit.edits.delta import Delta, WeightUpdate
 from lightning_edit.edits.in_force import HistoryChange
+from lightning_edit.edits.protocols import Runtime
+from lightning_edit.inference.responder import Responder
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch
 
@@ -58,11 +60,19 @@ class WrappedEditor(Editor, family=True):
 
     def on_bind(self) -> None:
         """Bind the host editor to the same model."""
-        self.editor.bind(self.language_model, self.tokenizer)
+        self.editor.bind(self.language_model, self.prompts)
 
     def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
         """Pass the edits in force on to the host."""
         self.editor.on_history(in_force, change)
+
+    def runtime(self) -> Runtime | None:
+        """Return the host's runtime."""
+        return self.editor.runtime()
+
+    def responder(self, in_force: Sequence[Delta], batch_size: int = 64) -> Responder:
+        """Return the host's responder."""
+        return self.editor.responder(in_force, batch_size)
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:

@@ -24,10 +24,12 @@ from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.losses import drift, mean_by
+from lightning_edit.inference.answer_pass import logits_at, wide
 from lightning_edit.inference.answers import AnswerRows
-from lightning_edit.inference.hooks import capture, select_head_positions
+from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.suffix.forward import SuffixForward
 from lightning_edit.inference.tokenized_text import TokenizedText
+from lightning_edit.models.prompt_format import render_plain
 from lightning_edit.types import EditBatch
 
 
@@ -186,8 +188,8 @@ class LTI(WrappedEditor):
         """
         self.subject_positions(batch)
         host = self.host
-        texts = rewriting_texts(self.tokenizer, batch, host.templates)
-        essence = essence_texts(self.tokenizer, batch, "prompt_end")
+        texts = rewriting_texts(self.prompts, batch, host.templates)
+        essence = essence_texts(self.prompts, batch, "prompt_end")
         in_context = dict(zip(texts, self._premise_texts(batch), strict=True)) | {
             text: text for text in essence
         }
@@ -237,10 +239,11 @@ class LTI(WrappedEditor):
         texts = []
         for part in batch.split():
             (request,) = part.requests
-            premise = f"Imagine that {request.prompt} {request.target}\n"
+            fact = render_plain(request.prompt, request.target, request.separator).text
+            premise = f"Imagine that {fact}\n"
             premise = premise.replace("{", " ").replace("}", " ")
             templates = [premise + template for template in self.host.templates]
-            texts += rewriting_texts(self.tokenizer, part, templates)
+            texts += rewriting_texts(self.prompts, part, templates)
         return texts
 
     @torch.no_grad()
@@ -258,15 +261,12 @@ class LTI(WrappedEditor):
         device = self.view.embeddings.get_parameter("weight").device
         rows = AnswerRows.pad(pairs, device)
         model, places = self.language_model, (rows.rows, rows.positions)
-        with (
-            capture(model, {self._middle_block: "output"}) as seen,
-            select_head_positions(model, places),
-        ):
-            output = model(input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False)
+        inputs = {"input_ids": rows.ids, "attention_mask": rows.mask.long()}
+        with capture(model, {self._middle_block: "output"}) as seen:
+            logits = wide(logits_at(model, inputs, places))
         # The target search puts the texts without an answer last.
         order = torch.cat([(rows.targets >= 0).nonzero(), (rows.targets < 0).nonzero()]).squeeze(1)
-        wide = torch.promote_types(output.logits.dtype, torch.float32)
-        last = output.logits[order, 0].to(wide).log_softmax(-1)
+        last = logits[order].log_softmax(-1)
         subjects = torch.tensor([text.subject for text in stand_ins], device=device)
         hidden = seen[self._middle_block][torch.arange(len(texts), device=device), subjects]
         return _Reference.of(texts, last, self._logit_lens(hidden).log_softmax(-1))

@@ -181,7 +181,7 @@ class SIR(WrappedEditor):
 
     def _solve_with_facts(self, batch: EditBatch, targets: Targets, chosen: list[int]) -> Delta:
         facts = [self._unedited.facts[number] for number in chosen]
-        encoded = encode_batch(self.tokenizer, facts, batch.seed)
+        encoded = encode_batch(self.prompts, facts, batch.seed)
         if self.restore == "search":
             kept = self.host.search(encoded)
         else:
@@ -200,7 +200,7 @@ class SIR(WrappedEditor):
         # The last pass of a search does not step: with one pass the targets are the values read.
         host.objective, host.templates = replace(objective, steps=1), templates
         try:
-            return host.search(encode_batch(self.tokenizer, facts))
+            return host.search(encode_batch(self.prompts, facts))
         finally:
             host.objective, host.templates = objective, own
 
@@ -212,8 +212,8 @@ class SIR(WrappedEditor):
         others = [number for number, fact in enumerate(facts) if fact.subject not in edited]
         if not others:
             return []
-        asked = encode_batch(self.tokenizer, [facts[number] for number in others])
-        texts = rewriting_texts(self.tokenizer, asked, ["{}"])
+        asked = encode_batch(self.prompts, [facts[number] for number in others])
+        texts = rewriting_texts(self.prompts, asked, ["{}"])
         modules = {name.removesuffix(".weight"): update for name, update in delta.weights.items()}
         keys = host.all_at_subjects(
             [text.until_subject() for text in texts], dict.fromkeys(modules, "input")
@@ -230,12 +230,11 @@ class SIR(WrappedEditor):
         device = self.view.embeddings.get_parameter("weight").device
         found, right = [], []
         for start in range(0, len(facts), _FACTS_PER_PASS):
-            encoded = encode_batch(self.tokenizer, facts[start : start + _FACTS_PER_PASS]).encoded
+            encoded = encode_batch(self.prompts, facts[start : start + _FACTS_PER_PASS]).encoded
             rows = AnswerRows.pad([(item.prompt_ids, item.target_ids) for item in encoded], device)
-            logits = answer_logits(self.language_model, rows).float()
-            nll = torch.nn.functional.cross_entropy(logits, rows.targets, reduction="none")
-            found.append(rows.per_row(nll))
-            right.append(rows.per_row((logits.argmax(-1) == rows.targets).float()) == 1)
+            verdicts = rows.verdicts(answer_logits(self.language_model, rows))
+            found.append(verdicts.nll)
+            right.append(verdicts.right)
         return torch.cat(found), torch.cat(right)
 
 

@@ -11,7 +11,7 @@ from lightning_edit.editors import FTL, LTI, MEMIT, ROME
 from lightning_edit.editors.locate.prompts import essence_texts, rewriting_texts
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.functional.tokens import subject_last_index
+from lightning_edit.models.prompt_encoder import PromptText
 from tests.editors.golden import batch, golden, model, relative, statistics, tokenizer
 from tests.editors.wrappers.plain_lti import plain_lti
 
@@ -61,7 +61,9 @@ def test_the_reference_is_read_at_the_shifted_positions(tmp_path: Path) -> None:
         ids = editor.tokenizer(prompt, return_tensors="pt")["input_ids"]
         output = editor.language_model(ids, output_hidden_states=True)
         assert torch.allclose(found.last[-1], output.logits[0, -1].log_softmax(-1), atol=1e-4)
-        at = subject_last_index(editor.tokenizer, prompt, len(str(request.subject)))
+        subject = 0, len(str(request.subject))
+        (encoded,) = editor.prompts.encode([PromptText(prompt, subject=subject)])
+        at = encoded.subject_last
         hidden = output.hidden_states[editor.compared_layer + 1][0, at]
         expected = editor.language_model.lm_head(editor.language_model.transformer.ln_f(hidden))
         assert torch.allclose(found.middle[-1], expected.log_softmax(-1), atol=1e-4)

@@ -1,0 +1,347 @@
+"""Responder: the one way to ask an edited model, with the verbs of lm-evaluation-harness.
+
+Scores and texts of a model come from a responder: likelihoods of answers, likelihoods of running
+text, greedy continuations. An editor whose edits are updates of weights is asked through
+:class:`ModelResponder`; one that acts at run time (another model, a text before the prompt) brings
+its own.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import nn
+
+from lightning_edit.functional.scores import token_scores
+from lightning_edit.inference.answer_pass import PassBackend, ReadRow, run_pass
+from lightning_edit.inference.eval_mode import evaluating
+from lightning_edit.inference.generation import (
+    LINE_BREAK,
+    GreedyGenerator,
+    PartialContinuation,
+    Prompt,
+    follow,
+)
+from lightning_edit.inference.pass_backends import PlainRows
+from lightning_edit.inference.pass_layout import PassLayout
+from lightning_edit.inference.teacher_forcing import AnswerRow, ForcedAnswer, TeacherForcing
+from lightning_edit.models.prompt_encoder import Ids, PromptEncoder, PromptText
+
+#: Minimum number of rows to guess the token after an answer from.
+_GUESS_ROWS = 16
+
+
+class Question(NamedTuple):
+    """A prompt to continue greedily.
+
+    Args:
+        prompt: The prompt.
+        limit: Maximum number of new tokens.
+        separator: Text between prompt and answer; ``None``: by rule.
+    """
+
+    prompt: str
+    limit: int
+    separator: str | None = None
+
+
+class Statement(NamedTuple):
+    """A prompt with an answer whose likelihood is asked.
+
+    Args:
+        prompt: The prompt.
+        answer: The answer.
+        separator: Text between prompt and answer; ``None``: by rule.
+    """
+
+    prompt: str
+    answer: str
+    separator: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Token by token, what a model says of a given text.
+
+    Args:
+        tokens: The scored tokens.
+        best: The most probable token in the place of each.
+        nlls: Negative log-probability of each, in nats.
+    """
+
+    tokens: Ids
+    best: Ids
+    nlls: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Negative log-likelihood of the whole text, in nats."""
+        return math.fsum(self.nlls)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether greedy decoding would have produced exactly these tokens."""
+        return self.tokens == self.best
+
+
+class Responder(ABC):
+    """What is asked in place of a bare model.
+
+    A subclass answers three verbs. Each item is answered as if it were asked alone: neither the
+    other items of a call nor their order may matter.
+    """
+
+    shares_prompts: ClassVar[bool] = True
+    """Whether tokens that several prompts have in common may be computed once; ``False`` for
+    editors that decide once a prompt what they do."""
+
+    @abstractmethod
+    def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
+        """Score given answers by teacher forcing.
+
+        Args:
+            statements: Prompts and answers.
+
+        Returns:
+            One result per statement, over the answer's tokens.
+        """
+
+    @abstractmethod
+    def loglikelihood_rolling(
+        self, texts: Sequence[str], max_tokens: int | None = None
+    ) -> list[TokenScores]:
+        """Score running text, every token given those before it.
+
+        Args:
+            texts: The texts. The first token is not predicted, since it has no context; if the
+                tokenizer adds a BOS, that is the first.
+            max_tokens: Texts are cut after this many tokens; ``None``: texts that are longer than
+                the model's context are scored window by window.
+
+        Returns:
+            One result per text, over its predicted tokens.
+        """
+
+    @abstractmethod
+    def generate_until(
+        self, questions: Sequence[Question], stop: Sequence[str] = LINE_BREAK
+    ) -> list[str]:
+        """Continue prompts greedily, up to an end token, a stop text or the limit.
+
+        Args:
+            questions: The prompts.
+            stop: Texts before which a continuation is cut.
+
+        Returns:
+            One continuation per prompt, without white space around it.
+        """
+
+    def ask(
+        self,
+        statements: Sequence[Statement],
+        questions: Sequence[Question],
+        likely: Collection[Statement] = (),
+    ) -> tuple[list[TokenScores], list[str]]:
+        """Score answers and continue prompts in one call.
+
+        A responder may start continuations from the passes that score answers; results are those
+        of the two verbs.
+
+        Args:
+            statements: Prompts and answers to score.
+            questions: Prompts to continue.
+            likely: Statements whose answers are likely continuations of these prompts.
+        """
+        return self.loglikelihood(statements), self.generate_until(questions)
+
+
+class ModelResponder(Responder):
+    """Asks a language model itself: prefix trees, head at answers only, generation from scoring.
+
+    The model is read at every call, so a responder made before an edit also asks the edited model.
+
+    Args:
+        model: A Hugging Face language model, decoder-only or encoder-decoder.
+        tokenizer: Its fast tokenizer, or a prompt encoder.
+        batch_size: Rows per forward pass; results do not depend on it.
+        layout: Layout of texts in forward passes; ``None``: chosen here, from the current model.
+        backend: How rows are laid out, in place of the layout's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        batch_size: int = 64,
+        layout: PassLayout | None = None,
+        backend: PassBackend | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1; got {batch_size}")
+        self.model: Any = model
+        self.prompts = PromptEncoder.for_model(model, tokenizer)
+        self.batch_size = batch_size
+        self.backend = backend
+        self.layout = PassLayout.choose(model, self.shares_prompts) if layout is None else layout
+
+    def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
+        """Score given answers by teacher forcing; equal rows are computed once."""
+        return self.ask(statements, ())[0]
+
+    def loglikelihood_rolling(
+        self, texts: Sequence[str], max_tokens: int | None = None
+    ) -> list[TokenScores]:
+        """Score running text; see :meth:`Responder.loglikelihood_rolling`.
+
+        Raises:
+            ValueError: For an encoder-decoder model, which assigns no probability to running text.
+        """
+        if self.prompts.two_stacks:
+            raise ValueError(
+                f"{type(self.model).__name__} is an encoder-decoder, which assigns no probability "
+                "to running text; ask a decoder-only model"
+            )
+        listed = [self.prompts.running(text, max_tokens) for text in texts]
+        windows = [
+            (number, ids[start : start + width])
+            for number, ids in enumerate(listed)
+            for width in [self.prompts.limits.positions or len(ids)]
+            for start in range(0, max(1, len(ids) - 1), max(1, width - 1))
+        ]
+        rows = [ReadRow(ids[:1], ids[1:-1]) if len(ids) > 1 else None for _, ids in windows]
+        scored = [number for number, row in enumerate(rows) if row is not None]
+        found: dict[int, TokenScores] = {}
+        read = [row for row in rows if row is not None]
+        with evaluating(self.model):
+            for one in PlainRows().passes(self.model, read, self.batch_size):
+                numbers = [scored[row] for row in one.rows]
+                found |= zip(
+                    numbers,
+                    _score(run_pass(self.model, one), [windows[n][1][1:] for n in numbers]),
+                    strict=True,
+                )
+        joined = [TokenScores((), (), ()) for _ in texts]
+        for place, (number, _) in enumerate(windows):
+            if place in found:
+                old, new = joined[number], found[place]
+                joined[number] = TokenScores(
+                    old.tokens + new.tokens, old.best + new.best, old.nlls + new.nlls
+                )
+        return joined
+
+    def generate_until(
+        self, questions: Sequence[Question], stop: Sequence[str] = LINE_BREAK
+    ) -> list[str]:
+        """Continue prompts greedily with a KV cache; equal prompts are continued once."""
+        return self._ask((), questions, (), stop)[1]
+
+    def ask(
+        self,
+        statements: Sequence[Statement],
+        questions: Sequence[Question],
+        likely: Collection[Statement] = (),
+    ) -> tuple[list[TokenScores], list[str]]:
+        """Score answers, and start continuations from the passes that scored likely answers."""
+        return self._ask(statements, questions, likely, LINE_BREAK)
+
+    def _ask(
+        self,
+        statements: Sequence[Statement],
+        questions: Sequence[Question],
+        likely: Collection[Statement],
+        stop: Sequence[str],
+    ) -> tuple[list[TokenScores], list[str]]:
+        rows = self._rows([*statements, *likely])
+        generator = GreedyGenerator(self.model, self.prompts, self.batch_size, stop)
+        prompts = self._generation_prompts(questions)
+        force = TeacherForcing(self.model, self.batch_size, self.layout, self.backend)
+        end = self.layout.after_answer
+        ahead: dict[AnswerRow, Ids] = {}
+        if prompts and generator.is_plain and not self.prompts.two_stacks:
+            ahead = dict.fromkeys((rows[one] for one in likely), end)
+        with evaluating(self.model):
+            asked = {rows[one] for one in statements} | set(ahead)
+            forced = force(asked, ahead) if asked else {}
+            argmax = {(row[0], row[1] + end): forced[row].chosen for row in ahead}
+            known = _partial_continuations(generator, set(prompts), argmax)
+            texts = generator.texts(known) if known else {}
+        scores = [_scores(rows[one], forced[rows[one]]) for one in statements]
+        return scores, [texts[prompt] for prompt in prompts]
+
+    def guess_after_answer(self, statements: Sequence[Statement]) -> Ids:
+        """Guess the token that the model generates after an answer, such as a full stop.
+
+        A correct guess saves generation steps, and every teacher-forced pass verifies it. But a
+        pass over another token rounds differently, so a run makes the guess once, on the pristine
+        model, and keeps it in its :class:`~lightning_edit.inference.pass_layout.PassLayout`.
+
+        Args:
+            statements: Prompts with likely answers, all those of a run.
+
+        Returns:
+            The token that most often follows; empty if that is the end of the text, or if there are
+            fewer than 16 answers.
+        """
+        generator = GreedyGenerator(self.model, self.prompts, self.batch_size)
+        if not generator.is_plain or self.prompts.two_stacks:
+            return ()
+        rows = set(self._rows(statements).values())
+        if len(rows) < _GUESS_ROWS:
+            return ()
+        sample = dict.fromkeys(sorted(rows)[:: len(rows) // _GUESS_ROWS], ())
+        force = TeacherForcing(self.model, self.batch_size, self.layout, self.backend)
+        with evaluating(self.model):
+            forced = force(sample, sample)
+        counts = Counter(one.chosen[-1] for row, one in forced.items() if one.best == row[1])
+        # Ties go to the lowest token id, so that the order of counting does not matter.
+        token = min(counts, key=lambda token: (-counts[token], token), default=None)
+        return () if token is None or token in generator.ends else (token,)
+
+    def _rows(self, statements: Sequence[Statement]) -> dict[Statement, AnswerRow]:
+        unique = list(dict.fromkeys(statements))
+        texts = (PromptText(one.prompt, one.answer, None, one.separator) for one in unique)
+        encoded = self.prompts.encode(texts)
+        return {one: (text.prompt, text.answer) for one, text in zip(unique, encoded, strict=True)}
+
+    def _generation_prompts(self, questions: Sequence[Question]) -> list[Prompt]:
+        texts = (PromptText(one.prompt, None, None, one.separator) for one in questions)
+        room = self.prompts.limits.positions
+        prompts = []
+        for one, text in zip(questions, self.prompts.encode(texts), strict=True):
+            left = one.limit if room is None else min(one.limit, room - len(text.prompt))
+            prompts.append((text.prompt, max(1, left)))
+        return prompts
+
+
+def _score(logits: Any, targets: Sequence[Ids]) -> list[TokenScores]:
+    flat = logits.new_tensor([token for ids in targets for token in ids]).long()
+    nll, best = token_scores(logits, flat)
+    nlls, chosen = nll.tolist(), best.tolist()
+    found, start = [], 0
+    for ids in targets:
+        end = start + len(ids)
+        found.append(TokenScores(ids, tuple(chosen[start:end]), tuple(nlls[start:end])))
+        start = end
+    return found
+
+
+def _scores(row: AnswerRow, forced: ForcedAnswer) -> TokenScores:
+    return TokenScores(row[1], forced.best, forced.nlls)
+
+
+def _partial_continuations(
+    generator: GreedyGenerator, prompts: Set[Prompt], forced: Mapping[AnswerRow, Ids]
+) -> dict[Prompt, PartialContinuation]:
+    """Return the start of each greedy continuation that the teacher-forced passes determine."""
+    prefixes: dict[Ids, Ids] = {}
+    for (context, given), chosen in forced.items():
+        tokens = follow(given, chosen)
+        if len(tokens) > len(prefixes.get(context, ())):
+            prefixes[context] = tokens
+    return {
+        (prompt, limit): generator.begun(prefixes.get(prompt, ()), limit)
+        for prompt, limit in prompts
+    }

@@ -1,0 +1,201 @@
+"""Prompt format: what stands between prompt and answer, and the chat template around a prompt.
+
+The text of a request is rendered here, once for search, training, scoring and generation, so that a
+model is edited and scored exactly where it is used.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.types.scripts import is_joined, is_unspaced
+
+_OPENING = "“‘«‹„‚([{「『（【《〈〔［｛¿¡"
+_QUOTES = "\"'`"
+#: Templates that print today's date would make a run depend on the day it is resumed.
+_FIXED = {"date_string": "26 Jul 2024"}
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How prompts are rendered as text for a language model.
+
+    Args:
+        chat: Put every prompt into the user's turn of the model's chat template, with the answer as
+            the assistant's turn. ``False``: plain text.
+        system: System message of the chat; ``None``: the template's own default, if it has one.
+        separator: Text between prompt and answer; ``None``: by :func:`separator_between`. A chat
+            template brings its own.
+        chat_options: Further variables of the chat template, such as ``enable_thinking: false``.
+
+    Raises:
+        ConfigError: If a system message or template variables are given without ``chat``.
+    """
+
+    chat: bool = False
+    system: str | None = None
+    separator: str | None = None
+    chat_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.chat and (self.system is not None or self.chat_options):
+            raise ConfigError(
+                "a system message and chat_options belong to a chat template; set chat=True "
+                "(--lm_chat true), or leave them out"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise the format to plain containers, for a run folder or a checkpoint."""
+        return asdict(self) | {"chat_options": dict(self.chat_options)}
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt as the model reads it, with its answer.
+
+    Args:
+        text: Everything up to the answer's end.
+        prompt_end: Character at which the prompt ends; blanks behind it belong to the answer.
+        answer_start: Character at which the answer's own text begins; the text's length without an
+            answer.
+        shift: Characters in front of the prompt as it was given (a chat template's).
+        special: Whether the text holds its special tokens (a BOS) already.
+    """
+
+    text: str
+    prompt_end: int
+    answer_start: int
+    shift: int = 0
+    special: bool = False
+
+
+def separator_between(prompt: str, answer: str) -> str:
+    """Return what stands between a prompt and its answer where nobody has said it.
+
+    Nothing after white space, an opening quote or bracket, or a script written without blanks
+    (Chinese and Japanese; Thai, Lao, Burmese, Khmer and Tibetan before the same); else one blank.
+
+    Args:
+        prompt: Text before the answer.
+        answer: The answer.
+
+    Example:
+        >>> separator_between("The capital of France is", "Paris")
+        ' '
+        >>> separator_between("法国的首都是", "巴黎"), separator_between('It is called "', "Rome")
+        ('', '')
+    """
+    if not prompt or prompt[-1].isspace() or answer[:1].isspace():
+        return ""
+    last, first = prompt[-1], answer[:1]
+    if last in _OPENING or (last in _QUOTES and _opens(prompt)):
+        return ""
+    if is_unspaced(last) or (is_joined(last) and is_joined(first)):
+        return ""
+    return " "
+
+
+def _opens(prompt: str) -> bool:
+    """Return whether a straight quote at the end of a text opens a quotation."""
+    before = prompt[-2:-1]
+    return not before or before.isspace() or before in _OPENING
+
+
+def render_plain(
+    prompt: str, answer: str | None, separator: str | None, markers: tuple[str, ...] = ()
+) -> RenderedPrompt:
+    """Join a prompt and its answer in running text.
+
+    The prompt stays as it is given, newlines and special tokens at its end included; blanks at its
+    end move to the answer, as in lm-evaluation-harness, since tokenizers join them to words.
+
+    Args:
+        prompt: Text before the answer.
+        answer: The answer, without white space at its end; ``None``: the prompt alone.
+        separator: Text between them; ``None``: by :func:`separator_between`.
+        markers: Special tokens, after which no blank is put.
+    """
+    between = separator
+    if between is None:
+        marked = any(prompt.endswith(marker) for marker in markers)
+        between = "" if answer is None or marked else separator_between(prompt, answer)
+    if answer is not None and answer[:1].isspace():
+        # The blank stands in the answer already.
+        prompt = prompt if between else prompt.rstrip(" ")
+    before = prompt + between
+    end = len(before.rstrip(" "))
+    if answer is None:
+        return RenderedPrompt(before[:end], end, end)
+    text = before + answer.rstrip()
+    start = end + len(text[end:]) - len(text[end:].lstrip())
+    return RenderedPrompt(text, end, start)
+
+
+def render_chat(
+    tokenizer: Any, prompt: str, answer: str | None, form: PromptFormat
+) -> RenderedPrompt:
+    """Render a prompt as the user's turn of a chat, with the answer as the assistant's.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        prompt: The user's message.
+        answer: The assistant's answer; ``None``: up to where it begins.
+        form: System message and template variables.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template, or the template changes the message.
+    """
+    opened = _apply(tokenizer, prompt, None, form)
+    message = prompt.strip()
+    at = opened.rfind(message)
+    if at < 0:
+        raise ValueError(
+            f"the chat template of {type(tokenizer).__name__} does not hold the message "
+            f"{message[:40]!r} as it is written, so it cannot be located; edit without chat"
+        )
+    shift = at - (len(prompt) - len(prompt.lstrip()))
+    end = len(opened.rstrip(" "))
+    if answer is None:
+        return RenderedPrompt(opened[:end], end, end, shift, True)
+    answer = answer.strip()
+    between = opened[end:]
+    if not opened[-1:].isspace():
+        # Some templates put a blank of their own before an answer ("[/INST] answer").
+        whole = _apply(tokenizer, prompt, answer, form)
+        start = whole.find(answer, len(opened))
+        gap = whole[len(opened) : start] if whole.startswith(opened) and start >= 0 else ""
+        between += gap if not gap.strip() else ""
+    text = opened[:end] + between + answer
+    return RenderedPrompt(text, end, end + len(between), shift, True)
+
+
+def _apply(tokenizer: Any, prompt: str, answer: str | None, form: PromptFormat) -> str:
+    messages = [] if form.system is None else [{"role": "system", "content": form.system}]
+    messages.append({"role": "user", "content": prompt})
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no chat template, so nothing can be asked through "
+            "one; set chat to false, or give the tokenizer of an instruct model"
+        )
+    return str(
+        tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=answer is None,
+            **(_FIXED | dict(form.chat_options)),
+        )
+    )
+
+
+def end_of_turn(tokenizer: Any, form: PromptFormat) -> str:
+    """Return what a chat template puts after an assistant's answer, such as ``<|im_end|>``.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        form: System message and template variables.
+    """
+    whole = _apply(tokenizer, "a question", "an answer", form)
+    return whole[whole.rfind("an answer") + len("an answer") :].strip()
