@@ -136,6 +136,7 @@ def build_tokenizer(
         vocab_size=vocab_size,
         special_tokens=["<pad>", "<s>", "</s>", "<unk>"],
         show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if vocab_size >= 260 else [],
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     if bos or eos:
