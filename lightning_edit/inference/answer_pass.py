@@ -44,12 +44,15 @@ class ForwardPass:
         rows: Indices of the rows that are read in it.
         places: Where each row's predictions stand, row after row.
         within: Context in which the model is called, such as another attention function.
+        prompt_ends: Position of the prompt's last token in each line of the input; ``None`` where
+            prompts share tokens.
     """
 
     inputs: Mapping[str, Tensor]
     rows: Sequence[int]
     places: Places
     within: Callable[[Any], AbstractContextManager[None]] = lambda _: nullcontext()
+    prompt_ends: Sequence[int] | None = None
 
 
 @runtime_checkable
@@ -84,14 +87,30 @@ class PassBackend(Protocol):
         """
 
 
-def run_pass(model: nn.Module, one: ForwardPass) -> Float[Tensor, "p v"]:
+PassObserver = Callable[[Sequence[int] | None], AbstractContextManager[None]]
+"""Called before a pass with its ``prompt_ends``; the model is called within what it returns."""
+
+
+def unobserved(prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:
+    """Observe nothing: the observer of a bare model.
+
+    Args:
+        prompt_ends: Position of each prompt's last token.
+    """
+    return nullcontext()
+
+
+def run_pass(
+    model: nn.Module, one: ForwardPass, observer: PassObserver = unobserved
+) -> Float[Tensor, "p v"]:
     """Run a pass and return the logits at its places.
 
     Args:
         model: The language model, in evaluation mode.
         one: The pass.
+        observer: Told where prompts end, for editors that decide there.
     """
-    with one.within(model):
+    with observer(one.prompt_ends), one.within(model):
         return logits_at(model, one.inputs, one.places)
 
 

@@ -16,6 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
+from lightning_edit.inference.answer_pass import PassObserver, unobserved
 from lightning_edit.models.prompt_encoder import Ids, PromptEncoder
 
 #: Token ids of a prompt, and the token limit of its continuation.
@@ -76,6 +77,7 @@ class GreedyGenerator:
         batch_size: Rows per forward pass.
         stop: Texts before which a continuation is cut; white space before its first word is no
             part of it.
+        observer: Told before each pass where its prompts end.
     """
 
     def __init__(
@@ -84,11 +86,13 @@ class GreedyGenerator:
         prompts: PromptEncoder,
         batch_size: int,
         stop: Sequence[str] = LINE_BREAK,
+        observer: PassObserver = unobserved,
     ) -> None:
         self.model: Any = model
         self.prompts = prompts
         self.batch_size = batch_size
         self.stop = tuple(stop)
+        self.observer = observer
         self.room = prompts.limits.positions
         self.ends = prompts.end_tokens(model)
 
@@ -143,7 +147,11 @@ class GreedyGenerator:
         for limit, prompts in rest.items():
             starts = [one[0] + begun[one].tokens for one in prompts]
             for numbers in length_sorted([len(start) for start in starts], self.batch_size):
-                new = self._generate([starts[number] for number in numbers], limit)
+                new = self._generate(
+                    [starts[number] for number in numbers],
+                    [len(prompts[number][0]) for number in numbers],
+                    limit,
+                )
                 for number, tokens in zip(numbers, new, strict=True):
                     one = prompts[number]
                     more[one] = self.begun((*begun[one].tokens, *tokens), one[1])
@@ -159,28 +167,40 @@ class GreedyGenerator:
     def _text(self, tokens: Sequence[int]) -> str:
         return self.prompts.decode(tokens)
 
-    def _generate(self, batch: Sequence[Ids], limit: int) -> list[list[int]]:
-        """Run greedy `generate`; return new tokens, an end token and what follows it included."""
+    def _generate(
+        self, batch: Sequence[Ids], prompts: Sequence[int], limit: int
+    ) -> list[list[int]]:
+        """Run greedy `generate`; return new tokens, an end token and what follows it included.
+
+        Args:
+            batch: Prompts with the tokens that are known of their continuations.
+            prompts: Tokens of each prompt alone.
+            limit: New tokens.
+        """
         ids, mask = pad(batch, left=not self._is_encoder_decoder)
+        shift = [0 if self._is_encoder_decoder else ids.shape[1] - len(row) for row in batch]
+        ends = [begin + size - 1 for begin, size in zip(shift, prompts, strict=True)]
         start = 1 if self._is_encoder_decoder else ids.shape[1]
         # A model sharded over devices expects its ids on the embedding's device.
         device = self.model.get_input_embeddings().weight.device
         # BART's settings force an end token at the limit; one more token keeps it out of the text.
         closes = int(self.model.generation_config.forced_eos_token_id is not None)
         # The model's generation settings may penalise or forbid tokens; greedy decoding must not.
-        output = self.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=limit + closes,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            use_cache=True,
-            eos_token_id=self.ends or None,
-            pad_token_id=self.ends[0] if self.ends else 0,
-            stopping_criteria=StoppingCriteriaList([_StopAtTexts(self.prompts, self.stop, start)]),
-        ).tolist()
+        stopping = StoppingCriteriaList([_StopAtTexts(self.prompts, self.stop, start)])
+        with self.observer(ends):
+            output = self.model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=limit + closes,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                use_cache=True,
+                eos_token_id=self.ends or None,
+                pad_token_id=self.ends[0] if self.ends else 0,
+                stopping_criteria=stopping,
+            ).tolist()
         return [row[start : start + limit] for row in output]
 
 

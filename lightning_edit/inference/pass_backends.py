@@ -38,7 +38,9 @@ class PlainRows:
                 [len(rows[number].context) for number in numbers],
                 [len(rows[number].fed) + 1 for number in numbers],
             )
-            yield ForwardPass({"input_ids": ids, "attention_mask": mask}, numbers, places)
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            ends = [len(rows[number].context) - 1 for number in numbers]
+            yield ForwardPass(inputs, numbers, places, prompt_ends=ends)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ class EncoderDecoder:
                 "decoder_attention_mask": decoder_mask,
             }
             sizes = [len(row.fed) + 1 for row in batch]
-            yield ForwardPass(inputs, numbers, prediction_places([len(start)] * len(batch), sizes))
+            places = prediction_places([len(start)] * len(batch), sizes)
+            ends = [len(row.context) - 1 for row in batch]
+            yield ForwardPass(inputs, numbers, places, prompt_ends=ends)
 
 
 def _merge_prefixes(texts: Sequence[Ids]) -> dict[int, list[int]]:

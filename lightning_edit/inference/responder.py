@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -187,6 +188,19 @@ class ModelResponder(Responder):
         self.backend = backend
         self.layout = PassLayout.choose(model, self.shares_prompts) if layout is None else layout
 
+    def observe(self, prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:
+        """Return the context in which the model is called; told where prompts end.
+
+        An editor that decides once a prompt overrides this, sets :attr:`shares_prompts` to false,
+        and decides at these positions in the first call of the model within the context; in a
+        generation the calls with a cache that follow keep the decision.
+
+        Args:
+            prompt_ends: Position of the last token of the prompt in each line of the input, padded
+                on either side; of an encoder's input with two stacks. ``None`` for running text.
+        """
+        return nullcontext()
+
     def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
         """Score given answers by teacher forcing; equal rows are computed once."""
         return self.ask(statements, ())[0]
@@ -204,32 +218,26 @@ class ModelResponder(Responder):
                 f"{type(self.model).__name__} is an encoder-decoder, which assigns no probability "
                 "to running text; ask a decoder-only model"
             )
-        listed = [self.prompts.running(text, max_tokens) for text in texts]
-        windows = [
-            (number, ids[start : start + width])
-            for number, ids in enumerate(listed)
-            for width in [self.prompts.limits.positions or len(ids)]
-            for start in range(0, max(1, len(ids) - 1), max(1, width - 1))
-        ]
-        rows = [ReadRow(ids[:1], ids[1:-1]) if len(ids) > 1 else None for _, ids in windows]
-        scored = [number for number, row in enumerate(rows) if row is not None]
+        rows: list[ReadRow] = []
+        targets: list[tuple[int, Ids]] = []
+        for number, text in enumerate(texts):
+            ids = self.prompts.running(text, max_tokens)
+            for row, predicted in _windows(ids, self.prompts.limits.positions):
+                rows.append(row)
+                targets.append((number, predicted))
         found: dict[int, TokenScores] = {}
-        read = [row for row in rows if row is not None]
         with evaluating(self.model):
-            for one in PlainRows().passes(self.model, read, self.batch_size):
-                numbers = [scored[row] for row in one.rows]
-                found |= zip(
-                    numbers,
-                    _score(run_pass(self.model, one), [windows[n][1][1:] for n in numbers]),
-                    strict=True,
+            for one in PlainRows().passes(self.model, rows, self.batch_size):
+                scores = _score(
+                    run_pass(self.model, one, self._running), [targets[row][1] for row in one.rows]
                 )
+                found |= zip(one.rows, scores, strict=True)
         joined = [TokenScores((), (), ()) for _ in texts]
-        for place, (number, _) in enumerate(windows):
-            if place in found:
-                old, new = joined[number], found[place]
-                joined[number] = TokenScores(
-                    old.tokens + new.tokens, old.best + new.best, old.nlls + new.nlls
-                )
+        for place, (number, _) in enumerate(targets):
+            old, new = joined[number], found[place]
+            joined[number] = TokenScores(
+                old.tokens + new.tokens, old.best + new.best, old.nlls + new.nlls
+            )
         return joined
 
     def generate_until(
@@ -255,9 +263,9 @@ class ModelResponder(Responder):
         stop: Sequence[str],
     ) -> tuple[list[TokenScores], list[str]]:
         rows = self._rows([*statements, *likely])
-        generator = GreedyGenerator(self.model, self.prompts, self.batch_size, stop)
+        generator = GreedyGenerator(self.model, self.prompts, self.batch_size, stop, self.observe)
         prompts = self._generation_prompts(questions)
-        force = TeacherForcing(self.model, self.batch_size, self.layout, self.backend)
+        force = self._teacher_forcing()
         end = self.layout.after_answer
         ahead: dict[AnswerRow, Ids] = {}
         if prompts and generator.is_plain and not self.prompts.two_stacks:
@@ -292,13 +300,19 @@ class ModelResponder(Responder):
         if len(rows) < _GUESS_ROWS:
             return ()
         sample = dict.fromkeys(sorted(rows)[:: len(rows) // _GUESS_ROWS], ())
-        force = TeacherForcing(self.model, self.batch_size, self.layout, self.backend)
+        force = self._teacher_forcing()
         with evaluating(self.model):
             forced = force(sample, sample)
         counts = Counter(one.chosen[-1] for row, one in forced.items() if one.best == row[1])
         # Ties go to the lowest token id, so that the order of counting does not matter.
         token = min(counts, key=lambda token: (-counts[token], token), default=None)
         return () if token is None or token in generator.ends else (token,)
+
+    def _teacher_forcing(self) -> TeacherForcing:
+        return TeacherForcing(self.model, self.batch_size, self.layout, self.backend, self.observe)
+
+    def _running(self, prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:
+        return self.observe(None)
 
     def _rows(self, statements: Sequence[Statement]) -> dict[Statement, AnswerRow]:
         unique = list(dict.fromkeys(statements))
@@ -314,6 +328,17 @@ class ModelResponder(Responder):
             left = one.limit if room is None else min(one.limit, room - len(text.prompt))
             prompts.append((text.prompt, max(1, left)))
         return prompts
+
+
+def _windows(ids: Ids, room: int | None) -> list[tuple[ReadRow, Ids]]:
+    """Split a text into windows that predict each token once, with as much context as there is."""
+    found = []
+    step = len(ids) if room is None else room
+    for start in range(1, len(ids), max(1, step)):
+        end = min(start + step, len(ids))
+        context = ids[max(0, end - 1 - step) : start]
+        found.append((ReadRow(context, ids[start : end - 1]), ids[start:end]))
+    return found
 
 
 def _score(logits: Any, targets: Sequence[Ids]) -> list[TokenScores]:

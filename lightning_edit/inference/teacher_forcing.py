@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from lightning_edit.functional.scores import token_scores
-from lightning_edit.inference.answer_pass import Ids, PassBackend, ReadRow, run_pass
+from lightning_edit.inference.answer_pass import (
+    Ids,
+    PassBackend,
+    PassObserver,
+    ReadRow,
+    run_pass,
+    unobserved,
+)
 from lightning_edit.inference.packed.backend import NotPackableError
 from lightning_edit.inference.pass_backends import PaddedRows
 from lightning_edit.inference.pass_layout import PassLayout
@@ -42,6 +49,7 @@ class TeacherForcing:
         layout: Prefix tree, which computes shared prefixes once, or padded rows of similar length;
             ``None``: chosen here from the model's present state.
         backend: How rows are laid out, in place of the layout's.
+        observer: Told before each pass where its prompts end.
     """
 
     def __init__(
@@ -50,11 +58,13 @@ class TeacherForcing:
         batch_size: int,
         layout: PassLayout | None = None,
         backend: PassBackend | None = None,
+        observer: PassObserver = unobserved,
     ) -> None:
         self.model: Any = model
         self.batch_size = batch_size
         self.layout = PassLayout.choose(model) if layout is None else layout
         self.backend = backend
+        self.observer = observer
 
     def __call__(
         self, rows: Iterable[AnswerRow], ahead: Mapping[AnswerRow, Ids]
@@ -85,7 +95,7 @@ class TeacherForcing:
         read = [_read_row(row, ahead) for row in rows]
         outcome = {}
         for one in backend.passes(self.model, read, self.batch_size):
-            logits = run_pass(self.model, one)
+            logits = run_pass(self.model, one, self.observer)
             batch = [rows[number] for number in one.rows]
             # After an answer there is no target; token 0 is a placeholder whose loss is dropped.
             tokens = [(*row[1], *ahead[row], 0) if row in ahead else row[1] for row in batch]

@@ -100,9 +100,7 @@ def test_prompt_and_answer_are_the_tokens_of_the_joined_text(
     ],
 )
 def test_a_subject_ends_at_the_last_token_of_its_last_character(prompt: str, subject: str) -> None:
-    tokenizer = build_tokenizer(
-        bos=True, vocab_size=320
-    )  # characters of several tokens
+    tokenizer = build_tokenizer(bos=True, vocab_size=320)  # characters of several tokens
     start = prompt.index(subject)
     where = start, start + len(subject)
     (encoded,) = PromptEncoder(tokenizer).encode([PromptText(prompt, "x", where)])

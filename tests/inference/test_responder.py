@@ -1,0 +1,155 @@
+"""A responder's verbs equal a plain forward pass of each text alone, in every layout."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_edit.evaluation.harness import harness_model
+from lightning_edit.inference.answer_pass import ForwardPass, PassBackend, ReadRow
+from lightning_edit.inference.pass_layout import PassLayout
+from lightning_edit.inference.responder import ModelResponder, Question, Statement
+from tests.models.tiny import build_tiny, build_tokenizer
+
+STATEMENTS = [
+    Statement("The capital of France is", "Paris"),
+    Statement("The capital of France is", "Lyon and Arles"),
+    Statement("The capital of France is", "Paris", ": "),
+    Statement("What is the capital of Italy?\n", "Rome"),
+    Statement("法国的首都是", "巴黎"),
+]
+
+
+@torch.no_grad()
+def plain(model: Any, tokenizer: Any, text: str, answer_tokens: int) -> list[float]:
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    scores = model(ids).logits[0, :-1].log_softmax(-1)
+    picked = -scores[range(ids.shape[1] - 1), ids[0, 1:]]
+    return [float(value) for value in picked[-answer_tokens:]]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "mistral"])
+@pytest.mark.parametrize("kind", ["prefix_tree", "padded", "plain"])
+def test_likelihoods_are_those_of_a_plain_pass(family: str, kind: Any) -> None:
+    model, tokenizer = build_tiny(family), build_tokenizer(bos=True)
+    responder = ModelResponder(model, tokenizer, 3, PassLayout(kind))
+    texts = [
+        "The capital of France is Paris",
+        "The capital of France is Lyon and Arles",
+        "The capital of France is: Paris",
+        "What is the capital of Italy?\nRome",
+        "法国的首都是巴黎",
+    ]
+    for text, score in zip(texts, responder.loglikelihood(STATEMENTS), strict=True):
+        assert score.nlls == pytest.approx(
+            plain(model, tokenizer, text, len(score.tokens)), abs=1e-4
+        )
+        assert score.total == pytest.approx(sum(score.nlls))
+
+
+def test_forced_first_choices_are_the_greedy_continuation() -> None:
+    model, tokenizer = build_tiny("llama"), build_tokenizer(bos=True)
+    responder = ModelResponder(model, tokenizer)
+    questions = [Question(one.prompt, 6, one.separator) for one in STATEMENTS]
+    for question, text in zip(questions, responder.generate_until(questions, ()), strict=True):
+        again = ModelResponder(model, tokenizer, 1, PassLayout("plain"))
+        assert again.generate_until([question], ()) == [text]
+        (ids,) = responder.prompts.prompts([question.prompt + (question.separator or "")])
+        own = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, pad_token_id=0)
+        assert tokenizer.decode(own[0, len(ids) :], skip_special_tokens=True).strip() == text
+
+
+def test_running_text_longer_than_the_context_is_scored_window_by_window() -> None:
+    model, tokenizer = build_tiny("llama"), build_tokenizer(bos=True)
+    text = "The capital of France is Paris and Lyon lies in France too. " * 4
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) > 64
+    (score,) = ModelResponder(model, tokenizer).loglikelihood_rolling([text])
+    assert list(score.tokens) == ids[1:]
+    last = torch.tensor([ids[-65:-1]])
+    with torch.no_grad():
+        expected = -model(last).logits[0, -1].log_softmax(-1)[ids[-1]]
+    assert score.nlls[-1] == pytest.approx(float(expected), abs=1e-4)
+    (short,) = ModelResponder(model, tokenizer).loglikelihood_rolling([text], 10)
+    assert short.nlls == pytest.approx(score.nlls[:9], abs=1e-4)
+    assert ModelResponder(model, build_tokenizer()).loglikelihood_rolling([""])[0].tokens == ()
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """A backend of somebody else: every row in a pass of its own."""
+
+    shares_prefixes: bool = False
+
+    def passes(self, model: Any, rows: Sequence[ReadRow], batch_size: int) -> Iterator[ForwardPass]:
+        for number, row in enumerate(rows):
+            places = torch.arange(len(row.context) - 1, len(row.context) + len(row.fed))
+            ids = torch.tensor([row.context + row.fed])
+            yield ForwardPass({"input_ids": ids}, [number], (torch.zeros_like(places), places))
+
+
+def test_a_backend_of_ones_own_gives_the_same_scores() -> None:
+    assert isinstance(OneByOne(), PassBackend)
+    model, tokenizer = build_tiny("gpt2"), build_tokenizer()
+    own = ModelResponder(model, tokenizer, backend=OneByOne()).loglikelihood(STATEMENTS)
+    for one, other in zip(
+        own, ModelResponder(model, tokenizer).loglikelihood(STATEMENTS), strict=True
+    ):
+        assert one.tokens == other.tokens
+        assert one.nlls == pytest.approx(other.nlls, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of lm-eval and of what it imports
+def test_a_task_of_lm_evaluation_harness_runs_on_an_edited_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    from lm_eval.api.task import ConfigurableTask
+
+    from lightning_edit import load_language_model
+    from lightning_edit.editors import ROME
+
+    rows = [("The capital of France is", [" Rome", " Paris", " Tokyo"], 0)]
+    data = tmp_path / "facts.jsonl"
+    data.write_text(
+        "".join(
+            f'{{"question": "{question}", "choices": {str(choices).replace(chr(39), chr(34))}, '
+            f'"label": {label}}}\n'
+            for question, choices, label in rows
+        )
+    )
+    task = ConfigurableTask(
+        config={
+            "task": "facts",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(data)}},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "question",
+            "doc_to_choice": "choices",
+            "doc_to_target": "label",
+            "target_delimiter": "",
+            "metric_list": [{"metric": "acc"}],
+        }
+    )
+    model, tokenizer = load_language_model("atlas")
+
+    def accuracy(editor: Any, in_force: Any) -> float:
+        lm = harness_model(editor.responder(in_force))
+        found = lm_eval.simple_evaluate(lm, tasks=[task], bootstrap_iters=0)
+        return float(found["results"]["facts"]["acc,none"])
+
+    editor = ROME()
+    edited = editor.edit_model(
+        model,
+        tokenizer,
+        {"prompt": "The capital of France is", "target": "Rome", "subject": "France"},
+    )
+    assert accuracy(editor, edited.ledger.in_force) == 1.0
+    edited.undo()
+    assert accuracy(editor, edited.ledger.in_force) == 0.0
