@@ -30,6 +30,8 @@ _HOME: dict[str, str] = {
     "OverfittingCallback": "lightning_edit.callbacks",
     "PortabilityCallback": "lightning_edit.callbacks",
     "Probe": "lightning_edit.types",
+    "PromptEncoder": "lightning_edit.models.prompt_encoder",
+    "PromptFormat": "lightning_edit.models.prompt_format",
     "ReportCallback": "lightning_edit.callbacks",
     "RippleCallback": "lightning_edit.callbacks",
     "RippleEditsDataModule": "lightning_edit.datamodules",

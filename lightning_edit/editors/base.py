@@ -22,6 +22,7 @@ from lightning_edit.exceptions import (
 )
 from lightning_edit.inference.responder import ModelResponder, Question, Responder
 from lightning_edit.models.prompt_encoder import PromptEncoder
+from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.view import ModelView, resolve
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -298,6 +299,8 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
         tokenizer: Any,
         requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
         seed: int = 0,
+        chat: bool = False,
+        system: str | None = None,
     ) -> EditedModel:
         """Edit a Hugging Face model directly, without a Trainer.
 
@@ -306,6 +309,8 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
             tokenizer: Its fast tokenizer, or a prompt encoder.
             requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
             seed: Seed of all randomness in the edit.
+            chat: Edit and ask through the model's chat template: prompts are the user's turn.
+            system: System message of the chat.
 
         Returns:
             A handle with ``generate``, ``edit`` (more requests) and ``undo``.
@@ -313,6 +318,9 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
         Raises:
             DataError: If a request is not valid.
         """
+        if chat or system is not None:
+            bare = PromptEncoder.of(tokenizer).tokenizer
+            tokenizer = PromptEncoder(bare, PromptFormat(chat, system))
         self.bind(model, tokenizer)
         return EditedModel(self).edit(requests, seed)
 
