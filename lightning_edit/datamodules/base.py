@@ -1,16 +1,22 @@
-"""Base data module of edit requests: splits, limits, seeds, and loaders of plain lists."""
+"""Base data module of edit requests: splits, limits, seeds, and loaders of ready batches."""
 
 import hashlib
 import json
-import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch.utils.data import DataLoader
 
+from lightning_edit.datamodules.loader import (
+    Collate,
+    CollatesRequests,
+    EpochShuffle,
+    as_list,
+    request_loader,
+)
 from lightning_edit.datamodules.other_task import other_task_probes
 from lightning_edit.exceptions import DataError
 from lightning_edit.types import EditRequest, cases_of
@@ -19,42 +25,13 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-def as_list(batch: list[EditRequest]) -> list[EditRequest]:
-    """Collate a batch as the plain list of requests; tokenisation comes later."""
-    return batch
-
-
-class EpochShuffle(Sampler[int]):
-    """Shuffling sampler whose order depends on the seed and the epoch alone, for exact resume.
-
-    A training run resumed at an epoch sees the batches of an uninterrupted run; ``shuffle=True``
-    would start again with the order of the first epoch.
-
-    Args:
-        size: Number of requests.
-        seed: Seed of the orders.
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size = size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the order. Lightning calls it before every epoch, also on resume."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        order = list(range(self.size))
-        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        return iter(order)
-
-
 class EditDataModule(LightningDataModule, ABC):
-    """Base LightningDataModule of edit requests, with loaders that yield ``list[EditRequest]``.
+    """Base LightningDataModule of edit requests.
+
+    In a Trainer, its loaders yield what the trained LightningModule asks for: one that defines
+    ``collate_requests`` (:class:`~lightning_edit.datamodules.loader.CollatesRequests`), as trained
+    editors do, gets ready batches, tokenised in the loader's workers. Any other module, and code
+    without a Trainer, gets ``list[EditRequest]``.
 
     Args:
         limit: Maximum number of requests of each split: the first ones, in the order of the source,
@@ -63,7 +40,8 @@ class EditDataModule(LightningDataModule, ABC):
         seed: Seed of the training loader's order, and of all sampling in a subclass.
         split: The split that :meth:`edit_requests` streams.
         batch_size: Requests per batch of a loader.
-        num_workers: Worker processes of the loaders; 0 is enough unless parsing is slow.
+        num_workers: Worker processes of the loaders; they tokenise and sample the batches of
+            a trained editor.
         other_task: Number of unrelated tasks (arithmetic, spelling, …) added to every request as
             locality probes, sampled with the seed; not in the training split.
     """
@@ -175,16 +153,20 @@ class EditDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[EditRequest]:
         """Return the shuffled training loader; its order depends on ``seed`` and the epoch."""
-        return self._loader(self._nonempty_requests("train"), shuffle=True)
+        requests = self._nonempty_requests("train")
+        # `overfit_batches` repeats the first batches, in order; the loader's own order would not.
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
+        order = None if overfit else EpochShuffle(len(requests), self.seed)
+        return self._loader("train", requests, order)
 
     def val_dataloader(self) -> DataLoader[EditRequest] | list[Any]:
         """Return the validation loader, in order; no loader if the source has no such split."""
         requests = self.requests("val")
-        return self._loader(requests) if requests else []
+        return self._loader("val", requests) if requests else []
 
     def test_dataloader(self) -> DataLoader[EditRequest]:
         """Return the test loader, in order."""
-        return self._loader(self._nonempty_requests("test"))
+        return self._loader("test", self._nonempty_requests("test"))
 
     def _nonempty_requests(self, split: str) -> list[EditRequest]:
         requests = self.requests(split)
@@ -196,16 +178,18 @@ class EditDataModule(LightningDataModule, ABC):
         return requests
 
     def _loader(
-        self, requests: Sequence[EditRequest], shuffle: bool = False
+        self, stage: str, requests: list[EditRequest], order: EpochShuffle | None = None
     ) -> DataLoader[EditRequest]:
-        return DataLoader(
-            cast("Dataset[EditRequest]", requests),
-            batch_size=self.batch_size,
-            sampler=EpochShuffle(len(requests), self.seed) if shuffle else None,
-            num_workers=self.num_workers,
-            collate_fn=as_list,
-            persistent_workers=self.num_workers > 0,
-        )
+        collate = self._collate(stage, requests)
+        return request_loader(requests, self.batch_size, order, collate, self.num_workers)
+
+    def _collate(self, stage: str, requests: list[EditRequest]) -> Collate:
+        """Return the collate function of the LightningModule that the Trainer runs, if any."""
+        running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
+        module = self.trainer.lightning_module if self.trainer is not None and running else None
+        if isinstance(module, CollatesRequests):
+            return module.collate_requests(stage, requests)
+        return as_list
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:

@@ -194,6 +194,24 @@ class EditBatch:
         pairs = zip(self.requests, self.encoded, strict=True)
         return [EditBatch((request,), (encoded,), self.seed) for request, encoded in pairs]
 
+    def cases(self) -> list["EditBatch"]:
+        """Split into batches of one case each, with the same seed; see :func:`cases_of`."""
+        found, start = [], 0
+        for case in cases_of(self.requests):
+            stop = start + len(case)
+            found.append(EditBatch(tuple(case), self.encoded[start:stop], self.seed))
+            start = stop
+        return found
+
+    def to(self, *args: object, **kwargs: object) -> "EditBatch":
+        """Return the batch unchanged on a device transfer: text and numbers, without tensors.
+
+        Args:
+            *args: As for tensors, not used.
+            **kwargs: As for tensors, not used.
+        """
+        return self
+
 
 def as_requests(
     requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],

@@ -9,7 +9,6 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 from typing import Any, ClassVar
 
 import torch
@@ -17,13 +16,18 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lightning_edit.datamodules.loader import StepRequests
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.hypernetwork.checkpoint import EditorCheckpoint
 from lightning_edit.editors.hypernetwork.functional_weights import (
     patched_parameters,
     stacked_factors,
 )
-from lightning_edit.editors.hypernetwork.meta_batch import MetaBatchSampler
+from lightning_edit.editors.hypernetwork.meta_batch import (
+    MetaBatch,
+    MetaBatchCollate,
+    MetaBatchSampler,
+)
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.hypernet import drift_kl
@@ -46,6 +50,10 @@ class HypernetworkEditor(Editor, family=True):
     A batch of the training loader holds the edits of one step. Each request yields the edit itself,
     one rephrase for the generalization loss, and locality prompts: its own probes whose answers
     must stay unchanged, and other requests' prompts with their old answers.
+
+    The loaders of an ``EditDataModule`` sample and tokenise these in their workers
+    (:meth:`collate_requests`). A loader of plain ``list[EditRequest]`` works too: the same batches
+    are then made in the training step itself, which is slower.
 
     Args:
         layers: Blocks to edit; ``None``: :meth:`default_layers`.
@@ -234,27 +242,47 @@ class HypernetworkEditor(Editor, family=True):
         line = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.decay_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": line, "interval": "step"}}
 
-    def training_step(self, requests: list[EditRequest], batch_idx: int) -> Tensor | None:
+    def collate_requests(self, stage: str, requests: Sequence[EditRequest]) -> MetaBatchCollate:
+        """Return the collate function of a loader of this editor.
+
+        Args:
+            stage: ``train``, ``val`` or ``test``.
+            requests: All requests of the loader; they provide the other facts.
+        """
+        return MetaBatchCollate(self.source, stage, requests, self.seed)
+
+    def _meta_batch(
+        self, batch: MetaBatch | list[EditRequest], batch_idx: int, stage: str, loader: Any
+    ) -> MetaBatch:
+        """Return a ready batch as it is; make one from the plain requests of anybody's loader."""
+        if isinstance(batch, MetaBatch):
+            return batch
+        others = getattr(loader, "dataset", None)
+        collate = MetaBatchCollate(self.source, stage, others, self.seed)
+        return collate(StepRequests(batch, self.current_epoch, batch_idx))
+
+    def training_step(self, batch: MetaBatch | list[EditRequest], batch_idx: int) -> Tensor | None:
         """Compute the meta-learning loss: edit, then score rephrases and locality prompts.
 
         Args:
-            requests: Edits of one step.
-            batch_idx: Batch index in the epoch; seeds the choice of rephrases and locality prompts.
+            batch: Edits of one step with their rephrases and locality prompts, or plain requests.
+            batch_idx: Batch index in the epoch.
 
         Returns:
             The loss; ``None`` (no update) if it is not finite.
         """
-        rng = Random(f"{self.seed}/{self.current_epoch}/{batch_idx}")
-        examples = self.source.sample(requests, rng, self.trainer.train_dataloader)
-        batch, after = self.logits_after(examples.inner, examples.outer + examples.locality, True)
-        outer = batch.rows < len(examples.outer)
-        terms = self.terms(after[outer], batch.targets[outer], after[~outer], examples.locality)
+        examples = self._meta_batch(batch, batch_idx, "train", self.trainer.train_dataloader)
+        rows = examples.outer + examples.locality
+        padded, after = self.logits_after(examples.inner, rows, learn=True)
+        outer = padded.rows < len(examples.outer)
+        terms = self.terms(after[outer], padded.targets[outer], after[~outer], examples.locality)
         if not torch.isfinite(terms["loss"]):
             log.warning("step %d: the loss is not finite; the step is skipped", self.global_step)
             return None
         self.trained_batches += 1
         for name, value in terms.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=True, batch_size=len(requests))
+            size = len(examples.inner)
+            self.log(f"train/{name}", value.detach(), prog_bar=True, batch_size=size)
         return terms["loss"]
 
     def logits_after(
@@ -310,18 +338,18 @@ class HypernetworkEditor(Editor, family=True):
         """Pad rows into a batch on the language model's device."""
         return AnswerRows.pad([row for _, row in rows], self.language_model.device)
 
-    def validation_step(self, requests: list[EditRequest], batch_idx: int) -> None:
+    def validation_step(self, batch: MetaBatch | list[EditRequest], batch_idx: int) -> None:
         """Evaluate edits of the validation requests; see :meth:`evaluate`."""
-        self.evaluate(requests, batch_idx, "val", self.trainer.val_dataloaders)
+        loader = self.trainer.val_dataloaders
+        self.evaluate(self._meta_batch(batch, batch_idx, "val", loader), "val")
 
-    def test_step(self, requests: list[EditRequest], batch_idx: int) -> None:
+    def test_step(self, batch: MetaBatch | list[EditRequest], batch_idx: int) -> None:
         """Evaluate edits of the test requests; see :meth:`evaluate`."""
-        self.evaluate(requests, batch_idx, "test", self.trainer.test_dataloaders)
+        loader = self.trainer.test_dataloaders
+        self.evaluate(self._meta_batch(batch, batch_idx, "test", loader), "test")
 
     @torch.no_grad()
-    def evaluate(
-        self, requests: list[EditRequest], batch_idx: int, stage: str, loader: Any
-    ) -> None:
+    def evaluate(self, examples: MetaBatch, stage: str) -> None:
         """Log the loss and teacher-forced scores of a batch of edits on all rephrases and probes.
 
         ``reliability/em@tf`` and ``generalization/em@tf``: every token of the new answer is top-1,
@@ -329,13 +357,9 @@ class HypernetworkEditor(Editor, family=True):
         whose top-1 token is the unedited model's; without probes, of other requests' prompts.
 
         Args:
-            requests: Edits of one batch.
-            batch_idx: Batch index; seeds the choice of other requests.
+            examples: Edits of one batch with all their rephrases and locality prompts.
             stage: ``val`` or ``test``, the prefix of the metric names.
-            loader: Loader whose data set provides the other requests.
         """
-        rng = Random(f"{self.seed}/{stage}/{batch_idx}")
-        examples = self.source.validation_batch(requests, rng, loader)
         encoded = enumerate(examples.inner.encoded)
         rewrites = tuple((edit, (e.prompt_ids, e.target_ids)) for edit, e in encoded)
         rows = rewrites + examples.outer + examples.locality
@@ -354,4 +378,5 @@ class HypernetworkEditor(Editor, family=True):
         outer = (batch.rows >= len(rewrites)) & ~held if examples.outer else ~held
         terms = self.terms(logits[outer], batch.targets[outer], logits[held], examples.locality)
         for name, value in terms.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=len(requests))
+            size = len(examples.inner)
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=size)

@@ -6,6 +6,7 @@ from itertools import chain, zip_longest
 from random import Random
 from typing import Any
 
+from lightning_edit.datamodules.loader import StepRequests
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.measures import means_by_request
@@ -30,6 +31,17 @@ class MetaBatch:
     outer: tuple[tuple[int, AnswerRow], ...]
     locality: tuple[tuple[int, AnswerRow], ...]
     kinds: tuple[str, ...] = ()
+
+    def to(self, *args: object, **kwargs: object) -> "MetaBatch":
+        """Return the batch unchanged on a device transfer: it holds token ids, without tensors.
+
+        A step pads several choices of its rows, each on the device of the language model.
+
+        Args:
+            *args: As for tensors, not used.
+            **kwargs: As for tensors, not used.
+        """
+        return self
 
     def scores(self, right: Sequence[float], kept: Sequence[float]) -> dict[str, list[float]]:
         """Average the scores of a validation batch within each request, by metric name.
@@ -73,29 +85,35 @@ class MetaBatchSampler:
     other_facts: int
     any_wording: bool = False
 
-    def sample(self, requests: Sequence[EditRequest], rng: Random, loader: Any) -> MetaBatch:
+    def sample(self, requests: Sequence[EditRequest], rng: Random, others: Any) -> MetaBatch:
         """Sample a rephrase and locality prompts for each edit of a training step.
 
         Args:
             requests: The edits; one without rephrases is scored on its own prompt.
             rng: Random generator of all choices.
-            loader: Loader whose data set provides the other facts.
+            others: Sequence (or map-style data set) of requests that provides the other facts.
 
         Raises:
-            DataError: If a request cannot be tokenised, or the loader's data set has no length.
+            DataError: If a request cannot be tokenised, or ``others`` has no length.
         """
-        edits, outer = [], []
-        for edit, request in enumerate(requests):
+        edits, wordings = [], []
+        for request in requests:
             view = _choose_wording(request, rng) if self.any_wording else request
-            wording = rng.choice(view.rephrases or (view.prompt,))
-            outer.append((edit, self.tokenise(wording, request.target)))
+            wordings.append(rng.choice(view.rephrases or (view.prompt,)))
             edits.append(view)
+        inner = encode_batch(self.tokenizer, edits)
+        outer: list[tuple[int, AnswerRow]] = []
+        for edit, (view, wording) in enumerate(zip(edits, wordings, strict=True)):
+            own = inner.encoded[edit]
+            row: AnswerRow = (own.prompt_ids, own.target_ids)  # tokenised already
+            if wording != view.prompt:
+                row = self.tokenise(wording, view.target)
+            outer.append((edit, row))
         locality: list[tuple[int, AnswerRow]] = []
         for edit, request in enumerate(requests):
             chosen = self.sample_locality_probes(request, rng)
             locality += [(edit, self.tokenise(probe.prompt, probe.answers[0])) for probe in chosen]
-        locality += self.sample_other_facts(requests, rng, loader)
-        inner = encode_batch(self.tokenizer, edits)
+        locality += self.sample_other_facts(requests, rng, others)
         return MetaBatch(inner, tuple(outer), tuple(locality))
 
     def sample_locality_probes(self, request: EditRequest, rng: Random) -> list[Probe]:
@@ -109,17 +127,17 @@ class MetaBatchSampler:
         return [probe for probe in in_turn if probe is not None][: self.own_probes]
 
     def validation_batch(
-        self, requests: Sequence[EditRequest], rng: Random, loader: Any
+        self, requests: Sequence[EditRequest], rng: Random, others: Any
     ) -> MetaBatch:
         """Build a validation batch: all rephrases and all locality probes of each edit.
 
         Args:
             requests: The edits.
             rng: Random generator for other facts, which are used where there are no probes.
-            loader: Loader whose data set provides the other facts.
+            others: Sequence (or map-style data set) of requests that provides the other facts.
 
         Raises:
-            DataError: If a request cannot be tokenised, or the loader's data set has no length.
+            DataError: If a request cannot be tokenised, or ``others`` has no length.
         """
         outer = [
             (edit, self.tokenise(probe.prompt, request.target))
@@ -135,9 +153,9 @@ class MetaBatchSampler:
         ]
         locality = [(edit, self.tokenise(probe.prompt, probe.answers[0])) for edit, probe in probes]
         inner = encode_batch(self.tokenizer, requests)
-        others = () if locality else self.sample_other_facts(requests, rng, loader)
+        drawn = () if locality else self.sample_other_facts(requests, rng, others)
         kinds = tuple(probe.kind for _, probe in probes)
-        return MetaBatch(inner, tuple(outer), (*locality, *others), kinds)
+        return MetaBatch(inner, tuple(outer), (*locality, *drawn), kinds)
 
     def tokenise(self, prompt: str, answer: str | None) -> AnswerRow:
         """Tokenise a prompt and answer; without an answer, only the next token after it is read.
@@ -152,33 +170,74 @@ class MetaBatchSampler:
         return encoded.prompt, encoded.answer
 
     def sample_other_facts(
-        self, requests: Sequence[EditRequest], rng: Random, loader: Any
+        self, requests: Sequence[EditRequest], rng: Random, others: Any
     ) -> list[tuple[int, AnswerRow]]:
         """Sample locality prompts from other requests, with their old (pre-edit) answers.
 
         Args:
             requests: The edits; their own prompts are left out.
             rng: Random generator of the choice.
-            loader: Loader whose data set provides the other requests.
+            others: Sequence (or map-style data set) of requests.
 
         Raises:
-            DataError: If the data set has no length.
+            DataError: If ``others`` has no length.
         """
         count = self.other_facts * len(requests)
         if not count:
             return []
-        data: Any = getattr(loader, "dataset", None)
-        if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        if not hasattr(others, "__len__") or not hasattr(others, "__getitem__"):
             raise DataError(
                 f"other_facts={self.other_facts} takes locality prompts from the loader's data set "
-                f"by number, but got {type(data).__name__}, which has no numbers; use a map-style "
-                "data set, or set other_facts to 0"
+                f"by number, but got {type(others).__name__}, which has no numbers; use a "
+                "map-style data set, or set other_facts to 0"
             )
         own = {text for request in requests for text in (request.prompt, *request.rephrases)}
         # Some spare ones are sampled, to replace those that are edited in this very step.
-        drawn = rng.sample(range(len(data)), min(count + len(requests), len(data)))
-        others = [data[index] for index in drawn if data[index].prompt not in own]
+        drawn = rng.sample(range(len(others)), min(count + len(requests), len(others)))
+        kept = [others[index] for index in drawn if others[index].prompt not in own]
         return [
             (number % len(requests), self.tokenise(other.prompt, other.old_target))
-            for number, other in enumerate(others[:count])
+            for number, other in enumerate(kept[:count])
         ]
+
+
+@dataclass(frozen=True)
+class MetaBatchCollate:
+    """Collate function of a loader: samples and tokenises meta-batches, in its workers.
+
+    What is sampled depends on the seed, and in training on epoch and batch index, alone: not on the
+    number of workers, nor on how often the run was resumed.
+
+    Args:
+        sampler: Sampler of rephrases and locality prompts.
+        stage: ``train``, ``val`` or ``test``.
+        others: Requests that provide the other facts.
+        seed: Seed of the choices.
+    """
+
+    sampler: MetaBatchSampler
+    stage: str
+    others: Any
+    seed: int
+
+    def __call__(self, requests: Sequence[EditRequest]) -> MetaBatch:
+        """Build the meta-batch of one step.
+
+        Args:
+            requests: :class:`~lightning_edit.datamodules.loader.StepRequests`.
+
+        Raises:
+            DataError: If the requests do not carry epoch and batch index, or cannot be tokenised.
+        """
+        if not isinstance(requests, StepRequests):
+            raise DataError(
+                "a meta-batch is sampled by epoch and batch index, but the loader sent a "
+                f"{type(requests).__name__} without them; build the loader with "
+                "`lightning_edit.datamodules.loader.request_loader`, or give a DataLoader of plain "
+                "requests"
+            )
+        if self.stage == "train":
+            rng = Random(f"{self.seed}/{requests.epoch}/{requests.batch_idx}")
+            return self.sampler.sample(requests, rng, self.others)
+        rng = Random(f"{self.seed}/{self.stage}/{requests.batch_idx}")
+        return self.sampler.validation_batch(requests, rng, self.others)

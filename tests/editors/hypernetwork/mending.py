@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_edit.datamodules.base import as_list
+from lightning_edit.datamodules.loader import as_list
 from lightning_edit.editors.hypernetwork.mend import MEND
 from lightning_edit.types import EditRequest, Probe
 from tests.conftest import shared_path

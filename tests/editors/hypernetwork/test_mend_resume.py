@@ -10,7 +10,8 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_edit.cli.lightning import main
-from lightning_edit.datamodules.base import EditDataModule, EpochShuffle
+from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.datamodules.loader import EpochShuffle
 from lightning_edit.editors.hypernetwork.mend import MEND
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ArchitectureError, CheckpointError

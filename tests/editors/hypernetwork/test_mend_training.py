@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
-from lightning_edit.datamodules.base import as_list
+from lightning_edit.datamodules.loader import as_list
 from lightning_edit.editors.hypernetwork.mend import MEND
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.evaluation.baseline import Baseline

@@ -9,14 +9,14 @@ from lightning_edit.editors.hypernetwork.mend import MEND
 from lightning_edit.editors.hypernetwork.meta_batch import MetaBatchSampler
 from lightning_edit.exceptions import DataError
 from lightning_edit.types import EditRequest, Probe
-from tests.editors.hypernetwork.mending import golden_requests, loader
+from tests.editors.hypernetwork.mending import golden_requests
 
 
 def test_examples_of_a_step(gpt2: tuple[Any, Any]) -> None:
     editor = MEND(own_probes=2, other_facts=3)
     editor.bind(*gpt2)
     requests = golden_requests(2)
-    examples = editor.source.sample(requests, Random(0), loader(0, 8))
+    examples = editor.source.sample(requests, Random(0), golden_requests(8))
     text = gpt2[1].decode
     assert examples.inner.requests == tuple(requests)
     for request, (_, (prompt, answer)) in zip(requests, examples.outer, strict=True):
@@ -28,7 +28,7 @@ def test_examples_of_a_step(gpt2: tuple[Any, Any]) -> None:
     assert len(prompts) == 2 * (2 + 3)
     assert set(prompts[:4]) <= probes
     assert set(prompts[4:]) <= {request.prompt for request in golden_requests(6, 2)}
-    again = editor.source.sample(requests, Random(0), loader(0, 8))
+    again = editor.source.sample(requests, Random(0), golden_requests(8))
     assert again == examples
 
 
@@ -58,4 +58,4 @@ def test_other_facts_need_a_numbered_data_set(gpt2: tuple[Any, Any]) -> None:
     editor = MEND()
     editor.bind(*gpt2)
     with pytest.raises(DataError, match="set other_facts to 0"):
-        editor.source.sample(golden_requests(1), Random(0), [golden_requests(1)])
+        editor.source.sample(golden_requests(1), Random(0), None)

@@ -1,0 +1,207 @@
+"""DataLoader of edit requests whose batches know their epoch and step: seeded work in workers.
+
+A collate function gets the items of a batch and nothing else. Here the batch sampler sends the
+epoch and the batch index along with the indices, through the queue of a worker too, so that a
+collate can seed its choices with them: the same batches with any number of workers.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    Sampler,
+    SequentialSampler,
+)
+
+from lightning_edit.types import EditRequest
+
+Collate = Callable[[list[EditRequest]], Any]
+
+
+@runtime_checkable
+class CollatesRequests(Protocol):
+    """A LightningModule that says how its batches are made from requests."""
+
+    def collate_requests(self, stage: str, requests: Sequence[EditRequest]) -> Collate:
+        """Return the collate function of a loader.
+
+        Args:
+            stage: ``train``, ``val`` or ``test``.
+            requests: All requests of the loader.
+
+        Returns:
+            A picklable function of the requests of one batch, which are :class:`StepRequests`.
+        """
+
+
+class StepIndices(list[int]):
+    """Dataset indices of one batch, with the batch's place in training.
+
+    Args:
+        indices: Indices into the data set.
+        epoch: Epoch, from 0.
+        batch_idx: Index of the batch in the epoch.
+    """
+
+    def __init__(self, indices: Sequence[int] = (), epoch: int = 0, batch_idx: int = 0) -> None:
+        super().__init__(indices)
+        self.epoch = epoch
+        self.batch_idx = batch_idx
+
+
+class StepRequests(list[EditRequest]):
+    """Requests of one batch, with the batch's place in training.
+
+    Args:
+        requests: The requests.
+        epoch: Epoch, from 0.
+        batch_idx: Index of the batch in the epoch.
+    """
+
+    def __init__(
+        self, requests: Sequence[EditRequest] = (), epoch: int = 0, batch_idx: int = 0
+    ) -> None:
+        super().__init__(requests)
+        self.epoch = epoch
+        self.batch_idx = batch_idx
+
+
+class RequestDataset(Dataset[EditRequest]):
+    """Map-style data set of edit requests that reads a whole batch with its place in training.
+
+    Args:
+        requests: The requests.
+    """
+
+    def __init__(self, requests: Sequence[EditRequest]) -> None:
+        self.requests = requests
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __getitem__(self, index: int) -> EditRequest:
+        return self.requests[index]
+
+    def __getitems__(self, indices: list[int]) -> StepRequests:
+        """Read the requests of one batch; torch's loader prefers this to one call an item."""
+        assert isinstance(indices, StepIndices)  # they come from StepBatchSampler
+        return StepRequests(
+            [self.requests[index] for index in indices], indices.epoch, indices.batch_idx
+        )
+
+
+def as_list(batch: list[EditRequest]) -> list[EditRequest]:
+    """Collate a batch as the plain list of requests, for modules that take text."""
+    return list(batch)
+
+
+class EpochShuffle(Sampler[int]):
+    """Shuffling sampler whose order depends on the seed and the epoch alone, for exact resume.
+
+    A training run resumed at an epoch sees the batches of an uninterrupted run; ``shuffle=True``
+    would start again with the order of the first epoch.
+
+    Args:
+        size: Number of requests.
+        seed: Seed of the orders.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the order. Lightning calls it before every epoch, also on resume."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.size))
+        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        return iter(order)
+
+
+class EpochSampler(SequentialSampler):
+    """Sequential sampler that knows the epoch; Lightning sets it before every epoch.
+
+    Args:
+        data_source: The data set.
+    """
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch."""
+        self.epoch = epoch
+
+
+class StepBatchSampler(BatchSampler):
+    """Batch sampler that sends epoch and batch index along with the indices.
+
+    ``sampler`` walks over places in the order of the epoch. Under DDP, Lightning replaces it by a
+    ``DistributedSampler``; each process then walks over its share of the places, in turn, so that
+    n processes with batches of m requests see in a step what one process sees with n·m.
+
+    Args:
+        sampler: Sampler of places, with an attribute ``epoch``.
+        batch_size: Requests per batch.
+        drop_last: Whether to leave out a last batch that is not full.
+        order: Order of the requests in each epoch; ``None``: that of the data set.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler[int],
+        batch_size: int,
+        drop_last: bool,
+        order: EpochShuffle | None,
+    ) -> None:
+        super().__init__(sampler, batch_size, drop_last)
+        self.order = order
+        if isinstance(sampler, DistributedSampler) and order is not None:
+            sampler.shuffle = False  # the order of the places is shuffled already
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch = int(getattr(self.sampler, "epoch", 0))
+        order = None
+        if self.order is not None:
+            self.order.set_epoch(epoch)
+            order = list(self.order)
+        for batch_idx, places in enumerate(super().__iter__()):
+            indices = places if order is None else [order[place] for place in places]
+            yield StepIndices(indices, epoch, batch_idx)
+
+
+def request_loader(
+    requests: Sequence[EditRequest],
+    batch_size: int = 1,
+    order: EpochShuffle | None = None,
+    collate: Collate = as_list,
+    num_workers: int = 0,
+) -> DataLoader[EditRequest]:
+    """Build a loader of edit requests whose collate function knows epoch and batch index.
+
+    Args:
+        requests: The requests.
+        batch_size: Requests per batch.
+        order: Order of the requests in each epoch; ``None``: as given.
+        collate: Makes a batch from :class:`StepRequests`; picklable.
+        num_workers: Worker processes that collate.
+    """
+    data = RequestDataset(requests)
+    batches = StepBatchSampler(EpochSampler(data), batch_size, drop_last=False, order=order)
+    return DataLoader(
+        data,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        persistent_workers=num_workers > 0,
+    )

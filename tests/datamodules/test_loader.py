@@ -1,0 +1,160 @@
+"""Loaders whose batches know epoch and step, with any number of workers and processes."""
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DistributedSampler
+
+from lightning_edit.datamodules.loader import (
+    EpochSampler,
+    EpochShuffle,
+    RequestDataset,
+    StepBatchSampler,
+    StepRequests,
+    request_loader,
+)
+from lightning_edit.types import EditRequest
+from tests.toy import ToyData, toy_requests
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.`"),
+]
+
+Seen = tuple[str, int, int, int, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Collate function that tells what it was given."""
+
+    stage: str
+    size: int
+
+    def __call__(self, requests: list[EditRequest]) -> Seen:
+        assert isinstance(requests, StepRequests)
+        ids = tuple(request.id for request in requests)
+        return self.stage, self.size, requests.epoch, requests.batch_idx, ids
+
+
+def epochs(workers: int, order: EpochShuffle | None = None, count: int = 2) -> list[list[Seen]]:
+    requests = toy_requests(5)
+    loader = request_loader(requests, 2, order, Note("train", 5), workers)
+    found = []
+    for epoch in range(count):
+        loader.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]  # as Lightning does
+        found.append(list(loader))
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_see_epoch_and_step(workers: int) -> None:
+    expected = epochs(0, EpochShuffle(5, seed=3))
+    assert [seen[2:4] for seen in chain(*expected)] == [(e, b) for e in (0, 1) for b in (0, 1, 2)]
+    ids = [[name for seen in epoch for name in seen[4]] for epoch in expected]
+    assert ids[0] != ids[1]
+    assert sorted(ids[0]) == sorted(ids[1]) == [f"fact-{i}" for i in range(5)]
+    assert epochs(workers, EpochShuffle(5, seed=3)) == expected
+
+
+def test_processes_share_one_order_and_no_request() -> None:
+    """As Lightning rebuilds the loader under DDP: a distributed sampler in place of the sampler."""
+    data = RequestDataset(toy_requests(6))
+    order = EpochShuffle(6, seed=1)
+    whole = StepBatchSampler(EpochSampler(data), 6, drop_last=False, order=order)
+    for epoch in (0, 1):
+        shares = []
+        for rank in (0, 1):
+            sampler: Any = DistributedSampler(data, 2, rank, shuffle=True)
+            sampler.set_epoch(epoch)
+            found = list(StepBatchSampler(sampler, 2, drop_last=False, order=order))
+            assert [(one.epoch, one.batch_idx) for one in found] == [(epoch, 0), (epoch, 1)]  # type: ignore[attr-defined]
+            shares.append([index for one in found for index in one])
+        whole.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # an EpochSampler
+        (together,) = list(whole)
+        assert [index for pair in zip(*shares, strict=True) for index in pair] == together
+    assert list(EpochShuffle(6, seed=1)) != together
+
+
+class Reading(pl.LightningModule):
+    """Keeps the batches of every loop; learns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        self.seen["train"].append(batch)
+        return self.weight * 0
+
+    def validation_step(self, batch: Any) -> None:
+        self.seen["val"].append(batch)
+
+    def test_step(self, batch: Any) -> None:
+        self.seen["test"].append(batch)
+
+
+class Collating(Reading):
+    """Says how its batches are made."""
+
+    def collate_requests(
+        self, stage: str, requests: Sequence[EditRequest]
+    ) -> Callable[[list[EditRequest]], Seen]:
+        return Note(stage, len(requests))
+
+
+def run(module: Reading, folder: Path, **options: Any) -> ToyData:
+    data = ToyData(5)
+    data.batch_size = 2
+    quiet: dict[str, Any] = {
+        "accelerator": "cpu", "default_root_dir": folder, "logger": False,
+        "enable_progress_bar": False, "enable_model_summary": False,
+        "num_sanity_val_steps": 0, "enable_checkpointing": False, "max_epochs": 2,
+    }  # fmt: skip
+    trainer = pl.Trainer(**quiet | options)
+    trainer.fit(module, datamodule=data)
+    trainer.test(module, datamodule=data, verbose=False)
+    return data
+
+
+def test_a_module_gets_the_batches_that_it_asks_for(tmp_path: Path) -> None:
+    module = Collating()
+    data = run(module, tmp_path)
+    assert [seen[:4] for seen in module.seen["train"]] == [
+        ("train", 5, epoch, batch) for epoch in (0, 1) for batch in (0, 1, 2)
+    ]
+    assert {seen[0] for seen in module.seen["val"]} == {"val"}
+    assert {seen[0] for seen in module.seen["test"]} == {"test"}
+    # Outside a Trainer's run the loaders are what they are for anybody.
+    assert [len(batch) for batch in data.test_dataloader()] == [2, 2, 1]
+
+
+def test_any_other_module_gets_plain_requests(tmp_path: Path) -> None:
+    module = Reading()
+    run(module, tmp_path)
+    for batches in module.seen.values():
+        assert all(isinstance(batch[0], EditRequest) for batch in batches)
+
+
+def test_overfitting_repeats_the_same_batches(tmp_path: Path) -> None:
+    module = Collating()
+    run(module, tmp_path, overfit_batches=1)
+    first, second = module.seen["train"]
+    assert first[4] == second[4] == ("fact-0", "fact-1")
+
+
+def test_step_batches_travel_to_a_worker_that_is_spawned() -> None:
+    sent = StepRequests(toy_requests(2), epoch=4, batch_idx=7)
+    got = pickle.loads(pickle.dumps(sent))  # noqa: S301  # our own
+    assert (list(got), got.epoch, got.batch_idx) == (list(sent), 4, 7)
