@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lightning_edit.analysis.sweep.layers import LayerTrial, RankedTrial, candidates, rate
-from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, found_alone
+from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores
 from lightning_edit.cli.study_options import Study, editor_name, innermost_editor, study_parser
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
+from lightning_edit.edits.edit_loop import (
+    Stopwatch,
+    deltas_alone,
+    encode_cases,
+    written_alone,
+)
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.exceptions import ConfigError, LedgerError, SolveError
@@ -149,20 +154,18 @@ def _run_trial(
     editor.to(study.model.device)
     editor.bind(study.model, study.prompts)
     ledger = Ledger(study.model, editor)
-    outcomes, seconds, begin = [], 0.0, time.perf_counter()
+    outcomes, watch, config = [], Stopwatch(), study.config
+    batches = encode_cases(editor.prompts, study.cases, config.batch_size, config.seed)
     try:
-        batch_size = study.config.batch_size
-        for case, delta in found_alone(editor, study.cases, study.config.seed, batch_size):
-            seconds += time.perf_counter() - begin
-            with ledger.staged(delta, case):
-                outcomes.append(CaseScores.of(evaluation.scores(case), study.mode))
+        found = watch.over(deltas_alone(editor, batches))
+        for case, _ in written_alone(ledger, found):
+            outcomes.append(CaseScores.of(evaluation.scores(case.requests), study.mode))
             advance()
-            begin = time.perf_counter()
     except (SolveError, LedgerError) as error:
         # A layer that cannot be edited is a result; the sweep continues with the others.
         ledger.undo(ledger.request_ids)
         return LayerTrial(layers, [], failed=str(error))
-    return LayerTrial(layers, outcomes, seconds / len(study.cases))
+    return LayerTrial(layers, outcomes, watch.wall / len(study.cases))
 
 
 def _show(study: Study, trials: Sequence[LayerTrial], options: Sequence[str]) -> None:

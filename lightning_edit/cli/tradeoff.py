@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lightning_edit.analysis.sweep.measure import ASPECTS, found_alone
+from lightning_edit.analysis.sweep.measure import ASPECTS
 from lightning_edit.analysis.sweep.tradeoff import Outcomes, Point, at_weights, check_weights
 from lightning_edit.cli.study_options import Study, editor_name, study_parser
 from lightning_edit.editors.wrappers.one_li import OneLI
 from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.edit_loop import deltas_alone, encode_cases
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.exceptions import ConfigError
@@ -117,8 +118,9 @@ def _score_single(
 ) -> None:
     task = bar.add_task("Cases", total=len(cases))
     config = study.config
-    for case, delta in found_alone(host, cases, config.seed, config.batch_size):
-        found = at_weights(study.model, delta, [case], weights, evaluation, study.mode)
+    batches = encode_cases(host.prompts, cases, config.batch_size, config.seed)
+    for case, delta in deltas_alone(host, batches):
+        found = at_weights(study.model, case, delta, weights, evaluation, study.mode)
         outcomes.add(dict(found))
         bar.advance(task)
 
@@ -134,16 +136,15 @@ def _score_batch(
     """Score one batch edit of all cases at every weight; its delta is saved for a resumed study."""
     task = bar.add_task("Weights", total=len(weights))
     path = study.folder.path / "host.safetensors"
+    requests = [request for case in study.cases for request in case]
+    batch = encode_batch(study.prompts, requests, study.config.seed)
     if path.exists():
         delta = Delta.load(path, study.model.device)
     else:
-        requests = [request for case in study.cases for request in case]
-        delta = host.edit(encode_batch(study.prompts, requests, study.config.seed))
+        delta = host.edit(batch)
         delta.save(path)
     found = {}
-    for weight, scored in at_weights(
-        study.model, delta, study.cases, weights, evaluation, study.mode
-    ):
+    for weight, scored in at_weights(study.model, batch, delta, weights, evaluation, study.mode):
         found[weight] = scored
         bar.advance(task)
     outcomes.add(found)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_edit.edits.edit_loop import find
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor
@@ -48,12 +49,10 @@ class EditedModel:
                 "fields of EditRequest"
             ) from error
         self._named += len(listed)
-        groups = [listed] if self.editor.batched else [[request] for request in listed]
-        batches = [encode_batch(self.editor.prompts, group, seed) for group in groups]
-        done = 0
+        batch, done = encode_batch(self.editor.prompts, listed, seed), 0
         try:
-            for batch in batches:
-                self.ledger.commit(self.editor.edit(batch), batch.requests)
+            for part, delta in find(self.editor, batch):
+                self.ledger.commit(delta, part.requests)
                 done += 1
         except BaseException:
             self.ledger.rollback(done)

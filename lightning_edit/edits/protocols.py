@@ -64,3 +64,6 @@ class BoundEditor(EditHistory, Protocol):
 
     def edit(self, batch: EditBatch) -> Delta:
         """Compute the delta for a batch of requests; the model itself is not changed."""
+
+    def edit_independent(self, batch: EditBatch) -> list[Delta]:
+        """Compute one delta per request, each as the only edit of the current model."""

@@ -1,7 +1,7 @@
 """Configuration of an editor or data module: its class and arguments, as plain values."""
 
 import inspect
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 
@@ -20,7 +20,7 @@ def describe(thing: object) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for value in list(vars(thing).values()):
         if is_dataclass(value) and not isinstance(value, type):
-            kept |= asdict(value)
+            kept |= {one.name: getattr(value, one.name) for one in fields(value)}
     kept |= vars(thing) | vars(thing).get("_modules", {})
     names = [
         name

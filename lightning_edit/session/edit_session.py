@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_edit.callbacks.base import Commit, EvalContext, MeasurementDriver
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta
-from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.edit_loop import Stopwatch, find, find_alone
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.outcomes import ProbeScore
@@ -24,7 +24,7 @@ from lightning_edit.session.measurement_log import MeasurementLog
 from lightning_edit.session.stream import EditStream, EvalPoint, evaluation_points
 from lightning_edit.storage.jsonl import RowFile
 from lightning_edit.storage.run_folder import RunFolder
-from lightning_edit.types import EditRequest, Protocol, cases_of
+from lightning_edit.types import EditBatch, EditRequest
 
 log = logging.getLogger(__name__)
 _STATE = "lightning_edit_session"
@@ -60,40 +60,31 @@ class EditSession(MeasurementDriver):
 
     Args:
         editor: A bound editor.
-        requests: The stream.
-        protocol: See :class:`~lightning_edit.session.stream.EditStream`.
-        batch_size: Cases per step.
+        stream: The requests in batches, tokenised; its protocol is the session's.
         eval_at: Numbers of edits after which all edits so far are evaluated; ``single`` always
             evaluates each request right after its own edit.
         folder: Run folder.
         evaluation: Evaluation that scores the probes.
-        seed: Seed of everything random in an edit; the same for every request, so that results do
-            not depend on the batches of the stream.
         resume: Whether to continue an unfinished run in ``folder``.
     """
 
     def __init__(
         self,
         editor: Editor,
-        requests: Sequence[EditRequest],
-        protocol: Protocol,
-        batch_size: int,
+        stream: EditStream,
         eval_at: Sequence[EvalPoint] | None,
         folder: RunFolder,
         evaluation: Evaluation,
-        seed: int = 0,
         resume: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.editor = editor
-        self.protocol: Protocol = protocol
-        self.batch_size = batch_size
-        self.stream = EditStream(requests, protocol, batch_size)
-        self.points = evaluation_points(eval_at, self.stream.batches)
+        self.stream = stream
+        self.protocol = stream.protocol
+        self.points = evaluation_points(eval_at, stream.batches)
         self.folder = folder
         self.evaluation = evaluation
-        self.seed = seed
         self.resume = resume
         self.seconds = {"edit": 0.0, "edit_cpu": 0.0, "evaluate": 0.0}
         self.rows = RowFile(folder.cases)
@@ -107,7 +98,7 @@ class EditSession(MeasurementDriver):
         self._restored_state: dict[str, Any] | None = None
         self._started = False
         self._edits_done = 0
-        self._edit_seconds = 0.0
+        self._finding = Stopwatch()
 
     # -------------------------------------------------------------------------------- Lightning
 
@@ -172,20 +163,18 @@ class EditSession(MeasurementDriver):
             self.measures.start()
         self._started = True
 
-    def training_step(self, batch: list[EditRequest], batch_idx: int) -> None:
+    def training_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Find, commit and evaluate one batch of edits.
 
         Args:
-            batch: The requests.
+            batch: The requests and their token ids.
             batch_idx: Its index in the stream.
         """
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, CommitOptimizer)  # set in configure_optimizers
-        queue = optimizer.queue
         self._edits_done = sum(len(part) for part in self.stream.batches[:batch_idx])
-        queue += (
-            self._single_edits(batch) if self.protocol == "single" else self._joint_edits(batch)
-        )
+        write = self._write_alone if self.protocol == "single" else self._write
+        optimizer.queue.append(partial(write, batch))
         lightning_optimizer = self.optimizers()
         lightning_optimizer.step()  # type: ignore[union-attr]  # one optimizer, see above
         if self.protocol != "single" and self._edits_done in self.points:
@@ -195,39 +184,25 @@ class EditSession(MeasurementDriver):
             self._evaluate(self._edits_done, self.stream.requests[: self._edits_done])
         self.stream.committed = batch_idx + 1
 
-    def _joint_edits(self, requests: list[EditRequest]) -> list[Callable[[], None]]:
-        """Return the commits of requests that stay in force."""
-        if self.editor.batched:
-            return [partial(self._edit_and_commit, requests)]
-        return [partial(self._edit_and_commit, [request]) for request in requests]
+    def _write(self, batch: EditBatch) -> None:
+        """Find and commit edits that stay in force."""
+        for part, delta in self._finding.over(find(self.editor, batch)):
+            self._commit(delta, part.requests)
 
-    def _single_edits(self, batch: list[EditRequest]) -> list[Callable[[], None]]:
-        """Return the steps that commit, evaluate and undo each case of a batch (``single``)."""
-        cases = cases_of(batch)
-        single_requests = [case[0] for case in cases if len(case) == 1]
-        deltas: list[Delta] = []
-        if single_requests:
-            encoded = encode_batch(self.editor.prompts, single_requests, self.seed)
-            deltas = self._time_edit(lambda: self.editor.edit_independent(encoded))
-        found = dict(zip((request.id for request in single_requests), deltas, strict=True))
-        work: list[Callable[[], None]] = []
-        for case in cases:
-            if len(case) == 1:
-                work.append(partial(self._commit, found[case[0].id], case))
-            else:  # the edits of one case depend on each other
-                work += self._joint_edits(case)
-            work.append(partial(self._evaluate, 1, case))
-            work.append(partial(self._restore, case))
-        return work
-
-    def _edit_and_commit(self, requests: list[EditRequest]) -> None:
-        batch = encode_batch(self.editor.prompts, requests, self.seed)
-        self._commit(self._time_edit(lambda: self.editor.edit(batch)), requests)
+    def _write_alone(self, batch: EditBatch) -> None:
+        """Find, commit, evaluate and undo each case of a batch (``single``)."""
+        for case, found in self._finding.over(find_alone(self.editor, batch)):
+            for part, delta in self._finding.over(found):
+                self._commit(delta, part.requests)
+            self._evaluate(1, case.requests)
+            self._restore(case.requests)
 
     def _commit(self, delta: Delta, requests: Sequence[EditRequest]) -> None:
         seconds = self.editor.take_stages()
-        seconds["other"] = max(0.0, self._edit_seconds - sum(seconds.values()))
-        self._edit_seconds = 0.0
+        wall, cpu = self._finding.take()
+        self.seconds["edit"] += wall
+        self.seconds["edit_cpu"] += cpu
+        seconds["other"] = max(0.0, wall - sum(seconds.values()))
         self._edits_done += len(requests)
         begin, refusal = time.perf_counter(), None
         try:
@@ -244,15 +219,6 @@ class EditSession(MeasurementDriver):
     def _restore(self, case: Sequence[EditRequest]) -> None:
         """Undo the edits of a case that no callback has undone."""
         self.ledger.undo([request.id for request in case if request.id in self.ledger.request_ids])
-
-    def _time_edit(self, work: Callable[[], Any]) -> Any:
-        before, processor = self.seconds["edit"], time.process_time()
-        with self._timer("edit"):
-            result = work()
-        # CPU time as well, since wall time includes other load of the machine.
-        self.seconds["edit_cpu"] += time.process_time() - processor
-        self._edit_seconds += self.seconds["edit"] - before
-        return result
 
     @contextmanager
     def _timer(self, stage: str) -> Iterator[None]:

@@ -40,8 +40,8 @@ def results_of(session: "EditSession", data: "EditDataModule", seconds: float) -
         },
         data=describe(data) | {"hash": data.data_hash()},
         protocol=session.protocol,
-        batch_size=session.batch_size,
-        seed=session.seed,
+        batch_size=session.stream.batch_size,
+        seed=session.stream.seed,
         points=points_of(
             session.rows, session.evaluation.baseline.to_rows(), session.measures.rows
         ),

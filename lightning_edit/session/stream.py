@@ -1,12 +1,13 @@
-"""Stream of edits: resumable batches of requests, and evaluation points."""
+"""Stream of edits: resumable batches of tokenised requests, and evaluation points."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
+from lightning_edit.edits.edit_loop import encode_cases
 from lightning_edit.exceptions import ConfigError, DataError
-from lightning_edit.types import EditRequest, Protocol, cases_of
+from lightning_edit.types import EditBatch, EditRequest, Protocol, cases_of
 
 EvalPoint = int | str
 
@@ -17,20 +18,31 @@ class EditStream:
     A plain ``DataLoader`` restarts at its first item after a resume; this one keeps its position in
     the checkpoint. The position counts *committed* batches, not yielded ones.
 
+    Every request is tokenised once, here, so that errors are raised before the first edit.
+
     Args:
         requests: The requests.
+        tokenizer: Tokenizer of the edited language model, such as ``editor.prompts``.
         protocol: ``single``: every case alone on the pristine model (a batch shares only the
             search). ``batch``: all at once. ``sequential``: batch after batch on one model.
         batch_size: Cases per step, for ``single`` and ``sequential``. A case is one request, or the
             requests that share a case name; a batch never splits one.
+        seed: Seed of everything random in an edit; the same for every request, so that results do
+            not depend on the batches of the stream.
 
     Raises:
-        DataError: If there are no requests, two share an id, or a case is scattered.
+        DataError: If there are no requests, two share an id, a case is scattered, or a request
+            cannot be tokenised.
         ConfigError: If the batch size is below 1.
     """
 
     def __init__(
-        self, requests: Sequence[EditRequest], protocol: Protocol, batch_size: int = 1
+        self,
+        requests: Sequence[EditRequest],
+        tokenizer: Any,
+        protocol: Protocol,
+        batch_size: int = 1,
+        seed: int = 0,
     ) -> None:
         if not requests:
             raise DataError("a stream of edits needs at least one request; check split and limit")
@@ -46,11 +58,11 @@ class EditStream:
             raise DataError(str(error)) from error
         size = len(cases) if protocol == "batch" else batch_size
         self.requests = list(requests)
-        self.batches = [
-            [request for case in cases[i : i + size] for request in case]
-            for i in range(0, len(cases), size)
-        ]
-        plan = [[request.to_dict() for request in batch] for batch in self.batches]
+        self.protocol: Protocol = protocol
+        self.batch_size = batch_size
+        self.seed = seed
+        self.batches = list(encode_cases(tokenizer, cases, size, seed))
+        plan = [[request.to_dict() for request in batch.requests] for batch in self.batches]
         self.digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
         self.committed = 0
         self._start = 0
@@ -58,7 +70,7 @@ class EditStream:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[EditRequest]]:
+    def __iter__(self) -> Iterator[EditBatch]:
         start, self._start = self._start, 0
         yield from self.batches[start:]
 
@@ -75,9 +87,7 @@ class EditStream:
         self._start = self.committed = int(state["committed"])
 
 
-def evaluation_points(
-    eval_at: Sequence[EvalPoint] | None, batches: Sequence[Sequence[object]]
-) -> set[int]:
+def evaluation_points(eval_at: Sequence[EvalPoint] | None, batches: Sequence[Sized]) -> set[int]:
     """Convert ``eval_at`` to evaluation points, as numbers of edits.
 
     An evaluation runs after the batch that reaches a point.

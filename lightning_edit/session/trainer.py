@@ -13,14 +13,13 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
-from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.session.edit_session import EditSession
 from lightning_edit.session.measurement_log import MeasurementLog
 from lightning_edit.session.record import results_of
-from lightning_edit.session.stream import EvalPoint
+from lightning_edit.session.stream import EditStream, EvalPoint
 from lightning_edit.storage.atomic import write_error
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import Mode, Protocol
@@ -144,9 +143,11 @@ class EditTrainer(pl.Trainer):
         datamodule.prepare_data()
         datamodule.setup("edit")
         # Errors in requests are raised before any work is done.
-        batch = encode_batch(model.prompts, datamodule.edit_requests(), seed)
+        requests = datamodule.edit_requests()
+        stream = EditStream(requests, model.prompts, protocol, batch_size, seed)
         if model.needs_subject:
-            model.subject_positions(batch)
+            for batch in stream.batches:
+                model.subject_positions(batch)
         folder = RunFolder(run or default_folder(type(model).__name__))
         evaluation = Evaluation(
             Scorer(model.language_model, model.prompts, eval_batch_size, modes),
@@ -154,17 +155,14 @@ class EditTrainer(pl.Trainer):
         )
         session = EditSession(
             model,
-            datamodule.edit_requests(),
-            protocol,
-            batch_size,
+            stream,
             eval_at,
             folder,
             evaluation,
-            seed,
             resume=ckpt_path is not None,
         )
         self._prepare_for(session, checkpoint_every)
-        self.fit(session, session.stream, ckpt_path=_checkpoint(folder, ckpt_path))
+        self.fit(session, stream, ckpt_path=_checkpoint(folder, ckpt_path))
         # A run killed after its last batch has nothing left to fit; its journal is replayed here.
         session.start()
         results = results_of(session, datamodule, time.perf_counter() - begin)

@@ -152,7 +152,7 @@ def test_what_cannot_be_swept(
 def test_a_layer_without_a_finite_edit_is_named_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = cli.found_alone
+    real = cli.deltas_alone
 
     def broken(editor: FTL, *arguments: Any) -> Iterator[tuple[Any, Delta]]:
         for case, delta in real(editor, *arguments):
@@ -160,7 +160,7 @@ def test_a_layer_without_a_finite_edit_is_named_and_the_others_go_on(
             weights = {name: scaled(one, factor) for name, one in delta.weights.items()}
             yield case, replace(delta, weights=weights)
 
-    monkeypatch.setattr(cli, "found_alone", broken)
+    monkeypatch.setattr(cli, "deltas_alone", broken)
     assert sweep(tmp_path, *FTL_OPTIONS, "--candidates", "[1,3]") == 0
     assert "Layer 1 could not be edited: the update of" in capsys.readouterr().out
     first, second = json.loads((tmp_path / "sweep.json").read_text())["tried"]

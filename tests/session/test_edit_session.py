@@ -113,7 +113,7 @@ def test_a_case_is_written_and_scored_as_one(tmp_path: Path, protocol: str, batc
 def test_requests_of_a_case_stand_together() -> None:
     requests = [replace(request, case="one") for request in toy_requests(2)]
     with pytest.raises(DataError, match="put the requests of a case next to each other"):
-        EditStream([requests[0], *toy_requests(4)[2:], requests[1]], "sequential")
+        EditStream([requests[0], *toy_requests(4)[2:], requests[1]], toy_tokenizer(), "sequential")
 
 
 @pytest.mark.parametrize("fail_at", ["fact-0", "fact-4", "fact-6", "fact-11"])
@@ -238,15 +238,15 @@ def test_resume_in_other_modes_is_refused(tmp_path: Path) -> None:
 
 
 def test_stream_keeps_its_position() -> None:
-    stream = EditStream(toy_requests(7), "sequential", 2)
+    stream = EditStream(toy_requests(7), toy_tokenizer(), "sequential", 2)
     assert [len(batch) for batch in stream] == [2, 2, 2, 1]
     stream.load_state_dict({"committed": 3})
-    assert [[r.id for r in batch] for batch in stream] == [["fact-6"]]
+    assert [batch.ids for batch in stream] == [("fact-6",)]
 
 
 def test_stream_refuses_double_ids() -> None:
     with pytest.raises(ValueError, match="own id"):
-        EditStream([*toy_requests(2), *toy_requests(1)], "batch")
+        EditStream([*toy_requests(2), *toy_requests(1)], toy_tokenizer(), "batch")
 
 
 def test_evaluation_points() -> None:

@@ -1,7 +1,7 @@
-"""Scores of independent edits for sweeps: edit each case alone on the pristine model."""
+"""Scores of one case's edit, by aspect, and tables of them; what sweep and trade-off compare."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -10,9 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.base import Editor
-from lightning_edit.edits.delta import Delta
-from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.functional.measures import mean
 from lightning_edit.metrics.aspects import request_means
@@ -76,31 +73,6 @@ def table_of(outcomes: Sequence[CaseScores]) -> Float[Tensor, "n a"]:
     nothing = float("nan")
     rows = [[one.values.get(aspect, nothing) for aspect in ASPECTS] for one in outcomes]
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def found_alone(
-    editor: Editor, cases: Sequence[Case], seed: int, together: int
-) -> Iterator[tuple[Case, Delta]]:
-    """Compute the delta of each case independently, as if it were the only edit.
-
-    Args:
-        editor: A bound editor.
-        cases: The cases.
-        seed: Random seed of the edits.
-        together: Batch size of cases with one request; it does not change the results.
-
-    Yields:
-        Cases of one request with their deltas, then cases of several, whose requests are solved
-        together.
-    """
-    single_requests = [case for case in cases if len(case) == 1]
-    for start in range(0, len(single_requests), together):
-        part = single_requests[start : start + together]
-        batch = encode_batch(editor.prompts, [case[0] for case in part], seed)
-        yield from zip(part, editor.edit_independent(batch), strict=True)
-    for case in cases:
-        if len(case) > 1:
-            yield case, editor.edit(encode_batch(editor.prompts, case, seed))
 
 
 def digest(value: Any) -> str:

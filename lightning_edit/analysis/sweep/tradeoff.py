@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_edit.analysis.sweep.measure import ASPECTS, Case, CaseScores, table_of
+from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, table_of
 from lightning_edit.editors.wrappers.one_li import scaled
 from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.edit_loop import written_alone
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.scores import harmonic_mean
 from lightning_edit.storage.study_rows import ResumableRows
-from lightning_edit.types import Mode
+from lightning_edit.types import EditBatch, Mode
 
 
 def check_weights(weights: Sequence[float]) -> list[float]:
@@ -104,18 +105,18 @@ class Outcomes(ResumableRows):
 
 def at_weights(
     model: Any,
+    batch: EditBatch,
     delta: Delta,
-    cases: Sequence[Case],
     weights: Sequence[float],
     evaluation: Evaluation,
     mode: Mode,
 ) -> Iterator[tuple[float, list[CaseScores]]]:
-    """Score an edit scaled by every interpolation weight; undo it after each.
+    """Score an edit scaled by every interpolation weight; take it back after each.
 
     Args:
         model: The language model.
+        batch: The cases that the edit covers.
         delta: The host's edit.
-        cases: The cases that the edit covers.
         weights: Interpolation weight α of each point.
         evaluation: Scorer of the probes.
         mode: Teacher forced or generated.
@@ -123,13 +124,16 @@ def at_weights(
     Yields:
         Each weight, and the scores of every case.
     """
-    requests = [request for case in cases for request in case]
-    for weight in weights:
-        updates = {name: scaled(one, weight) for name, one in delta.weights.items() if weight > 0}
-        with Ledger(model).staged(replace(delta, weights=updates), requests):
-            scores = evaluation.scores(requests)
-        by_edit = {request.id: number for number, case in enumerate(cases) for request in case}
+    cases = batch.cases()
+    by_edit = {name: number for number, case in enumerate(cases) for name in case.ids}
+    points = ((batch, _interpolated(delta, weight)) for weight in weights)
+    for weight, _ in zip(weights, written_alone(Ledger(model), points), strict=True):
         split: list[list[Any]] = [[] for _ in cases]
-        for score in scores:
+        for score in evaluation.scores(batch.requests):
             split[by_edit[score.edit_id]].append(score)
         yield weight, [CaseScores.of(one, mode) for one in split]
+
+
+def _interpolated(delta: Delta, weight: float) -> Delta:
+    updates = {name: scaled(one, weight) for name, one in delta.weights.items() if weight > 0}
+    return replace(delta, weights=updates)
