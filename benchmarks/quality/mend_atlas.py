@@ -18,7 +18,12 @@ import transformers
 from lightning_edit.benchmark.machine import machine
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.editors import MEND
-from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.edit_loop import (
+    Stopwatch,
+    deltas_alone,
+    encode_cases,
+    written_alone,
+)
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.baseline import Baseline
 from lightning_edit.evaluation.outcomes import probes_of
@@ -40,14 +45,11 @@ def measure(edits: int | None) -> dict[str, Any]:
     probes = {request.id: probes_of(request) for request in requests}
     scorer = Scorer(model, tokenizer, modes=("tf",))
     baseline = Baseline(scorer.score([probe for each in probes.values() for probe in each]))
-    ledger, scores, seconds = Ledger(model), [], 0.0
-    for request in requests:
-        batch = encode_batch(tokenizer, [request])
-        begin = time.process_time()
-        delta = editor.edit(batch)
-        seconds += time.process_time() - begin
-        with ledger.staged(delta, [request]):
-            scores += baseline.compare(scorer.score(probes[request.id]))
+    watch, scores = Stopwatch(), []
+    batches = list(encode_cases(tokenizer, [[request] for request in requests], size=1))
+    found = watch.over(deltas_alone(editor, batches))
+    for case, _ in written_alone(Ledger(model), found):
+        scores += baseline.compare(scorer.score(probes[case.ids[0]]))
     metrics = {name: round(value, 4) for name, value in summarise(scores).items()}
     return {
         "split": "test",
@@ -56,7 +58,7 @@ def measure(edits: int | None) -> dict[str, Any]:
         "batches_trained": int(editor.trained_batches),
         "parameters": sum(parameter.numel() for parameter in editor.parameters()),
         "language_model": weights_hash(model),
-        "cpu_seconds_per_edit": round(seconds / len(requests), 4),
+        "cpu_seconds_per_edit": round(watch.cpu / len(requests), 4),
         "metrics": metrics,
     }
 

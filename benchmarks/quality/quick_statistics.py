@@ -23,6 +23,7 @@ from lightning_edit import atlas
 from lightning_edit.benchmark.machine import machine
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.editors.locate.target_search import Targets
+from lightning_edit.edits.edit_loop import written_alone
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.baseline import Baseline
@@ -97,11 +98,13 @@ class Bench:
         batch = encode_batch(self.tokenizer, self.requests)
         if name not in self.targets:
             self.targets[name] = editor.search(batch)
-        ledger, scores = Ledger(self.model), []
-        for number, (request, part) in enumerate(zip(self.requests, batch.split(), strict=True)):
-            delta = editor.write(part, self.targets[name].only(number))
-            with ledger.staged(delta, [request]):
-                scores += self.baseline.compare(self.scorer.score(self.probes[request.id]))
+        targets, scores = self.targets[name], []
+        deltas = (
+            (part, editor.write(part, targets.only(number)))
+            for number, part in enumerate(batch.split())
+        )
+        for part, _ in written_alone(Ledger(self.model), deltas):
+            scores += self.baseline.compare(self.scorer.score(self.probes[part.ids[0]]))
         found = summarise(scores)
         return {metric: round(found[metric], 4) for metric in SHOWN}
 
