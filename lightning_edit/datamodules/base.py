@@ -40,8 +40,7 @@ class EditDataModule(LightningDataModule, ABC):
         seed: Seed of the training loader's order, and of all sampling in a subclass.
         split: The split that :meth:`edit_requests` streams.
         batch_size: Requests per batch of a loader.
-        num_workers: Worker processes of the loaders; they tokenise and sample the batches of
-            a trained editor.
+        num_workers: Worker processes of the loaders; they make a trained editor's batches.
         other_task: Number of unrelated tasks (arithmetic, spelling, …) added to every request as
             locality probes, sampled with the seed; not in the training split.
     """
