@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -79,6 +79,7 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
         self._remembered: list[Delta] = []
         self._stages: dict[str, float] = {}
         self._nested_seconds = 0.0
+        self._progress_listener: Callable[[int, int], None] | None = None
 
     # ------------------------------------------------------------------------------------ binding
 
@@ -217,6 +218,26 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
             seconds = time.perf_counter() - begin
             self._stages[name] = self._stages.get(name, 0.0) + seconds - self._nested_seconds
             self._nested_seconds = outer_seconds + seconds
+
+    def progress(self, done: int, total: int) -> None:
+        """Report the progress of a search or a training inside one edit, to whoever listens.
+
+        Args:
+            done: Optimiser steps so far.
+            total: Most optimiser steps that there can be; early stopping may end before.
+        """
+        if self._progress_listener is not None:
+            self._progress_listener(done, total)
+
+    def report_progress_to(self, listener: Callable[[int, int], None] | None) -> None:
+        """Send :meth:`progress` to a listener, that of nested editors included.
+
+        Args:
+            listener: Called with steps done and steps in all; ``None``: nobody listens.
+        """
+        for module in self.modules():
+            if isinstance(module, Editor):
+                module._progress_listener = listener
 
     def _synchronize(self) -> None:
         device = self.language_model.device

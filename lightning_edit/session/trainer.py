@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, RichProgressBar
-from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
@@ -18,6 +17,7 @@ from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.session.edit_session import EditSession
 from lightning_edit.session.measurement_log import MeasurementLog
+from lightning_edit.session.progress_bar import EditProgressBar
 from lightning_edit.session.record import results_of
 from lightning_edit.session.stream import EditStream, EvalPoint
 from lightning_edit.storage.atomic import write_error
@@ -63,22 +63,6 @@ class EditCheckpoint(ModelCheckpoint):
             cause = error if isinstance(error, OSError) else OSError(0, str(error).splitlines()[0])
             state = "Every committed edit is in the ledger."
             raise write_error(cause, Path(filepath), state) from error
-
-
-class EditProgressBar(RichProgressBar):
-    """Progress bar that counts edit batches, without the version number of a training."""
-
-    def __init__(self) -> None:
-        super().__init__(theme=RichProgressBarTheme())
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "Editing"
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Return the progress-bar metrics without the version number."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return dict(metrics)
 
 
 def default_folder(editor: str) -> Path:

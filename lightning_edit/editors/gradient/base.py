@@ -106,7 +106,8 @@ class GradientEditor(Editor, family=True):
         master = [value.clone().requires_grad_() for value in start]
         optimizer = torch.optim.Adam(master, lr=self.lr, weight_decay=self.weight_decay)
         losses: list[float] = []
-        for _ in range(self.steps):
+        for step in range(self.steps):
+            self.progress(step, self.steps)
             each = []
             for part in _mini_batches(batch.encoded, self.batch_size):
                 # The model computes in its own dtype; the gradient passes through the cast.
@@ -125,6 +126,7 @@ class GradientEditor(Editor, family=True):
             losses.append(sum(loss * size for loss, size in each) / len(batch))
             if losses[-1] < self.threshold:
                 break
+        self.progress(self.steps, self.steps)
         updates = {
             handle.name: Dense(_in_update_layout(handle, after.detach() - before))
             for handle, after, before in zip(handles, master, start, strict=True)

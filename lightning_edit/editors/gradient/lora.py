@@ -169,7 +169,8 @@ class LoRAEdit(Editor):
         ]
         optimizer = torch.optim.Adam(parameters, lr=self.lr)
         losses: list[float] = []
-        for _ in range(self.steps):
+        for step in range(self.steps):
+            self.progress(step, self.steps)
             total = 0.0
             for start in range(0, len(encoded), self.batch_size):
                 part = encoded[start : start + self.batch_size]
@@ -181,6 +182,7 @@ class LoRAEdit(Editor):
             losses.append(total / len(encoded))
             if losses[-1] < self.threshold:
                 break
+        self.progress(self.steps, self.steps)
         return losses
 
     def _loss(self, encoded: Sequence[Encoded]) -> Float[Tensor, " n"]:

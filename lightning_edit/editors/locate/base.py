@@ -228,7 +228,9 @@ class LocateThenEdit(Editor, family=True):
     ) -> Targets:
         """Search target vectors at the method's layer and site; see :func:`search_targets`."""
         layer, rows = self.edited_layers[-1], self._rows_per_pass
-        return search_targets(self.view, texts, layer, self.site, objective, rows, loss_for)
+        return search_targets(
+            self.view, texts, layer, self.site, objective, rows, loss_for, self.progress
+        )
 
     @property
     def _rows_per_pass(self) -> int:

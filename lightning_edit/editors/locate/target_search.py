@@ -122,6 +122,7 @@ def search_targets(
     objective: Objective,
     rows_per_pass: int,
     loss_for: Callable[[Sequence[TokenizedText]], Loss] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Targets:
     """Search the target vector of every request with Adam, in batched passes.
 
@@ -135,12 +136,19 @@ def search_targets(
         rows_per_pass: Most texts per pass, to bound memory; requests are never split.
         loss_for: Builds the loss of a pass from its texts; ``None``: the objective's negative
             log-likelihood and KL divergence.
+        progress: Called with steps done and the most steps of all passes.
 
     Returns:
         Target vectors, with keys, values, losses and step counts.
     """
     groups = list(_split_into_passes(texts, rows_per_pass))
-    found = [_search_pass(view, group, block, site, objective, loss_for) for group in groups]
+    total, found = len(groups) * objective.steps, []
+    for number, group in enumerate(groups):
+        # A pass may stop early: the next one begins where it would have ended.
+        tell = _steps_of_pass(progress, number * objective.steps, total)
+        found.append(_search_pass(view, group, block, site, objective, loss_for, tell))
+    if progress is not None:
+        progress(total, total)
     order = [request for group in groups for request in dict.fromkeys(t.request for t in group)]
     lines = [part.only(line) for part in found for line in range(len(part.losses))]
     lines = [line for _, line in sorted(zip(order, lines, strict=True), key=lambda pair: pair[0])]
@@ -152,6 +160,12 @@ def search_targets(
         losses=[loss for line in lines for loss in line.losses],
         steps=[steps for line in lines for steps in line.steps],
     )
+
+
+def _steps_of_pass(
+    progress: Callable[[int, int], None] | None, before: int, total: int
+) -> Callable[[int], None] | None:
+    return None if progress is None else lambda step: progress(before + step, total)
 
 
 def _split_into_passes(
@@ -182,6 +196,7 @@ def _search_pass(
     site: Site,
     objective: Objective,
     loss_for: Callable[[Sequence[TokenizedText]], Loss] | None,
+    tell: Callable[[int], None] | None,
 ) -> Targets:
     """Optimise the target vectors of one pass together, dropping requests that are done."""
     other = None if loss_for is None else loss_for(texts)
@@ -206,6 +221,8 @@ def _search_pass(
     weights, top1_passes = torch.ones_like(initial[:, 0]), torch.zeros_like(searching)
     before: Tensor | None = None
     for step in range(objective.steps):
+        if tell is not None:
+            tell(step)
         final = step == objective.steps - 1
         with torch.set_grad_enabled(not final):
             loss_of = None if other is None else partial(other, suffix, texts)
