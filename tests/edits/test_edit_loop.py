@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.edits.edit_loop import (
     Stopwatch,
@@ -24,17 +25,18 @@ from tests.toy import ToyEditor, toy_model, toy_requests, toy_tokenizer
 pytestmark = pytest.mark.bits
 
 
-class Asked:
+class Asked(Editor):
     """A toy editor that keeps what it is asked for, and the model's bits at that moment."""
 
     def __init__(self, batched: bool) -> None:
+        super().__init__()
         self.inner = ToyEditor()
-        self.language_model = toy_model()
-        self.tokenizer = toy_tokenizer()
-        self.inner.bind(self.language_model, self.tokenizer)
-        self.batched = batched
+        self.batched = batched  # type: ignore[misc]  # as wrappers do
         self.asked: list[tuple[str, tuple[str, ...]]] = []
         self.models: list[str] = []
+
+    def on_bind(self) -> None:
+        self.inner.bind(self.language_model, self.tokenizer)
 
     def edit(self, batch: EditBatch) -> Delta:
         self.asked.append(("edit", batch.ids))
@@ -53,6 +55,7 @@ class Asked:
 def material(batched: bool) -> tuple[Asked, Ledger, list[EditBatch]]:
     """Five requests, the second and third one case, in batches of two cases."""
     editor = Asked(batched)
+    editor.bind(toy_model(), toy_tokenizer())
     requests = [
         replace(request, case="pair" if number in (1, 2) else None)
         for number, request in enumerate(toy_requests(5))

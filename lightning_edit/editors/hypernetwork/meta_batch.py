@@ -66,7 +66,9 @@ class MetaBatch:
 def _choose_wording(request: EditRequest, rng: Random) -> EditRequest:
     wordings = [request.prompt, *request.rephrases]
     prompt = wordings.pop(rng.randrange(len(wordings)))
-    return EditRequest(request.id, prompt, request.target, rephrases=tuple(wordings))
+    return EditRequest(
+        request.id, prompt, request.target, rephrases=tuple(wordings), separator=request.separator
+    )
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,15 @@ class MetaBatchSampler:
             own = inner.encoded[edit]
             row: AnswerRow = (own.prompt_ids, own.target_ids)  # tokenised already
             if wording != view.prompt:
-                row = self.tokenise(wording, view.target)
+                row = self.tokenise(wording, view.target, view.separator)
             outer.append((edit, row))
         locality: list[tuple[int, AnswerRow]] = []
         for edit, request in enumerate(requests):
             chosen = self.sample_locality_probes(request, rng)
-            locality += [(edit, self.tokenise(probe.prompt, probe.answers[0])) for probe in chosen]
+            locality += [
+                (edit, self.tokenise(probe.prompt, probe.answers[0], request.separator))
+                for probe in chosen
+            ]
         locality += self.sample_other_facts(requests, rng, others)
         return MetaBatch(inner, tuple(outer), tuple(locality))
 
@@ -140,7 +145,7 @@ class MetaBatchSampler:
             DataError: If a request cannot be tokenised, or ``others`` has no length.
         """
         outer = [
-            (edit, self.tokenise(probe.prompt, request.target))
+            (edit, self.tokenise(probe.prompt, request.target, request.separator))
             for edit, request in enumerate(requests)
             for probe in request.all_probes()
             if probe.aspect == "generalization"
@@ -151,20 +156,25 @@ class MetaBatchSampler:
             for probe in request.probes
             if probe.expect == "unchanged"
         ]
-        locality = [(edit, self.tokenise(probe.prompt, probe.answers[0])) for edit, probe in probes]
+        locality = [
+            (edit, self.tokenise(probe.prompt, probe.answers[0], requests[edit].separator))
+            for edit, probe in probes
+        ]
         inner = encode_batch(self.tokenizer, requests)
         drawn = () if locality else self.sample_other_facts(requests, rng, others)
         kinds = tuple(probe.kind for _, probe in probes)
         return MetaBatch(inner, tuple(outer), (*locality, *drawn), kinds)
 
-    def tokenise(self, prompt: str, answer: str | None) -> AnswerRow:
+    def tokenise(self, prompt: str, answer: str | None, separator: str | None = None) -> AnswerRow:
         """Tokenise a prompt and answer; without an answer, only the next token after it is read.
 
         Raises:
             DataError: If the answer has no token.
         """
         try:
-            (encoded,) = PromptEncoder.of(self.tokenizer).encode([PromptText(prompt, answer)])
+            (encoded,) = PromptEncoder.of(self.tokenizer).encode(
+                [PromptText(prompt, answer, separator=separator)]
+            )
         except ValueError as error:
             raise DataError(str(error)) from error
         return encoded.prompt, encoded.answer
@@ -196,7 +206,7 @@ class MetaBatchSampler:
         drawn = rng.sample(range(len(others)), min(count + len(requests), len(others)))
         kept = [others[index] for index in drawn if others[index].prompt not in own]
         return [
-            (number % len(requests), self.tokenise(other.prompt, other.old_target))
+            (number % len(requests), self.tokenise(other.prompt, other.old_target, other.separator))
             for number, other in enumerate(kept[:count])
         ]
 

@@ -1,5 +1,6 @@
 """What a learned editor is trained on in a step."""
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -59,3 +60,18 @@ def test_other_facts_need_a_numbered_data_set(gpt2: tuple[Any, Any]) -> None:
     editor.bind(*gpt2)
     with pytest.raises(DataError, match="set other_facts to 0"):
         editor.source.sample(golden_requests(1), Random(0), None)
+
+
+def test_answers_follow_their_own_separator(gpt2: tuple[Any, Any]) -> None:
+    plain, other = golden_requests(2)
+    request = replace(plain, separator="\n")
+    source = MetaBatchSampler(gpt2[1], own_probes=2, other_facts=1, any_wording=True)
+    seen = [source.sample([request], Random(seed), [request, other]) for seed in range(4)]
+    seen.append(source.validation_batch([request], Random(0), [request, other]))
+    for batch in seen:
+        rows = [(e.prompt_ids, e.target_ids) for e in batch.inner.encoded]
+        own, others = rows + [row for _, row in batch.outer + batch.locality], []
+        if not batch.kinds:
+            own, others = own[:-1], own[-1:]
+        assert all("\n" in gpt2[1].decode([*prompt, *answer]) for prompt, answer in own)
+        assert not any("\n" in gpt2[1].decode([*prompt, *answer]) for prompt, answer in others)
