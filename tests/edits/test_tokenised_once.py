@@ -105,7 +105,7 @@ def test_an_edit_tokenises_every_text_once(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("name", EDITORS)
-@pytest.mark.parametrize("protocol", ["single", "batch", "sequential"])
+@pytest.mark.parametrize("protocol", ["single", "sequential"])
 def test_a_session_tokenises_every_text_once(
     name: str, protocol: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,8 +82,7 @@ class Kept(EditProgressBar):
 kept: list[Kept] = []
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-@pytest.mark.parametrize("patience", [0.0, 1000.0])
+@pytest.mark.parametrize(("terminal", "patience"), [(True, 0.0), (True, 1000.0), (False, 0.0)])
 def test_a_terminal_shows_the_steps_of_a_long_edit(
     terminal: bool, patience: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

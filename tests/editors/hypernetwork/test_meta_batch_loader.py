@@ -88,7 +88,7 @@ def test_loaders_of_a_data_module_yield_ready_batches(ready: Watch) -> None:
     assert len(set(ready.values)) > 8
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_workers_do_not_change_a_bit(ready: Watch, workers: int, tmp_path: Path) -> None:
     found = fit(tmp_path, workers)
     assert found.kinds == {"MetaBatch"}
