@@ -15,6 +15,7 @@ from lightning_edit.editors import FTL
 from lightning_edit.editors.wrappers.one_li import scaled
 from lightning_edit.edits.delta import Delta
 from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.weights import weights_hash
 
 DATA = ["--data", "AtlasDataModule", "--facts", "2"]
@@ -190,8 +191,7 @@ def test_without_matplotlib_there_is_a_table_and_a_notice(
 def test_the_model_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_language_model("atlas")
     before = weights_hash(model)
-    monkeypatch.setattr(
-        "lightning_edit.cli.study_options.load_language_model", lambda *_: (model, tokenizer)
-    )
+    loaded = model, PromptEncoder.of(tokenizer)
+    monkeypatch.setattr("lightning_edit.cli.study_options.load_configured_model", lambda _: loaded)
     assert sweep(tmp_path, *FTL_OPTIONS, "--candidates", "[2]") == 0
     assert weights_hash(model) == before

@@ -11,6 +11,7 @@ from lightning_edit.analysis.sweep.tradeoff import Point, check_weights
 from lightning_edit.editors import FTL
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.weights import weights_hash
 
 DATA = ["--data", "AtlasDataModule", "--facts", "2"]
@@ -111,9 +112,8 @@ def test_a_batch_whose_edit_is_kept_is_not_solved_again(
 def test_the_model_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_language_model("atlas")
     before = weights_hash(model)
-    monkeypatch.setattr(
-        "lightning_edit.cli.study_options.load_language_model", lambda *_: (model, tokenizer)
-    )
+    loaded = model, PromptEncoder.of(tokenizer)
+    monkeypatch.setattr("lightning_edit.cli.study_options.load_configured_model", lambda _: loaded)
     assert tradeoff(tmp_path, *FTL_HOST, *DATA, "--weights", "[0.5]") == 0
     assert weights_hash(model) == before
 
