@@ -8,12 +8,15 @@ from lightning_edit.types import ASPECT_OF_KIND
 #: Columns of a grid that lists none.
 DEFAULT_COLUMNS: tuple[str, ...] = (
     "reliability/em@tf",
+    "reliability/answer@gen",
     "reliability/em@gen",
     "generalization/em@tf",
+    "generalization/answer@gen",
     "generalization/em@gen",
     "locality/kept@tf",
     "locality/kept@gen",
     "portability/em@tf",
+    "portability/answer@gen",
     "portability/em@gen",
     "seconds_per_edit",
 )
@@ -27,6 +30,9 @@ _ASPECT_HEADS = {
     "known": "Known",
 }
 _MEASURE_HEADS = {
+    "answer": "answer",
+    "contains": "contains",
+    "judge": "judge",
     "em": "em",
     "token_acc": "token",
     "kept": "kept",
@@ -34,7 +40,7 @@ _MEASURE_HEADS = {
     "margin": "EM",
     "nll": "nll",
 }
-_SHARES = ("em", "token_acc", "kept", "margin_sign", "margin")
+_SHARES = ("answer", "contains", "judge", "em", "token_acc", "kept", "margin_sign", "margin")
 _LOWER_IS_BETTER = ("nll",)
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback, gather
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.evaluation.baseline import Baseline
+from lightning_edit.evaluation.judges import JudgeLike, find_judge, judged
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError
@@ -17,7 +18,7 @@ from lightning_edit.types.requests import as_requests
 
 #: Aspects that training should not change, and the measures whose change is reported.
 _DRIFTING = ("locality", "known")
-_DRIFT = ("em@tf", "em@gen", "nll@tf")
+_DRIFT = ("em@tf", "judge@gen", "answer@gen", "em@gen", "nll@tf")
 
 
 class EditEvaluation(MeasurementCallback):
@@ -26,8 +27,8 @@ class EditEvaluation(MeasurementCallback):
     Works in any project: it finds the Hugging Face model inside the LightningModule, scores the
     probes on it before the first step, and again at every validation or every few steps. Model
     modes, gradients and random state stay unchanged. Metric names are those of the library
-    (``locality/kept@tf``, ``known/em@gen``, …); ``drift.known/em@tf`` is the change since before
-    the first step. Values go to every logger and, for checkpoints and early stopping, to
+    (``locality/kept@tf``, ``known/answer@gen``, …); ``drift.known/em@tf`` is the change since
+    before the first step. Values go to every logger and, for checkpoints and early stopping, to
     ``trainer.callback_metrics``. With several processes each scores its share of the requests.
 
     Args:
@@ -48,6 +49,10 @@ class EditEvaluation(MeasurementCallback):
             :class:`~lightning_edit.evaluation.scorer.Scorer`.
         directory: Folder for one ``step-<n>.jsonl`` per evaluation, one line per probe.
         prefix: Prefix of every metric name, e.g. ``"facts/"``; separates several such callbacks.
+        judge: What decides whether a generated text is right: ``answer_first``, ``exact``, or a
+            function of prompt, generated text and accepted answers that returns a truth value or a
+            number from 0 to 1, such as one that asks another language model. Its verdicts are
+            the measure ``judge@gen``.
 
     Raises:
         ConfigError: If there are no probes.
@@ -75,6 +80,7 @@ class EditEvaluation(MeasurementCallback):
         max_new_tokens: int | None = None,
         directory: str | None = None,
         prefix: str = "",
+        judge: JudgeLike = "answer_first",
     ) -> None:
         super().__init__(
             tokenizer, model_attribute, every_n_steps, on_validation, directory, prefix
@@ -89,6 +95,7 @@ class EditEvaluation(MeasurementCallback):
         self.modes = tuple(modes)
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
+        self.judge = find_judge(judge)
         self.baseline: Baseline | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,7 +158,7 @@ class EditEvaluation(MeasurementCallback):
             after = scorer.guess_after_answer([probe for unit in units for probe in unit])
             self.layout = scorer.layout = replace(self.layout, after_answer=after)
         found = context.map_sharded(units, scorer.score_each)
-        return [score for _, scores in found for score in scores]
+        return judged([score for _, scores in found for score in scores], self.judge)
 
     def _probe_groups(self) -> list[list[ScoredProbe]]:
         """Return the probes, grouped by case."""

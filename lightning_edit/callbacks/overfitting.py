@@ -7,8 +7,8 @@ from typing import Any
 from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe
 from lightning_edit.evaluation.scorer import Scorer
-from lightning_edit.functional.leak import mentions, probability
-from lightning_edit.functional.text import normalise
+from lightning_edit.functional.leak import probability
+from lightning_edit.functional.text import contains_answer, normalise
 from lightning_edit.metrics import Leak, Overfitting
 from lightning_edit.metrics.aspects import to_floats
 from lightning_edit.types import EditRequest, Mode, Probe
@@ -56,7 +56,9 @@ class Question:
             for name, text in (("right", self.right), ("old", self.old))
             if text in of_text
         }
-        written = None if score.generated is None else mentions(score.generated, (self.target,))
+        written = (
+            None if score.generated is None else contains_answer(score.generated, (self.target,))
+        )
         if target is None:
             return Leak(self.edit_id, self.group, generated=written)
         value, forced = probability(target.nll), bool(target.em)

@@ -127,7 +127,7 @@ def _correct_digits(scores: Sequence[ProbeScore]) -> dict[tuple[str, str], str]:
     for score in scores:
         if score.aspect not in _ASPECTS:
             continue
-        for mode, value in (("tf", score.em), ("gen", score.em_gen)):
+        for mode, value in (("tf", score.em), ("gen", score.answer_gen)):
             if value is not None:
                 key = score.edit_id, f"{score.aspect}@{mode}"
                 found[key] = found.get(key, "") + str(int(value))

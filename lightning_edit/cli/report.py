@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from lightning_edit.report.table import render
+from lightning_edit.report.undone import undone_edits
 from lightning_edit.storage.results import read_results
 
 _NAME = "report.html"
@@ -23,6 +24,8 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
     """
     console = Console(highlight=False)
     console.print(render(results))
+    if sentence := undone_edits(folder if folder.is_dir() else folder.parent).sentence:
+        console.print(sentence, style="yellow", soft_wrap=True, markup=False)
     timing = results["timing"]
     seconds = timing["edit_seconds"] / timing["edits"]
     per_edit = f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"

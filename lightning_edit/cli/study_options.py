@@ -180,6 +180,8 @@ class Study:
                 "sha256": digest(requests),
             },
             "mode": self.mode,
+            # A study of an earlier version judged generated texts by another rule.
+            **({"rule": "answer"} if self.mode == "gen" else {}),
             "seed": self.config.seed,
         }
 

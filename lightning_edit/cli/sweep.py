@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lightning_edit.analysis.sweep.layers import LayerTrial, RankedTrial, candidates, rate
-from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores
+from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, measure_of
 from lightning_edit.cli.study_options import Study, editor_name, innermost_editor, study_parser
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
@@ -31,6 +31,7 @@ from lightning_edit.report import sweep_plots
 from lightning_edit.report.sweep_plots import label
 from lightning_edit.statistics.cache import files_for
 from lightning_edit.storage.study_rows import require_same
+from lightning_edit.types import Mode
 
 _VERB = "sweep"
 _DESCRIPTION = (
@@ -178,7 +179,7 @@ def _show(study: Study, trials: Sequence[LayerTrial], options: Sequence[str]) ->
     if not ranked:
         raise ConfigError("no layer could be edited; see the reasons above")
     title = _title(study)
-    console.print(_table(ranked, title))
+    console.print(_table(ranked, title, study.mode))
     console.print(_advice(ranked, len(study.cases)), soft_wrap=True)
     files = [study.folder.path / "sweep.json"]
     if sweep_plots.available():
@@ -201,7 +202,7 @@ def _title(study: Study) -> str:
     )
 
 
-def _table(ranked: Sequence[RankedTrial], title: str) -> Table:
+def _table(ranked: Sequence[RankedTrial], title: str, mode: Mode) -> Table:
     table = Table(
         title=title,
         title_justify="left",
@@ -213,7 +214,8 @@ def _table(ranked: Sequence[RankedTrial], title: str) -> Table:
     table.add_column("layers", justify="right")
     aspects = [aspect for aspect in ASPECTS if aspect in ranked[0].means]
     for aspect in aspects:
-        table.add_column(f"{aspect}\n{ASPECTS[aspect]}", justify="right", no_wrap=True)
+        header = f"{aspect}\n{measure_of(aspect, mode)}"
+        table.add_column(header, justify="right", no_wrap=True)
     table.add_column("harmonic\nmean", justify="right", style="bold")
     table.add_column("±", justify="right", style="dim")
     table.add_column("s/edit", justify="right")

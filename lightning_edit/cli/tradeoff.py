@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lightning_edit.analysis.sweep.measure import ASPECTS
+from lightning_edit.analysis.sweep.measure import ASPECTS, measure_of
 from lightning_edit.analysis.sweep.tradeoff import Outcomes, Point, at_weights, check_weights
 from lightning_edit.cli.study_options import Study, editor_name, study_parser
 from lightning_edit.editors.wrappers.one_li import OneLI
@@ -21,6 +21,7 @@ from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.report import sweep_plots
+from lightning_edit.types import Mode
 
 _VERB = "tradeoff"
 _DESCRIPTION = (
@@ -156,7 +157,7 @@ def _show(study: Study, points: Sequence[Point], protocol: str) -> None:
     how = "each alone" if protocol == "single" else "all at once"
     title = f"{editor_name(study.editor)} on {name}: {len(study.cases)} facts, {how}"
     best = max(points, key=lambda point: point.score)
-    console.print(_table(points, best, title))
+    console.print(_table(points, best, title, study.mode))
     console.print(
         f"★ largest harmonic mean, at α = {best.weight:g}. α = 1 is the host's own edit, α = 0 the "
         "original model.",
@@ -182,7 +183,7 @@ def _option_line(study: Study, weight: float) -> str:
     return f"--model OneLI --model.editor {name} --model.alpha {weight:g}"
 
 
-def _table(points: Sequence[Point], best: Point, title: str) -> Table:
+def _table(points: Sequence[Point], best: Point, title: str, mode: Mode) -> Table:
     table = Table(
         title=title,
         title_justify="left",
@@ -194,7 +195,8 @@ def _table(points: Sequence[Point], best: Point, title: str) -> Table:
     table.add_column("α", justify="right")
     aspects = [aspect for aspect in ASPECTS if aspect in points[0].means]
     for aspect in aspects:
-        table.add_column(f"{aspect}\n{ASPECTS[aspect]}", justify="right", no_wrap=True)
+        header = f"{aspect}\n{measure_of(aspect, mode)}"
+        table.add_column(header, justify="right", no_wrap=True)
     table.add_column("harmonic\nmean", justify="right", style="bold")
     for point in points:
         cells = [f"{point.means[aspect]:.3f}" for aspect in aspects]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lightning_edit.evaluation.baseline import Baseline
+from lightning_edit.evaluation.judges import JudgeLike, find_judge, judged
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import DataError
@@ -34,11 +35,15 @@ class Evaluation:
     Args:
         scorer: Scorer of the language model.
         progress: Whether the baseline pass shows a progress bar.
+        judge: Judge of the generated texts, see :mod:`lightning_edit.evaluation.judges`.
     """
 
-    def __init__(self, scorer: Scorer, progress: bool = True) -> None:
+    def __init__(
+        self, scorer: Scorer, progress: bool = True, judge: JudgeLike = "answer_first"
+    ) -> None:
         self.scorer = scorer
         self.progress = progress
+        self.judge = find_judge(judge)
         self.baseline = Baseline()
 
     def choose_layout(self, requests: Sequence[EditRequest], folder: RunFolder) -> None:
@@ -100,6 +105,12 @@ class Evaluation:
                     f"{folder.baseline} was scored in other modes than {self.scorer.modes}; "
                     "resume with the modes that the run was started with"
                 )
+            by_judge = any(score.judged is not None for score in self.baseline.scores)
+            if scored["gen"] and by_judge != (self.judge is not None):
+                raise DataError(
+                    f"{folder.baseline} was {'' if by_judge else 'not '}scored by a judge of its "
+                    "own; resume with the `judge` that the run was started with"
+                )
             return
         self.baseline = Baseline(self._score(requests, "Baseline: the pristine model"))
         folder.write_lines(folder.baseline, self.baseline.to_rows())
@@ -114,7 +125,7 @@ class Evaluation:
             One outcome per probe.
         """
         scores = [score for part in _probe_chunks(requests) for score in self.scorer.score(part)]
-        return self.baseline.compare(scores)
+        return self.baseline.compare(judged(scores, self.judge))
 
     def _score(self, requests: Sequence[EditRequest], title: str) -> Iterable[ProbeScore]:
         total = sum(1 for request in requests for _ in request.all_probes())
@@ -127,4 +138,4 @@ class Evaluation:
             for part in _probe_chunks(requests):
                 scores += self.scorer.score(part)
                 bar.advance(task, len(part))
-        return scores
+        return judged(scores, self.judge)

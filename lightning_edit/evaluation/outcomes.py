@@ -3,13 +3,22 @@
 Nothing here imports torch, so results can be read and re-scored without it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lightning_edit.functional.measures import agreement, mean, probability_margin
-from lightning_edit.functional.text import answers_match, normalise
+from lightning_edit.evaluation.answer_score import AnswerScore
+from lightning_edit.functional.measures import agreement, probability_margin
+from lightning_edit.functional.text import (
+    answers_match,
+    contains_answer,
+    normalise,
+    same_answer,
+    starts_with_answer,
+)
 from lightning_edit.types import ASPECT_OF_KIND, EditRequest, Expect, Group, Probe
+
+__all__ = ["AnswerScore", "ProbeScore", "ScoredProbe", "compare", "probes_of"]
 
 
 @dataclass(frozen=True)
@@ -50,54 +59,6 @@ def probes_of(request: EditRequest) -> list[ScoredProbe]:
 
 
 @dataclass(frozen=True)
-class AnswerScore:
-    """Teacher-forced score of one answer: argmax and negative log-probability of each token.
-
-    Args:
-        text: The answer.
-        target_ids: Its token ids.
-        argmax_ids: The model's most probable token at each position.
-        nlls: Negative log-probability of each token, in nats.
-    """
-
-    text: str
-    target_ids: tuple[int, ...]
-    argmax_ids: tuple[int, ...]
-    nlls: tuple[float, ...]
-
-    @property
-    def nll(self) -> float:
-        """Mean negative log-probability per token, in nats."""
-        return mean(self.nlls)
-
-    @property
-    def token_acc(self) -> float:
-        """Token accuracy: share of tokens that are the argmax."""
-        return agreement(self.argmax_ids, self.target_ids)
-
-    @property
-    def em(self) -> float:
-        """Exact match: 1.0 if every token is the argmax, else 0.0."""
-        return float(self.argmax_ids == self.target_ids)
-
-    def to_row(self) -> dict[str, Any]:
-        """Serialise to plain containers, for JSON."""
-        return {
-            "text": self.text,
-            "target_ids": list(self.target_ids),
-            "argmax_ids": list(self.argmax_ids),
-            "nlls": list(self.nlls),
-        }
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "AnswerScore":
-        """Deserialise a row of :meth:`to_row`."""
-        return cls(
-            row["text"], tuple(row["target_ids"]), tuple(row["argmax_ids"]), tuple(row["nlls"])
-        )
-
-
-@dataclass(frozen=True)
 class ProbeScore:
     """Outcome of one probe: raw results from which every measure is computed.
 
@@ -113,6 +74,8 @@ class ProbeScore:
         forced: One teacher-forced score per answer; empty if that mode was not run.
         contrast: Score of the answer that should be less probable.
         generated: Greedy continuation up to its natural stop; ``None`` if that mode was not run.
+        judged: Verdict on the generated text, 0 to 1, of a judge that was asked, see
+            :mod:`~lightning_edit.evaluation.judges`; ``None`` if none was.
         pristine: The same probe on the pristine model, see :func:`compare`.
         case: Case of the request; ``None`` if the request is a case of its own.
         group: The multi-question test that the probe is part of.
@@ -129,6 +92,7 @@ class ProbeScore:
     pristine: "ProbeScore | None" = None
     case: str | None = None
     group: Group | None = None
+    judged: float | None = None
 
     @property
     def aspect(self) -> str:
@@ -170,11 +134,30 @@ class ProbeScore:
         return float(self.contrast.nll > self.forced[0].nll)
 
     @property
+    def answer_gen(self) -> float | None:
+        """Answer first: 1.0 if the generated text starts with one of the answers, else 0.0."""
+        return self._match(starts_with_answer)
+
+    @property
     def em_gen(self) -> float | None:
-        """Exact match of the generated text: 1.0 if it gives one of the answers, else 0.0."""
-        if self.generated is None:
-            return None
-        return float(answers_match(self.generated, self.answers))
+        """Exact match: 1.0 if the generated text is one of the answers and nothing else."""
+        return self._match(answers_match)
+
+    @property
+    def contains_gen(self) -> float | None:
+        """Containment: 1.0 if one of the answers stands anywhere in the generated text."""
+        return self._match(contains_answer)
+
+    @property
+    def right_gen(self) -> float | None:
+        """Verdict on the generated text: 1.0 if it is right, else 0.0.
+
+        By the judge that was asked (a half or more is right), else by :attr:`answer_gen`.
+        """
+        return self.answer_gen if self.judged is None else float(self.judged >= 0.5)
+
+    def _match(self, rule: Callable[[str, Sequence[str]], bool]) -> float | None:
+        return None if self.generated is None else float(rule(self.generated, self.answers))
 
     @property
     def kept(self) -> float | None:
@@ -185,10 +168,10 @@ class ProbeScore:
 
     @property
     def kept_gen(self) -> float | None:
-        """Agreement of generated texts: 1.0 if equal to the pristine one, normalised; else 0.0."""
+        """Agreement of generated answers: 1.0 if both texts give the same one, else 0.0."""
         if self.pristine is None or self.generated is None or self.pristine.generated is None:
             return None
-        return float(normalise(self.generated) == normalise(self.pristine.generated))
+        return float(same_answer(self.generated, self.pristine.generated, self.answers))
 
     def measures(self) -> dict[str, float]:
         """Return the measures of this probe, by ``<measure>@<mode>``.
@@ -201,7 +184,10 @@ class ProbeScore:
             "nll@tf": self.nll,
             "margin@tf": self.margin,
             "margin_sign@tf": self.margin_sign,
+            "answer@gen": self.answer_gen,
             "em@gen": self.em_gen,
+            "contains@gen": self.contains_gen,
+            "judge@gen": self.judged,
         }
         if self.expect == "unchanged":
             values |= {"kept@tf": self.kept, "kept@gen": self.kept_gen}
@@ -221,13 +207,15 @@ class ProbeScore:
             "forced": [answer.to_row() for answer in self.forced],
             "contrast": None if self.contrast is None else self.contrast.to_row(),
         }
+        if self.judged is not None:
+            row["judged"] = self.judged
         if self.case is not None:
             row["case"] = self.case
         if self.group is not None:
             row["group"] = asdict(self.group)
         if self.pristine is not None:
             before = self.pristine.to_row()
-            row["pristine"] = {name: before[name] for name in _PRISTINE_FIELDS}
+            row["pristine"] = {name: before[name] for name in _PRISTINE_FIELDS if name in before}
         return row
 
     @classmethod
@@ -247,14 +235,15 @@ class ProbeScore:
             generated=row["generated"],
             pristine=None
             if pristine is None
-            else cls.from_row({**row, "pristine": None} | pristine),
+            else cls.from_row({**row, "pristine": None, "judged": None} | pristine),
             case=row.get("case"),
             group=None if group is None else Group.from_dict(group),
+            judged=row.get("judged"),
         )
 
 
 #: Fields that a row stores of the pristine outcome; the others are the same.
-_PRISTINE_FIELDS = ("generated", "measures", "forced", "contrast")
+_PRISTINE_FIELDS = ("generated", "judged", "measures", "forced", "contrast")
 
 
 def compare(post: ProbeScore, pre: ProbeScore) -> ProbeScore:

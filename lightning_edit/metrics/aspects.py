@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_edit.evaluation.judges import JudgeLike, find_judge, judged
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.functional.measures import mean
 from lightning_edit.metrics.criteria import CriterionScores
@@ -17,7 +18,10 @@ from lightning_edit.types import ASPECT_OF_KIND
 
 MEASURES: tuple[str, ...] = (
     "em@tf",
+    "judge@gen",
+    "answer@gen",
     "em@gen",
+    "contains@gen",
     "kept@tf",
     "kept@gen",
     "token_acc@tf",
@@ -104,6 +108,12 @@ class AspectScores(Metric):
     :func:`counterfact_names`. What was not measured has no key. States are sums, so each process
     may hold any share of the requests, even none; a rank without requests calls ``update([])``.
 
+    Args:
+        judge: What decides whether a generated text is right, see
+            :mod:`lightning_edit.evaluation.judges`. Outcomes that were judged before keep their
+            verdict under the default.
+        **kwargs: As for ``torchmetrics.Metric``.
+
     Example:
         >>> from lightning_edit.evaluation.outcomes import AnswerScore
         >>> answer = AnswerScore("Lyon", target_ids=(5,), argmax_ids=(5,), nlls=(0.1,))
@@ -120,8 +130,9 @@ class AspectScores(Metric):
     requests: Tensor
     probes: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, judge: JudgeLike = "answer_first", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.judge = find_judge(judge)
         shape = (len(_GROUPS), len(MEASURES))
         # float64: a mean over many requests prints the same digits in any order of summation.
         self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
@@ -136,7 +147,7 @@ class AspectScores(Metric):
                 passes an empty list.
         """
         by_request: dict[str, list[ProbeScore]] = {}
-        for score in scores:
+        for score in judged(scores, self.judge):
             by_request.setdefault(score.edit_id, []).append(score)
             for group in _groups_of(score):
                 self.probes[_GROUPS.index(group)] += 1

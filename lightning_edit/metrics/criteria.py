@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_edit.evaluation.judges import JudgeLike, find_judge, judged
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.functional.measures import mean
 from lightning_edit.types import ASPECT_OF_CRITERION, Group, Mode
@@ -20,7 +21,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 _CRITERIA = tuple(ASPECT_OF_CRITERION)
 _RIGHT: Mapping[Mode, Callable[[ProbeScore], float | None]] = {
     "tf": lambda score: score.em,
-    "gen": lambda score: score.em_gen,
+    "gen": lambda score: score.right_gen,
 }
 _RULES: Mapping[str, Callable[[Sequence[float]], float]] = {"any": max, "all": min}
 
@@ -84,6 +85,11 @@ class CriterionScores(Metric):
     all tests; ``known`` is the share of tests whose premises the pristine model passes;
     ``passed_known`` is the score of those only; ``passed_edited`` of those whose edits also
     succeeded. States are sums, as in :class:`~lightning_edit.metrics.AspectScores`.
+
+    Args:
+        judge: What decides whether a generated text is right, see
+            :mod:`lightning_edit.evaluation.judges`.
+        **kwargs: As for ``torchmetrics.Metric``.
     """
 
     full_state_update = False
@@ -92,8 +98,9 @@ class CriterionScores(Metric):
     counts: Tensor
     tests: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, judge: JudgeLike = "answer_first", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.judge = find_judge(judge)
         shape = (len(_CRITERIA), len(VALUES), len(MODES))
         self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         for name, size in [("counts", shape), ("tests", shape[:1])]:
@@ -106,7 +113,7 @@ class CriterionScores(Metric):
             scores: Outcomes; all of one case must come in one call.
         """
         cases: dict[str, list[ProbeScore]] = {}
-        for score in scores:
+        for score in judged(scores, self.judge):
             name = f"request {score.edit_id}" if score.case is None else f"case {score.case}"
             cases.setdefault(name, []).append(score)
         for case in cases.values():

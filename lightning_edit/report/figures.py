@@ -142,20 +142,16 @@ def plot_curves(runs: RunsLike, mode: Mode = "gen", over: str = "sequence") -> F
         ValueError: If ``over`` is neither of these.
         DataError: If no run was evaluated at two points.
     """
-    kinds = {
-        "sequence": (series.sequence_curves, "edits, one after the other"),
-        "batch": (series.batch_curves, "edits at once"),
-    }
+    kinds = {"sequence": "edits, one after the other", "batch": "edits at once"}
     if over not in kinds:
         raise ValueError(f"`over` must be one of {', '.join(kinds)}, got {over!r}")
-    take, label = kinds[over]
     listed = as_runs(runs)
     found = [
-        (aspect, take(listed, series.leading_metric(aspect, mode))) for aspect in series.ASPECTS
+        (aspect, series.leading_curves(listed, aspect, mode, over)) for aspect in series.ASPECTS
     ]
     panels = [(MetricInfo(aspect, share=True), curves) for aspect, curves in found if curves]
     _require(panels, f"curves over the {over} in mode {mode!r}")
-    return _draw_panels(panels, label)
+    return _draw_panels(panels, kinds[over])
 
 
 def plot_drift(runs: RunsLike, names: Sequence[str] = ()) -> Figure:

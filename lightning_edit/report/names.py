@@ -46,8 +46,13 @@ class MetricInfo:
 
 #: Display by measure (the last part of a metric name), for every aspect and mode.
 _MEASURES: Mapping[str, MetricInfo] = {
+    "judge": MetricInfo("Right answers, by the judge", share=True),
+    "answer": MetricInfo(
+        "Right answers", "The text starts with an accepted answer, whatever follows.", share=True
+    ),
     "em": MetricInfo("Right answers", share=True),
     "kept": MetricInfo("Answers as before", share=True),
+    "contains": MetricInfo("Right answer anywhere in the text", share=True, leading=False),
     "token_acc": MetricInfo("Right tokens", share=True, leading=False),
     "nll": MetricInfo("Negative log probability of the answer", unit="nats", leading=False),
     "margin": MetricInfo("Right over wrong answer, probability", leading=False),
@@ -138,7 +143,7 @@ _MEASURES: Mapping[str, MetricInfo] = {
     "oap": MetricInfo("Probability of the old answer", leading=False),
 }
 #: Measures that ``drift.<aspect>/…`` reports as a change since the first edit.
-_CHANGE_MEASURES = ("em", "nll", "kept")
+_CHANGE_MEASURES = ("judge", "answer", "em", "nll", "kept")
 SETS = {
     "near": "close in hidden space only",
     "hop_1": "one step away",

@@ -44,7 +44,7 @@ def columns(runs: Sequence[RunCases], max_edits: int | None = None) -> dict[str,
 
     for number, entry in enumerate(runs):
         for edit in entry.edits[:max_edits]:
-            edits.append((number, edit.id))
+            edits.append((number, f"{edit.id} (undone)" if edit.undone else edit.id))
             rows.extend(
                 (
                     len(edits) - 1,

@@ -1,6 +1,6 @@
 """Sections and charts of the page, chosen by the metrics that the runs contain."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lightning_edit.report import charts, series
 from lightning_edit.report.names import MetricInfo, describe_metric, leading_metrics
@@ -17,7 +17,7 @@ from lightning_edit.report.parts import (
 from lightning_edit.report.ripple import RippleFact
 from lightning_edit.report.ripple_section import ripple_section
 from lightning_edit.report.runs import Run
-from lightning_edit.report.series import AspectValue, Curve
+from lightning_edit.report.series import AspectValue
 from lightning_edit.types import Mode
 
 _NOTE = {"gen": "", "tf": "Each answer token is predicted given the right tokens before it."}
@@ -115,15 +115,14 @@ def _tradeoff_section(runs: Sequence[Run]) -> Section | None:
 
 def _curve_section(runs: Sequence[Run]) -> Section | None:
     drawn = []
-    kinds: list[tuple[str, str, Callable[[Sequence[Run], str], list[Curve]]]] = [
-        ("sequence", "edits written, one after the other", series.sequence_curves),
-        ("batch", "edits written at once", series.batch_curves),
+    kinds = [
+        ("sequence", "edits written, one after the other"),
+        ("batch", "edits written at once"),
     ]
     mode: Mode = next(iter(series.modes(runs)), "gen")
-    for kind, label, take in kinds:
+    for kind, label in kinds:
         for aspect in series.ASPECTS:
-            found = take(runs, series.leading_metric(aspect, mode))
-            if found:
+            if found := series.leading_curves(runs, aspect, mode, kind):
                 info = MetricInfo(aspect.capitalize(), share=True)
                 drawn.append(line_chart(f"{kind}-{aspect}", info, found, label, run_labels(runs)))
     if not drawn:

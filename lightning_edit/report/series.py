@@ -6,7 +6,7 @@ library.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_edit.report.runs import Run
@@ -14,8 +14,8 @@ from lightning_edit.types import Mode
 
 ASPECTS = ("reliability", "generalization", "locality", "portability", "known")
 """Aspects to draw, in this order."""
-#: The leading measure of an aspect; the other aspects use ``em``.
-LEADING: Mapping[str, str] = {"locality": "kept"}
+#: The measures that may lead an aspect, by mode; the first that was measured does.
+_LEADING: Mapping[Mode, tuple[str, ...]] = {"gen": ("judge", "answer", "em"), "tf": ("em",)}
 MODES: tuple[Mode, ...] = ("gen", "tf")
 
 
@@ -70,9 +70,48 @@ class Tradeoff:
     n: int
 
 
-def leading_metric(aspect: str, mode: Mode) -> str:
-    """Return the full name of an aspect's leading metric."""
-    return f"{aspect}/{LEADING.get(aspect, 'em')}@{mode}"
+def leading_measures(aspect: str, mode: Mode) -> tuple[str, ...]:
+    """Return the measures that may lead an aspect; the first one that was measured does.
+
+    What decides whether a generated answer is right is the verdict of a judge, if one was asked,
+    else the answer-first rule; runs of earlier versions only have ``em``.
+
+    Args:
+        aspect: Name of the aspect.
+        mode: ``tf`` or ``gen``.
+    """
+    return ("kept",) if aspect == "locality" else _LEADING[mode]
+
+
+def leading_metric(aspect: str, mode: Mode, names: Container[str]) -> str | None:
+    """Return the full name of an aspect's leading metric; ``None`` if none was measured.
+
+    Args:
+        aspect: Name of the aspect.
+        mode: ``tf`` or ``gen``.
+        names: Names of the metrics that were measured.
+    """
+    asked = (f"{aspect}/{measure}@{mode}" for measure in leading_measures(aspect, mode))
+    return next((name for name in asked if name in names), None)
+
+
+def leading_curves(runs: Sequence[Run], aspect: str, mode: Mode, over: str) -> list[Curve]:
+    """Return the curves of an aspect's leading metric, each run by the rule it was scored with.
+
+    Args:
+        runs: The runs.
+        aspect: Name of the aspect.
+        mode: ``tf`` or ``gen``.
+        over: ``sequence`` or ``batch``, see :func:`sequence_curves` and :func:`batch_curves`.
+    """
+    take = {"sequence": sequence_curves, "batch": batch_curves}[over]
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        last = run.last
+        name = None if last is None else leading_metric(aspect, mode, last["metrics"])
+        if name is not None:
+            by_name.setdefault(name, []).append(run)
+    return [curve for name, some in by_name.items() for curve in take(some, name)]
 
 
 def modes(runs: Sequence[Run]) -> list[Mode]:
@@ -92,12 +131,12 @@ def aspects(run: Run, mode: Mode) -> list[AspectValue]:
         return []
     found = []
     for aspect in ASPECTS:
-        name = leading_metric(aspect, mode)
-        if name in point["metrics"]:
+        name = leading_metric(aspect, mode, point["metrics"])
+        if name is not None:
             found.append(
                 AspectValue(
                     aspect,
-                    LEADING.get(aspect, "em"),
+                    name.rpartition("/")[2].partition("@")[0],
                     None if name not in point["before"] else float(point["before"][name]),
                     float(point["metrics"][name]),
                     int(point["counts"].get(f"{aspect}/n", 0)),

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_edit.report.cases import Case, Edit
 from lightning_edit.report.runs import Run
+from lightning_edit.report.undone import undone_edits
 
 #: Each aspect as a question to a reader.
 QUESTION = {
@@ -118,7 +119,7 @@ def summarise_run(run: Run, edits: Sequence[Edit], most: int = _MAX_CARDS) -> St
     generated = any(case.now is not None for edit in edits for case in edit.cases)
     return Story(
         run,
-        lead(run, len(edits) or run.edits),
+        lead(run, len(edits) or run.edits, sum(edit.undone for edit in edits)),
         _summary(_counts(edits), generated),
         _counts(edits),
         tuple(cards),
@@ -147,19 +148,25 @@ def _summary(counts: Sequence[Count], generated: bool) -> str:
     return " ".join(sentences)
 
 
-def lead(run: Run, edits: int) -> str:
+def lead(run: Run, edits: int, undone: int = 0) -> str:
     """Describe in one sentence what a run did: editor, edits, model, protocol.
 
     Args:
         run: The run.
         edits: Number of edits at its last evaluation.
+        undone: Number of them that were undone after the run.
     """
     protocol = run.results["protocol"]
     how = _PROTOCOL_WORDS[protocol]
     if protocol == "sequential" and run.results["batch_size"] > 1:
         how = f"in batches of {run.results['batch_size']}, one after the other"
     noun = "fact" if edits == 1 else "facts"
-    return f"{run.editor} wrote {edits:,} {noun} into {run.model}, {how}."
+    what = f"{run.editor} wrote {edits:,} {noun} into {run.model}, {how}"
+    if not undone:
+        return f"{what}."
+    some = f"{undone:,} of them {'was' if undone == 1 else 'were'}"
+    every = "it was" if edits == 1 else "all were"
+    return f"{what}; {every if undone == edits else some} undone later."
 
 
 def _counts(edits: Sequence[Edit]) -> tuple[Count, ...]:
@@ -189,12 +196,14 @@ def _choose(edits: Sequence[Edit], most: int) -> tuple[list[Edit], str]:
 
 
 def warnings(run: Run) -> list[str]:
-    """Describe rollbacks and early stops of a run as warnings.
+    """Describe early stops, rollbacks and later undos of a run as warnings.
 
     Args:
         run: The run.
     """
     found = []
+    if sentence := undone_edits(run.folder).sentence:
+        found.append(f"{run.label}: {sentence}")
     if run.results["status"] != "complete":
         found.append(f"{run.label} ended before its last edit.")
     for row in run.results.get("events", []):

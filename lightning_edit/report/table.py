@@ -9,17 +9,23 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_edit.report import comparison
-from lightning_edit.types import ASPECT_OF_KIND
+from lightning_edit.report.series import leading_metric
+from lightning_edit.types import ASPECT_OF_KIND, Mode
 
 LEGEND = (
     "tf: teacher forced, each token of the answer must be the model's first choice after "
-    "the ones before it. gen: the model writes by itself until it stops. em: share of "
-    "right answers. kept: share that is as on the unedited model. margin_sign: share where the "
-    "true answer is more probable than the edit's. n: requests. docs/metrics.md"
+    "the ones before it. gen: the model writes by itself until it stops. answer: share of texts "
+    "that start with a right answer, whatever follows; it decides what holds. em: share that is a "
+    "right answer and nothing else. kept: share that is as on the unedited model. margin_sign: "
+    "share where the true answer is more probable than the edit's. n: requests. docs/metrics.md"
 )
+_MODES: tuple[Mode, ...] = ("tf", "gen")
 _ASPECTS = tuple(dict.fromkeys(ASPECT_OF_KIND.values()))
 #: Measures to show of an aspect, the leading one first; the others are only in ``results.json``.
-_SHOWN_MEASURES: Mapping[str, tuple[str, ...]] = {"locality": ("kept", "em", "margin_sign")}
+_SHOWN_MEASURES: Mapping[str, tuple[str, ...]] = {
+    "locality": ("kept", "judge", "answer", "em", "margin_sign")
+}
+_RIGHT = ("judge", "answer", "em")
 _PROTOCOL = {
     "single": "each alone on the pristine model",
     "batch": "all at once",
@@ -60,13 +66,13 @@ def _aspect_table(results: Mapping[str, Any], point: Mapping[str, Any]) -> Table
     table = _table(_title(results, point))
     table.add_column("", no_wrap=True)
     table.add_column("measure")
-    for mode in ("tf", "gen"):
+    for mode in _MODES:
         table.add_column(f"{mode}\nbefore", justify="right")
         table.add_column(f"{mode}\nafter", justify="right", style="bold")
     table.add_column("n", justify="right")
     for label, group, measure in _rows(point):
         cells = []
-        for mode in ("tf", "gen"):
+        for mode in _MODES:
             name = f"{group}/{measure}@{mode}"
             cells += [
                 _format_share(point["before"].get(name)),
@@ -100,11 +106,13 @@ def _group_measures(
     point: Mapping[str, Any], group: str, label: str
 ) -> Iterator[tuple[str, str, str]]:
     """Yield the rows of a group's measured measures; only the first row has the label."""
-    first, *others = _SHOWN_MEASURES.get(group.partition(".")[0], ("em",))
-    yield label, group, first
-    for measure in others:
-        if any(f"{group}/{measure}@{mode}" in point["metrics"] for mode in ("tf", "gen")):
-            yield "", group, measure
+    listed = [
+        measure
+        for measure in _SHOWN_MEASURES.get(group.partition(".")[0], _RIGHT)
+        if any(f"{group}/{measure}@{mode}" in point["metrics"] for mode in _MODES)
+    ]
+    for number, measure in enumerate(listed or ["em"]):
+        yield "" if number else label, group, measure
 
 
 def _curve_table(points: list[Mapping[str, Any]]) -> Table:
@@ -112,15 +120,21 @@ def _curve_table(points: list[Mapping[str, Any]]) -> Table:
     table.add_column("edits", justify="right")
     table.add_column("")
     aspects = [a for a in _ASPECTS if any(f"{a}/n" in entry["counts"] for entry in points)]
+    measured = {name for entry in points for name in entry["metrics"]}
+    leading = {
+        (aspect, mode): leading_metric(aspect, mode, measured)
+        for aspect in aspects
+        for mode in _MODES
+    }
     for aspect in aspects:
-        table.add_column(f"{aspect}\n{_SHOWN_MEASURES.get(aspect, ('em',))[0]}", justify="right")
+        named = [name for mode in _MODES if (name := leading[aspect, mode]) is not None]
+        measures = dict.fromkeys(name.rpartition("/")[2].partition("@")[0] for name in named)
+        table.add_column(f"{aspect}\n{', '.join(measures) or 'em'}", justify="right")
     for entry in points:
-        for label, mode in ((str(entry["after"]), "tf"), ("", "gen")):
-            names = [
-                f"{aspect}/{_SHOWN_MEASURES.get(aspect, ('em',))[0]}@{mode}" for aspect in aspects
-            ]
+        for number, mode in enumerate(_MODES):
+            names = [leading[aspect, mode] for aspect in aspects]
             cells = [_format_share(entry["metrics"].get(name)) for name in names]
-            table.add_row(label, mode, *cells)
+            table.add_row("" if number else str(entry["after"]), mode, *cells)
     return table
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, RichProgr
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.evaluation.evaluator import Evaluation
+from lightning_edit.evaluation.judges import JudgeLike
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.session.edit_session import EditSession
@@ -86,6 +87,7 @@ class EditTrainer(pl.Trainer):
         checkpoint_every: int = 10,
         seed: int = 0,
         ckpt_path: str | None = None,
+        judge: JudgeLike = "answer_first",
     ) -> dict[str, Any]:
         """Write a stream of edits into the editor's language model and evaluate each point.
 
@@ -105,6 +107,9 @@ class EditTrainer(pl.Trainer):
             checkpoint_every: Edit batches between checkpoints.
             seed: Seed of everything random in the edits.
             ckpt_path: last: resume the run in the folder. A path: resume from that checkpoint.
+            judge: What decides whether a generated text is right. answer_first: it starts with an
+                accepted answer. exact: it is one and nothing else. Or a function of prompt,
+                generated text and accepted answers (a dotted path), such as an LLM judge.
 
         Returns:
             The results, as in results.json.
@@ -136,6 +141,7 @@ class EditTrainer(pl.Trainer):
         evaluation = Evaluation(
             Scorer(model.language_model, model.prompts, eval_batch_size, modes),
             progress=self.progress_bar_callback is not None,
+            judge=judge,
         )
         session = EditSession(
             model,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_edit.__main__ import main
-from lightning_edit.analysis.sweep.measure import ASPECTS
+from lightning_edit.analysis.sweep.measure import ASPECTS, measure_of
 from lightning_edit.cli import sweep as cli
 from lightning_edit.editors import FTL
 from lightning_edit.editors.wrappers.one_li import scaled
@@ -57,8 +57,8 @@ def test_numbers_are_those_of_edit_with_protocol_single(swept: Path, tmp_path: P
     point = json.loads((tmp_path / "results.json").read_text())["points"][-1]
     record = json.loads((swept / "sweep.json").read_text())
     (ours,) = (one for one in record["rated"] if one["layers"] == [3])
-    for aspect, measure in ASPECTS.items():
-        expected = point["metrics"][f"{aspect}/{measure}@tf"]
+    for aspect in ASPECTS:
+        expected = point["metrics"][f"{aspect}/{measure_of(aspect, 'tf')}@tf"]
         assert ours[aspect] == pytest.approx(expected, abs=1e-4)
 
 

@@ -37,7 +37,11 @@ def test_measures_of_one_outcome() -> None:
     assert score.nll == 1.0  # the preferred answer
     assert score.margin == pytest.approx(0.367879441 - 0.049787068)
     assert score.margin_sign == 1.0
-    assert score.em_gen == 1.0
+    assert (score.answer_gen, score.em_gen, score.contains_gen) == (1.0, 1.0, 1.0)
+    longer = outcome(generated="Rome, Italy")
+    assert (longer.answer_gen, longer.em_gen, longer.contains_gen) == (1.0, 0.0, 1.0)
+    inside = outcome(generated="It is Rome")
+    assert (inside.answer_gen, inside.em_gen, inside.contains_gen) == (0.0, 0.0, 1.0)
     assert score.kept is None
     assert score.kept_gen is None
     only = outcome(forced=score.forced[:1])
@@ -48,7 +52,10 @@ def test_kept_compares_choices_at_the_places_of_the_preferred_answer() -> None:
     after = compare(outcome(argmax=(4, 9), generated="rome! It  is old."), outcome())
     assert after.kept == 0.5
     assert after.kept_gen == 1.0
-    assert compare(outcome(generated="Rome."), outcome()).kept_gen == 0.0
+    # What follows the answer is no part of it.
+    assert compare(outcome(generated="Rome."), outcome()).kept_gen == 1.0
+    assert compare(outcome(generated="Roma."), outcome()).kept_gen == 0.0
+    assert compare(outcome(generated="Milan."), outcome()).kept_gen == 0.0
     assert {"kept@tf", "kept@gen"} <= after.measures().keys()
 
 

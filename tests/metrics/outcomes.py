@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections import defaultdict
 
 from lightning_edit.evaluation.outcomes import AnswerScore, ProbeScore, compare
@@ -48,7 +49,7 @@ def _outcome(draw: random.Random, edit_id: str, kind: str, probe: int) -> ProbeS
     choices = tuple(token if draw.random() < 0.8 else 98 for token in first[0].argmax_ids)
     changed = AnswerScore("Rome", first[0].target_ids, choices, first[0].nlls)
     contrast = answer("Lyon") if kind != "one_hop" and draw.random() < 0.8 else None
-    texts = ["Rome", "Roma. Old", "Lyon", None]
+    texts = ["Rome", "Roma. Old", "Roma, old", "It is Rome", "Lyon", None]
     before = ProbeScore(**values, forced=first, generated=draw.choice(texts))
     after = ProbeScore(
         **values,
@@ -126,10 +127,16 @@ def _measures(row: dict) -> dict[str, float]:
         values["margin_sign@tf"] = float(nll < other)
     if row["generated"] is not None:
         values["em@gen"] = float(row["generated"].split(".")[0] in ("Rome", "Roma"))
+        values["answer@gen"] = float(
+            any(re.match(rf"{re.escape(one)}\b", row["generated"]) for one in row["answers"])
+        )
+        values["contains@gen"] = float(
+            any(re.search(rf"\b{re.escape(one)}\b", row["generated"]) for one in row["answers"])
+        )
     if row["expect"] == "unchanged":
         pre = row["pristine"]
         a, b = row["forced"][0]["argmax_ids"], pre["forced"][0]["argmax_ids"]
         values["kept@tf"] = sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
         if None not in (row["generated"], pre["generated"]):
-            values["kept@gen"] = float(row["generated"] == pre["generated"])
+            values["kept@gen"] = float(row["generated"][:4] == pre["generated"][:4])
     return values

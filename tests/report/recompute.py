@@ -21,19 +21,48 @@ def _mean(values: list[float]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    text = unicodedata.normalize("NFKC", text).casefold()
+    """Words of texts of letters and whole numbers; a sign that a hyphen follows is ``-``."""
+    text = re.sub(r"(?<=\w)[-‐‑–](?=\w)", " - ", unicodedata.normalize("NFKC", text).casefold())
+    text = re.sub(r"(?<=\w)\.(?=\w)|['’‘`]", "", text)
     kinds = [(letter, unicodedata.category(letter)) for letter in text]
-    text = "".join(
-        " " if kind == "Pd" else "" if kind[0] == "P" else letter for letter, kind in kinds
+    text = "".join(letter if letter == "-" or kind[0] != "P" else " " for letter, kind in kinds)
+    words = [word for word in text.split() if word != "the"]
+    while len(words) > 1 and words[0] in ("a", "an"):
+        words = words[1:]
+    return words or text.split()
+
+
+def _plain(text: str) -> list[str]:
+    return [word for word in _words(text) if word != "-"]
+
+
+def _starts(text: str, answer: str) -> bool:
+    words, wanted = _words(text), _words(answer)
+    return words[: len(wanted)] == wanted and words[len(wanted) : len(wanted) + 1] != ["-"]
+
+
+def _given(text: str, answers: list[str]) -> set[str]:
+    return {one for one in answers if _starts(text, one) or _gives(text, [one])}
+
+
+def _contains(text: str, answer: str) -> bool:
+    words, wanted = _plain(text), _plain(answer)
+    return any(words[n : n + len(wanted)] == wanted for n in range(len(words)))
+
+
+def _same(one: str, other: str, answers: list[str]) -> float:
+    given = _given(one, answers), _given(other, answers)
+    size = max(len(_plain(answer)) for answer in answers)
+    return float(
+        bool(given[0] & given[1]) if any(given) else _plain(one)[:size] == _plain(other)[:size]
     )
-    return [word for word in text.split() if word not in ("a", "an", "the")] or text.split()
 
 
 def _gives(text: str, answers: list[str]) -> float:
     """A continuation counts whole, or up to the end of any of its sentences."""
     ends = [m.end() for m in re.finditer(r"""[.!?…][\])}"'»”’]*(?=\s|$)|[。！？][」』”’]*""", text)]
-    wanted = [_words(answer) for answer in answers]
-    return float(any(_words(text[:end]) in wanted for end in [*ends, len(text)]))
+    wanted = [_plain(answer) for answer in answers]
+    return float(any(_plain(text[:end]) in wanted for end in [*ends, len(text)]))
 
 
 def _nll(answer: dict[str, Any]) -> float:
@@ -57,13 +86,18 @@ def measures(row: dict[str, Any]) -> dict[str, float]:
             found["margin@tf"] = math.exp(-right) - math.exp(-wrong)
             found["margin_sign@tf"] = float(wrong > right)
     if row.get("generated") is not None:
-        found["em@gen"] = _gives(row["generated"], row["answers"])
+        text, answers = row["generated"], row["answers"]
+        found["em@gen"] = _gives(text, answers)
+        found["answer@gen"] = float(bool(_given(text, answers)))
+        found["contains@gen"] = float(
+            bool(_given(text, answers)) or any(_contains(text, one) for one in answers)
+        )
     if row["expect"] == "unchanged" and row.get("pristine"):
         before = row["pristine"]
         if row["forced"]:
             found["kept@tf"] = _mean(_shares(row["forced"][0], before["forced"][0]["argmax_ids"]))
         if row.get("generated") is not None:
-            found["kept@gen"] = float(_words(row["generated"]) == _words(before["generated"]))
+            found["kept@gen"] = _same(row["generated"], before["generated"], row["answers"])
     return found
 
 

@@ -148,7 +148,7 @@ def test_the_first_screen_says_what_held(tmp_path: Path) -> None:
     assert 0 < held < 30
     metrics = read_run.last
     assert metrics is not None
-    assert held / 30 == pytest.approx(metrics["metrics"]["reliability/em@gen"])
+    assert held / 30 == pytest.approx(metrics["metrics"]["reliability/answer@gen"])
     assert story.lead == "ROME wrote 30 facts into tiny, each alone on the pristine model."
     assert story.summary.startswith(f"{held} of 30 hold when the model writes by itself.")
     assert [card.edit.id for card in story.cards[:3]] == ["edit:0", "edit:1", "edit:2"]

@@ -164,3 +164,43 @@ def test_tables_need_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _written(text: str) -> dict[str, Any]:
+    """A record of one edit to "Rome" after which the model writes this text."""
+    score = replace(
+        random_outcomes(0, 1)[0],
+        kind="rewrite",
+        expect="target",
+        generated=text,
+        pristine=None,
+    )
+    return record(points=[point(1, [score])])
+
+
+def test_a_text_that_goes_on_behind_the_answer_holds(tmp_path: Path) -> None:
+    results = _written("Rome, Italy. The Eiffel Tower is located in")
+    lines = [line.split() for line in shown(results).splitlines()]
+    assert ["reliability", "answer", "–", "–", "–", "1.000", "1"] in lines
+    assert ["em", "–"] in [line[:2] for line in lines]  # the strict score stays beside it
+    assert next(line[-2] for line in lines if line[:1] == ["em"]) == "0.000"
+    assert ["1.000", "1"] not in [line[-2:] for line in map(str.split, _table_of("Romeo"))]
+
+
+def _table_of(text: str) -> list[str]:
+    return [line for line in shown(_written(text)).splitlines() if " answer " in line]
+
+
+def test_results_of_an_earlier_version_are_shown_by_their_own_rule() -> None:
+    results = record()
+    for entry in results["points"]:
+        for group in ("metrics", "before"):
+            entry[group] = {
+                name: value
+                for name, value in entry[group].items()
+                if not name.endswith(("/answer@gen", "/contains@gen"))
+            }
+    text = shown(results)
+    assert "answer  " not in text.partition("Beside")[0].partition("tf:")[0]
+    assert "reliability" in text
+    assert "em" in text

@@ -15,10 +15,22 @@ from lightning_edit.functional.measures import mean
 from lightning_edit.metrics.aspects import request_means
 from lightning_edit.types import EditRequest, Mode
 
-#: Aspects of a study with their measure: the leading measures of a run's table.
-ASPECTS: dict[str, str] = {"reliability": "em", "generalization": "em", "locality": "kept"}
+#: Aspects of a study.
+ASPECTS: tuple[str, ...] = ("reliability", "generalization", "locality")
+#: Measure that decides in a mode whether an answer is right, as in a run's table.
+_RIGHT: dict[Mode, str] = {"tf": "em", "gen": "answer"}
 
 Case = list[EditRequest]
+
+
+def measure_of(aspect: str, mode: Mode) -> str:
+    """Return the measure of an aspect in a study: the leading one of a run's table.
+
+    Args:
+        aspect: One of :data:`ASPECTS`.
+        mode: Teacher forced or generated.
+    """
+    return "kept" if aspect == "locality" else _RIGHT[mode]
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class CaseScores:
         for score in scores:
             by_request.setdefault(score.edit_id, []).append(score)
         found = [request_means(listed) for listed in by_request.values()]
-        names = {aspect: (aspect, f"{measure}@{mode}") for aspect, measure in ASPECTS.items()}
+        names = {aspect: (aspect, f"{measure_of(aspect, mode)}@{mode}") for aspect in ASPECTS}
         values = {
             aspect: mean([one[name] for one in found if name in one])
             for aspect, name in names.items()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightning_edit.__main__ import main
-from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores
+from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, measure_of
 from lightning_edit.analysis.sweep.tradeoff import Point, check_weights
 from lightning_edit.editors import FTL
 from lightning_edit.exceptions import ConfigError
@@ -57,8 +57,8 @@ def test_numbers_are_those_of_edit_with_that_alpha(protocol: str, tmp_path: Path
     options = [*ONE_LI, "--model.alpha", "0.6", *data, "--modes", "[tf]", "--protocol", protocol]
     assert main(["edit", *options, "--run", str(tmp_path / "edit")]) == 0
     point = json.loads((tmp_path / "edit" / "results.json").read_text())["points"][-1]
-    for aspect, measure in ASPECTS.items():
-        expected = point["metrics"][f"{aspect}/{measure}@tf"]
+    for aspect in ASPECTS:
+        expected = point["metrics"][f"{aspect}/{measure_of(aspect, 'tf')}@tf"]
         assert points(ours)[0.6][aspect] == pytest.approx(expected, abs=1e-4)
 
 
