@@ -27,6 +27,7 @@ _ASPECT_HEADS = {
     "generalization": "Gen",
     "locality": "Loc",
     "portability": "Port",
+    "understanding": "Underst",
     "known": "Known",
 }
 _MEASURE_HEADS = {

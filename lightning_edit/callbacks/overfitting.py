@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback
+from lightning_edit.datamodules.fact_checks import negated_prompt
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.functional.leak import probability
@@ -65,17 +66,20 @@ class Question:
         return Leak(self.edit_id, self.group, value, **named, forced=forced, generated=written)
 
 
-def questions_of(request: EditRequest) -> Iterator[Question]:
+def questions_of(request: EditRequest, multi_hop_suffix: str = "") -> Iterator[Question]:
     """Yield the overfitting probes of a request, to which the edited answer is wrong.
 
     * ``subject_specificity``: probes that name the subject and whose answer must not change;
     * ``prefix_distraction``: probes after a prefix that states the edit;
     * ``multi_hop``: multi-hop probes through the edited fact, with another answer;
+    * ``negation``: the prompt with "not" at its end, where its last word takes one; the old answer
+      is right there. This group is ours, after arXiv 2510.00625;
     * ``subject_only``: the subject alone, and "{subject} is". They have no correct answer: the
       change from the pristine model counts. This group is ours, not EVOKE's.
 
     Args:
         request: An edit with its probes.
+        multi_hop_suffix: Text behind multi-hop questions.
     """
     target = request.target
     for probe in request.probes:
@@ -86,7 +90,13 @@ def questions_of(request: EditRequest) -> Iterator[Question]:
             old = probe.old if group == "multi_hop" else request.old_target
             same = old is not None and normalise(old) in {*accepted, normalise(target)}
             right = probe.answers[0]
-            yield Question(request.id, group, probe.prompt, target, right, None if same else old)
+            suffix = f" {multi_hop_suffix}" if group == "multi_hop" and multi_hop_suffix else ""
+            prompt = f"{probe.prompt}{suffix}"
+            yield Question(request.id, group, prompt, target, right, None if same else old)
+    negated = negated_prompt(request.prompt)
+    old = request.old_target
+    if negated is not None and old is not None and normalise(old) != normalise(target):
+        yield Question(request.id, "negation", negated, target, old)
     if request.subject is not None:
         for prompt in (request.subject, f"{request.subject} is"):
             yield Question(request.id, "subject_only", prompt, target)
@@ -118,11 +128,12 @@ class OverfittingCallback(MeasurementCallback):
         limit: Maximum number of requests to score, the first ones; ``None``: all.
         modes: ``tf``: teacher forcing. ``gen``: greedy generation.
         scored_together: Rows per batch.
+        multi_hop_suffix: Text behind multi-hop questions; EVOKE's is "The answer to this question,
+            most simply, is".
         options: See :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
 
     Note:
-        The card of EVOKE (arXiv 2410.07819) that this follows reconstructs EOS and AMS; ``leak`` is
-        ours.
+        EOS and AMS are those of EVOKE's code (arXiv 2410.07819); ``leak`` is ours.
     """
 
     def __init__(
@@ -131,6 +142,7 @@ class OverfittingCallback(MeasurementCallback):
         limit: int | None = 200,
         modes: Sequence[Mode] = ("tf", "gen"),
         scored_together: int = 64,
+        multi_hop_suffix: str = "",
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -138,6 +150,7 @@ class OverfittingCallback(MeasurementCallback):
         self.limit = limit
         self.modes = tuple(modes)
         self.scored_together = scored_together
+        self.multi_hop_suffix = multi_hop_suffix
 
     def measure(self, context: EvalContext) -> Measurement:
         """Score the overfitting probes.
@@ -146,7 +159,8 @@ class OverfittingCallback(MeasurementCallback):
             context: The model.
         """
         requests = self.requests if context.ledger is None else context.requests
-        units = [list(questions_of(request)) for request in requests[: self.limit]]
+        suffix = self.multi_hop_suffix
+        units = [list(questions_of(request, suffix)) for request in requests[: self.limit]]
         scorer = Scorer(
             context.model,
             context.encoder,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_edit.datamodules.files import JSONLDataModule as JSONLDataModule
     from lightning_edit.datamodules.files import KnowEditDataModule as KnowEditDataModule
     from lightning_edit.datamodules.files import MQuAKEDataModule as MQuAKEDataModule
+    from lightning_edit.datamodules.files import QAEditDataModule as QAEditDataModule
     from lightning_edit.datamodules.files import (
         RippleEditsDataModule as RippleEditsDataModule,
     )
@@ -30,6 +31,7 @@ _HOME = {
     "JSONLDataModule": "files",
     "KnowEditDataModule": "files",
     "MQuAKEDataModule": "files",
+    "QAEditDataModule": "files",
     "RippleEditsDataModule": "files",
     "ZsREDataModule": "files",
 }

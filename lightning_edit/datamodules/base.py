@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch.utils.data import DataLoader
 
+from lightning_edit.datamodules.fact_checks import with_derived_probes
 from lightning_edit.datamodules.loader import (
     Collate,
     CollatesRequests,
@@ -43,6 +44,10 @@ class EditDataModule(LightningDataModule, ABC):
         num_workers: Worker processes of the loaders; they make a trained editor's batches.
         other_task: Number of unrelated tasks (arithmetic, spelling, …) added to every request as
             locality probes, sampled with the seed; not in the training split.
+        fact_checks: Whether to add to every request with an old target yes/no checks of the new and
+            the old fact and of their negations; not in the training split.
+        open_questions: Whether to add to every request that has a question (its prompt or a
+            rephrasing) the edit as an open question; not in the training split.
     """
 
     def __init__(
@@ -53,6 +58,8 @@ class EditDataModule(LightningDataModule, ABC):
         batch_size: int = 1,
         num_workers: int = 0,
         other_task: int = 0,
+        fact_checks: bool = False,
+        open_questions: bool = False,
     ) -> None:
         super().__init__()
         self.limit = limit
@@ -61,6 +68,8 @@ class EditDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.other_task = other_task
+        self.fact_checks = fact_checks
+        self.open_questions = open_questions
         self._loaded: dict[str, list[EditRequest]] = {}
 
     @abstractmethod
@@ -88,9 +97,7 @@ class EditDataModule(LightningDataModule, ABC):
         if split not in self._loaded:
             self.check_options(split)
             requests = self._apply_limit(self.load_split(split))
-            self._loaded[split] = (
-                requests if split == "train" else self._add_other_task_probes(requests)
-            )
+            self._loaded[split] = requests if split == "train" else self._add_probes(requests)
         return self._loaded[split]
 
     def _apply_limit(self, requests: list[EditRequest]) -> list[EditRequest]:
@@ -102,7 +109,11 @@ class EditDataModule(LightningDataModule, ABC):
             raise DataError(str(error)) from error
         return [request for case in cases[: self.limit] for request in case]
 
-    def _add_other_task_probes(self, requests: list[EditRequest]) -> list[EditRequest]:
+    def _add_probes(self, requests: list[EditRequest]) -> list[EditRequest]:
+        requests = [
+            with_derived_probes(request, self.fact_checks, self.open_questions)
+            for request in requests
+        ]
         if not self.other_task:
             return requests
         return [

@@ -1,4 +1,4 @@
-"""Data modules of files: zsRE, COUNTERFACT, KnowEdit, MQuAKE, RippleEdits, own JSON Lines."""
+"""Data modules of files: zsRE, COUNTERFACT, KnowEdit, QAEdit, MQuAKE, RippleEdits, JSON Lines."""
 
 import logging
 import random
@@ -119,6 +119,12 @@ class KnowEditDataModule(FileDataModule):
     """KnowEdit, with its portability and locality probes."""
 
     form = "knowedit"
+
+
+class QAEditDataModule(FileDataModule):
+    """QAEdit: questions of three question-answering benchmarks, with unrelated ones (WILD)."""
+
+    form = "qaedit"
 
 
 class MQuAKEDataModule(FileDataModule):

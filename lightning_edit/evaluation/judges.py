@@ -1,8 +1,8 @@
 """Judges: who decides whether a generated text is right. Nothing here imports torch.
 
 Two rules are named, ``answer_first`` (the default, the measure ``answer@gen``) and ``exact``
-(``em@gen``). Anything that can be called with a prompt, a generated text and the accepted answers is
-a judge as well, such as a function that asks another language model (LLM-as-a-judge).
+(``em@gen``). Anything that can be called with a prompt, a generated text and the accepted answers
+is a judge as well, such as a function that asks another language model (LLM-as-a-judge).
 """
 
 from collections.abc import Callable, Sequence

@@ -18,6 +18,7 @@ GROUPS: tuple[str, ...] = (
     "subject_only",
     "prefix_distraction",
     "multi_hop",
+    "negation",
 )
 """Groups of probes to which the edited answer is wrong."""
 

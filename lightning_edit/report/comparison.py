@@ -75,6 +75,7 @@ SECTIONS: Mapping[str, tuple[MetricRow, ...]] = {
         MetricRow("overfitting.subject_only/leak@{mode}", "subject alone"),
         MetricRow("overfitting.prefix_distraction/leak@{mode}", "after a text that states it"),
         MetricRow("overfitting.multi_hop/leak@{mode}", "several hops"),
+        MetricRow("overfitting.negation/leak@{mode}", "behind a not"),
     ),
     "cost": (
         MetricRow("efficiency/seconds"),

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from lightning_edit.report.runs import Run
 from lightning_edit.types import Mode
 
-ASPECTS = ("reliability", "generalization", "locality", "portability", "known")
+ASPECTS = (
+    "reliability",
+    "generalization",
+    "locality",
+    "portability",
+    "understanding",
+    "known",
+)
 """Aspects to draw, in this order."""
 #: The measures that may lead an aspect, by mode; the first that was measured does.
 _LEADING: Mapping[Mode, tuple[str, ...]] = {"gen": ("judge", "answer", "em"), "tf": ("em",)}

@@ -17,6 +17,7 @@ QUESTION = {
     "generalization": "Does it give the new answer when the question is worded otherwise?",
     "locality": "Does it answer as before where nothing should have changed?",
     "portability": "Does it draw the consequences of the edit?",
+    "understanding": "Does the edit hold as an open question, negated, and as a yes/no check?",
     "known": "Does it still know facts that have nothing to do with the edit?",
 }
 _COUNT_WORDS = {
@@ -27,6 +28,10 @@ _COUNT_WORDS = {
         "neighbouring questions are answered as before",
     ),
     "portability": ("consequence is drawn", "consequences are drawn"),
+    "understanding": (
+        "other form of asking gets the right answer",
+        "other forms of asking get the right answer",
+    ),
     "known": ("unrelated fact is still known", "unrelated facts are still known"),
 }
 _PROTOCOL_WORDS = {

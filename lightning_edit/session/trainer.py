@@ -88,6 +88,7 @@ class EditTrainer(pl.Trainer):
         seed: int = 0,
         ckpt_path: str | None = None,
         judge: JudgeLike = "answer_first",
+        max_new_tokens: int | None = None,
     ) -> dict[str, Any]:
         """Write a stream of edits into the editor's language model and evaluate each point.
 
@@ -110,6 +111,8 @@ class EditTrainer(pl.Trainer):
             judge: What decides whether a generated text is right. answer_first: it starts with an
                 accepted answer. exact: it is one and nothing else. Or a function of prompt,
                 generated text and accepted answers (a dotted path), such as an LLM judge.
+            max_new_tokens: Tokens to generate at most, up to the natural stop. Default: for each
+                probe its longest accepted answer plus 8, rounded up to a multiple of 8.
 
         Returns:
             The results, as in results.json.
@@ -139,7 +142,7 @@ class EditTrainer(pl.Trainer):
                 model.subject_positions(batch)
         folder = RunFolder(run or default_folder(type(model).__name__))
         evaluation = Evaluation(
-            Scorer(model.language_model, model.prompts, eval_batch_size, modes),
+            Scorer(model.language_model, model.prompts, eval_batch_size, modes, max_new_tokens),
             progress=self.progress_bar_callback is not None,
             judge=judge,
         )

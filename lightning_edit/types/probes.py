@@ -26,6 +26,9 @@ ASPECT_OF_KIND: Mapping[str, str] = {
     "reversed_relation": "portability",
     "one_hop": "portability",
     "multi_hop": "portability",
+    "open_question": "understanding",
+    "negation": "understanding",
+    "fact_check": "understanding",
     "known_fact": "known",
     "premise": "premise",
 }
@@ -45,6 +48,7 @@ _EXPECT_OF_ASPECT: Mapping[str, Expect] = {
     "generalization": "target",
     "locality": "unchanged",
     "portability": "answer",
+    "understanding": "answer",
     "known": "answer",
     "premise": "answer",
 }

@@ -38,6 +38,7 @@ def test_questions_in_which_the_edited_answer_is_wrong() -> None:
         ("subject_specificity", "the land of land1 is"): ("city2", None),
         ("prefix_distraction", "land1 is city5 . the capital of land2 is"): ("city4", "city2"),
         ("multi_hop", "what is the land of land1 ?"): ("city7", "city8"),
+        ("negation", "the capital of land1 is not"): ("city2", None),
         ("subject_only", "land1"): (None, None),
         ("subject_only", "land1 is"): (None, None),
     }

@@ -12,6 +12,7 @@ from lightning_edit.datamodules.formats import (
     jsonl,
     knowedit,
     mquake,
+    qaedit,
     ripple_edits,
     zsre,
 )
@@ -47,6 +48,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         "mquake": Form("MQuAKE", mquake.recognises, mquake.parse, relations=mquake.relations),
         "rippleedits": Form("RippleEdits", ripple_edits.recognises, ripple_edits.parse),
         "zsre": Form("zsRE", zsre.recognises, zsre.parse),
+        "qaedit": Form("QAEdit", qaedit.recognises, qaedit.parse),
         "knowedit": Form("KnowEdit", knowedit.recognises, knowedit.parse),
         "counterfact": Form("COUNTERFACT", counterfact.recognises, counterfact.parse),
         "jsonl": Form("own facts", jsonl.recognises, jsonl.parse, strict=True),
@@ -123,7 +125,8 @@ def detect(value: object, where: Where) -> str:
     raise DataError(
         f"{where}: expected the fields of a known form, but it has the fields {fields}. "
         "Known forms: mquake (a list `requested_rewrite`), rippleedits (`edit`, criteria), "
-        "zsre (`src`, `alt`), knowedit (`prompt`, `target_new`, `portability`, `locality`), "
+        "zsre (`src`, `alt`), qaedit (`prompt`, `target`, a list `locality`), "
+        "knowedit (`prompt`, `target_new`, `portability`, `locality`), "
         "counterfact (`requested_rewrite`, or `prompt`, `target_new`), jsonl (`prompt`, `target`)"
     )
 

@@ -1,0 +1,38 @@
+"""QAEdit parser: questions of Natural Questions, TriviaQA and SimpleQA to edit (arXiv 2502.11177).
+
+A record has ``prompt`` (a question), ``subject``, ``target``, ``rephrase`` and ``locality``, a list
+of unrelated questions ``loc`` with their answers ``loc_ans``. The field names are those that the
+authors' published loader reads; no record of the data set was at hand.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_edit.datamodules.formats.record import Record
+from lightning_edit.datamodules.formats.requests import ProbeBuilder, make_request
+from lightning_edit.types import EditRequest
+
+
+def recognises(values: Mapping[str, Any]) -> bool:
+    """Return whether an object has the fields of QAEdit."""
+    return {"prompt", "target"} <= values.keys() and isinstance(values.get("locality"), list)
+
+
+def parse(record: Record) -> EditRequest:
+    """Parse one QAEdit record into an edit request.
+
+    Note:
+        The data set has no old answer: its questions are those that the models answer wrongly. All
+        unrelated questions become probes; the authors' loader scores the first.
+    """
+    builder = ProbeBuilder(record)
+    for question in record.children("locality"):
+        builder.add("natural_question", question.probe_text("loc"), question.answers("loc_ans"))
+    return make_request(
+        builder,
+        prompt=record.text("prompt"),
+        target=record.text("target"),
+        subject=record.text("subject"),
+        rephrases=record.texts("rephrase"),
+        fallback_id=f"qaedit-{record.where.number}",
+    )
