@@ -14,7 +14,10 @@ from lightning_edit.types import EditRequest, Probe
 
 #: Instruction of WILD's context ``qa_inst``; the question-only context is the prompt itself.
 _QUESTION = "Please answer the question:\n\nQ: {question}\nA:"
-_CHECK = 'Is the following statement true? "{statement}" Answer with yes or no:'
+#: Behind "A:" even a small model answers yes or no; behind other wordings it writes sentences.
+_CHECK = (
+    'Please answer the question with yes or no:\n\nQ: Is this statement true? "{statement}"\nA:'
+)
 #: Verbs behind which "not" negates a statement.
 _AUXILIARIES = ("is", "are", "was", "were", "will be", "can be", "has been", "have been")
 

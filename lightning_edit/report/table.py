@@ -23,7 +23,8 @@ _MODES: tuple[Mode, ...] = ("tf", "gen")
 _ASPECTS = tuple(dict.fromkeys(ASPECT_OF_KIND.values()))
 #: Measures to show of an aspect, the leading one first; the others are only in ``results.json``.
 _SHOWN_MEASURES: Mapping[str, tuple[str, ...]] = {
-    "locality": ("kept", "judge", "answer", "em", "margin_sign")
+    "locality": ("kept", "judge", "answer", "em", "margin_sign"),
+    "understanding": ("judge", "answer", "em", "margin_sign"),
 }
 _RIGHT = ("judge", "answer", "em")
 _PROTOCOL = {
