@@ -92,9 +92,10 @@ def test_metrics_take_a_judge() -> None:
 class _Scorer(Scorer):
     """A scorer that writes one text."""
 
+    layout = PassLayout("padded")  # type: ignore[assignment]  # it runs no passes
+
     def __init__(self) -> None:
         self.modes = ("gen",)
-        self.layout = PassLayout("padded")
 
     def score(self, probes: Sequence[ScoredProbe]) -> list[ProbeScore]:
         return [
