@@ -12,7 +12,7 @@ Axis names in comments: ``r`` -- rows, a request under each context template; ``
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from stopwatch import Stopwatch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.prompts import essence_texts, rewriting_texts
+from lightning_edit.editors.locate.solver import LeastSquares
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.evaluation.outcomes import ScoredProbe
 from lightning_edit.functional.padding import pad
@@ -77,7 +78,8 @@ class Reference:
             return moved
 
         block = self.view.block(self.layers[-1])
-        site = self.model.get_submodule(block.name if self.editor.site == "block" else block.mlp)
+        at_block = self.editor.target_search.site == "block"
+        site = self.model.get_submodule(block.name if at_block else block.mlp)
         for step in range(objective.steps):
             with replace_output(site, add):
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -198,7 +200,10 @@ class AlphaEditReference(Reference):
 
     def __init__(self, editor: LocateThenEdit, clock: Stopwatch) -> None:
         super().__init__(editor, clock)
-        self.preserved = {layer: editor.preserved(layer) for layer in self.layers}
+        solver = cast(LeastSquares, editor.solver)
+        self.preserved = {
+            number: solver.preserved(layer) for number, layer in editor.bound_layers.items()
+        }
         self.history: dict[int, Tensor] = {}
 
     def rows(self, layer: int, keys: Tensor) -> Tensor:

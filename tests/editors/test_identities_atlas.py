@@ -105,7 +105,7 @@ def test_second_batches_are_what_the_papers_write(atlas: Any, neurons: float | N
     R = targets.wanted.double() - editor.current_values(texts[:: len(editor.templates)])
     delta = dense(editor.write(second, targets))
     ledger.undo(ledger.request_ids)
-    system = 30.0 * editor._moments[1].double() + past
+    system = 30.0 * editor.bound_layers[1].moment.double() + past
     expected = torch.zeros_like(delta)
     if neurons is None:
         identity = torch.eye(len(K), dtype=K.dtype)
@@ -129,7 +129,7 @@ def test_pmet_divides_by_the_square_root_of_the_layers_left(atlas: Any) -> None:
     mlp = targets.wanted[:, targets.wanted.shape[1] // 2 :].double()
     now = editor.at_subjects(texts[:: len(editor.templates)], editor.view.block(1).mlp, "output")
     delta = editor.write(batch, targets).weights[editor.view.parameter(0)].dense()
-    system = 20.0 * editor._moments[0].double() + K @ K.mT
+    system = 20.0 * editor.bound_layers[0].moment.double() + K @ K.mT
     expected = (mlp - now).mT / 2**0.5 @ K.mT @ torch.linalg.inv(system)
     assert distance(delta, expected) < FACTORS
 
@@ -138,7 +138,7 @@ def test_alphaedit_leaves_what_text_uses_untouched(atlas: Any) -> None:
     model, tokenizer, batch = atlas
     alpha = AlphaEdit(1.0, 0.2, "relative", **ONE).bind(model, tokenizer)
     delta = dense(alpha.edit(batch))
-    moment = alpha._moments[1].double()
+    moment = alpha.bound_layers[1].moment.double()
     values, vectors = torch.linalg.eigh(moment)
     used = vectors[:, values >= 0.2 * values.mean()]
     assert 0 < used.shape[1] < len(values)

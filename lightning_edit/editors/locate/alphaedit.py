@@ -1,18 +1,14 @@
 """AlphaEdit: Fang et al., Null-Space Constrained Knowledge Editing, ICLR 2025, arXiv 2410.02355."""
 
-import logging
 from typing import Any, ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
+from lightning_edit.editors.locate.key_history import HistoryPolicy
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
-from lightning_edit.functional.nullspace import Spectrum, ThresholdKind
-from lightning_edit.functional.solve import Preserved
+from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
+from lightning_edit.editors.locate.search_objective import TargetSearch
+from lightning_edit.editors.locate.solver import LeastSquares, NullSpace
+from lightning_edit.functional.nullspace import ThresholdKind
 from lightning_edit.models.view import ModelView
-from lightning_edit.statistics.cache import spectra_in
-
-log = logging.getLogger(__name__)
 
 
 class AlphaEdit(MultiLayerEditor):
@@ -44,7 +40,9 @@ class AlphaEdit(MultiLayerEditor):
         system.
     """
 
-    history_by_default: ClassVar[bool] = True
+    target_search: ClassVar[TargetSearch] = TargetSearch("block")
+    schedule: ClassVar[ResidualSchedule] = EVEN_SPLIT
+    history_policy: ClassVar[HistoryPolicy] = HistoryPolicy("edited")
 
     def __init__(
         self,
@@ -63,35 +61,11 @@ class AlphaEdit(MultiLayerEditor):
         self.norm_weight = norm_weight
         self.null_threshold = null_threshold
         self.null_threshold_kind: ThresholdKind = null_threshold_kind
-        self._null_spaces: dict[int, Tensor] = {}
-
-    def on_bind(self) -> None:
-        """Compute or load the null spaces of the unedited model's keys."""
-        super().on_bind()
-        self._null_spaces = {}
-        device = self.language_model.device
-        stored = spectra_in(self._files, self.view)
-        for layer, moment in self._moments.items():
-            if moment is not None:
-                where = self.view.parameter(layer)
-                spectrum = stored.get(layer) or Spectrum.of(moment.to(device), where)
-                basis = spectrum.null_space(self.null_threshold, self.null_threshold_kind, where)
-                log.info("%s: %d of %d directions are free", where, basis.shape[1], len(basis))
-                self._null_spaces[layer] = basis.to(moment.device)
-
-    def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor the key history plus μI, projected on the null space."""
-        device = self.language_model.device
-
-        def factor(history: Tensor | None) -> Preserved:
-            return Preserved.of(
-                history=None if history is None else history.to(device),
-                ridge=self.norm_weight,
-                basis=self._null_spaces[layer].to(device) if layer in self._null_spaces else None,
-                where=self.view.parameter(layer),
-            )
-
-        return factor(None) if self.past is None else self.past.factor_with_keys(layer, factor)
+        self.solver = LeastSquares(
+            moment_weight=0.0,
+            norm_weight=norm_weight,
+            null_space=NullSpace(null_threshold, null_threshold_kind),
+        )
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:

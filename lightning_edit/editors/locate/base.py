@@ -1,8 +1,8 @@
 """Locate-then-edit base class: target search at the subject, closed-form update of an MLP layer.
 
-A subclass defines where the target vector is added (:attr:`LocateThenEdit.site`) and how targets
-become an update (:meth:`LocateThenEdit.write`); target search, context templates and key statistics
-are here.
+A subclass names its pieces: where target vectors are added (:attr:`LocateThenEdit.target_search`)
+and how a layer is solved (:attr:`LocateThenEdit.solver`). How targets become an update is its
+:meth:`LocateThenEdit.write`. Context templates, key statistics and the search itself are here.
 
 Axis names: ``n`` -- edits; ``r`` -- rows, an edit under one context template; ``d`` -- hidden
 width; ``f`` -- width of a key, the down-projection's input.
@@ -10,7 +10,7 @@ width; ``f`` -- width of a key, the down-projection's input.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -19,21 +19,23 @@ from torch import Tensor
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.context_templates import sample_templates, with_bare_prompt
+from lightning_edit.editors.locate.edited_layer import EditedLayer
+from lightning_edit.editors.locate.original_weights import OriginalWeights
 from lightning_edit.editors.locate.prompts import (
     KlPosition,
     essence_texts,
     merge_watched,
     rewriting_texts,
 )
-from lightning_edit.editors.locate.search_objective import Objective
+from lightning_edit.editors.locate.search_objective import Objective, TargetSearch
+from lightning_edit.editors.locate.solver import Solver
 from lightning_edit.editors.locate.target_search import Loss, Targets, search_targets
 from lightning_edit.editors.one_by_one import edit_one_by_one
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.functional.solve import Preserved, Solution
+from lightning_edit.functional.solve import Solution
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.hooks import Side
-from lightning_edit.inference.suffix.forward import Site
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 from lightning_edit.statistics.cache import files_for, moments_in
@@ -75,8 +77,10 @@ class LocateThenEdit(Editor, family=True):
         "while here the subject goes through the encoder, every token of which sees the whole "
         "prompt, and the answer comes from the decoder, which has no token of the subject"
     )
-    site: ClassVar[Site] = "mlp"
-    """Where the target vector is added: the MLP's output or the block's."""
+    target_search: ClassVar[TargetSearch] = TargetSearch("mlp")
+    """Where target vectors are added, and to which weights."""
+    solver: Solver
+    """How a layer's keys and residuals become an update."""
     one_layer: ClassVar[bool] = False
     """Whether the method edits a single layer only."""
     template_openings: ClassVar[tuple[str, ...]] = ()
@@ -112,9 +116,8 @@ class LocateThenEdit(Editor, family=True):
         self.seed = seed
         self.rows_per_pass = rows_per_pass
         self.templates: list[str] = []
-        self._files: dict[int, Path] = {}
-        self._moments: dict[int, Tensor | None] = {}
-        self._preserved: dict[int, Preserved] = {}
+        self.bound_layers: dict[int, EditedLayer] = {}
+        self._original: OriginalWeights | None = None
 
     # ------------------------------------------------------------------------------------ binding
 
@@ -140,9 +143,16 @@ class LocateThenEdit(Editor, family=True):
             )
         for layer in layers:
             self.view.block(layer)
-        self._preserved = {}
-        self._files = files_for(model, tokenizer, layers, self.statistics)
-        self._moments = moments_in(self._files, self.view, layers)
+        names = {layer: self.view.parameter(layer) for layer in layers}
+        files = files_for(model, tokenizer, layers, self.statistics)
+        moments = moments_in(files, self.view, layers)
+        self.bound_layers = {
+            layer: EditedLayer(layer, names[layer], model, moments[layer]) for layer in layers
+        }
+        self.solver.on_bind(self.bound_layers, files, self.view)
+        self._original = None
+        if self.target_search.weights == "original":
+            self._original = OriginalWeights(model, list(names.values()))
         if self.context_templates is not None:
             self.templates = list(self.context_templates)
         else:
@@ -226,11 +236,15 @@ class LocateThenEdit(Editor, family=True):
         objective: Objective,
         loss_for: Callable[[Sequence[TokenizedText]], Loss] | None = None,
     ) -> Targets:
-        """Search target vectors at the method's layer and site; see :func:`search_targets`."""
-        layer, rows = self.edited_layers[-1], self._rows_per_pass
-        return search_targets(
-            self.view, texts, layer, self.site, objective, rows, loss_for, self.progress
-        )
+        """Search target vectors at the method's layer, site and weights.
+
+        Arguments and result: :func:`search_targets`.
+        """
+        layer, rows, site = self.edited_layers[-1], self._rows_per_pass, self.target_search.site
+        with nullcontext() if self._original is None else self._original.in_place():
+            return search_targets(
+                self.view, texts, layer, site, objective, rows, loss_for, self.progress
+            )
 
     @property
     def _rows_per_pass(self) -> int:
@@ -243,19 +257,6 @@ class LocateThenEdit(Editor, family=True):
         return min(448, max(32, 2**19 // (width * self.view.num_blocks)))
 
     # ------------------------------------------------------------------------------------- pieces
-
-    def preserved(self, layer: int) -> Preserved:
-        """Return a layer's factored constraint on preserved keys, cached per binding."""
-        if layer not in self._preserved:
-            self._preserved[layer] = self.preserve(layer, self._moments[layer])
-        return self._preserved[layer]
-
-    def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor a layer's key second moment (Cholesky); ``None`` stands for the identity."""
-        where = self.view.parameter(layer)
-        if moment is None:
-            return Preserved.of(ridge=1.0, where=where)
-        return Preserved.of(moment.to(self.language_model.device), where=where)
 
     def key_texts(self, batch: EditBatch) -> list[TokenizedText]:
         """Return the texts for keys: every request in every template, cut after the subject."""

@@ -4,18 +4,93 @@ Axis names: ``n`` -- edits; ``d`` -- hidden width; ``f`` -- width of a key.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_edit.editors.locate.edited_layer import EditedLayer
+from lightning_edit.editors.locate.key_history import HistoryPolicy
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
-from lightning_edit.editors.locate.target_search import Targets
+from lightning_edit.editors.locate.residual_schedule import SEARCHED_SPLIT, ResidualSchedule
+from lightning_edit.editors.locate.search_objective import TargetSearch
+from lightning_edit.editors.locate.solver import LeastSquares, Solver, low_rank
 from lightning_edit.edits.correction import host_update
 from lightning_edit.edits.delta import Delta, Dense, WeightUpdate
 from lightning_edit.edits.in_force import HistoryChange
-from lightning_edit.functional.solve import Preserved, Solution, least_squares
-from lightning_edit.inference.tokenized_text import TokenizedText
+from lightning_edit.functional.solve import Solution
+
+
+class JointSolution(Solver):
+    """Joint solution of all edits in force; a batch is the step from one to the next.
+
+    Args:
+        moment_weight: λ; ``None``: the width of a key.
+
+    Attributes:
+        undone: Whether the updates in force are no joint solution, since one was undone or redone.
+    """
+
+    def __init__(self, moment_weight: float | None) -> None:
+        self.system = LeastSquares(moment_weight)
+        self.undone = False
+        self._totals: dict[int, Tensor | None] = {}
+
+    def reset(self) -> None:
+        """Start anew, with no edit in force."""
+        self.undone = False
+        self._totals = {}
+
+    def follow(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Follow the list of edits in force.
+
+        Args:
+            in_force: The list.
+            change: What changed.
+        """
+        self._totals.clear()
+        if change.kind in ("removed", "inserted"):
+            self.undone = len(in_force) > 0
+        elif change.kind == "appended" and any(
+            isinstance(update, Dense) for one in change.deltas for update in one.weights.values()
+        ):
+            self.undone = False
+
+    def total(self, layer: EditedLayer) -> Float[Tensor, "d f"] | None:
+        """Return the total update of the edits in force; ``None`` if none is.
+
+        Args:
+            layer: The layer.
+        """
+        if layer.number not in self._totals:
+            cross = None if layer.past is None else layer.past.residuals(layer.number)
+            self._totals[layer.number] = (
+                None if cross is None else self.system.preserved(layer).inverse_times(cross.mT).mT
+            )
+        return self._totals[layer.number]
+
+    def solve(
+        self, layer: EditedLayer, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
+    ) -> Solution:
+        """Solve for the step from the previous joint solution to the one with this batch."""
+        before = self.total(layer)
+        step = residuals if before is None else residuals - before @ keys
+        return self.system.solve(layer, keys, step)
+
+    def update(self, layer: EditedLayer, solution: Solution) -> WeightUpdate:
+        """Return the step's weight update; after an undo, a dense one with the correction.
+
+        Args:
+            layer: The layer.
+            solution: Its solved system.
+        """
+        before = self.total(layer)
+        if before is None or layer.past is None or not self.undone:
+            return low_rank(layer, solution)
+        value = before + solution.left @ solution.right
+        for delta in layer.past.in_force:
+            value = value - host_update(delta, layer.parameter).to(value.device)
+        return Dense(value.float())
 
 
 class D4S(MultiLayerEditor):
@@ -38,33 +113,31 @@ class D4S(MultiLayerEditor):
         editor to the unedited model: the weights at binding are the original ones.
     """
 
-    history_by_default: ClassVar[bool] = True
-    history_keys: ClassVar[Literal["edited", "solved"]] = "solved"
-    history_residuals: ClassVar[bool] = True
-    search_original: ClassVar[bool] = True
+    target_search: ClassVar[TargetSearch] = TargetSearch("block", weights="original")
+    schedule: ClassVar[ResidualSchedule] = SEARCHED_SPLIT
+    history_policy: ClassVar[HistoryPolicy] = HistoryPolicy("solved", residuals=True)
 
     def __init__(
         self, moment_weight: float | None = None, clamp: float = 0.75, **search: Any
     ) -> None:
         super().__init__(clamp=clamp, keep_history=True, **search)
         self.moment_weight = moment_weight
-        self._undone = False
-        self._joint_solutions: dict[int, Tensor | None] = {}
+        self.solver = self.joint = JointSolution(moment_weight)
+        self.transform = self.joint.update
 
     def on_bind(self) -> None:
         """Reset the joint solutions and the key history."""
         super().on_bind()
-        self._undone = False
-        self._joint_solutions = {}
+        self.joint.reset()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Save in checkpoints whether the edits in force are a joint solution."""
-        return super().get_extra_state() | {"undone": self._undone}
+        return super().get_extra_state() | {"undone": self.joint.undone}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore from a checkpoint whether the edits in force are a joint solution."""
         super().set_extra_state(state)
-        self._undone = bool(state["undone"])
+        self.joint.undone = bool(state["undone"])
 
     def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
         """Follow the sums; after an undo or redo the updates in force are no joint solution.
@@ -72,52 +145,4 @@ class D4S(MultiLayerEditor):
         The next edit makes up for that, with a dense update.
         """
         super().on_history(in_force, change)
-        self._joint_solutions.clear()
-        if change.kind in ("removed", "inserted"):
-            self._undone = self.past is not None and len(in_force) > 0
-        elif change.kind == "appended" and any(
-            isinstance(update, Dense) for one in change.deltas for update in one.weights.values()
-        ):
-            self._undone = False
-
-    def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor the system λC + Σ KKᵀ."""
-        return self.factor_system(layer, moment, self.moment_weight)
-
-    def target(self, targets: Targets) -> Float[Tensor, "n d"]:
-        """Return δ, the residuals on the original weights."""
-        return targets.delta.double()
-
-    def residual(
-        self, target: Float[Tensor, "n d"], bare: Sequence[TokenizedText]
-    ) -> Float[Tensor, "n d"]:
-        """Return the original residuals; they are not recomputed on the current model."""
-        return target
-
-    def joint_solution(self, layer: int) -> Float[Tensor, "d f"] | None:
-        """Return the joint solution (total update) for the edits in force; ``None`` if none is."""
-        if layer not in self._joint_solutions:
-            cross = None if self.past is None else self.past.residuals(layer)
-            self._joint_solutions[layer] = (
-                None if cross is None else self.preserved(layer).inverse_times(cross.mT).mT
-            )
-        return self._joint_solutions[layer]
-
-    def solve(
-        self, layer: int, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
-    ) -> Solution:
-        """Solve for the step from the previous joint solution to the one with this batch."""
-        before = self.joint_solution(layer)
-        step = residuals if before is None else residuals - before @ keys
-        return least_squares(keys, step, self.preserved(layer))
-
-    def update(self, layer: int, solution: Solution) -> WeightUpdate:
-        """Return the step's weight update; after an undo, a dense one with the correction."""
-        before = self.joint_solution(layer)
-        if before is None or self.past is None or not self._undone:
-            return super().update(layer, solution)
-        name = self.view.parameter(layer)
-        value = before + solution.left @ solution.right
-        for delta in self.past.in_force:
-            value = value - host_update(delta, name).to(value.device)
-        return Dense(value.float())
+        self.joint.follow(in_force, change)

@@ -1,13 +1,12 @@
 """EMMET: Gupta et al., A Unified Framework for Model Editing, EMNLP 2024, arXiv 2403.14236."""
 
-from typing import Any
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any, ClassVar
 
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
+from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
 from lightning_edit.editors.locate.rome import ROME
-from lightning_edit.functional.solve import Preserved, Solution, least_squares
+from lightning_edit.editors.locate.search_objective import TargetSearch
+from lightning_edit.editors.locate.solver import LeastSquares
 
 
 class EMMET(MultiLayerEditor):
@@ -30,6 +29,9 @@ class EMMET(MultiLayerEditor):
         EasyEdit's copy adds the damping to a single fact too.
     """
 
+    target_search: ClassVar[TargetSearch] = TargetSearch("block")
+    schedule: ClassVar[ResidualSchedule] = EVEN_SPLIT
+
     def __init__(
         self,
         moment_weight: float = 1000.0,
@@ -47,6 +49,7 @@ class EMMET(MultiLayerEditor):
         self.moment_weight = moment_weight
         self.damping = damping
         self.norm_weight = norm_weight
+        self.solver = LeastSquares(moment_weight, norm_weight, mode="equality", damping=damping)
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
@@ -55,14 +58,3 @@ class EMMET(MultiLayerEditor):
         Never the last block: a target there could not act on later tokens.
         """
         return [min(*ROME.default_layers(num_blocks), max(0, num_blocks - 2))]
-
-    def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor the system λC + μI."""
-        return self.factor_system(layer, moment, self.moment_weight, self.norm_weight)
-
-    def solve(
-        self, layer: int, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
-    ) -> Solution:
-        """Solve equality-constrained least squares: keys are written exactly, up to the damping."""
-        damping = self.damping if keys.shape[1] > 1 else 0.0
-        return least_squares(keys, residuals, self.preserved(layer), "equality", damping)

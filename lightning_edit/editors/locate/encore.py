@@ -1,14 +1,13 @@
 """ENCORE: Gupta et al., Lifelong Knowledge Editing without Model Degradation, 2502.01636."""
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
+from lightning_edit.editors.locate.key_history import HistoryPolicy
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
-from lightning_edit.editors.locate.search_objective import EarlyStopping
-from lightning_edit.functional.solve import Preserved
+from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
+from lightning_edit.editors.locate.search_objective import EarlyStopping, TargetSearch
+from lightning_edit.editors.locate.solver import LeastSquares
 
 
 class ENCORE(MultiLayerEditor):
@@ -34,8 +33,9 @@ class ENCORE(MultiLayerEditor):
         tokens. As there, the history holds the keys of the solve, not those of the edited model.
     """
 
-    history_by_default: ClassVar[bool] = True
-    history_keys: ClassVar[Literal["edited", "solved"]] = "solved"
+    target_search: ClassVar[TargetSearch] = TargetSearch("block")
+    schedule: ClassVar[ResidualSchedule] = EVEN_SPLIT
+    history_policy: ClassVar[HistoryPolicy] = HistoryPolicy("solved")
 
     def __init__(
         self,
@@ -50,7 +50,4 @@ class ENCORE(MultiLayerEditor):
         self.moment_weight = moment_weight
         self.norm_weight = norm_weight
         self.objective = replace(self.objective, early_stopping=EarlyStopping(patience=patience))
-
-    def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor λC + μI plus the key history."""
-        return self.factor_system(layer, moment, self.moment_weight, self.norm_weight)
+        self.solver = LeastSquares(moment_weight, norm_weight)

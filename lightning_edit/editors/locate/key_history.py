@@ -1,11 +1,11 @@
-"""Key history of sequential editors: Σ KKᵀ over the edits in force, and its Cholesky factor.
+"""Key history of sequential editors: its policy, Σ KKᵀ over the edits in force, and the factor.
 
 Axis names: ``f`` -- width of a key; ``d`` -- the layer's output; ``n`` -- keys of an edit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,41 @@ _MAX_UPDATES = 32
 #: (`benchmarks/speed/sequential_cost.py`, 100 keys of width 1024: 0.04 s recomputed, 0.016 s
 #: updated).
 _MAX_UPDATE_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class HistoryPolicy:
+    """History policy: what a method keeps of an edit, so that later edits preserve it.
+
+    Args:
+        keys: ``edited``: the keys on the edited model, read again. ``solved``: those of the solve.
+        residuals: Whether the residuals are kept too (D4S).
+        by_default: Whether the method keeps a history unless told otherwise.
+    """
+
+    keys: Literal["edited", "solved"] = "edited"
+    residuals: bool = False
+    by_default: bool = True
+
+    def entries(
+        self,
+        keys: Mapping[int, Tensor],
+        residuals: Mapping[int, Tensor],
+        edited_keys: Callable[[], Mapping[int, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Return the history of a delta; called while its updates are applied.
+
+        Args:
+            keys: The solved keys of each layer, (n, f).
+            residuals: The residuals of each layer, (n, d).
+            edited_keys: Reads the keys of each layer on the edited model.
+        """
+        kept = keys if self.keys == "solved" else edited_keys()
+        history = {f"keys/{layer}": value.float() for layer, value in kept.items()}
+        if self.residuals:
+            for layer, value in residuals.items():
+                history[f"residuals/{layer}"] = value.float()
+        return history
 
 
 @dataclass(frozen=True)

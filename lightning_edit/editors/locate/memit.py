@@ -1,12 +1,11 @@
 """MEMIT: Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, arXiv 2210.07229."""
 
-from typing import Any
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any, ClassVar
 
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
-from lightning_edit.functional.solve import Preserved
+from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
+from lightning_edit.editors.locate.search_objective import TargetSearch
+from lightning_edit.editors.locate.solver import LeastSquares
 
 
 class MEMIT(MultiLayerEditor):
@@ -29,6 +28,9 @@ class MEMIT(MultiLayerEditor):
         written, so a fixed λ that suits a large model suppresses the edits of a small one.
     """
 
+    target_search: ClassVar[TargetSearch] = TargetSearch("block")
+    schedule: ClassVar[ResidualSchedule] = EVEN_SPLIT  # eq. 20
+
     def __init__(
         self,
         moment_weight: float | None = None,
@@ -38,7 +40,4 @@ class MEMIT(MultiLayerEditor):
     ) -> None:
         super().__init__(clamp=clamp, keep_history=keep_history, **search)
         self.moment_weight = moment_weight
-
-    def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor λC plus the key history."""
-        return self.factor_system(layer, moment, self.moment_weight)
+        self.solver = LeastSquares(moment_weight)  # eq. 14

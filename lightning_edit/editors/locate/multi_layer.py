@@ -2,33 +2,36 @@
 
 Each edited layer, lowest first, writes a part of the remaining residual (target minus current
 hidden state at the subject) by least squares, on the model with the lower layers already updated.
-A subclass defines a layer's linear system, and whether keys of earlier edits are part of it.
+A method names the pieces: :mod:`~lightning_edit.editors.locate.residual_schedule`,
+:mod:`~lightning_edit.editors.locate.solver`, and the history policy of
+:mod:`~lightning_edit.editors.locate.key_history`.
 
 Axis names: ``n`` -- edits; ``r`` -- rows, an edit under one context template; ``d`` -- hidden
-width; ``f`` -- width of a key, the down-projection's input; ``s`` -- some of its entries.
+width; ``f`` -- width of a key, the down-projection's input.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.context_templates import OPENINGS
-from lightning_edit.editors.locate.key_history import KeyHistory
+from lightning_edit.editors.locate.key_history import HistoryPolicy, KeyHistory
+from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
+from lightning_edit.editors.locate.search_objective import TargetSearch
+from lightning_edit.editors.locate.solver import UpdateTransform, low_rank
 from lightning_edit.editors.locate.target_search import Targets
-from lightning_edit.edits.delta import Delta, LowRank, WeightUpdate
+from lightning_edit.edits.delta import Delta, WeightUpdate
 from lightning_edit.edits.in_force import HistoryChange
-from lightning_edit.functional.solve import Preserved, Solution, least_squares
+from lightning_edit.functional.solve import Solution
 from lightning_edit.inference.hooks import Side
-from lightning_edit.inference.suffix.forward import Site
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
-from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch
 
 
@@ -52,6 +55,9 @@ class LayerSolutions:
 class MultiLayerEditor(LocateThenEdit, family=True):
     """Family of multi-layer editors: a batch spread over consecutive layers, one solve per layer.
 
+    A method names its pieces: the target search, a residual schedule, a solver, a history policy,
+    and a transform of Δ if it has one.
+
     Args:
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
         keep_history: Whether the keys of the edits in force are preserved like corpus keys.
@@ -62,24 +68,20 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         The updates of edits that were solved while it was in force do not change.
     """
 
-    site: ClassVar[Site] = "block"
+    target_search: ClassVar[TargetSearch] = TargetSearch("block")
+    schedule: ClassVar[ResidualSchedule] = EVEN_SPLIT
+    """How the residual is divided among the layers."""
+    history_policy: ClassVar[HistoryPolicy] = HistoryPolicy(by_default=False)
+    """What is kept of an edit while it is in force, if ``keep_history`` is set."""
     # `max_out_len` 10 in the authors' code.
     template_openings: ClassVar[tuple[str, ...]] = OPENINGS
     template_lengths: ClassVar[tuple[int, ...]] = (10,) * len(OPENINGS)
-    history_keys: ClassVar[Literal["edited", "solved"]] = "edited"
-    """Keys stored in the history: read again on the edited model, or those of the solve."""
-    history_residuals: ClassVar[bool] = False
-    """Whether the history holds Σ RKᵀ in addition to Σ KKᵀ."""
-    search_original: ClassVar[bool] = False
-    """Whether targets are searched on the original weights, those at binding."""
-    history_by_default: ClassVar[bool] = False
-    """Whether ``keep_history`` is on by default; for the memory estimate."""
 
     def __init__(self, clamp: float = 0.75, keep_history: bool = False, **search: Any) -> None:
         super().__init__(clamp=clamp, **search)
         self.keep_history = keep_history
         self.past: KeyHistory | None = None
-        self._original: dict[str, Tensor] = {}
+        self.transform: UpdateTransform = low_rank
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
@@ -98,114 +100,36 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     def on_bind(self) -> None:
         """Bind as every locate-then-edit method does, and start with an empty key history."""
         super().on_bind()
-        names = [self.view.parameter(layer) for layer in self.edited_layers]
-        if self.search_original:
-            handles = {name: weight(self.language_model, name) for name in names}
-            self._original = {
-                name: handle.raw().detach().clone() for name, handle in handles.items()
-            }
         self.past = None
         if self.keep_history:
             device = self.view.embeddings.get_parameter("weight").device
-            self.past = KeyHistory(self.edited_layers, self.history_residuals, device)
+            self.past = KeyHistory(self.edited_layers, self.history_policy.residuals, device)
+        for layer in self.bound_layers.values():
+            layer.past = self.past
 
     def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
         """Keep the keys of the edits in force, and of no other, to the bit."""
         if self.past is not None:
             self.past.follow(in_force, change)
-            self._preserved.clear()
+            for layer in self.bound_layers.values():
+                layer.forget_factors()
 
-    def search(self, batch: EditBatch) -> Targets:
-        """Search the target vectors, on the original weights if :attr:`search_original` is set.
-
-        Args:
-            batch: Requests that name their subjects.
-        """
-        with self._original_weights_in_place():
-            return super().search(batch)
-
-    @contextmanager
-    def _original_weights_in_place(self) -> Iterator[None]:
-        """Restore the original weights inside a ``with`` block; a no-op if none are stored."""
-        raws = {name: weight(self.language_model, name).raw() for name in self._original}
-        now = {name: raw.detach().clone() for name, raw in raws.items()}
-        try:
-            _copy_into(raws, self._original)
-            yield
-        finally:
-            _copy_into(raws, now)
-
-    # ------------------------------------------------------------------------------------- solving
-
-    def residual_divisor(self, remaining: int) -> float:
-        """Return the residual's divisor, given the number of layers left, this one included."""
-        return float(remaining)
-
-    def solve(
-        self, layer: int, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
-    ) -> Solution:
-        """Solve one layer's least-squares system; ridge regression unless overridden."""
-        return least_squares(keys, residuals, self.preserved(layer))
-
-    def factor_system(
-        self,
-        layer: int,
-        moment: Float[Tensor, "f f"] | None,
-        lam: float | None,
-        ridge: float = 0.0,
-        rows: Int[Tensor, " s"] | None = None,
-    ) -> Preserved:
-        """Factor a layer's system λC + Σ KKᵀ + μI (Cholesky); without C, λI takes its place.
+    def history_entries(
+        self, texts: Sequence[TokenizedText], solved: LayerSolutions
+    ) -> dict[str, Tensor]:
+        """Return a delta's history; called while the updates are applied.
 
         Args:
-            layer: The layer.
-            moment: C, or ``None`` for the identity.
-            lam: λ; ``None``: the width of a key.
-            ridge: μ.
-            rows: Key entries (neurons) that are written; ``None``: all.
+            texts: Every request in every template, the bare prompt of each first.
+            solved: The solved layers.
         """
-        if lam is None:
-            lam = float(weight(self.language_model, self.view.parameter(layer)).shape[1])
-        scale = lam
-
-        def factor(history: Tensor | None) -> Preserved:
-            return Preserved.of(
-                self._submatrix(moment, rows),
-                scale,
-                self._submatrix(history, rows),
-                ridge + (scale if moment is None else 0.0),
-                where=self.view.parameter(layer),
-            )
-
-        if self.past is None:
-            return factor(None)
-        # The written entries differ from batch to batch, so their factor is not cached.
-        return (
-            self.past.factor_with_keys(layer, factor)
-            if rows is None
-            else factor(self.past.keys(layer))
+        if not self.keep_history:
+            return {}
+        return self.history_policy.entries(
+            solved.keys, solved.residuals, lambda: self.mean_keys(texts, self.edited_layers)
         )
 
-    def _submatrix(self, matrix: Tensor | None, rows: Tensor | None) -> Tensor | None:
-        """Return a matrix, or its submatrix of some entries, on the model's device."""
-        if matrix is None:
-            return None
-        placed = matrix.to(self.language_model.device)
-        return placed if rows is None else placed[rows][:, rows]
-
-    def target(self, targets: Targets) -> Float[Tensor, "n d"]:
-        """Return the target values from which :meth:`residual` is computed."""
-        return targets.wanted.double()
-
-    def residual(
-        self, target: Float[Tensor, "n d"], bare: Sequence[TokenizedText]
-    ) -> Float[Tensor, "n d"]:
-        """Return the residual at each subject: target minus the current model's value."""
-        return target - self.current_values(bare)
-
-    def update(self, layer: int, solution: Solution) -> WeightUpdate:
-        """Return a layer's weight update from its solution."""
-        return LowRank(solution.left.float(), solution.right.float())
+    # ------------------------------------------------------------------------------------- solving
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
         """Solve for the updates of all layers.
@@ -215,42 +139,58 @@ class MultiLayerEditor(LocateThenEdit, family=True):
             targets: Their target vectors, for the output of the last edited block.
         """
         texts = self.key_texts(batch)
-        with self.solve_layers(texts, self.target(targets)) as solved:
+        with self.solve_layers(texts, targets) as solved:
             history = self.history_entries(texts, solved)
         info = self.info(targets, solved.solutions)
         return Delta(batch.ids, self.by_parameter(solved.updates), info=info, history=history)
 
     @contextmanager
     def solve_layers(
-        self, texts: Sequence[TokenizedText], target: Float[Tensor, "n d"]
+        self, texts: Sequence[TokenizedText], targets: Targets
     ) -> Iterator[LayerSolutions]:
         """Solve layer by layer; inside the ``with`` block the model has all updates applied.
 
         Args:
             texts: Every request in every template, the bare prompt of each first.
-            target: Target values at each subject.
+            targets: The target vectors of these requests.
         """
         layers, solved = self.edited_layers, LayerSolutions()
         bare = texts[:: len(self.templates)]
         with ExitStack() as stack:
-            for done, layer in enumerate(layers):
-                solved.keys |= self.mean_keys(texts, [layer])
-                rest = self.residual(target, bare) / self.residual_divisor(len(layers) - done)
-                solved.residuals[layer] = rest
+            for done, number in enumerate(layers):
+                layer = self.bound_layers[number]
+                solved.keys |= self.mean_keys(texts, [number])
+                rest = self.residual(targets, bare) / self.schedule.divisor(len(layers) - done)
+                solved.residuals[number] = rest
                 with self.stage("solve"):
-                    solution = self.solve(layer, solved.keys[layer].mT, rest.mT)
-                update = self.update(layer, solution)
-                solved.updates[layer] = update
+                    solution = self.solver.solve(layer, solved.keys[number].mT, rest.mT)
+                update = self.transform(layer, solution)
+                solved.updates[number] = update
                 solved.solutions.append(solution)
                 # Each layer is solved on the model with the updates of the layers below it.
-                one = Delta((), self.by_parameter({layer: update}))
+                one = Delta((), self.by_parameter({number: update}))
                 stack.enter_context(one.applied(self.language_model))
             yield solved
+
+    def residual(self, targets: Targets, bare: Sequence[TokenizedText]) -> Float[Tensor, "n d"]:
+        """Return the residual R at each subject, before it is divided among the layers.
+
+        Of a target for attention and MLP, the MLP's part is written.
+
+        Args:
+            targets: The target vectors.
+            bare: The bare prompts, cut after the subject.
+        """
+        written = slice(-self.view.hidden_size, None)
+        if self.schedule.residual == "searched":
+            return targets.delta.double()[:, written]
+        return targets.wanted.double()[:, written] - self.current_values(bare)
 
     def current_values(self, bare: Sequence[TokenizedText]) -> Float[Tensor, "n d"]:
         """Return the current hidden states at each subject, at the layer and site of targets."""
         block = self.view.block(self.edited_layers[-1])
-        return self.at_subjects(bare, block.name if self.site == "block" else block.mlp, "output")
+        at_block = self.target_search.site == "block"
+        return self.at_subjects(bare, block.name if at_block else block.mlp, "output")
 
     def mean_keys(self, texts: Sequence[TokenizedText], layers: Sequence[int]) -> dict[int, Tensor]:
         """Return keys per layer, (n, f): mean of the bare prompt's key and all other texts' mean.
@@ -270,22 +210,6 @@ class MultiLayerEditor(LocateThenEdit, family=True):
             return grouped[:, 0]
         return torch.stack([grouped[:, 0], grouped[:, 1:].mean(1)]).mean(0)
 
-    def history_entries(
-        self, texts: Sequence[TokenizedText], solved: LayerSolutions
-    ) -> dict[str, Tensor]:
-        """Return a delta's history (keys, residuals); called while the updates are applied."""
-        if not self.keep_history:
-            return {}
-        if self.history_keys == "solved":
-            keys = solved.keys
-        else:
-            keys = self.mean_keys(texts, self.edited_layers)
-        history = {f"keys/{layer}": value.float() for layer, value in keys.items()}
-        if self.history_residuals:
-            for layer, value in solved.residuals.items():
-                history[f"residuals/{layer}"] = value.float()
-        return history
-
     def by_parameter(self, updates: Mapping[int, WeightUpdate]) -> dict[str, WeightUpdate]:
         """Map layer updates to parameter names."""
         return {self.view.parameter(layer): update for layer, update in updates.items()}
@@ -293,11 +217,6 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
         """Estimate extra memory: second moment, float64 factor, float64 history if kept."""
-        history = 8 * len(layers) * view.intermediate_size**2 if cls.history_by_default else 0
-        return super().memory_bytes(view, layers) + history
-
-
-def _copy_into(raws: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, raw in raws.items():
-            raw.copy_(values[name])
+        history = 8 * len(layers) * view.intermediate_size**2
+        kept = history if cls.history_policy.by_default else 0
+        return super().memory_bytes(view, layers) + kept

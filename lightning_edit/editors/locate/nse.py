@@ -9,15 +9,45 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_edit.editors.locate.edited_layer import EditedLayer
+from lightning_edit.editors.locate.key_history import HistoryPolicy
 from lightning_edit.editors.locate.multi_layer import LayerSolutions, MultiLayerEditor
+from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
+from lightning_edit.editors.locate.search_objective import TargetSearch
+from lightning_edit.editors.locate.solver import Solver
 from lightning_edit.editors.locate.target_search import Targets
 from lightning_edit.editors.one_by_one import concat_low_rank
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.neurons import most_active
-from lightning_edit.functional.solve import Preserved, Solution, least_squares
+from lightning_edit.functional.solve import Solution, least_squares
 from lightning_edit.types import EditBatch
 
 log = logging.getLogger(__name__)
+
+
+class ActiveNeurons(Solver):
+    """Least squares for the weight columns of the most active neurons only.
+
+    Args:
+        moment_weight: λ; ``None``: the width of a key.
+        share: Share of the keys' activity that the written neurons carry; 1: all neurons.
+    """
+
+    def __init__(self, moment_weight: float | None, share: float) -> None:
+        self.moment_weight, self.share = moment_weight, share
+
+    def solve(
+        self, layer: EditedLayer, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
+    ) -> Solution:
+        """Solve least squares for the weight columns of the most active neurons."""
+        if self.share == 1:
+            return least_squares(keys, residuals, layer.preserved(self.moment_weight))
+        J = most_active(keys, self.share)
+        preserved = layer.preserved(self.moment_weight, neurons=J)
+        solution = least_squares(keys[J], residuals, preserved)
+        right = solution.right.new_zeros(len(solution.right), len(keys))
+        right[:, J] = solution.right
+        return replace(solution, right=right)
 
 
 class NSE(MultiLayerEditor):
@@ -50,8 +80,9 @@ class NSE(MultiLayerEditor):
         weights at binding are the original ones.
     """
 
-    history_by_default: ClassVar[bool] = True
-    search_original: ClassVar[bool] = True
+    target_search: ClassVar[TargetSearch] = TargetSearch("block", weights="original")
+    schedule: ClassVar[ResidualSchedule] = EVEN_SPLIT
+    history_policy: ClassVar[HistoryPolicy] = HistoryPolicy("edited")
 
     def __init__(
         self,
@@ -77,23 +108,7 @@ class NSE(MultiLayerEditor):
         self.too_far = too_far
         self.distance: Literal["relative", "absolute"] = distance
         self.passes = passes
-
-    def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor λC plus the key history, over all neurons."""
-        return self.factor_system(layer, moment, self.moment_weight)
-
-    def solve(
-        self, layer: int, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
-    ) -> Solution:
-        """Solve least squares for the weight columns of the most active neurons."""
-        if self.neurons == 1:
-            return super().solve(layer, keys, residuals)
-        rows = most_active(keys, self.neurons)
-        preserved = self.factor_system(layer, self._moments[layer], self.moment_weight, rows=rows)
-        solution = least_squares(keys[rows], residuals, preserved)
-        right = solution.right.new_zeros(len(solution.right), len(keys))
-        right[:, rows] = solution.right
-        return replace(solution, right=right)
+        self.solver = ActiveNeurons(moment_weight, neurons)
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
         """Solve for the updates of all layers, summed over the passes.
@@ -102,7 +117,7 @@ class NSE(MultiLayerEditor):
             batch: The requests.
             targets: Their target vectors, searched on the original weights.
         """
-        texts, target = self.key_texts(batch), targets.wanted.double()
+        texts = self.key_texts(batch)
         bare = texts[:: len(self.templates)]
         unit = targets.initial.double().norm(dim=1) if self.distance == "relative" else 1.0
         updates: dict[int, LowRank] = {}
@@ -110,16 +125,16 @@ class NSE(MultiLayerEditor):
         within: Tensor | None = None
         with ExitStack() as stack:
             for _ in range(self.passes):
-                distances = self.residual(target, bare).norm(dim=1) / unit
+                distances = self.residual(targets, bare).norm(dim=1) / unit
                 if within is None:
                     within = self._within_reach(batch, distances)
                 to_write = [int(i) for i in (within & (distances > self.reached)).nonzero()]
                 if not to_write:
                     break
                 part = [text for text in texts if text.request in to_write]
-                solved = stack.enter_context(self.solve_layers(part, target[to_write]))
+                solved = stack.enter_context(self.solve_layers(part, targets.select(to_write)))
                 for layer, update in solved.updates.items():
-                    assert isinstance(update, LowRank)  # `update` is not overridden
+                    assert isinstance(update, LowRank)  # there is no transform
                     updates[layer] = concat_low_rank(updates.get(layer), update)
                 solutions += solved.solutions
             kept = [text for text in texts if within is not None and bool(within[text.request])]

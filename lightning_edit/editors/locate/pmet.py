@@ -1,17 +1,12 @@
 """PMET: Li et al., Precise Model Editing in a Transformer, AAAI 2024, arXiv 2308.08742."""
 
-import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
-from lightning_edit.editors.locate.search_objective import EarlyStopping
-from lightning_edit.editors.locate.target_search import Targets
-from lightning_edit.functional.solve import Preserved
-from lightning_edit.inference.suffix.forward import Site
+from lightning_edit.editors.locate.residual_schedule import SQRT_SPLIT, ResidualSchedule
+from lightning_edit.editors.locate.search_objective import EarlyStopping, TargetSearch
+from lightning_edit.editors.locate.solver import LeastSquares
 
 
 class PMET(MultiLayerEditor):
@@ -41,7 +36,8 @@ class PMET(MultiLayerEditor):
         for equality; here token ids are compared.
     """
 
-    site: ClassVar[Site] = "attention+mlp"
+    target_search: ClassVar[TargetSearch] = TargetSearch("attention+mlp")
+    schedule: ClassVar[ResidualSchedule] = SQRT_SPLIT
 
     def __init__(
         self,
@@ -67,15 +63,4 @@ class PMET(MultiLayerEditor):
         self.objective = replace(
             self.objective, early_stopping=EarlyStopping(answer_weight=ease, max_kl=calm)
         )
-
-    def preserve(self, layer: int, moment: Float[Tensor, "f f"] | None) -> Preserved:
-        """Factor λC plus the key history."""
-        return self.factor_system(layer, moment, self.moment_weight)
-
-    def residual_divisor(self, remaining: int) -> float:
-        """Return the residual's divisor, the square root of the number of layers left."""
-        return math.sqrt(remaining)
-
-    def target(self, targets: Targets) -> Float[Tensor, "n d"]:
-        """Return the MLP targets, the second half of the target vectors (attention comes first)."""
-        return targets.wanted.double().chunk(2, dim=1)[1]
+        self.solver = LeastSquares(moment_weight)

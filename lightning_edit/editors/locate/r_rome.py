@@ -4,10 +4,10 @@ from typing import Any, ClassVar, Literal
 
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.rome import ROME
+from lightning_edit.editors.locate.search_objective import TargetSearch
+from lightning_edit.editors.locate.solver import LeastSquares, Solver
 from lightning_edit.editors.locate.target_search import Targets
 from lightning_edit.edits.delta import Delta, LowRank
-from lightning_edit.functional.solve import least_squares
-from lightning_edit.inference.suffix.forward import Site
 from lightning_edit.types import EditBatch
 
 
@@ -28,7 +28,8 @@ class RROME(LocateThenEdit):
 
     batched: ClassVar[bool] = False
     one_layer: ClassVar[bool] = True
-    site: ClassVar[Site] = "mlp"
+    target_search: ClassVar[TargetSearch] = TargetSearch("mlp")
+    solver: Solver = LeastSquares(mode="equality")
     template_openings: ClassVar[tuple[str, ...]] = ROME.template_openings
     template_lengths: ClassVar[tuple[int, ...]] = ROME.template_lengths
 
@@ -48,14 +49,12 @@ class RROME(LocateThenEdit):
             batch: One request.
             targets: Its target vector.
         """
-        (layer,) = self.edited_layers
+        (layer,) = self.bound_layers.values()
         rows = slice(None) if self.key == "averaged" else slice(1)
         key = targets.keys[0][rows].double().mean(0)
         value = targets.values[0][rows].double().mean(0)
         residual = targets.wanted[0].double() - value
         with self.stage("solve"):
-            preserved = self.preserved(layer)
-            solution = least_squares(key[:, None], residual[:, None], preserved, "equality")
+            solution = self.solver.solve(layer, key[:, None], residual[:, None])
         update = LowRank(solution.left.float(), solution.right.float())
-        name = self.view.parameter(layer)
-        return Delta(batch.ids, {name: update}, info=self.info(targets, [solution]))
+        return Delta(batch.ids, {layer.parameter: update}, info=self.info(targets, [solution]))

@@ -3,10 +3,10 @@
 from typing import ClassVar
 
 from lightning_edit.editors.locate.base import LocateThenEdit
+from lightning_edit.editors.locate.search_objective import TargetSearch
+from lightning_edit.editors.locate.solver import LeastSquares, Solver
 from lightning_edit.editors.locate.target_search import Targets
 from lightning_edit.edits.delta import Delta, LowRank
-from lightning_edit.functional.solve import least_squares
-from lightning_edit.inference.suffix.forward import Site
 from lightning_edit.types import EditBatch
 
 
@@ -26,7 +26,8 @@ class ROME(LocateThenEdit):
 
     batched: ClassVar[bool] = False
     one_layer: ClassVar[bool] = True
-    site: ClassVar[Site] = "mlp"
+    target_search: ClassVar[TargetSearch] = TargetSearch("mlp")
+    solver: Solver = LeastSquares(mode="equality")
     # Ten texts of 5 and ten of 10 tokens: `context_template_length_params` of the authors' configs.
     template_openings: ClassVar[tuple[str, ...]] = ("",) * 20
     template_lengths: ClassVar[tuple[int, ...]] = (5,) * 10 + (10,) * 10
@@ -43,15 +44,12 @@ class ROME(LocateThenEdit):
             batch: One request.
             targets: Its target vector.
         """
-        (layer,) = self.edited_layers
+        (layer,) = self.bound_layers.values()
         keys, values = targets.keys[0].double(), targets.values[0].double()
         residual = targets.wanted[0].double() - values[0]
         with self.stage("solve"):
-            solution = least_squares(
-                keys.mean(0)[:, None], residual[:, None], self.preserved(layer), "equality"
-            )
+            solution = self.solver.solve(layer, keys.mean(0)[:, None], residual[:, None])
         # The row gives 1 at the mean key; the authors' code scales it to 1 at the bare prompt's.
         right = solution.right / (solution.right @ keys[0])
         update = LowRank(solution.left.float(), right.float())
-        name = self.view.parameter(layer)
-        return Delta(batch.ids, {name: update}, info=self.info(targets, [solution]))
+        return Delta(batch.ids, {layer.parameter: update}, info=self.info(targets, [solution]))

@@ -1,13 +1,31 @@
-"""Objective and early stopping of the target search.
+"""Objective, place and early stopping of the target search.
 
 Both are those of the authors' code of ROME (arXiv 2202.05262, section 3.1) and MEMIT (arXiv
 2210.07229, section 4.3), unless marked as ENCORE's or PMET's.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from lightning_edit.inference.suffix.forward import Site
+
+
+@dataclass(frozen=True)
+class TargetSearch:
+    """Target search of a method: where its vectors are added, and to which weights.
+
+    Args:
+        site: The output of the last edited layer's MLP or block that vectors are added to, or one
+            vector each for attention and MLP.
+        weights: ``current``: the model with the edits in force. ``original``: the weights at
+            binding.
+    """
+
+    site: Site
+    weights: Literal["current", "original"] = "current"
 
 
 @dataclass(frozen=True)

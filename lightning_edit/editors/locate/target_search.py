@@ -56,14 +56,21 @@ class Targets:
 
     def only(self, number: int) -> "Targets":
         """Return the targets of one request."""
-        one = slice(number, number + 1)
+        return self.select([number])
+
+    def select(self, numbers: Sequence[int]) -> "Targets":
+        """Return the targets of some requests.
+
+        Args:
+            numbers: Their rows.
+        """
         return Targets(
-            self.delta[one],
-            self.initial[one],
-            self.keys[one],
-            self.values[one],
-            self.losses[one],
-            self.steps[one],
+            self.delta[numbers],
+            self.initial[numbers],
+            [self.keys[n] for n in numbers],
+            [self.values[n] for n in numbers],
+            [self.losses[n] for n in numbers],
+            [self.steps[n] for n in numbers],
         )
 
 

@@ -117,10 +117,11 @@ class LTI(WrappedEditor):
         middle_layer: int | None = None,
     ) -> None:
         super().__init__(editor)
-        if not isinstance(self.editor, LocateThenEdit) or self.editor.site == "attention+mlp":
+        host = self.editor
+        if not isinstance(host, LocateThenEdit) or host.target_search.site == "attention+mlp":
             raise ValueError(
                 "LTI replaces the target search of a locate-then-edit method with one vector a "
-                f"request, such as MEMIT or ROME; got {type(self.editor).__name__}"
+                f"request, such as MEMIT or ROME; got {type(host).__name__}"
             )
         self.nll = nll
         self.last = last

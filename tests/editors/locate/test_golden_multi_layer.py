@@ -85,7 +85,7 @@ def test_projector_and_keys_of_the_edited_model_agree(tmp_path: Path) -> None:
     delta = editor.edit(batch(example))
     editor.remember(delta)
     for number, layer in enumerate(example.meta["hparams"]["layers"]):
-        U = editor._null_spaces[layer]
+        U = editor.bound_layers[layer].null_space
         assert relative(U @ U.mT, example.tensors["P"][number]) < 1e-4
         history = editor.past.keys(layer)
         assert relative(history, example.tensors["cache_c_final"][number]) < 1e-5

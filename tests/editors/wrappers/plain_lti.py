@@ -30,8 +30,9 @@ def _evaluate_objective(
         found = output[0] if isinstance(output, tuple) else output
         hidden.append(found[0, text.subject])
 
+    at_mlp = editor.host.target_search.site == "mlp"
     handles = [
-        (block.mlp if editor.host.site == "mlp" else block).register_forward_hook(add),
+        (block.mlp if at_mlp else block).register_forward_hook(add),
         model.transformer.h[editor.compared_layer].register_forward_hook(note),
     ]
     logits = model(input_ids=torch.tensor([text.ids]), use_cache=False).logits[0]
