@@ -22,7 +22,7 @@ import lightning_edit.editors as editors
 from lightning_edit import atlas
 from lightning_edit.benchmark.machine import machine
 from lightning_edit.datamodules import AtlasDataModule
-from lightning_edit.editors.locate.target_search import Targets
+from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.edits.edit_loop import written_alone
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger

@@ -1,5 +1,6 @@
 """Editing a batch one request at a time, with the low-rank updates concatenated into one delta."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -8,13 +9,19 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.types import EditBatch
 
+#: Entries of a locate-then-edit ``info`` with one value per request.
+PER_REQUEST = ("loss", "steps", "site_distance", "nll_before", "nll_searched", "nll_edited")
 
-def edit_one_by_one(editor: Editor, batch: EditBatch) -> Delta:
+
+def edit_one_by_one(
+    editor: Editor, batch: EditBatch, edit: Callable[[EditBatch], Delta] | None = None
+) -> Delta:
     """Edit sequentially within a batch: each request sees the updates of the ones before it.
 
     Args:
         editor: An editor that computes low-rank updates of one request at a time.
         batch: The requests.
+        edit: Computes the update of one request; ``None``: the editor's own ``edit``.
 
     Returns:
         One delta, the sum of all updates.
@@ -24,14 +31,14 @@ def edit_one_by_one(editor: Editor, batch: EditBatch) -> Delta:
         for part in batch.split():
             if deltas:
                 stack.enter_context(deltas[-1].applied(editor.language_model))
-            deltas.append(editor.edit(part))
+            deltas.append((edit or editor.edit)(part))
     weights: dict[str, LowRank] = {}
     for delta in deltas:
         for name, update in delta.weights.items():
             if isinstance(update, LowRank):
                 weights[name] = concat_low_rank(weights.get(name), update)
     infos = [delta.info for delta in deltas]
-    info = {key: [one for each in infos for one in each[key]] for key in ("loss", "steps")}
+    info = {key: [one for each in infos for one in each[key]] for key in PER_REQUEST}
     return Delta(batch.ids, weights, info=dict(infos[0]) | info)
 
 

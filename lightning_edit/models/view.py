@@ -25,8 +25,8 @@ class BlockView:
         mlp_down: Path of the MLP down-projection, which writes into the hidden state.
         mlp_up: Paths of the MLP up-projections, which read the hidden state; two if there is a
             gate.
-        mlp: Path of the module whose output is the MLP's output; equals ``mlp_down`` where a block
-            has no MLP module (OPT, BART).
+        mlp: Path of the MLP module; equals ``mlp_down`` where a block has none (OPT, BART). Its
+            output is that of ``mlp_down``, or its sum with the hidden state (BLOOM, MPT).
         attention_out: Path of the self-attention's output projection.
         cross_attention_out: Path of the cross-attention's output projection; ``None`` without one.
     """

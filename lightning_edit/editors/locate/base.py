@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.context_templates import sample_templates, with_bare_prompt
 from lightning_edit.editors.locate.edited_layer import EditedLayer
+from lightning_edit.editors.locate.effect import EffectWarnings, measure_effect
 from lightning_edit.editors.locate.original_weights import OriginalWeights
 from lightning_edit.editors.locate.prompts import (
     KlPosition,
@@ -29,13 +30,15 @@ from lightning_edit.editors.locate.prompts import (
 )
 from lightning_edit.editors.locate.search_objective import Objective, TargetSearch
 from lightning_edit.editors.locate.solver import Solver
-from lightning_edit.editors.locate.target_search import Loss, Targets, search_targets
+from lightning_edit.editors.locate.target_search import Loss, search_targets
+from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.editors.one_by_one import edit_one_by_one
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.solve import Solution
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.hooks import Side
+from lightning_edit.inference.suffix.write_path import WritePath, find_write_paths
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 from lightning_edit.statistics.cache import files_for, moments_in
@@ -117,6 +120,8 @@ class LocateThenEdit(Editor, family=True):
         self.rows_per_pass = rows_per_pass
         self.templates: list[str] = []
         self.bound_layers: dict[int, EditedLayer] = {}
+        self.paths: dict[int, WritePath] = {}
+        self.effect_warnings = EffectWarnings()
         self._original: OriginalWeights | None = None
 
     # ------------------------------------------------------------------------------------ binding
@@ -149,7 +154,10 @@ class LocateThenEdit(Editor, family=True):
         self.bound_layers = {
             layer: EditedLayer(layer, names[layer], model, moments[layer]) for layer in layers
         }
+        # A vector at the MLP's output is written as it is; one at the block's must get there.
+        self.paths = find_write_paths(self.view, layers) if self.target_search.site != "mlp" else {}
         self.solver.on_bind(self.bound_layers, files, self.view)
+        self.effect_warnings = EffectWarnings()
         self._original = None
         if self.target_search.weights == "original":
             self._original = OriginalWeights(model, list(names.values()))
@@ -195,7 +203,13 @@ class LocateThenEdit(Editor, family=True):
             SolveError: If the least-squares system has no solution.
         """
         if not self.batched and len(batch) > 1:
-            return edit_one_by_one(self, batch)
+            delta = edit_one_by_one(self, batch, self._search_and_write)
+        else:
+            delta = self._search_and_write(batch)
+        self.effect_warnings.check(type(self).__name__, [delta])
+        return delta
+
+    def _search_and_write(self, batch: EditBatch) -> Delta:
         # Validation loops run in inference mode, which builds no autograd graph.
         with torch.inference_mode(False), torch.enable_grad():
             with self.stage("search"):
@@ -215,7 +229,9 @@ class LocateThenEdit(Editor, family=True):
             with self.stage("search"):
                 targets = self.search(batch)
             parts = enumerate(batch.split())
-            return [self.write(part, targets.only(number)) for number, part in parts]
+            deltas = [self.write(part, targets.only(number)) for number, part in parts]
+        self.effect_warnings.check(type(self).__name__, deltas)
+        return deltas
 
     def search(self, batch: EditBatch) -> Targets:
         """Search the target vector of every request on the current model.
@@ -241,9 +257,18 @@ class LocateThenEdit(Editor, family=True):
         Arguments and result: :func:`search_targets`.
         """
         layer, rows, site = self.edited_layers[-1], self._rows_per_pass, self.target_search.site
+        normed = site == "block" and self.paths[layer].norm is not None
         with nullcontext() if self._original is None else self._original.in_place():
             return search_targets(
-                self.view, texts, layer, site, objective, rows, loss_for, self.progress
+                self.view,
+                texts,
+                layer,
+                site,
+                objective,
+                rows,
+                loss_for,
+                self.progress,
+                through_mlp=normed,
             )
 
     @property
@@ -257,6 +282,17 @@ class LocateThenEdit(Editor, family=True):
         return min(448, max(32, 2**19 // (width * self.view.num_blocks)))
 
     # ------------------------------------------------------------------------------------- pieces
+
+    @property
+    def site_module(self) -> str:
+        """Module whose output at the subject is to be the target: a block or a down-projection."""
+        block = self.view.block(self.edited_layers[-1])
+        return block.name if self.target_search.site == "block" else block.mlp_down
+
+    @property
+    def written(self) -> slice:
+        """Entries of a target vector that are written: of one for attention and MLP the MLP's."""
+        return slice(-self.view.hidden_size, None)
 
     def key_texts(self, batch: EditBatch) -> list[TokenizedText]:
         """Return the texts for keys: every request in every template, cut after the subject."""
@@ -295,9 +331,25 @@ class LocateThenEdit(Editor, family=True):
         with self.stage("keys"):
             return read_last(self.view, texts, wanted, self._rows_per_pass)
 
-    def info(self, targets: Targets, solutions: Sequence[Solution]) -> dict[str, Any]:
-        """Return the search and solve diagnostics that are recorded with a delta."""
-        return {
+    def info(
+        self, batch: EditBatch, targets: Targets, solutions: Sequence[Solution]
+    ) -> dict[str, Any]:
+        """Return the diagnostics of search, solve and effect that are recorded with a delta.
+
+        Call it while the updates are applied: it looks at the edited model, in one pass over the
+        bare prompts.
+
+        Args:
+            batch: The requests.
+            targets: Their target vectors.
+            solutions: The solved systems.
+        """
+        with self.stage("solve"):
+            bare = rewriting_texts(self.tokenizer, batch, ["{}"])
+            effect = measure_effect(
+                self.view, bare, targets, self.site_module, self.written, self._rows_per_pass
+            )
+        return effect | {
             "loss": targets.losses,
             "steps": targets.steps,
             "unwritten": [solution.unwritten for solution in solutions],

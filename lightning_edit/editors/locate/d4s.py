@@ -110,7 +110,8 @@ class D4S(MultiLayerEditor):
         an undo the next edit also corrects the remaining edits for the undone one, so its update is
         dense. Since R is not recomputed, several layers together write more than the residual: 2.3
         times for five layers, before the ridge shrinks it; that is the published method. Bind the
-        editor to the unedited model: the weights at binding are the original ones.
+        editor to the unedited model: the weights at binding are the original ones. A model with a
+        norm behind its MLPs (Gemma 2 and 3, OLMo 2, GLM-4) is refused: vectors do not add there.
     """
 
     target_search: ClassVar[TargetSearch] = TargetSearch("block", weights="original")

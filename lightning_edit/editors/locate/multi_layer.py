@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_edit.editors.locate.base import LocateThenEdit
@@ -25,14 +25,18 @@ from lightning_edit.editors.locate.key_history import HistoryPolicy, KeyHistory
 from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
 from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import UpdateTransform, low_rank
-from lightning_edit.editors.locate.target_search import Targets
+from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.edits.delta import Delta, WeightUpdate
 from lightning_edit.edits.in_force import HistoryChange
+from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.solve import Solution
 from lightning_edit.inference.hooks import Side
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch
+
+#: Share of a target vector that may be left behind a norm before lower layers write less.
+_OUT_OF_REACH = 0.05
 
 
 @dataclass
@@ -44,12 +48,14 @@ class LayerSolutions:
         solutions: The solved systems.
         keys: The solved keys, (n, f).
         residuals: Each layer's part of the residual at those keys, (n, d).
+        out_of_reach: Targets that the last layer could not reach, (n,), so that it was not solved.
     """
 
     updates: dict[int, WeightUpdate] = field(default_factory=dict)
     solutions: list[Solution] = field(default_factory=list)
     keys: dict[int, Tensor] = field(default_factory=dict)
     residuals: dict[int, Tensor] = field(default_factory=dict)
+    out_of_reach: Tensor | None = None
 
 
 class MultiLayerEditor(LocateThenEdit, family=True):
@@ -66,6 +72,11 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     Note:
         An undo removes an edit's keys from the history, so that later edits are solved without it.
         The updates of edits that were solved while it was in force do not change.
+
+        Where a norm follows the MLP (Gemma 2 and 3, OLMo 2, GLM-4), vectors are searched at the
+        MLP's output, since the block's cannot take every value, and each layer's share is mapped
+        through its norm. Shares do not add exactly there, so the lower layers write less if the
+        last one could not make up for it; up to a tenth of the residual may be left.
     """
 
     target_search: ClassVar[TargetSearch] = TargetSearch("block")
@@ -100,6 +111,15 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     def on_bind(self) -> None:
         """Bind as every locate-then-edit method does, and start with an empty key history."""
         super().on_bind()
+        if self.schedule.residual == "searched" and (
+            normed := [path.block for path in self.paths.values() if path.norm is not None]
+        ):
+            raise ArchitectureError(
+                f"{type(self).__name__} writes the searched vectors of all edits in one linear "
+                f"system, but {type(self.language_model).__name__} has a norm between the MLP and "
+                f"the output of {', '.join(normed)}, through which vectors do not add; use MEMIT, "
+                "AlphaEdit or another method that reads the residual again"
+            )
         self.past = None
         if self.keep_history:
             device = self.view.embeddings.get_parameter("weight").device
@@ -141,7 +161,7 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         texts = self.key_texts(batch)
         with self.solve_layers(texts, targets) as solved:
             history = self.history_entries(texts, solved)
-        info = self.info(targets, solved.solutions)
+            info = self.info(batch, targets, solved.solutions)
         return Delta(batch.ids, self.by_parameter(solved.updates), info=info, history=history)
 
     @contextmanager
@@ -154,43 +174,117 @@ class MultiLayerEditor(LocateThenEdit, family=True):
             texts: Every request in every template, the bare prompt of each first.
             targets: The target vectors of these requests.
         """
+        lower: Tensor | None = None
+        while True:
+            with ExitStack() as stack:
+                solved = self._solve_once(stack, texts, targets, lower)
+                if solved.out_of_reach is None:
+                    yield solved
+                    return
+            # A norm has no output of every length: what the layers below wrote has left the last
+            # one a change that it cannot make. They write less, at last nothing.
+            whole = torch.ones_like(targets.delta[:, :1]) if lower is None else lower
+            less = torch.where(whole > 0.25, whole / 2, 0.0)
+            lower = torch.where(solved.out_of_reach[:, None], less, whole)
+
+    def _solve_once(
+        self,
+        stack: ExitStack,
+        texts: Sequence[TokenizedText],
+        targets: Targets,
+        lower: Float[Tensor, "n 1"] | None,
+    ) -> LayerSolutions:
+        """Solve layer by layer, leaving the updates applied until the stack is closed.
+
+        Args:
+            stack: Takes the updates back.
+            texts: Every request in every template.
+            targets: Their target vectors.
+            lower: Part of their shares that the layers below the last one write; ``None``: all.
+        """
         layers, solved = self.edited_layers, LayerSolutions()
         bare = texts[:: len(self.templates)]
-        with ExitStack() as stack:
-            for done, number in enumerate(layers):
-                layer = self.bound_layers[number]
-                solved.keys |= self.mean_keys(texts, [number])
-                rest = self.residual(targets, bare) / self.schedule.divisor(len(layers) - done)
-                solved.residuals[number] = rest
-                with self.stage("solve"):
-                    solution = self.solver.solve(layer, solved.keys[number].mT, rest.mT)
-                update = self.transform(layer, solution)
-                solved.updates[number] = update
-                solved.solutions.append(solution)
-                # Each layer is solved on the model with the updates of the layers below it.
-                one = Delta((), self.by_parameter({number: update}))
-                stack.enter_context(one.applied(self.language_model))
-            yield solved
+        for done, number in enumerate(layers):
+            layer = self.bound_layers[number]
+            solved.keys |= self.mean_keys(texts, [number])
+            rest = self._share(targets, bare, number, len(layers) - done)
+            if number < layers[-1] and lower is not None:
+                rest = rest * lower.to(rest)
+            elif number == layers[-1] and (lower is None or bool((lower > 0).any())):
+                solved.out_of_reach = self._out_of_reach(targets, bare, rest)
+                if solved.out_of_reach is not None:
+                    return solved
+            solved.residuals[number] = rest
+            with self.stage("solve"):
+                solution = self.solver.solve(layer, solved.keys[number].mT, rest.mT)
+            update = self.transform(layer, solution)
+            solved.updates[number] = update
+            solved.solutions.append(solution)
+            # Each layer is solved on the model with the updates of the layers below it.
+            one = Delta((), self.by_parameter({number: update}))
+            stack.enter_context(one.applied(self.language_model))
+        return solved
+
+    def _share(
+        self, targets: Targets, bare: Sequence[TokenizedText], number: int, left: int
+    ) -> Float[Tensor, "n d"]:
+        """Return a layer's share of the residual, as a change of its down-projection's output.
+
+        Shares are divided in the hidden state, to which all layers add.
+
+        Args:
+            targets: The target vectors.
+            bare: The bare prompts, cut after the subject.
+            number: The layer.
+            left: Number of layers left, this one included.
+        """
+        last, divisor = self.edited_layers[-1], self.schedule.divisor(left)
+        path, top = self.paths[number], self.paths[last]
+        state: dict[str, Tensor] = {}
+        if self.schedule.residual == "searched":
+            residual = targets.delta.double()[:, self.written]
+        else:
+            wanted: dict[str, Side] = {self.site_module: "output"}
+            state = self.all_at_subjects(bare, wanted | top.wanted | path.wanted)
+            residual = targets.wanted.double()[:, self.written] - state[self.site_module]
+        at_block = self.target_search.site == "block"
+        if number < last:
+            residual = residual if at_block else top.to_block(residual, state)
+            return path.from_block(top.share(residual, divisor, state), state)
+        residual = residual / divisor
+        return path.from_block(residual, state) if at_block else residual
+
+    def _out_of_reach(
+        self, targets: Targets, bare: Sequence[TokenizedText], change: Float[Tensor, "n d"]
+    ) -> Bool[Tensor, " n"] | None:
+        """Return which targets the last layer cannot reach, since a norm follows; ``None``: none.
+
+        Args:
+            targets: The target vectors, of the block's output.
+            bare: The bare prompts, cut after the subject.
+            change: The change of the last layer's down-projection that comes closest.
+        """
+        top = self.paths[self.edited_layers[-1]]
+        if top.norm is None or self.target_search.site != "block" or len(self.edited_layers) == 1:
+            return None
+        state = self.all_at_subjects(bare, top.wanted | {self.site_module: "output"})
+        residual = targets.wanted.double() - state[self.site_module]
+        left = (residual - top.to_block(change, state)).norm(dim=1)
+        out = left > _OUT_OF_REACH * targets.delta.double().norm(dim=1)
+        return out if bool(out.any()) else None
 
     def residual(self, targets: Targets, bare: Sequence[TokenizedText]) -> Float[Tensor, "n d"]:
-        """Return the residual R at each subject, before it is divided among the layers.
-
-        Of a target for attention and MLP, the MLP's part is written.
+        """Return what is missing at each subject: target minus current value, at the site.
 
         Args:
             targets: The target vectors.
             bare: The bare prompts, cut after the subject.
         """
-        written = slice(-self.view.hidden_size, None)
-        if self.schedule.residual == "searched":
-            return targets.delta.double()[:, written]
-        return targets.wanted.double()[:, written] - self.current_values(bare)
+        return targets.wanted.double()[:, self.written] - self.current_values(bare)
 
     def current_values(self, bare: Sequence[TokenizedText]) -> Float[Tensor, "n d"]:
         """Return the current hidden states at each subject, at the layer and site of targets."""
-        block = self.view.block(self.edited_layers[-1])
-        at_block = self.target_search.site == "block"
-        return self.at_subjects(bare, block.name if at_block else block.mlp, "output")
+        return self.at_subjects(bare, self.site_module, "output")
 
     def mean_keys(self, texts: Sequence[TokenizedText], layers: Sequence[int]) -> dict[int, Tensor]:
         """Return keys per layer, (n, f): mean of the bare prompt's key and all other texts' mean.

@@ -15,7 +15,7 @@ from lightning_edit.editors.locate.multi_layer import LayerSolutions, MultiLayer
 from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
 from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import Solver
-from lightning_edit.editors.locate.target_search import Targets
+from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.editors.one_by_one import concat_low_rank
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.neurons import most_active
@@ -139,7 +139,7 @@ class NSE(MultiLayerEditor):
                 solutions += solved.solutions
             kept = [text for text in texts if within is not None and bool(within[text.request])]
             history = self.history_entries(kept, LayerSolutions()) if kept else {}
-        info = self.info(targets, solutions)
+            info = self.info(batch, targets, solutions)
         return Delta(batch.ids, self.by_parameter(updates), info=info, history=history)
 
     def _within_reach(self, batch: EditBatch, distances: Float[Tensor, " n"]) -> Tensor:

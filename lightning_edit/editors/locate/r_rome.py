@@ -1,12 +1,13 @@
 """R-ROME and p-ROME: Gupta et al., Rebuilding ROME, EMNLP 2024, arXiv 2403.07175."""
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.rome import ROME
 from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import LeastSquares, Solver
-from lightning_edit.editors.locate.target_search import Targets
+from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.types import EditBatch
 
@@ -57,4 +58,6 @@ class RROME(LocateThenEdit):
         with self.stage("solve"):
             solution = self.solver.solve(layer, key[:, None], residual[:, None])
         update = LowRank(solution.left.float(), solution.right.float())
-        return Delta(batch.ids, {layer.parameter: update}, info=self.info(targets, [solution]))
+        delta = Delta(batch.ids, {layer.parameter: update})
+        with delta.applied(self.language_model):
+            return replace(delta, info=self.info(batch, targets, [solution]))

@@ -1,11 +1,12 @@
 """ROME: Meng et al., Locating and Editing Factual Associations in GPT, NeurIPS 2022, 2202.05262."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import LeastSquares, Solver
-from lightning_edit.editors.locate.target_search import Targets
+from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.types import EditBatch
 
@@ -52,4 +53,6 @@ class ROME(LocateThenEdit):
         # The row gives 1 at the mean key; the authors' code scales it to 1 at the bare prompt's.
         right = solution.right / (solution.right @ keys[0])
         update = LowRank(solution.left.float(), right.float())
-        return Delta(batch.ids, {layer.parameter: update}, info=self.info(targets, [solution]))
+        delta = Delta(batch.ids, {layer.parameter: update})
+        with delta.applied(self.language_model):
+            return replace(delta, info=self.info(batch, targets, [solution]))

@@ -1,8 +1,7 @@
 """Solvers of a layer: how keys and residuals become an update of the down-projection.
 
-A method names its solver, with its hyper-parameters:
-``self.solver = LeastSquares(moment_weight)``. The formula itself is
-:func:`~lightning_edit.functional.solve.least_squares`.
+A method names its solver with its hyper-parameters, ``LeastSquares(moment_weight)``. The formula
+itself is :func:`~lightning_edit.functional.solve.least_squares`.
 
 Axis names: ``n`` -- keys; ``d`` -- hidden width; ``f`` -- width of a key; ``r`` -- directions of
 the null space.

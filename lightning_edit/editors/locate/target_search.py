@@ -4,8 +4,8 @@ One vector per request; all requests of a pass are optimised together, and each 
 when it is done. Objective, positions and stopping rule are those of the authors' code of ROME
 (arXiv 2202.05262, section 3.1) and MEMIT (arXiv 2210.07229, section 4.3).
 
-Axis names: ``n`` -- requests; ``r`` -- rows (texts); ``d`` -- hidden width; ``f`` -- key width;
-``w`` -- width of the site: d, or 2d where one vector is searched for attention and one for the MLP.
+Axis names: ``m`` -- positions read; ``k`` -- answer tokens; ``a`` -- texts with an answer; ``r`` --
+rows (texts); ``n`` -- requests; ``w`` -- watched positions.
 """
 
 import math
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from lightning_edit.editors.locate.search_objective import EarlyStopping, Objective
+from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.functional.losses import drift, log_probs, mean_by
 from lightning_edit.inference.suffix.build import build_suffix_forward
 from lightning_edit.inference.suffix.forward import Site, SuffixForward
@@ -30,51 +31,6 @@ texts, and the logits at the answer tokens, then at the watched positions."""
 
 
 @dataclass(frozen=True)
-class Targets:
-    """Target vectors found by a search, one row per request.
-
-    Args:
-        delta: The vectors δ.
-        initial: h₀, the site's output on the bare prompt.
-        keys: Inputs of the site's down-projection at the subject, one row per text with an answer.
-        values: Outputs of the same layer.
-        losses: Final loss of each request.
-        steps: Optimiser steps taken.
-    """
-
-    delta: Float[Tensor, "n w"]
-    initial: Float[Tensor, "n w"]
-    keys: list[Float[Tensor, "r f"]]
-    values: list[Float[Tensor, "r d"]]
-    losses: list[float]
-    steps: list[int]
-
-    @property
-    def wanted(self) -> Float[Tensor, "n w"]:
-        """The target vectors h₀ + δ."""
-        return self.initial + self.delta
-
-    def only(self, number: int) -> "Targets":
-        """Return the targets of one request."""
-        return self.select([number])
-
-    def select(self, numbers: Sequence[int]) -> "Targets":
-        """Return the targets of some requests.
-
-        Args:
-            numbers: Their rows.
-        """
-        return Targets(
-            self.delta[numbers],
-            self.initial[numbers],
-            [self.keys[n] for n in numbers],
-            [self.values[n] for n in numbers],
-            [self.losses[n] for n in numbers],
-            [self.steps[n] for n in numbers],
-        )
-
-
-@dataclass(frozen=True)
 class _HeadPositions:
     """Positions at which a pass computes logits, for the active requests (numbered 0 … n-1)."""
 
@@ -84,6 +40,7 @@ class _HeadPositions:
     answer_rows: Int[Tensor, " k"]
     row_request: Int[Tensor, " r"]
     answer_request: Int[Tensor, " a"]
+    bare: Int[Tensor, " n"]
     watched: Int[Tensor, " w"]
 
     @classmethod
@@ -117,6 +74,7 @@ class _HeadPositions:
             tensor(answer_rows),
             tensor([numbers[text.request] for text in texts]),
             tensor(answer_request),
+            tensor([answer_request.index(number) for number in numbers.values()]),
             tensor([numbers[text.request] for _, text in watching]),
         )
 
@@ -130,6 +88,7 @@ def search_targets(
     rows_per_pass: int,
     loss_for: Callable[[Sequence[TokenizedText]], Loss] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    through_mlp: bool = False,
 ) -> Targets:
     """Search the target vector of every request with Adam, in batched passes.
 
@@ -144,29 +103,26 @@ def search_targets(
         loss_for: Builds the loss of a pass from its texts; ``None``: the objective's negative
             log-likelihood and KL divergence.
         progress: Called with steps done and the most steps of all passes.
+        through_mlp: For the site ``block``: search at the MLP instead, and return what its vectors
+            change in the block's output. Where a norm lies between, the MLP can reach no other
+            outputs.
 
     Returns:
         Target vectors, with keys, values, losses and step counts.
     """
     groups = list(_split_into_passes(texts, rows_per_pass))
+    at: Site = "mlp" if through_mlp else site
     total, found = len(groups) * objective.steps, []
     for number, group in enumerate(groups):
         # A pass may stop early: the next one begins where it would have ended.
         tell = _steps_of_pass(progress, number * objective.steps, total)
-        found.append(_search_pass(view, group, block, site, objective, loss_for, tell))
+        found.append(_search_pass(view, group, block, at, objective, loss_for, tell, through_mlp))
     if progress is not None:
         progress(total, total)
     order = [request for group in groups for request in dict.fromkeys(t.request for t in group)]
     lines = [part.only(line) for part in found for line in range(len(part.losses))]
-    lines = [line for _, line in sorted(zip(order, lines, strict=True), key=lambda pair: pair[0])]
-    return Targets(
-        delta=torch.cat([line.delta for line in lines]),
-        initial=torch.cat([line.initial for line in lines]),
-        keys=[keys for line in lines for keys in line.keys],
-        values=[values for line in lines for values in line.values],
-        losses=[loss for line in lines for loss in line.losses],
-        steps=[steps for line in lines for steps in line.steps],
-    )
+    ordered = sorted(zip(order, lines, strict=True), key=lambda pair: pair[0])
+    return Targets.concat([line for _, line in ordered])
 
 
 def _steps_of_pass(
@@ -204,6 +160,7 @@ def _search_pass(
     objective: Objective,
     loss_for: Callable[[Sequence[TokenizedText]], Loss] | None,
     tell: Callable[[int], None] | None,
+    at_block: bool,
 ) -> Targets:
     """Optimise the target vectors of one pass together, dropping requests that are done."""
     other = None if loss_for is None else loss_for(texts)
@@ -212,6 +169,7 @@ def _search_pass(
     count = int(head.row_request.max()) + 1
     listed = head.row_request.tolist()
     bare_rows = [listed.index(number) for number in range(count)]
+    bare = suffix.select(torch.tensor(bare_rows, device=head.rows.device)) if at_block else None
     dtype = torch.promote_types(suffix.initial.dtype, torch.float32)
     initial = suffix.initial[bare_rows].to(dtype)
     own: list[list[int]] = [[] for _ in range(count)]
@@ -224,6 +182,7 @@ def _search_pass(
     # Adam is elementwise, so joint optimisation equals one optimiser per request.
     optimizer = torch.optim.Adam([delta], lr=objective.lr)
     losses, steps = torch.zeros(count, dtype=dtype), [0] * count
+    nll, nll_before = torch.zeros_like(losses), torch.zeros_like(losses)
     searching = torch.arange(count, device=initial.device)
     weights, top1_passes = torch.ones_like(initial[:, 0]), torch.zeros_like(searching)
     before: Tensor | None = None
@@ -239,6 +198,9 @@ def _search_pass(
         loss = result.loss
         before = result.watched if before is None else before
         losses[searching] = loss.detach().to("cpu", losses.dtype)
+        nll[searching] = result.nll.to("cpu", nll.dtype)
+        if step == 0:
+            nll_before = nll.clone()
         top1_passes[searching] += result.is_top1
         weights[searching] = torch.where(
             result.is_top1, objective.early_stopping.answer_weight, 1.0
@@ -264,7 +226,15 @@ def _search_pass(
             before = before[active[head.watched]]
             suffix = suffix.select(kept_rows.nonzero().squeeze(1))
             head = _HeadPositions.of(texts, suffix.initial.device)
-    return Targets(delta.detach(), initial, keys, values, losses.tolist(), steps)
+    delta = delta.detach()
+    if bare is not None:
+        initial, moved = (
+            bare.block_output(added).to(dtype) for added in (torch.zeros_like(delta), delta)
+        )
+        delta = moved - initial
+    return Targets(
+        delta, initial, keys, values, losses.tolist(), steps, nll.tolist(), nll_before.tolist()
+    )
 
 
 @dataclass(frozen=True)
@@ -275,6 +245,7 @@ class _StepResult:
     divergence: Tensor
     is_top1: Tensor
     watched: Tensor
+    nll: Tensor
 
 
 def _evaluate_objective(
@@ -295,6 +266,9 @@ def _evaluate_objective(
     if other is not None:
         # A custom loss holds its own reference, so no position is watched here.
         loss, now = other(logits), logits.new_zeros(len(head.watched), 0)
+        with torch.no_grad():
+            chosen, _ = log_probs(logits[: len(head.targets)], head.targets)
+            nll = mean_by(-chosen, head.answer_rows, len(head.answer_request))
     else:
         chosen, now = log_probs(logits, head.targets)
         nll = mean_by(-chosen, head.answer_rows, len(head.answer_request))
@@ -308,7 +282,8 @@ def _evaluate_objective(
         likeliest = logits.detach()[: len(head.targets)].argmax(-1)
         wrong = (likeliest != head.targets).to(zeros.dtype)
         is_top1 = zeros.index_add(0, head.answer_request[head.answer_rows], wrong) == 0
-    return _StepResult(loss + divergence + decay, divergence.detach(), is_top1, now.detach())
+    total, bare = loss + divergence + decay, nll.detach()[head.bare]
+    return _StepResult(total, divergence.detach(), is_top1, now.detach(), bare)
 
 
 def _norms(vectors: Tensor, parts: int) -> Tensor:

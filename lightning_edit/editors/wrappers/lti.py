@@ -18,7 +18,8 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.prompts import essence_texts, rewriting_texts
 from lightning_edit.editors.locate.search_objective import EarlyStopping
-from lightning_edit.editors.locate.target_search import Loss, Targets
+from lightning_edit.editors.locate.target_search import Loss
+from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.editors.one_by_one import edit_one_by_one
 from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.edits.delta import Delta
@@ -164,7 +165,13 @@ class LTI(WrappedEditor):
             batch: Requests that name their subjects.
         """
         if not self.batched and len(batch) > 1:
-            return edit_one_by_one(self, batch)
+            delta = edit_one_by_one(self, batch, self._search_and_write)
+        else:
+            delta = self._search_and_write(batch)
+        self.host.effect_warnings.check(self._name, [delta])
+        return delta
+
+    def _search_and_write(self, batch: EditBatch) -> Delta:
         with torch.inference_mode(False), torch.enable_grad():
             return self.host.write(batch, self.search(batch))
 
@@ -177,7 +184,9 @@ class LTI(WrappedEditor):
         with torch.inference_mode(False), torch.enable_grad():
             targets = self.search(batch)
             parts = enumerate(batch.split())
-            return [self.host.write(part, targets.only(number)) for number, part in parts]
+            deltas = [self.host.write(part, targets.only(number)) for number, part in parts]
+        self.host.effect_warnings.check(self._name, deltas)
+        return deltas
 
     # -------------------------------------------------------------------------------------- search
 
@@ -277,6 +286,10 @@ class LTI(WrappedEditor):
         norm = self.view.final_norm
         logits: Tensor = self.view.head(hidden if norm is None else norm(hidden))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @property
+    def _name(self) -> str:
+        return f"{type(self).__name__}({type(self.editor).__name__})"
 
     @property
     def _middle_block(self) -> str:

@@ -20,7 +20,8 @@ from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.prompts import rewriting_texts
-from lightning_edit.editors.locate.target_search import Targets
+from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.editors.one_by_one import PER_REQUEST
 from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
@@ -173,11 +174,19 @@ class SIR(WrappedEditor):
                     break
                 chosen += new
                 delta = self._solve_with_facts(batch, targets, chosen)
-        info = dict(delta.info) | {
-            "revised": [unedited.facts[number].id for number in chosen],
-            "subjects": [request.subject for request in batch.requests],
-        }
-        return replace(delta, request_ids=batch.ids, info=info)
+        # The facts that are solved with the batch are no requests of it.
+        own = {key: delta.info[key][: len(batch)] for key in PER_REQUEST}
+        info = (
+            dict(delta.info)
+            | own
+            | {
+                "revised": [unedited.facts[number].id for number in chosen],
+                "subjects": [request.subject for request in batch.requests],
+            }
+        )
+        delta = replace(delta, request_ids=batch.ids, info=info)
+        host.effect_warnings.check(f"SIR({type(host).__name__})", [delta])
+        return delta
 
     def _solve_with_facts(self, batch: EditBatch, targets: Targets, chosen: list[int]) -> Delta:
         facts = [self._unedited.facts[number] for number in chosen]
@@ -191,7 +200,7 @@ class SIR(WrappedEditor):
         whole = EditBatch(
             batch.requests + encoded.requests, batch.encoded + encoded.encoded, batch.seed
         )
-        return self.host.write(whole, _concat_targets(targets, kept))
+        return self.host.write(whole, Targets.concat([targets, kept]))
 
     def _current_targets(self, facts: Sequence[EditRequest], templates: list[str]) -> Targets:
         """Return the model's current values at the facts' subjects, as targets."""
@@ -236,17 +245,6 @@ class SIR(WrappedEditor):
             found.append(verdicts.nll)
             right.append(verdicts.right)
         return torch.cat(found), torch.cat(right)
-
-
-def _concat_targets(first: Targets, second: Targets) -> Targets:
-    return Targets(
-        torch.cat([first.delta, second.delta]),
-        torch.cat([first.initial, second.initial]),
-        first.keys + second.keys,
-        first.values + second.values,
-        first.losses + second.losses,
-        first.steps + second.steps,
-    )
 
 
 def _load_facts(path: str) -> list[EditRequest]:

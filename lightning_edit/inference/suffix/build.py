@@ -9,12 +9,14 @@ Axis names: ``r`` -- texts; ``t`` -- their tokens; ``d`` -- hidden width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.inference.hooks import Side, capture, returns_tuples, select_head_positions
 from lightning_edit.inference.packed.backend import NotPackableError
 from lightning_edit.inference.packed.forward import PackedRow, TextSpan, prefill, prefill_prefixes
@@ -204,6 +206,12 @@ def _prefill_cache(
 
     def run(past: Any, inputs: dict[str, Tensor]) -> Any:
         empty = torch.empty(0, dtype=torch.long, device=device)
+        if "past_key_values" not in signature(view.model.forward).parameters:
+            raise ArchitectureError(
+                f"{type(view.model).__name__} has no KV cache (`past_key_values`), which target "
+                "search keeps the tokens before the subject in; use a method without a target "
+                "search, such as FT, or another model"
+            )
         with select_head_positions(view.model, (empty, empty)):
             return view.model(**inputs, past_key_values=past, use_cache=True).past_key_values
 

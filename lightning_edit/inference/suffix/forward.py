@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_edit.inference.hooks import (
+    capture,
     replace_output,
     returning,
     select_head_positions,
@@ -128,6 +129,19 @@ class SuffixForward:
             raise NotPackableError
         return output
 
+    @torch.no_grad()
+    def block_output(self, added: Float[Tensor, "r w"]) -> Float[Tensor, "r d"]:
+        """Return block ℓ's output at token s of every text, with a vector added at the site.
+
+        Args:
+            added: The vectors.
+        """
+        none = torch.empty(0, dtype=torch.long, device=added.device)
+        name = self.view.block(self.block).name
+        with capture(self.view.model, {name: "output"}, stop=True) as captured:
+            self.logits(added, none, none)
+        return self.at_subject(captured[name])
+
     def at_subject(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "r d"]:
         """Return a module's output at the subject token s of every text.
 
@@ -171,11 +185,15 @@ class SuffixForward:
 
 
 def changed_modules(view: ModelView, block: int, site: Site) -> tuple[str, ...]:
-    """Return the names of the modules whose outputs get the added vectors."""
+    """Return the names of the modules whose outputs get the added vectors.
+
+    The MLP's is its down-projection, which is what edits change: BLOOM's and MPT's MLP modules
+    return the sum with the hidden state.
+    """
     parts = view.block(block)
     if site == "block":
         return (parts.name,)
-    return (parts.mlp,) if site == "mlp" else (parts.attention_out, parts.mlp)
+    return (parts.mlp_down,) if site == "mlp" else (parts.attention_out, parts.mlp_down)
 
 
 def _add_to_output(suffix: SuffixForward, name: str, added: Tensor) -> AbstractContextManager[None]:

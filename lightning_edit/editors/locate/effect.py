@@ -1,0 +1,183 @@
+"""Effect of an edit: whether the edited model has at the site what the target search wanted.
+
+An update can be solved as its equations say and yet do something else: a norm may undo it, layers
+may work against each other, or a key may stand for its text badly. So every edit is looked at once
+more, in one pass over its bare prompts.
+
+Axis names: ``n`` -- requests; ``d`` -- hidden width.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.edits.delta import Delta
+from lightning_edit.functional.losses import log_probs, mean_by
+from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.hooks import capture, select_head_positions
+from lightning_edit.inference.tokenized_text import TokenizedText
+from lightning_edit.models.view import ModelView
+
+log = logging.getLogger(__name__)
+
+#: Entries of a delta's ``info`` that a warning needs, one value per request.
+_FIGURES = ("site_distance", "nll_before", "nll_searched", "nll_edited")
+#: Share of the residuals below which a method writes too little to be noticed in its answers.
+_SMALL_SHARE = 0.1
+
+
+def measure_effect(
+    view: ModelView,
+    bare: Sequence[TokenizedText],
+    targets: Targets,
+    module: str,
+    written: slice,
+    rows_per_pass: int,
+) -> dict[str, list[float]]:
+    """Compare an edited model with the targets of its edit, for the record of the delta.
+
+    Args:
+        view: The language model's structure; its updates are applied.
+        bare: The bare prompt of every request, with its answer.
+        targets: The target vectors.
+        module: Dotted name of the module whose output is to be the target.
+        written: Entries of the target vectors that are that module's.
+        rows_per_pass: Most texts per pass.
+
+    Returns:
+        Per request: ``site_distance``, and each answer's mean negative log-likelihood after the
+        bare prompt, without (``nll_before``) and with the searched vector (``nll_searched``), and
+        on the edited model (``nll_edited``).
+    """
+    now, nll = read_effect(view, bare, module, rows_per_pass)
+    wanted, before = (part.double()[:, written] for part in (targets.wanted, targets.initial))
+    return {
+        "site_distance": site_distance(now, wanted, before),
+        "nll_before": targets.nll_before,
+        "nll_searched": targets.nll,
+        "nll_edited": nll.tolist(),
+    }
+
+
+@torch.no_grad()
+def read_effect(
+    view: ModelView, bare: Sequence[TokenizedText], module: str, rows_per_pass: int
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    """Read a module's output at the subjects, and each answer's mean negative log-likelihood.
+
+    Args:
+        view: The language model's structure.
+        bare: The bare prompt of every request, with its answer.
+        module: Dotted name of the module.
+        rows_per_pass: Most texts per pass.
+
+    Returns:
+        Outputs in float64, and one value per request.
+    """
+    device = view.embeddings.get_parameter("weight").device
+    values, nll = [], []
+    for start in range(0, len(bare), rows_per_pass):
+        part = bare[start : start + rows_per_pass]
+        pairs = [(text.ids[: len(text.ids) + 1 - len(text.answer)], text.answer) for text in part]
+        rows = AnswerRows.pad(pairs, device)
+        with (
+            capture(view.model, {module: "output"}) as seen,
+            select_head_positions(view.model, (rows.rows, rows.positions)),
+        ):
+            output = view.model(
+                input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False
+            )
+        logits = output.logits.squeeze(1)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        chosen, _ = log_probs(logits.to(wide), rows.targets)
+        nll.append(mean_by(-chosen, rows.rows, len(part)))
+        places = torch.arange(len(part)), torch.tensor([text.subject for text in part])
+        values.append(seen[module][places].double())
+    return torch.cat(values), torch.cat(nll)
+
+
+def site_distance(
+    now: Float[Tensor, "n d"], wanted: Float[Tensor, "n d"], before: Float[Tensor, "n d"]
+) -> list[float]:
+    """Return each request's distance to its target, as a share of the distance before the edit.
+
+    Args:
+        now: Values of the edited model: 0 for those of the target, 1 for those from before.
+        wanted: The target values.
+        before: Values when the target was searched.
+
+    Example:
+        >>> before, wanted = torch.zeros(1, 2), torch.tensor([[0.0, 4.0]])
+        >>> site_distance(torch.tensor([[0.0, 3.0]]), wanted, before)
+        [0.25]
+    """
+    left, asked = (wanted - now).norm(dim=1), (wanted - before).norm(dim=1)
+    # A target that asks for no change has none to miss.
+    return torch.where(asked > 0, left / asked, 0.0).tolist()
+
+
+class EffectWarnings:
+    """Warnings about edits that did not do what their equations say, one line for a batch of edits.
+
+    A request is *missed* if less than half of what the solve promised has arrived, that is, if its
+    ``site_distance`` is above ``0.5 + 0.5 · unwritten``; or if its answer is no more likely than
+    before although the search had lowered its negative log-likelihood by a nat or more and at least
+    half was promised. On the embedded model no method misses a request. A method that gives up most
+    of a residual to preserve other keys (``unwritten`` above 0.9) keeps its promise; that is said
+    once per binding.
+    """
+
+    def __init__(self) -> None:
+        self._told_share = False
+
+    def check(self, method: str, deltas: Sequence[Delta]) -> None:
+        """Log a warning if the edits of a batch missed, or wrote only a small share.
+
+        Args:
+            method: Name of the method, for the message.
+            deltas: The edits, with the diagnostics that locate-then-edit methods record.
+        """
+        missed: dict[str, tuple[float, float, float, float]] = {}
+        shares = []
+        for delta in deltas:
+            info = delta.info
+            promised = 1.0 - min(1.0, max(info["unwritten"], default=1.0))
+            shares.append(promised)
+            lines = zip(*(info[key] for key in _FIGURES), strict=True)
+            for name, figures in zip(delta.request_ids, lines, strict=True):
+                distance, before, searched, edited = figures
+                unsaid = promised >= 0.5 and before - searched >= 1 and not edited < before
+                if not distance <= 1 - promised / 2 or unsaid:
+                    missed[name] = (distance, before, searched, edited)
+        if missed:
+            worst = max(missed, key=lambda name: missed[name][0])
+            distance, before, searched, edited = missed[worst]
+            log.warning(
+                "%s: %d of %d edits did not reach their targets (%s). %s is at %.2f of its "
+                "distance from before the edit, and its answer's negative log-likelihood at %.2f "
+                "(before: %.2f, with the searched vector: %.2f). Edit fewer layers or one, lower "
+                "the weight of what is preserved, or use a method that aims at the MLP's output, "
+                "such as RROME.",
+                method,
+                len(missed),
+                sum(len(delta.request_ids) for delta in deltas),
+                ", ".join(list(missed)[:8]) + (", …" if len(missed) > 8 else ""),
+                worst,
+                distance,
+                edited,
+                before,
+                searched,
+            )
+        if shares and max(shares) < _SMALL_SHARE and not self._told_share:
+            self._told_share = True
+            log.warning(
+                "%s writes %.0f %% of its residuals and gives up the rest to preserve other keys. "
+                "Lower the weight of what is preserved (moment_weight, norm_weight), or widen the "
+                "null space. This is said once.",
+                method,
+                100 * max(shares),
+            )
