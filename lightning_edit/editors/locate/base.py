@@ -345,7 +345,7 @@ class LocateThenEdit(Editor, family=True):
             solutions: The solved systems.
         """
         with self.stage("solve"):
-            bare = rewriting_texts(self.tokenizer, batch, ["{}"])
+            bare = rewriting_texts(self.prompts, batch, ["{}"])
             effect = measure_effect(
                 self.view, bare, targets, self.site_module, self.written, self._rows_per_pass
             )
