@@ -20,7 +20,8 @@ from lightning_edit.exceptions import (
     NothingToTrainError,
     SubjectNotFoundError,
 )
-from lightning_edit.inference.responder import ModelResponder, Question, Responder
+from lightning_edit.inference.model_responder import ModelResponder
+from lightning_edit.inference.responder import Question, Responder
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.view import ModelView, resolve

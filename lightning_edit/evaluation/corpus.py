@@ -22,7 +22,8 @@ from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.hooks import Side, capture
-from lightning_edit.inference.responder import ModelResponder, Responder
+from lightning_edit.inference.model_responder import ModelResponder
+from lightning_edit.inference.responder import Responder
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.view import resolve
 from lightning_edit.statistics.texts import FileTexts

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.inference.responder import ModelResponder, Question, Responder, Statement
+from lightning_edit.inference.model_responder import ModelResponder
+from lightning_edit.inference.responder import Question, Responder, Statement
 
 _INSTALL = 'pip install "lightning-edit[harness]"'
 
@@ -26,7 +27,7 @@ def harness_model(responder: Responder, max_new_tokens: int = 256, begin: str = 
         responder: What is asked, such as an editor's with its edits in force.
         max_new_tokens: Limit of a generation where a task sets none.
         begin: Text in place of an empty context, such as the BOS token; empty: the tokenizer's BOS
-            or EOS, of a :class:`~lightning_edit.inference.responder.ModelResponder`.
+            or EOS, of a :class:`~lightning_edit.inference.model_responder.ModelResponder`.
 
     Returns:
         An ``lm_eval.api.model.LM``.

@@ -21,13 +21,9 @@ from lightning_edit.evaluation.outcomes import (
 from lightning_edit.exceptions import DataError
 from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.generation import LIMIT_STEP
+from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.pass_layout import PassLayout
-from lightning_edit.inference.responder import (
-    ModelResponder,
-    Question,
-    Responder,
-    Statement,
-)
+from lightning_edit.inference.responder import Question, Responder, Statement
 from lightning_edit.models.prompt_encoder import Ids, PromptEncoder, PromptText
 from lightning_edit.types import EditRequest, Mode
 

@@ -60,7 +60,7 @@ class PassBackend(Protocol):
     """How rows are laid out in forward passes. Results of two backends differ in rounding only.
 
     To add one, implement :meth:`passes` and give it to a
-    :class:`~lightning_edit.inference.responder.ModelResponder`.
+    :class:`~lightning_edit.inference.model_responder.ModelResponder`.
     """
 
     @property

@@ -14,13 +14,8 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.scorer import Scorer, evaluate
 from lightning_edit.exceptions import LedgerError
-from lightning_edit.inference.responder import (
-    ModelResponder,
-    Question,
-    Responder,
-    Statement,
-    TokenScores,
-)
+from lightning_edit.inference.model_responder import ModelResponder
+from lightning_edit.inference.responder import Question, Responder, Statement, TokenScores
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.types import EditBatch, EditRequest
 from tests.models.tiny import build_tiny, build_tokenizer

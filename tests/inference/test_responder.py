@@ -10,8 +10,9 @@ import torch
 
 from lightning_edit.evaluation.harness import harness_model
 from lightning_edit.inference.answer_pass import ForwardPass, PassBackend, ReadRow
+from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.pass_layout import PassLayout
-from lightning_edit.inference.responder import ModelResponder, Question, Statement
+from lightning_edit.inference.responder import Question, Statement
 from tests.models.tiny import build_tiny, build_tokenizer
 
 STATEMENTS = [
@@ -64,12 +65,12 @@ def test_forced_first_choices_are_the_greedy_continuation() -> None:
 
 def test_running_text_longer_than_the_context_is_scored_window_by_window() -> None:
     model, tokenizer = build_tiny("llama"), build_tokenizer(bos=True)
-    text = "The capital of France is Paris and Lyon lies in France too. " * 4
+    text = "The capital of France is Paris and Lyon lies in France too. " * 8
     ids = tokenizer(text)["input_ids"]
-    assert len(ids) > 64
+    assert len(ids) > 128
     (score,) = ModelResponder(model, tokenizer).loglikelihood_rolling([text])
     assert list(score.tokens) == ids[1:]
-    last = torch.tensor([ids[-65:-1]])
+    last = torch.tensor([ids[-129:-1]])
     with torch.no_grad():
         expected = -model(last).logits[0, -1].log_softmax(-1)[ids[-1]]
     assert score.nlls[-1] == pytest.approx(float(expected), abs=1e-4)

@@ -177,9 +177,9 @@ def test_special_tokens_stand_once_and_an_eos_is_no_part_of_a_prompt() -> None:
 def test_limits_are_checked_before_work() -> None:
     model = build_tiny("llama")
     encoder = PromptEncoder.for_model(model, build_tokenizer(bos=True))
-    assert encoder.limits.positions == 64
-    with pytest.raises(ValueError, match=r"have 1\d\d tokens but the model takes 64"):
-        encoder.prompts(["a b c d e f g h i j " * 6])
+    assert encoder.limits.positions == 128
+    with pytest.raises(ValueError, match=r"have 1\d\d tokens but the model takes 128"):
+        encoder.prompts(["a b c d e f g h i j " * 9])
     with pytest.raises(ValueError, match="no token after the prompt"):
         list(encoder.encode([PromptText("The capital is", "  ")]))
     tokenizer = build_tokenizer(bos=True)

@@ -26,7 +26,7 @@ _LLAMA = {
     "num_attention_heads": HEADS,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 128,
 }
 _NEOX = {
     "hidden_size": HIDDEN,

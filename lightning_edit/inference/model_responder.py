@@ -1,0 +1,240 @@
+"""Responder of a language model itself: prefix trees, head at answers only, shared passes."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from lightning_edit.functional.scores import token_scores
+from lightning_edit.inference.answer_pass import PassBackend, ReadRow, run_pass
+from lightning_edit.inference.eval_mode import evaluating
+from lightning_edit.inference.generation import (
+    LINE_BREAK,
+    GreedyGenerator,
+    PartialContinuation,
+    Prompt,
+    follow,
+)
+from lightning_edit.inference.pass_backends import PlainRows
+from lightning_edit.inference.pass_layout import PassLayout
+from lightning_edit.inference.responder import Question, Responder, Statement, TokenScores
+from lightning_edit.inference.teacher_forcing import AnswerRow, ForcedAnswer, TeacherForcing
+from lightning_edit.models.prompt_encoder import Ids, PromptEncoder, PromptText
+
+#: Minimum number of rows to guess the token after an answer from.
+_GUESS_ROWS = 16
+
+
+class ModelResponder(Responder):
+    """Asks a language model itself: prefix trees, head at answers only, generation from scoring.
+
+    The model is read at every call, so a responder made before an edit also asks the edited model.
+
+    Args:
+        model: A Hugging Face language model, decoder-only or encoder-decoder.
+        tokenizer: Its fast tokenizer, or a prompt encoder.
+        batch_size: Rows per forward pass; results do not depend on it.
+        layout: Layout of texts in forward passes; ``None``: chosen here, from the current model.
+        backend: How rows are laid out, in place of the layout's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        batch_size: int = 64,
+        layout: PassLayout | None = None,
+        backend: PassBackend | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1; got {batch_size}")
+        self.model: Any = model
+        self.prompts = PromptEncoder.for_model(model, tokenizer)
+        self.batch_size = batch_size
+        self.backend = backend
+        self.layout = PassLayout.choose(model, self.shares_prompts) if layout is None else layout
+
+    def observe(self, prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:
+        """Return the context in which the model is called; told where prompts end.
+
+        An editor that decides once a prompt overrides this, sets :attr:`shares_prompts` to false,
+        and decides at these positions in the first call of the model within the context; in a
+        generation the calls with a cache that follow keep the decision.
+
+        Args:
+            prompt_ends: Position of the last token of the prompt in each line of the input, padded
+                on either side; of an encoder's input with two stacks. ``None`` for running text.
+        """
+        return nullcontext()
+
+    def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
+        """Score given answers by teacher forcing; equal rows are computed once."""
+        return self.ask(statements, ())[0]
+
+    def loglikelihood_rolling(
+        self, texts: Sequence[str], max_tokens: int | None = None
+    ) -> list[TokenScores]:
+        """Score running text; see :meth:`Responder.loglikelihood_rolling`.
+
+        Raises:
+            ValueError: For an encoder-decoder model, which assigns no probability to running text.
+        """
+        if self.prompts.two_stacks:
+            raise ValueError(
+                f"{type(self.model).__name__} is an encoder-decoder, which assigns no probability "
+                "to running text; ask a decoder-only model"
+            )
+        rows: list[ReadRow] = []
+        targets: list[tuple[int, Ids]] = []
+        for number, text in enumerate(texts):
+            ids = self.prompts.running(text, max_tokens)
+            for row, predicted in _windows(ids, self.prompts.limits.positions):
+                rows.append(row)
+                targets.append((number, predicted))
+        found: dict[int, TokenScores] = {}
+        with evaluating(self.model):
+            for one in PlainRows().passes(self.model, rows, self.batch_size):
+                scores = _score(
+                    run_pass(self.model, one, self._running), [targets[row][1] for row in one.rows]
+                )
+                found |= zip(one.rows, scores, strict=True)
+        joined = [TokenScores((), (), ()) for _ in texts]
+        for place, (number, _) in enumerate(targets):
+            old, new = joined[number], found[place]
+            joined[number] = TokenScores(
+                old.tokens + new.tokens, old.best + new.best, old.nlls + new.nlls
+            )
+        return joined
+
+    def generate_until(
+        self, questions: Sequence[Question], stop: Sequence[str] = LINE_BREAK
+    ) -> list[str]:
+        """Continue prompts greedily with a KV cache; equal prompts are continued once."""
+        return self._ask((), questions, (), stop)[1]
+
+    def ask(
+        self,
+        statements: Sequence[Statement],
+        questions: Sequence[Question],
+        likely: Collection[Statement] = (),
+    ) -> tuple[list[TokenScores], list[str]]:
+        """Score answers, and start continuations from the passes that scored likely answers."""
+        return self._ask(statements, questions, likely, LINE_BREAK)
+
+    def _ask(
+        self,
+        statements: Sequence[Statement],
+        questions: Sequence[Question],
+        likely: Collection[Statement],
+        stop: Sequence[str],
+    ) -> tuple[list[TokenScores], list[str]]:
+        rows = self._rows([*statements, *likely])
+        generator = GreedyGenerator(self.model, self.prompts, self.batch_size, stop, self.observe)
+        prompts = self._generation_prompts(questions)
+        force = self._teacher_forcing()
+        end = self.layout.after_answer
+        ahead: dict[AnswerRow, Ids] = {}
+        if prompts and generator.is_plain and not self.prompts.two_stacks:
+            ahead = dict.fromkeys((rows[one] for one in likely), end)
+        with evaluating(self.model):
+            asked = {rows[one] for one in statements} | set(ahead)
+            forced = force(asked, ahead) if asked else {}
+            argmax = {(row[0], row[1] + end): forced[row].chosen for row in ahead}
+            known = _partial_continuations(generator, set(prompts), argmax)
+            texts = generator.texts(known) if known else {}
+        scores = [_scores(rows[one], forced[rows[one]]) for one in statements]
+        return scores, [texts[prompt] for prompt in prompts]
+
+    def guess_after_answer(self, statements: Sequence[Statement]) -> Ids:
+        """Guess the token that the model generates after an answer, such as a full stop.
+
+        A correct guess saves generation steps, and every teacher-forced pass verifies it. But a
+        pass over another token rounds differently, so a run makes the guess once, on the pristine
+        model, and keeps it in its :class:`~lightning_edit.inference.pass_layout.PassLayout`.
+
+        Args:
+            statements: Prompts with likely answers, all those of a run.
+
+        Returns:
+            The token that most often follows; empty if that is the end of the text, or if there are
+            fewer than 16 answers.
+        """
+        generator = GreedyGenerator(self.model, self.prompts, self.batch_size)
+        if not generator.is_plain or self.prompts.two_stacks:
+            return ()
+        rows = set(self._rows(statements).values())
+        if len(rows) < _GUESS_ROWS:
+            return ()
+        sample = dict.fromkeys(sorted(rows)[:: len(rows) // _GUESS_ROWS], ())
+        force = self._teacher_forcing()
+        with evaluating(self.model):
+            forced = force(sample, sample)
+        counts = Counter(one.chosen[-1] for row, one in forced.items() if one.best == row[1])
+        # Ties go to the lowest token id, so that the order of counting does not matter.
+        token = min(counts, key=lambda token: (-counts[token], token), default=None)
+        return () if token is None or token in generator.ends else (token,)
+
+    def _teacher_forcing(self) -> TeacherForcing:
+        return TeacherForcing(self.model, self.batch_size, self.layout, self.backend, self.observe)
+
+    def _running(self, prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:
+        return self.observe(None)
+
+    def _rows(self, statements: Sequence[Statement]) -> dict[Statement, AnswerRow]:
+        unique = list(dict.fromkeys(statements))
+        texts = (PromptText(one.prompt, one.answer, None, one.separator) for one in unique)
+        encoded = self.prompts.encode(texts)
+        return {one: (text.prompt, text.answer) for one, text in zip(unique, encoded, strict=True)}
+
+    def _generation_prompts(self, questions: Sequence[Question]) -> list[Prompt]:
+        texts = (PromptText(one.prompt, None, None, one.separator) for one in questions)
+        room = self.prompts.limits.positions
+        prompts = []
+        for one, text in zip(questions, self.prompts.encode(texts), strict=True):
+            left = one.limit if room is None else min(one.limit, room - len(text.prompt))
+            prompts.append((text.prompt, max(1, left)))
+        return prompts
+
+
+def _windows(ids: Ids, room: int | None) -> list[tuple[ReadRow, Ids]]:
+    """Split a text into windows that predict each token once, with as much context as there is."""
+    found = []
+    step = len(ids) if room is None else room
+    for start in range(1, len(ids), max(1, step)):
+        end = min(start + step, len(ids))
+        context = ids[max(0, end - 1 - step) : start]
+        found.append((ReadRow(context, ids[start : end - 1]), ids[start:end]))
+    return found
+
+
+def _score(logits: Any, targets: Sequence[Ids]) -> list[TokenScores]:
+    flat = logits.new_tensor([token for ids in targets for token in ids]).long()
+    nll, best = token_scores(logits, flat)
+    nlls, chosen = nll.tolist(), best.tolist()
+    found, start = [], 0
+    for ids in targets:
+        end = start + len(ids)
+        found.append(TokenScores(ids, tuple(chosen[start:end]), tuple(nlls[start:end])))
+        start = end
+    return found
+
+
+def _scores(row: AnswerRow, forced: ForcedAnswer) -> TokenScores:
+    return TokenScores(row[1], forced.best, forced.nlls)
+
+
+def _partial_continuations(
+    generator: GreedyGenerator, prompts: Set[Prompt], forced: Mapping[AnswerRow, Ids]
+) -> dict[Prompt, PartialContinuation]:
+    """Return the start of each greedy continuation that the teacher-forced passes determine."""
+    prefixes: dict[Ids, Ids] = {}
+    for (context, given), chosen in forced.items():
+        tokens = follow(given, chosen)
+        if len(tokens) > len(prefixes.get(context, ())):
+            prefixes[context] = tokens
+    return {
+        (prompt, limit): generator.begun(prefixes.get(prompt, ()), limit)
+        for prompt, limit in prompts
+    }
