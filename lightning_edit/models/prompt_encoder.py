@@ -31,12 +31,15 @@ class PromptText(NamedTuple):
         answer: The answer; ``None``: the prompt alone.
         subject: Character offsets of the subject's begin and end in the prompt.
         separator: Text between prompt and answer, in place of the form's.
+        verbatim: Whether a BOS that the text begins with stands beside the tokenizer's own, as in
+            the context templates of published code; otherwise it stands once.
     """
 
     prompt: str
     answer: str | None = None
     subject: tuple[int, int] | None = None
     separator: str | None = None
+    verbatim: bool = False
 
 
 @dataclass(frozen=True)
@@ -285,7 +288,8 @@ class PromptEncoder:
         tokens: list[tuple[int, int, int, bool]],
     ) -> EncodedPrompt:
         # A tokenizer that adds its BOS to a text that begins with one would write it twice.
-        if len(tokens) > 1 and tokens[0][3] and tokens[0][0] == tokens[1][0]:
+        twice = len(tokens) > 1 and tokens[0][3] and tokens[0][0] == tokens[1][0]
+        if twice and not text.verbatim:
             tokens = tokens[1:]
         if not self.two_stacks or text.answer is not None:
             # An EOS would be read as the end of the text; an encoder expects one after a prompt.

@@ -24,7 +24,7 @@ def _fill_template(request: EditRequest, template: str) -> PromptText:
         raise ValueError(f"request {request.id} names no subject")
     prompt = template.replace("{}", request.prompt, 1)
     subject = start + request.subject_start, start + request.subject_end
-    return PromptText(prompt, request.target, subject, request.separator)
+    return PromptText(prompt, request.target, subject, request.separator, verbatim=start > 0)
 
 
 def rewriting_texts(
