@@ -37,8 +37,15 @@ class LedgerError(LightningEditError, RuntimeError):
     """Ledger, journal or checkpoint that does not match the requested operation."""
 
 
+class RunLockedError(LedgerError):
+    """Run folder that another process is writing; nothing was changed."""
+
+
 class NotFiniteError(LedgerError):
-    """Edit with NaN or infinite values, or that would cause them; the model is unchanged."""
+    """Edit or model with NaN or infinite values, or an edit that would cause them.
+
+    The model is unchanged.
+    """
 
 
 class LedgerWriteError(LightningEditError, OSError):

@@ -147,8 +147,11 @@ def main() -> None:
     from lightning_edit.atlas import MODEL_PATH, load_atlas
 
     atlas = load_atlas()
-    model = AutoModelForCausalLM.from_pretrained(MODEL_PATH, dtype=torch.float32)
-    counts = evaluate(model, AutoTokenizer.from_pretrained(MODEL_PATH), atlas)
+    model = AutoModelForCausalLM.from_pretrained(
+        MODEL_PATH, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_PATH, trust_remote_code=False)
+    counts = evaluate(model, tokenizer, atlas)
     table = Table("questions", "mode", "right", "asked", "exact match")
     for name, (right, asked) in counts.items():
         group, mode = name.split("@")

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from lightning_edit.benchmark.columns import Column
 from lightning_edit.benchmark.grid import Grid
 from lightning_edit.benchmark.table import Table, TableRow, Value
+from lightning_edit.report.console import VisibleConsole
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 
@@ -50,7 +50,7 @@ def text(tables: Sequence[Table], width: int) -> str:
         width: Width of the terminal in characters; a wider table is split into parts.
     """
     stream = io.StringIO()
-    console = Console(file=stream, width=width, highlight=False)
+    console = VisibleConsole(file=stream, width=width, highlight=False)
     for table in tables:
         for part in _split_to_width(table, width):
             console.print(part)
@@ -261,7 +261,7 @@ def write(tables: Sequence[Table], form: str, width: int, seeds: int, grid: Grid
         below = [line for words in (grid.note, legend(seeds, "bold")) for line in words.split("\n")]
         return latex(tables) + "".join(f"% {line}\n" for line in below if line)
     stream = io.StringIO()
-    console = Console(file=stream, width=width, highlight=False)
+    console = VisibleConsole(file=stream, width=width, highlight=False)
     for words in (grid.note, legend(seeds, "*")):
         if words:
             console.print(Text(" ".join(words.split())))

@@ -8,6 +8,7 @@ import yaml
 
 from lightning_edit.benchmark.grid import Cell, ColumnGroup, Grid, Published
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.storage.yaml_files import check_yaml
 
 #: Sections of the file, and whether each is optional.
 _SECTIONS = {
@@ -27,7 +28,16 @@ _SECTIONS = {
 }
 _METHOD_KEYS = ("config", "class_path", "init_args", "per_model", "protocols", "absent")
 _MODEL_KEYS = (
-    *("lm", "lm_dtype", "lm_bos", "lm_revision", "lm_chat", "lm_system", "lm_chat_options"),
+    *(
+        "lm",
+        "lm_dtype",
+        "lm_bos",
+        "lm_revision",
+        "lm_trust_remote_code",
+        "lm_chat",
+        "lm_system",
+        "lm_chat_options",
+    ),
     "optional",
 )
 _PROTOCOL_KEYS = ("protocol", "batch_size", "eval_at", "edits")
@@ -85,6 +95,8 @@ def read_grid(path: str | Path) -> Grid:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.exists():
+        check_yaml(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -114,6 +114,7 @@ def _run(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
         lm.get("lm_dtype", "float32"),
         lm.get("lm_revision"),
         lm.get("lm_bos", False),
+        lm.get("lm_trust_remote_code", False),
     )
     editor, data = build(spec)
     parts: list[Any] = list(editor.modules())

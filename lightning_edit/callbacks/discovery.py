@@ -57,7 +57,7 @@ def find_tokenizer(given: Any, trainer: pl.Trainer, pl_module: pl.LightningModul
         ConfigError: If there is none.
     """
     if isinstance(given, str):
-        return AutoTokenizer.from_pretrained(given)
+        return AutoTokenizer.from_pretrained(given, trust_remote_code=False)
     data = getattr(trainer, "datamodule", None)
     # An editor's prompt encoder is there once it is bound; its tokenizer says so otherwise.
     encoder = getattr(pl_module, "_prompts", None)

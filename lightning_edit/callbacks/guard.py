@@ -12,6 +12,7 @@ from lightning_edit.evaluation.outcomes import probes_of
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, NotFiniteError
 from lightning_edit.functional.measures import mean
+from lightning_edit.functional.visible import visible
 from lightning_edit.types import EditRequest
 
 log = logging.getLogger(__name__)
@@ -224,7 +225,7 @@ class CollapseGuard(MeasurementCallback):
             commit.session.trainer.should_stop = True
             log.warning("CollapseGuard ends the run after %d edits: %s", after, reason)
         else:
-            named = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
+            named = visible(", ".join(ids[:4])) + (", …" if len(ids) > 4 else "")
             log.warning("CollapseGuard took back %s: %s", named, reason)
 
     def _broken_bound(self, commit: Commit) -> str | None:

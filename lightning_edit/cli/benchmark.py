@@ -10,12 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from lightning_edit.benchmark.folders import CellFolder
 from lightning_edit.benchmark.grid import Cell, Grid, shard
 from lightning_edit.benchmark.parse import read_grid
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.report.console import VisibleConsole
 from lightning_edit.storage.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         width = shutil.get_terminal_size((_TABLE_WIDTH, 24)).columns
         sys.stdout.write(_render_tables(grid, available, out, options.table, width))
         return 0
-    console = Console(highlight=False, soft_wrap=True)
+    console = VisibleConsole(highlight=False, soft_wrap=True)
     for name, place in absent.items():
         console.print(f"{place} is absent: the cells of model {name} are left out.")
     cells = _shard(options.shard, available)
@@ -97,7 +96,7 @@ def _run(
     available: Sequence[Cell],
     out: Path,
     retry: bool,
-    console: Console,
+    console: VisibleConsole,
 ) -> int:
     wanted = ("open", "started", "failed") if retry else ("open", "started")
     counts = Counter(CellFolder(out, cell).status for cell in cells)
@@ -131,7 +130,7 @@ def _run(
     return 1 if failed else 0
 
 
-def _run_pending(grid: Grid, todo: Sequence[Cell], out: Path, console: Console) -> None:
+def _run_pending(grid: Grid, todo: Sequence[Cell], out: Path, console: VisibleConsole) -> None:
     # Lightning takes seconds to import; listing cells and printing tables does not need it.
     from lightning_edit.benchmark.quiet import quiet
     from lightning_edit.benchmark.run import run_cells

@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lightning_edit.datamodules.formats import FORMS, ParsedFile, read_requests
 from lightning_edit.datamodules.formats.record import shorten
 from lightning_edit.exceptions import DataError
+from lightning_edit.report.console import VisibleConsole
 from lightning_edit.types import ASPECT_OF_KIND, EditRequest
 
 _MAX_EXAMPLES = 3
@@ -94,7 +94,7 @@ def check_files(paths: Sequence[str], form: str = "auto", as_json: bool = False)
         content = {"ok": not broken, "files": [asdict(report) for report in reports]}
         sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
     else:
-        console, error_console = Console(), Console(stderr=True)
+        console, error_console = VisibleConsole(), VisibleConsole(stderr=True)
         for report in reports:
             _show(report, console, error_console)
     return 2 if broken else 0
@@ -195,7 +195,7 @@ def _normalise(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _show(report: Report, console: Console, error_console: Console) -> None:
+def _show(report: Report, console: VisibleConsole, error_console: VisibleConsole) -> None:
     if report.form:
         console.print(Text(report.file, style="bold"), soft_wrap=True)
         console.print(f"{report.form}; records: {report.records:,}, edits: {report.requests:,}")

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from lightning_edit.cli.stats_options import boolean
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -19,6 +21,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", default="float32", help="type to load weights in (%(default)s)")
     parser.add_argument("--revision", default=None, help="branch, tag or commit of a hub model")
+    parser.add_argument(
+        "--lm_trust_remote_code",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="true: run the Python code that the model brings",
+    )
     return parser
 
 
@@ -37,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     # torch and transformers are imported late, so that --help and usage errors stay fast.
-    from rich.console import Console
-
     from lightning_edit.cli.doctor_findings import (
         final_editors,
         methods_table,
@@ -47,9 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     from lightning_edit.models.loading import build_empty
     from lightning_edit.models.view import resolve
+    from lightning_edit.report.console import VisibleConsole
 
-    view = resolve(build_empty(arguments.model, arguments.dtype, arguments.revision))
-    console = Console()
+    view = resolve(
+        build_empty(
+            arguments.model,
+            arguments.dtype,
+            arguments.revision,
+            arguments.lm_trust_remote_code,
+        )
+    )
+    console = VisibleConsole()
     console.print(summary_table(arguments.model, view))
     console.print(parts_table(view))
     console.print(methods_table(view, final_editors()))

@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_edit.cli.stats_options import boolean
 from lightning_edit.exceptions import LightningEditError
+from lightning_edit.functional.visible import visible
 
 _DESCRIPTION = """\
 Ship the edits of a run.
@@ -39,6 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="largest LoRA rank of a layer; a larger update is truncated by singular values",
     )
     parser.add_argument("--model", help="path of the unedited model (default: as in the run)")
+    parser.add_argument(
+        "--lm_trust_remote_code",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="true: run the Python code that the model brings",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return parser
 
@@ -62,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         done = export(**vars(options))
     except LightningEditError as error:
-        sys.stderr.write(f"lightning-edit export: {error}\n")
+        sys.stderr.write(visible(f"lightning-edit export: {error}\n"))
         return 2
     edits = "1 edit" if done.edits == 1 else f"{done.edits} edits"
     cut = "" if done.kept > EXACT else f", {done.kept:.2%} of the update kept"
-    sys.stdout.write(f"wrote {done.path} ({edits}, {done.size}{cut}): {done.code}\n")
+    sys.stdout.write(visible(f"wrote {done.path} ({edits}, {done.size}{cut}): {done.code}\n"))
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import DataError
+from lightning_edit.functional.visible import visible
 from lightning_edit.storage.jsonl import read_rows, write_rows
 
 _RATIO = "collapse/perplexity_ratio"
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     edits = rank_edits_by_perplexity(options.run)
     hard = [edit for edit in edits if edit.ratio > options.ratio]
     for edit in edits[: options.show]:
-        names = ", ".join(edit.ids)
+        names = visible(", ".join(edit.ids))
         sys.stdout.write(f"{edit.ratio:>12.4g} ×  perplexity {edit.perplexity:<10.4g}  {names}\n")
     sys.stdout.write(
         f"{len(hard)} of {len(edits)} edits raise perplexity more than {options.ratio:g} times"
@@ -125,6 +126,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hard:
         out = options.out or options.run / "hard.jsonl"
         write_rows(out, request_records(options.run, [name for edit in hard for name in edit.ids]))
-        sys.stdout.write(f"; as data (JSONLDataModule): {out}")
+        sys.stdout.write(f"; as data (JSONLDataModule): {visible(str(out))}")
     sys.stdout.write(".\n")
     return 0

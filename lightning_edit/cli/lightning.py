@@ -1,10 +1,10 @@
 """LightningCLI with editors: adds ``edit`` to ``fit``, ``validate``, ``test`` and ``predict``."""
 
 import logging
+import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from inspect import isabstract
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -16,13 +16,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 import lightning_edit.callbacks as callbacks
 import lightning_edit.datamodules as data_modules
 import lightning_edit.editors as editors
+from lightning_edit.cli.check_arguments import check_yaml_arguments, closest, option_values
 from lightning_edit.cli.report import show
 from lightning_edit.editors.base import Editor
 from lightning_edit.exceptions import ConfigError, LightningEditError
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
+from lightning_edit.session.checkpoint_io import use_plain_checkpoints
 from lightning_edit.session.trainer import EditTrainer, default_folder
+from lightning_edit.storage.atomic import write_atomic, write_error
+from lightning_edit.storage.run_lock import LOCK, require_unlocked
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,25 @@ class SaveRunConfig(SaveConfigCallback):
         """
         if self.config.get("ckpt_path") is None:
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the file atomically: a run that was killed meanwhile has it whole or not at all.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module that is run.
+            stage: Lightning's stage.
+
+        Raises:
+            LedgerWriteError: If it cannot be written.
+        """
+        path = Path(str(trainer.log_dir)) / self.config_filename
+        text = self.parser.dump(self.config, skip_none=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, text.encode())
+        except OSError as error:
+            raise write_error(error, path, "Nothing was edited yet.") from error
 
 
 class RunParser(LightningArgumentParser):
@@ -103,6 +126,12 @@ def add_language_model(parser: LightningArgumentParser) -> None:
         default={},
         help="variables of the chat template, such as {enable_thinking: false}",
     )
+    group.add_argument(
+        "--lm_trust_remote_code",
+        type=bool,
+        default=False,
+        help="run the Python code that the model brings",
+    )
 
 
 def load_configured_model(config: Any) -> tuple[Any, PromptEncoder]:
@@ -119,7 +148,11 @@ def load_configured_model(config: Any) -> tuple[Any, PromptEncoder]:
         ConfigError: If the tokenizer has no chat template.
     """
     model, tokenizer = load_language_model(
-        config.lm, config.lm_dtype, config.lm_revision, config.lm_bos
+        config.lm,
+        config.lm_dtype,
+        config.lm_revision,
+        config.lm_bos,
+        config.lm_trust_remote_code,
     )
     form = PromptFormat(config.lm_chat, config.lm_system, None, config.lm_chat_options)
     return model, PromptEncoder.for_model(model, PromptEncoder(tokenizer, form))
@@ -176,7 +209,9 @@ class EditCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Load the language model and bind it to the editor."""
+        use_plain_checkpoints(self.trainer)
         if isinstance(self.model, Editor):
+            self.model.check_arguments()  # before a large model is loaded
             if self.subcommand == "fit":
                 self.model.require_training()
             config = self.config[self.subcommand]
@@ -199,22 +234,11 @@ class EditCLI(LightningCLI):
         folder = arguments["run"]
         try:
             results = cast("EditTrainer", self.trainer).edit(**arguments, seed=seed)
-        except SystemExit:
+        except (SystemExit, KeyboardInterrupt):
             # Lightning exits on Ctrl-C, after a graceful shutdown of the run.
-            sys.stderr.write(
-                "Interrupted. Every committed edit is on disk; go on with\n"
-                f"  lightning-edit resume {folder}\n"
-            )
-            raise
+            sys.stderr.write(_how_to_go_on(Path(folder)))
+            raise SystemExit(1) from None
         show(results, Path(folder))
-
-
-def _option_values(argv: Sequence[str], option: str) -> Iterator[str]:
-    for position, argument in enumerate(argv):
-        if argument == option and position + 1 < len(argv):
-            yield argv[position + 1]
-        elif argument.startswith(f"{option}="):
-            yield argument.partition("=")[2]
 
 
 def _callback_names() -> list[str]:
@@ -243,11 +267,11 @@ def check_names(argv: Sequence[str]) -> None:
         ("--data", data_modules.__all__, ()),
         ("--trainer.callbacks+", _callback_names(), lightning_callbacks.__all__),
     ):
-        for value in _option_values(argv, option):
+        for value in option_values(argv, option):
             if value[:1] in "[{" or "." in value or "/" in value or value in {*own, *others}:
                 continue
-            close = get_close_matches(value, [*own, *others], n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            close = closest(value, [*own, *others])
+            hint = f"did you mean {close}? " if close else ""
             known = ", ".join(name for name in own if "Editor" not in name)
             raise ConfigError(
                 f"{option} {value!r} is not known; {hint}Known: {known}. "
@@ -277,12 +301,38 @@ def silence_lightning(verb: str) -> None:
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 
 
+def _how_to_go_on(folder: Path) -> str:
+    if (folder / "config.yaml").exists():
+        return (
+            "Interrupted. Every committed edit is on disk; go on with\n"
+            f"  lightning-edit resume {shlex.quote(str(folder))}\n"
+        )
+    return "Interrupted before the first edit; give the same command again.\n"
+
+
+def _why_no_config(folder: Path) -> str:
+    """Explain why a folder cannot be resumed by its name alone."""
+    if (folder / "ledger" / "journal.jsonl").exists():
+        return (
+            f"{folder} has edits but no config.yaml, so it was made in Python: go on with "
+            "EditTrainer.edit(..., ckpt_path='last'), or give the options of the run to "
+            f"`lightning-edit edit ... --run {folder} --ckpt_path last`"
+        )
+    if (folder / LOCK).exists():
+        return (
+            f"the run in {folder} was interrupted before its config.yaml was written, and before "
+            "its first edit; start it again with the same `lightning-edit edit` command"
+        )
+    return f"{folder / 'config.yaml'} does not exist; give the folder of a run made by `edit`"
+
+
 def _resume_arguments(rest: Sequence[str]) -> list[str]:
     if len(rest) < 1 or rest[0].startswith("-"):
         raise ConfigError("resume needs the folder of a run: lightning-edit resume RUN")
+    require_unlocked(Path(rest[0]))
     config = Path(rest[0]) / "config.yaml"
     if not config.exists():
-        raise ConfigError(f"{config} does not exist; give the folder of a run made by `edit`")
+        raise ConfigError(_why_no_config(Path(rest[0])))
     return ["edit", "--config", str(config), "--run", rest[0], "--ckpt_path", "last", *rest[1:]]
 
 
@@ -299,6 +349,7 @@ def main(argv: Sequence[str]) -> int:
         LightningEditError: An error that the user can fix; the caller prints it.
     """
     arguments = _resume_arguments(argv[1:]) if argv[0] == "resume" else list(argv)
+    check_yaml_arguments(arguments)
     check_names(arguments)
     silence_lightning(arguments[0])
     EditCLI(
@@ -310,7 +361,7 @@ def main(argv: Sequence[str]) -> int:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_callback=SaveRunConfig,
-        save_config_kwargs={"overwrite": True},
+        save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
         seed_everything_default=0,
         args=arguments,
     )

@@ -1,10 +1,14 @@
 """Command-line entry point: dispatch of verbs, with lazy imports of torch and Lightning."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from lightning_edit.cli.check_arguments import closest
+from lightning_edit.cli.signals import SIGNAL_STATUS, interruptible
 from lightning_edit.exceptions import LightningEditError
+from lightning_edit.functional.visible import visible
 
 #: Verbs that need no Trainer, with their help texts.
 LIGHT: dict[str, str] = {
@@ -71,11 +75,9 @@ def _help() -> str:
 
 
 def _unknown_verb_message(verb: str) -> str:
-    from difflib import get_close_matches  # only needed for a typo
-
     verbs = [*HEAVY, *STUDIES, *LIGHT]
-    close = get_close_matches(verb, verbs, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(verbs)}"
+    close = closest(verb, verbs)
+    hint = f"did you mean {close}?" if close else f"choose from {', '.join(verbs)}"
     return f"lightning-edit: there is no verb {verb!r}; {hint}\n"
 
 
@@ -118,8 +120,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program name; ``None`` reads ``sys.argv``.
 
     Returns:
-        Exit status: 0 on success, 1 if interrupted, 2 after an error that the user can fix.
+        Exit status: 0 on success, 2 after an error that the user can fix, 130 after Ctrl-C
+        (SIGINT), 143 after SIGTERM.
     """
+    with interruptible() as received:
+        try:
+            status = _main(argv)
+        except KeyboardInterrupt:
+            if not received:  # raised by hand, not by a signal
+                received.append(signal.SIGINT)
+            sys.stderr.write("Interrupted.\n")
+            status = 1
+    return SIGNAL_STATUS + received[0] if received else status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Idle OpenMP threads spin by default and slow down other processes on a shared core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -143,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return lightning(arguments)
     except LightningEditError as error:
-        sys.stderr.write(f"lightning-edit {verb}: {error}\n")
+        sys.stderr.write(visible(f"lightning-edit {verb}: {error}\n"))
         return 2
     except SystemExit as stop:
         # argparse and jsonargparse raise SystemExit themselves, after --help or a usage error.
@@ -152,5 +167,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of the output has closed the pipe, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    sys.stderr.write(_unknown_verb_message(verb))
+    except OSError as error:
+        # A file that a verb reads or writes without a message of its own, such as --out.
+        if error.filename is None or error.strerror is None:
+            raise
+        sys.stderr.write(
+            visible(
+                f"lightning-edit {verb}: {error.filename}: {error.strerror}; check the path and "
+                "its permissions\n"
+            )
+        )
+        return 2
+    sys.stderr.write(visible(_unknown_verb_message(verb)))
     return 2

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_edit.cli.undo import join_ids, open_journal, print_table
-from lightning_edit.edits.journal import select_undone
+from lightning_edit.edits.entries import select_undone
+from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import LedgerError, LightningEditError
+from lightning_edit.functional.visible import visible
+from lightning_edit.storage.run_lock import run_lock
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,37 +42,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     options = parser.parse_args(argv)
-    if not (options.ids or options.all or options.list):
-        parser.error("say which edits: --ids ID … or --all (--list shows what was undone)")
+    chosen = bool(options.ids or options.all)
     try:
         journal = open_journal(options.run)
-        undone, active = journal.undone(), journal.active()
-        ids = options.ids
-        if options.all:
-            # Not those that the run itself took back: each edit of `single`, what a guard refused.
-            ids = [request for entry in journal.undone("user") for request in entry.ids]
-            if not ids:
-                raise LedgerError(
-                    "no edit was undone by `lightning-edit undo`, so there is nothing to redo"
-                )
-        back = select_undone(undone, active, ids) if ids else []
-        if missing := [
-            entry.file for entry in back if not (journal.directory / entry.file).exists()
-        ]:
-            raise LedgerError(
-                f"{journal.directory / missing[0]} is missing; restore the run folder as a whole"
-            )
-        if back:
-            journal.redo([entry.seq for entry in back], by="user")
-            names = [request for entry in back for request in entry.ids]
-            active_count = sum(len(entry.ids) for entry in journal.active())
-            sys.stdout.write(
-                f"redid {join_ids(names)}; {active_count} in force. "
-                "Scores in results.json are those of the run.\n"
-            )
+        if not (chosen or options.list):
+            parser.error("say which edits: --ids ID … or --all (--list shows what was undone)")
+        if chosen:
+            with run_lock(options.run):
+                # Read again under the lock: a run may have ended just now.
+                journal = open_journal(options.run)
+                _redo(journal, options.ids, options.all)
     except LightningEditError as error:
-        sys.stderr.write(f"lightning-edit redo: {error}\n")
+        sys.stderr.write(visible(f"lightning-edit redo: {error}\n"))
         return 2
     if options.list:
         print_table(journal.undone(), "undone")
     return 0
+
+
+def _redo(journal: Journal, ids: Sequence[str] | None, everything: bool) -> None:
+    undone, active = journal.undone(), journal.active()
+    if everything:
+        # Not those that the run itself took back: each edit of `single`, what a guard refused.
+        ids = [request for entry in journal.undone("user") for request in entry.ids]
+        if not ids:
+            raise LedgerError(
+                "no edit was undone by `lightning-edit undo`, so there is nothing to redo"
+            )
+    back = select_undone(undone, active, ids or ())
+    journal.require_files(back)
+    journal.redo([entry.seq for entry in back], by="user")
+    names = [request for entry in back for request in entry.ids]
+    active_count = sum(len(entry.ids) for entry in journal.active())
+    sys.stdout.write(
+        f"redid {visible(join_ids(names))}; {active_count} in force. "
+        "Scores in results.json are those of the run.\n"
+    )

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from lightning_edit.report.console import VisibleConsole
 from lightning_edit.report.table import render
 from lightning_edit.report.undone import undone_edits
 from lightning_edit.storage.results import read_results
@@ -22,7 +21,7 @@ def show(results: Mapping[str, Any], folder: Path) -> None:
         results: Content of ``results.json``.
         folder: Folder of the run.
     """
-    console = Console(highlight=False)
+    console = VisibleConsole(highlight=False)
     console.print(render(results))
     if sentence := undone_edits(folder if folder.is_dir() else folder.parent).sentence:
         console.print(sentence, style="yellow", soft_wrap=True, markup=False)
@@ -87,7 +86,7 @@ def _write_report_page(runs: Sequence[Path], html: Path | None, open_it: bool) -
         return
     first = runs[0] if runs[0].is_dir() else runs[0].parent
     page = write_page(runs, html or (first / _NAME if len(runs) == 1 else Path(_NAME)))
-    Console(highlight=False).print(
+    VisibleConsole(highlight=False).print(
         f"Page: {page}, {page.stat().st_size / 1e6:.1f} MB; opens in any browser, offline",
         soft_wrap=True,
         markup=False,

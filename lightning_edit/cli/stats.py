@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_edit.cli.signals import SIGNAL_STATUS
 from lightning_edit.cli.stats_options import parse_options
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.statistics.texts import Texts, texts_of
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after ``stats``; ``None`` reads ``sys.argv``.
 
     Returns:
-        Exit status: 0, or 1 when interrupted.
+        Exit status: 0, or 128 plus the number of the signal that interrupted it.
 
     Raises:
         LightningEditError: An error that the user can fix; the caller prints it.
@@ -47,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _process_group(arguments.device) as (share, device):
         try:
             moments, partial = _collect(arguments, texts, share, device)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             rest = shlex.join(option for option in given if option != "--restart")
             sys.stderr.write(
                 "Interrupted. The partial sums are kept; go on where it ended with\n"
                 f"  lightning-edit stats {rest}\n"
             )
-            return 1
+            return SIGNAL_STATUS + (interrupt.args[0] if interrupt.args else signal.SIGINT)
         if share.rank == 0:
             _print_summary(moments, _save_moments(moments, arguments.out))
         partial.discard()
@@ -87,7 +88,11 @@ def _collect(
     # The batch size is part of the key of the partial sums.
     arguments.batch_tokens = arguments.batch_tokens or default_batch_tokens(device)
     model, tokenizer = load_language_model(
-        arguments.lm, arguments.lm_dtype, arguments.lm_revision, arguments.lm_bos
+        arguments.lm,
+        arguments.lm_dtype,
+        arguments.lm_revision,
+        arguments.lm_bos,
+        arguments.lm_trust_remote_code,
     )
     layers = _selected_layers(arguments, resolve(model).num_blocks)
     partial = _partial_sums(arguments, texts, share, model, layers)
@@ -126,7 +131,11 @@ def _decompose_cached(arguments: argparse.Namespace) -> None:
     from lightning_edit.statistics.moments import Moments
 
     model, tokenizer = load_language_model(
-        arguments.lm, arguments.lm_dtype, arguments.lm_revision, arguments.lm_bos
+        arguments.lm,
+        arguments.lm_dtype,
+        arguments.lm_revision,
+        arguments.lm_bos,
+        arguments.lm_trust_remote_code,
     )
     view = resolve(model)
     layers = _selected_layers(arguments, view.num_blocks)
@@ -161,7 +170,7 @@ def _stop_after_save(partial: "PartialSums") -> Iterator[None]:
 
     def stop(number: int, frame: Any) -> None:
         signal.signal(number, signal.default_int_handler)
-        partial.request_stop()
+        partial.request_stop(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -199,8 +208,9 @@ def _process_group(device: str | None) -> Iterator[tuple["Share", str]]:
 @contextmanager
 def _progress_bar(total: int | None, by_text: bool, share: "Share") -> Iterator[Any]:
     """Show a progress bar with the remaining time, on rank 0 only."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from lightning_edit.report.console import VisibleConsole
 
     columns = (
         TextColumn("collecting"),
@@ -208,7 +218,7 @@ def _progress_bar(total: int | None, by_text: bool, share: "Share") -> Iterator[
         TextColumn("{task.fields[tokens]:,} tokens"),
         TimeRemainingColumn(),
     )
-    console = Console(highlight=False, stderr=True)
+    console = VisibleConsole(highlight=False, stderr=True)
     with Progress(*columns, console=console, transient=True, disable=share.rank > 0) as bar:
         task = bar.add_task("", total=total, tokens=0)
 
@@ -220,9 +230,9 @@ def _progress_bar(total: int | None, by_text: bool, share: "Share") -> Iterator[
 
 
 def _print_summary(moments: "Moments", paths: Sequence[Path]) -> None:
-    from rich.console import Console
+    from lightning_edit.report.console import VisibleConsole
 
-    console = Console(highlight=False)
+    console = VisibleConsole(highlight=False)
     console.print(f"{moments.tokens:,} tokens of {len(moments.matrices)} layers")
     if moments.target:
         shares = ", ".join(f"{share:.2f}" for share in moments.intensities.values())
@@ -233,11 +243,10 @@ def _print_summary(moments: "Moments", paths: Sequence[Path]) -> None:
 
 def _print_null_spaces(moments: "Moments", threshold: tuple[Any, float]) -> None:
     """Print the null space dimension of each layer; a layer without a null space is no error."""
-    from rich.console import Console
-
     from lightning_edit.exceptions import SolveError
+    from lightning_edit.report.console import VisibleConsole
 
-    console, (kind, bound) = Console(highlight=False), threshold
+    console, (kind, bound) = VisibleConsole(highlight=False), threshold
     for name, spectrum in moments.spectra.items():
         try:
             free = spectrum.null_space(bound, kind, name).shape[1]

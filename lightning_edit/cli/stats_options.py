@@ -17,7 +17,12 @@ def _layers(value: str) -> list[int]:
     return layers
 
 
-def _boolean(value: str) -> bool:
+def boolean(value: str) -> bool:
+    """Parse ``true`` or ``false``, for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is neither.
+    """
     if value.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
     return value.lower() == "true"
@@ -76,13 +81,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     model.add_argument(
         "--lm_bos",
-        type=_boolean,
+        type=boolean,
         nargs="?",
         const=True,
         default=False,
         help="true: put BOS before every text",
     )
     model.add_argument("--lm_revision", help="revision on the hub")
+    model.add_argument(
+        "--lm_trust_remote_code",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="true: run the Python code that the model brings",
+    )
     model.add_argument("--layers", type=_layers, help="blocks, such as '[1,2]'; default: all")
     model.add_argument("--device", help="such as cuda:0; default: a GPU where there is one")
     text = parser.add_argument_group("text")

@@ -10,6 +10,7 @@ import torch
 from jsonargparse import Namespace
 
 from lightning_edit.analysis.sweep.measure import Case, digest
+from lightning_edit.cli.check_arguments import check_yaml_arguments
 from lightning_edit.cli.lightning import (
     RunParser,
     add_language_model,
@@ -110,6 +111,7 @@ class Study:
         Raises:
             LightningEditError: An error that the user can fix.
         """
+        check_yaml_arguments(argv)
         check_names(argv)
         silence_lightning("edit")
         config = parser.parse_args(list(argv))
@@ -123,6 +125,7 @@ class Study:
                 f"`{verb}` has nothing to compare; train one with `lightning-edit fit` for each "
                 "choice"
             )
+        objects.model.check_arguments()  # before a large model is loaded
         cases, split = _cases(objects.data, config.split, config.facts)
         model, prompts = load_configured_model(config)
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")

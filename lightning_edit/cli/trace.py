@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_edit.analysis.tracing.facts import Fact, of_request, read_facts
 from lightning_edit.analysis.tracing.show import finish
+from lightning_edit.cli.stats_options import boolean
 from lightning_edit.exceptions import ConfigError, DataError
 
 if TYPE_CHECKING:  # --help must not import torch
@@ -27,12 +28,6 @@ def _positive(value: str) -> int:
     return int(value)
 
 
-def _boolean(value: str) -> bool:
-    if value.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
-    return value.lower() == "true"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-edit trace",
@@ -45,10 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--lm", default="atlas", help="atlas, a folder, or a hub name")
     model.add_argument("--lm_dtype", default="float32", help="type of its weights (%(default)s)")
     model.add_argument(
-        "--lm_bos", type=_boolean, nargs="?", const=True, default=False,
+        "--lm_bos", type=boolean, nargs="?", const=True, default=False,
         help="true: put BOS before every text",
     )  # fmt: skip
     model.add_argument("--lm_revision", help="revision on the hub")
+    model.add_argument(
+        "--lm_trust_remote_code", type=boolean, nargs="?", const=True, default=False,
+        help="true: run the Python code that the model brings",
+    )  # fmt: skip
     model.add_argument("--device", help="such as cuda:0; default: a GPU where there is one")
     facts = parser.add_argument_group("facts")
     facts.add_argument(
@@ -140,7 +139,11 @@ def _trace(
     from lightning_edit.models.weights import weights_hash
 
     model, tokenizer = load_language_model(
-        options.lm, options.lm_dtype, options.lm_revision, options.lm_bos
+        options.lm,
+        options.lm_dtype,
+        options.lm_revision,
+        options.lm_bos,
+        options.lm_trust_remote_code,
     )
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     view = resolve(model.to(device))  # type: ignore[arg-type]  # transformers' stub of `to` wants no str
@@ -225,15 +228,18 @@ def _progress_bar(total: int) -> Any:
     """Show a progress bar of traced facts, with the remaining time."""
     from contextlib import contextmanager
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
+
+    from lightning_edit.report.console import VisibleConsole
 
     columns = (TextColumn("Tracing"), BarColumn(), MofNCompleteColumn(), TextColumn("facts"))
 
     @contextmanager
     def shown() -> Iterator[Any]:
-        with Progress(*columns, Remaining(), console=Console(stderr=True), transient=True) as bar:
+        with Progress(
+            *columns, Remaining(), console=VisibleConsole(stderr=True), transient=True
+        ) as bar:
             task = bar.add_task("", total=total)
             yield lambda done: bar.update(task, completed=done)
 

@@ -9,8 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_edit.edits.journal import Entry, Journal, select
+from lightning_edit.edits.entries import Entry, select
+from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import LedgerError, LightningEditError
+from lightning_edit.functional.visible import visible
+from lightning_edit.storage.run_lock import run_lock
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,26 +47,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     options = parser.parse_args(argv)
-    if not (options.ids or options.last is not None or options.all or options.list):
-        parser.error("say which edits: --ids ID …, --last N or --all (--list shows them)")
+    chosen = bool(options.ids or options.last is not None or options.all)
     try:
         journal = open_journal(options.run)
-        selected = select_commits(journal, options.ids, options.last, options.all)
-        if selected:
-            journal.undo([entry.seq for entry in selected], by="user")
-            undone = [request for entry in selected for request in entry.ids]
-            active_count = sum(len(entry.ids) for entry in journal.active())
-            total = _count_edits(active_count + len(undone))
-            sys.stdout.write(
-                f"undid {join_ids(undone)}; {active_count} of {total} in force. "
-                "Scores in results.json are those from before.\n"
-            )
+        if not (chosen or options.list):
+            parser.error("say which edits: --ids ID …, --last N or --all (--list shows them)")
+        if chosen:
+            with run_lock(options.run):
+                # Read again under the lock: a run may have ended just now.
+                journal = open_journal(options.run)
+                _undo(journal, options.ids, options.last, options.all)
     except LightningEditError as error:
-        sys.stderr.write(f"lightning-edit undo: {error}\n")
+        sys.stderr.write(visible(f"lightning-edit undo: {error}\n"))
         return 2
     if options.list:
         print_table(journal.active())
     return 0
+
+
+def _undo(journal: Journal, ids: Sequence[str] | None, last: int | None, everything: bool) -> None:
+    selected = select_commits(journal, ids, last, everything)
+    journal.undo([entry.seq for entry in selected], by="user")
+    undone = [request for entry in selected for request in entry.ids]
+    active_count = sum(len(entry.ids) for entry in journal.active())
+    total = _count_edits(active_count + len(undone))
+    sys.stdout.write(
+        f"undid {visible(join_ids(undone))}; {active_count} of {total} in force. "
+        "Scores in results.json are those from before.\n"
+    )
 
 
 def open_journal(run: Path) -> Journal:
@@ -129,9 +140,10 @@ def print_table(entries: Sequence[Entry], what: str = "in force") -> None:
         entries: The commits.
         what: What they are, for the title.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from lightning_edit.report.console import VisibleConsole
 
     table = Table(title=f"{_count_edits(sum(len(entry.ids) for entry in entries))} {what}")
     for column in ("commit", "id", "prompt", "target"):
@@ -142,5 +154,5 @@ def print_table(entries: Sequence[Entry], what: str = "in force") -> None:
             request = known.get(name, {})
             texts = (entry.seq, name, request.get("prompt", ""), f"→ {request.get('target', '')}")
             # Text, not markup: a prompt may contain brackets.
-            table.add_row(*(Text(str(text)) for text in texts))
-    Console().print(table)
+            table.add_row(*(Text(visible(str(text))) for text in texts))
+    VisibleConsole().print(table)

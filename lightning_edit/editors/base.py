@@ -10,9 +10,11 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from lightning_edit.editors.checks import require_finite_arguments, require_finite_weights
 from lightning_edit.editors.history_hooks import HistoryHooks
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
+from lightning_edit.edits.exclusive import exactly
 from lightning_edit.edits.protocols import Runtime
 from lightning_edit.exceptions import (
     ArchitectureError,
@@ -71,6 +73,10 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
             if issubclass(base, Editor) and not base._family:
                 raise TypeError(f"{base.__name__} is final; wrap it instead of subclassing it")
         cls._family = family
+        for name in ("edit", "edit_independent"):
+            method = cls.__dict__.get(name)
+            if method is not None and not getattr(method, "__isabstractmethod__", False):
+                setattr(cls, name, exactly(method))
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,16 +104,30 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
 
         Raises:
             ArchitectureError: If the editor cannot edit this kind of model.
+            ConfigError: If an argument of the editor is not finite.
+            NotFiniteError: If a weight of the model is not finite.
         """
+        self.check_arguments()
         view = resolve(model)
         kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
         if kind not in self.architectures:
             raise ArchitectureError(self._architecture_message(model, kind))
+        require_finite_weights(model)
         self._prompts = PromptEncoder.for_model(model, tokenizer)
         self._bound = (model, self._prompts.tokenizer, view)
         self._remembered = []
         self.on_bind()
         return self
+
+    def check_arguments(self) -> None:
+        """Check the numeric arguments of this editor and of those that it wraps.
+
+        Raises:
+            ConfigError: If one is not finite.
+        """
+        for module in self.modules():
+            if isinstance(module, Editor):
+                require_finite_arguments(module)
 
     def _architecture_message(self, model: nn.Module, kind: str) -> str:
         """Return the error message for an unsupported architecture, with a remedy."""

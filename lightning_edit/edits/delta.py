@@ -261,6 +261,11 @@ class Delta:
         Raises:
             LedgerError: If the file is not a delta.
         """
+        if not path.is_file():  # a pipe would be waited for
+            raise LedgerError(
+                f"{path} cannot be read as a delta (no such file); give a file that lightning-edit "
+                "wrote"
+            )
         try:
             with safe_open(str(path), framework="pt", device=str(device)) as file:
                 header = file.metadata() or {}
@@ -274,6 +279,16 @@ class Delta:
         if header.get("format") != _FORMAT:
             found = header.get("format", "none")
             raise LedgerError(f"{path}: expected format {_FORMAT}, got {found}; not a delta file")
+        try:
+            return cls._of_file(header, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LedgerError(
+                f"{path}: its header does not describe its tensors ({error!r}); the file is "
+                "damaged, restore it"
+            ) from error
+
+    @classmethod
+    def _of_file(cls, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> "Delta":
         weights: dict[str, WeightUpdate] = {}
         written = sorted({key.split("/")[1] for key in tensors if key.startswith("weights/")})
         order = [

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning_edit.edits.edit_loop import find
 from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor
 from lightning_edit.exceptions import DataError
@@ -39,6 +40,9 @@ class EditedModel:
 
         Returns:
             This handle.
+
+        Raises:
+            DataError: If there are no requests, or one is not valid.
         """
         # Names are not used again after an undo: `edit-0` is one edit for the life of this handle.
         try:
@@ -48,15 +52,18 @@ class EditedModel:
                 f"not a valid request ({error}); expected `prompt` and `target`, and else only "
                 "fields of EditRequest"
             ) from error
+        if not listed:
+            raise DataError("there are no requests to edit; give at least one")
         self._named += len(listed)
         batch, done = encode_batch(self.editor.prompts, listed, seed), 0
-        try:
-            for part, delta in find(self.editor, batch):
-                self.ledger.commit(delta, part.requests)
-                done += 1
-        except BaseException:
-            self.ledger.rollback(done)
-            raise
+        with exclusive(self.model):  # another thread waits until these edits are all written
+            try:
+                for part, delta in find(self.editor, batch):
+                    self.ledger.commit(delta, part.requests)
+                    done += 1
+            except BaseException:
+                self.ledger.rollback(done)
+                raise
         return self
 
     def generate(self, prompt: str, max_new_tokens: int = 16) -> str:
@@ -81,7 +88,8 @@ class EditedModel:
         Returns:
             This handle.
         """
-        self.ledger.undo(self.ledger.request_ids if ids is None else _listed(ids))
+        with exclusive(self.model):
+            self.ledger.undo(self.ledger.request_ids if ids is None else _listed(ids))
         return self
 
     def redo(self, ids: str | Sequence[str]) -> "EditedModel":
@@ -93,7 +101,8 @@ class EditedModel:
         Returns:
             This handle; the model has the bits that it had with these edits.
         """
-        self.ledger.redo(_listed(ids))
+        with exclusive(self.model):
+            self.ledger.redo(_listed(ids))
         return self
 
 

@@ -33,13 +33,27 @@ def encode_batch(tokenizer: Any, requests: Sequence[EditRequest], seed: int = 0)
         The batch.
 
     Raises:
-        DataError: If a request cannot be tokenised.
+        DataError: If there is no request, or one cannot be tokenised.
     """
+    if not requests:
+        raise DataError("there are no requests to edit; give at least one")
     encoder = PromptEncoder.of(tokenizer)
     encoded: list[Encoded] = []
     try:
         for one in encoder.encode(request_text(request) for request in requests):
+            _refuse_special(encoder.tokenizer, requests[len(encoded)].target, one.answer)
             encoded += [Encoded(one.prompt, one.answer, one.subject_last)]
     except ValueError as error:
         raise DataError(f"request {requests[len(encoded)].id}: {error}") from error
     return EditBatch(tuple(requests), tuple(encoded), seed)
+
+
+def _refuse_special(tokenizer: Any, target: str, ids: Sequence[int]) -> None:
+    """Refuse a target with the text of a special token, which is never part of an answer."""
+    special = set(getattr(tokenizer, "all_special_ids", ())) & set(ids)
+    named = [one for one in map(tokenizer.decode, sorted(special)) if one in target]
+    if named:
+        raise ValueError(
+            f"the target {target!r} holds the special token {named[0]!r}, which stands for no text "
+            "and is never part of an answer; write the answer alone"
+        )

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from lightning_edit.edits.delta import Delta
-from lightning_edit.edits.journal import Entry, file_hash
-from lightning_edit.exceptions import LedgerError
+from lightning_edit.edits.entries import Entry, require_file
 
 #: Deltas of a run on disk that stay in memory: as many as a key history looks back at.
 _CACHED = 64
@@ -132,14 +131,6 @@ def load_entry(directory: Path, entry: Entry, device: str = "cpu") -> Delta:
         The delta.
 
     Raises:
-        LedgerError: If the file is missing or its hash differs.
+        LedgerError: If the file is missing, lies elsewhere, or its hash differs.
     """
-    path = directory / entry.file
-    if not path.exists():
-        raise LedgerError(f"{path} is missing; restore the run folder as a whole")
-    if file_hash(path) != entry.sha256:
-        raise LedgerError(
-            f"{path} is not what the journal recorded (SHA-256 differs); "
-            "restore it, or start the run again in a new folder"
-        )
-    return Delta.load(path, device)
+    return Delta.load(require_file(directory, entry), device)

@@ -10,48 +10,16 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_edit.edits.entries import Entry, require_file
 from lightning_edit.exceptions import LedgerError
 from lightning_edit.storage.atomic import write_atomic, write_error
 from lightning_edit.storage.jsonl import append_synced, complete_lines
 
 SCHEMA = 1
 _FIRST_HASH = "0" * 64
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Journal entry of one commit.
-
-    Args:
-        seq: Sequence number of the commit, from 1.
-        ids: Ids of the requests it serves.
-        file: Name of its delta file inside the journal's folder.
-        sha256: Hash of that file.
-        requests: The requests as dictionaries.
-    """
-
-    seq: int
-    ids: tuple[str, ...]
-    file: str
-    sha256: str
-    requests: tuple[Mapping[str, Any], ...]
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if _HAS_DIGEST else _digest(path)
-
-
-_HAS_DIGEST = hasattr(hashlib, "file_digest")  # Python 3.11; 3.10 reads the file at once
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _chain_hash(previous: str, line: Mapping[str, Any]) -> str:
@@ -123,11 +91,7 @@ class Journal:
         """
         chained = {**line, "chain": _chain_hash(self.head, line)}
         data = (json.dumps(chained, ensure_ascii=False) + "\n").encode()
-        if self._file_size != (self.path.stat().st_size if self.path.exists() else 0):
-            raise LedgerError(
-                f"{self.path} was changed by another process meanwhile; use a run folder with one "
-                "process at a time, and start this one again"
-            )
+        self.require_unchanged()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             # A partial last line of an earlier kill or failed write is overwritten.
@@ -139,6 +103,30 @@ class Journal:
         self._commits += line["op"] == "commit"
         self._valid_bytes += len(data)
         self._file_size = self._valid_bytes
+
+    def require_unchanged(self) -> None:
+        """Check that no other process has written the journal since it was read.
+
+        Raises:
+            LedgerError: If one has.
+        """
+        if self._file_size != (self.path.stat().st_size if self.path.exists() else 0):
+            raise LedgerError(
+                f"{self.path} was changed by another process meanwhile; use a run folder with one "
+                "process at a time, and start this one again"
+            )
+
+    def require_files(self, entries: Sequence[Entry]) -> None:
+        """Check that the delta files of commits are there and are what the journal recorded.
+
+        Args:
+            entries: The commits.
+
+        Raises:
+            LedgerError: If one is missing, was changed, or lies elsewhere.
+        """
+        for entry in entries:
+            require_file(self.directory, entry)
 
     def _drop_tail(self) -> None:
         """Truncate a partial line whose write failed after it had reached the file."""
@@ -223,27 +211,34 @@ class Journal:
 
     def commits(self) -> list[Entry]:
         """Return every commit, including undone ones, in order."""
-        return [
-            Entry(
-                line["seq"],
-                tuple(line["ids"]),
-                line["file"],
-                line["sha256"],
-                tuple(line["requests"]),
-            )
-            for line in self._lines
-            if line["op"] == "commit"
-        ]
+        return _commits(self._lines)
 
-    def truncate(self, lines: int) -> None:
-        """Truncate the journal to an earlier state, so that later operations are redone.
+    def check_truncation(self, lines: int, head: str | None = None) -> None:
+        """Check that the journal can be truncated, and that the delta files then needed are there.
+
+        Nothing is written.
 
         Args:
             lines: Number of lines to keep.
+            head: Hash of the last line to keep, as a checkpoint recorded it.
 
         Raises:
-            LedgerError: If there are fewer, or if the user has undone edits since.
+            LedgerError: If there are fewer lines, or other ones; if the user has undone edits
+                since; or if a delta file is missing or was changed.
         """
+        self._check_lines(lines)
+        kept = self._lines[:lines]
+        found = str(kept[-1]["chain"]) if kept else _FIRST_HASH
+        if head is not None and found != head:
+            raise LedgerError(
+                f"{self.directory} and the checkpoint belong to different runs; nothing was "
+                "changed. Resume with the checkpoint in the run's own folder"
+            )
+        # Those undone by then are read by a later redo alone.
+        gone = _undone_seqs(kept)
+        self.require_files([one for one in _commits(kept) if one.seq not in gone])
+
+    def _check_lines(self, lines: int) -> None:
         if lines > len(self._lines):
             raise LedgerError(
                 f"{self.path} has {len(self._lines)} lines but the checkpoint was taken at "
@@ -257,6 +252,17 @@ class Journal:
                 f"{self.path}: edits were undone by hand after the last checkpoint; "
                 "resuming would write them again, so start a new run"
             )
+
+    def truncate(self, lines: int) -> None:
+        """Truncate the journal to an earlier state, so that later operations are redone.
+
+        Args:
+            lines: Number of lines to keep.
+
+        Raises:
+            LedgerError: If there are fewer, or if the user has undone edits since.
+        """
+        self._check_lines(lines)
         kept = self._lines[:lines]
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept).encode()
         try:
@@ -265,6 +271,17 @@ class Journal:
             raise write_error(error, self.path, "Every earlier edit is safe.") from error
         self._lines, self._valid_bytes, self._file_size = kept, len(data), len(data)
         self._commits = sum(line["op"] == "commit" for line in kept)
+
+
+def _commits(lines: Sequence[Mapping[str, Any]]) -> list[Entry]:
+    """Return the commits that some lines record, in order."""
+    return [
+        Entry(
+            line["seq"], tuple(line["ids"]), line["file"], line["sha256"], tuple(line["requests"])
+        )
+        for line in lines
+        if line["op"] == "commit"
+    ]
 
 
 def _undone_seqs(lines: Sequence[Mapping[str, Any]]) -> set[int]:
@@ -276,67 +293,3 @@ def _undone_seqs(lines: Sequence[Mapping[str, Any]]) -> set[int]:
         elif line["op"] == "redo":
             undone.difference_update(line["of"])
     return undone
-
-
-def select(
-    active: Sequence[Entry], ids: Sequence[str], what: str = "in force", verb: str = "undo"
-) -> list[Entry]:
-    """Find the commits that hold the given requests and nothing else.
-
-    Args:
-        active: Commits that stand.
-        ids: Requests to take back, or to put back.
-        what: What the commits are, for the error.
-        verb: What is done with them, for the error.
-
-    Returns:
-        Their commits, in order.
-
-    Raises:
-        LedgerError: If a request is unknown, or shares its commit with one that stays in force.
-    """
-    wanted = set(ids)
-    known = {request for entry in active for request in entry.ids}
-    if missing := sorted(wanted - known):
-        listed = ", ".join(sorted(known)[:8]) or "none"
-        raise LedgerError(
-            f"no edit {what} is called {', '.join(map(repr, missing))}; {what}: {listed}"
-            f"{' …' if len(known) > 8 else ''}"
-        )
-    chosen = [entry for entry in active if wanted & set(entry.ids)]
-    for entry in chosen:
-        if rest := sorted(set(entry.ids) - wanted):
-            raise LedgerError(
-                f"{', '.join(sorted(wanted & set(entry.ids)))} was solved together with "
-                f"{', '.join(rest[:8])}{' …' if len(rest) > 8 else ''}; {verb} the whole batch"
-            )
-    return chosen
-
-
-def select_undone(
-    undone: Sequence[Entry], in_force: Sequence[Entry], ids: Sequence[str]
-) -> list[Entry]:
-    """Find the undone commits of the given requests; of several of a request the newest.
-
-    Args:
-        undone: Commits that were taken back, in order.
-        in_force: Commits that stand.
-        ids: Requests to put back into force.
-
-    Returns:
-        Their commits, in order.
-
-    Raises:
-        LedgerError: If a request was not taken back, is in force again, or shares its commit with
-            one that is not named.
-    """
-    newest = {request: entry.seq for entry in undone for request in entry.ids}
-    candidates = [entry for entry in undone if entry.seq in set(newest.values())]
-    chosen = select(candidates, ids, "undone", "redo")
-    standing = {request for entry in in_force for request in entry.ids}
-    if double := sorted(standing & {request for entry in chosen for request in entry.ids}):
-        raise LedgerError(
-            f"already in force: {', '.join(double[:8])}; undo them before an older edit of the "
-            "same request comes back"
-        )
-    return chosen

@@ -17,11 +17,13 @@ from torch import nn
 
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_weights import EditedWeight, EditedWeights
+from lightning_edit.edits.entries import Entry, file_hash, select, select_undone
 from lightning_edit.edits.in_force import EditsInForce, HistoryChange, load_entry
-from lightning_edit.edits.journal import Entry, Journal, file_hash, select, select_undone
+from lightning_edit.edits.journal import Journal
 from lightning_edit.edits.protocols import EditHistory, Runtime
 from lightning_edit.edits.staged import StagedEdit
 from lightning_edit.exceptions import LedgerError, NotFiniteError
+from lightning_edit.functional.visible import visible
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.storage.atomic import write_error
 from lightning_edit.types import EditRequest
@@ -180,7 +182,7 @@ class Ledger:
             log.warning(
                 "The edit of %s changed no parameter: its update is empty, or smaller than the "
                 "rounding of the weights.",
-                ", ".join(delta.request_ids[:8]),
+                visible(", ".join(delta.request_ids[:8])),
             )
         return entry
 
@@ -335,9 +337,17 @@ class Ledger:
             return Entry(self._next_seq - 1, delta.request_ids, "", "", ())
         name = f"{self.journal.next_seq:06d}.safetensors"
         path = self.journal.directory / name
+        new = path.with_name("new.safetensors")
+        self.journal.require_unchanged()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            delta.save(path)
+            try:
+                delta.save(new)
+                # Another process may have committed a file of this name meanwhile.
+                self.journal.require_unchanged()
+                new.replace(path)
+            finally:
+                new.unlink(missing_ok=True)
         except OSError as error:
             state = "The model and every earlier edit are unchanged."
             raise write_error(error, path, state) from error

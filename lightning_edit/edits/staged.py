@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_weights import NewValue
-from lightning_edit.edits.journal import Entry
+from lightning_edit.edits.entries import Entry
 from lightning_edit.types import EditRequest
 
 

@@ -17,7 +17,13 @@ from lightning_edit.models.weights import weight
 Factors = dict[str, tuple[Tensor, Tensor, float]]
 
 
-def write_adapter(folder: Path, delta: Delta, model_name: str, max_rank: int | None) -> float:
+def write_adapter(
+    folder: Path,
+    delta: Delta,
+    model_name: str,
+    max_rank: int | None,
+    trust_remote_code: bool = False,
+) -> float:
     """Write a LoRA adapter: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     The base model is built on the meta device, without weights, so its size does not matter.
@@ -27,6 +33,7 @@ def write_adapter(folder: Path, delta: Delta, model_name: str, max_rank: int | N
         delta: The sum of all edits.
         model_name: Folder or hub name of the unedited model.
         max_rank: Largest LoRA rank of a weight's factors; ``None``: as high as needed.
+        trust_remote_code: Whether to run the Python code that the model brings.
 
     Returns:
         The smallest share of a weight's squared update that was kept; 1.0 is exact.
@@ -34,9 +41,11 @@ def write_adapter(folder: Path, delta: Delta, model_name: str, max_rank: int | N
     Raises:
         ExportError: If a LoRA adapter cannot express the edit.
     """
-    config = load_config(model_name)
+    config = load_config(model_name, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        skeleton: nn.Module = auto_class(config).from_config(config)
+        skeleton: nn.Module = auto_class(config).from_config(
+            config, trust_remote_code=trust_remote_code
+        )
     transposed = check_expressible(delta, skeleton)
     factors = _lora_factors(delta, max_rank)
     ranks = {_module_name(name): left.shape[1] for name, (left, _, _) in factors.items()}

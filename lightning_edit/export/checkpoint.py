@@ -9,13 +9,16 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.weights import weights_hash
 
 
-def write_checkpoint(folder: Path, selection: Selection, model_name: str) -> None:
+def write_checkpoint(
+    folder: Path, selection: Selection, model_name: str, trust_remote_code: bool = False
+) -> None:
     """Write a merged checkpoint: the unedited model with the edits committed, and its tokenizer.
 
     Args:
         folder: Output folder.
         selection: The edits.
         model_name: Folder or hub name of the unedited model.
+        trust_remote_code: Whether to run the Python code that the model brings.
 
     Raises:
         ExportError: If the model is not the one that was edited, or the edits act at run time.
@@ -26,7 +29,9 @@ def write_checkpoint(folder: Path, selection: Selection, model_name: str) -> Non
             "these edits act at run time, not in weights, so no checkpoint can hold them; "
             "use --format delta"
         )
-    model, tokenizer = load_language_model(model_name, selection.language_model("dtype"))
+    model, tokenizer = load_language_model(
+        model_name, selection.language_model("dtype"), trust_remote_code=trust_remote_code
+    )
     found = weights_hash(model)
     if found != selection.model_hash:
         raise ExportError(

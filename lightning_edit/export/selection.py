@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
+from lightning_edit.edits.entries import Entry
 from lightning_edit.edits.in_force import load_entry
-from lightning_edit.edits.journal import Entry, Journal
+from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import ExportError
 
 

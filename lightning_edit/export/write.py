@@ -1,11 +1,13 @@
 """Export a run's edits as PEFT adapter, merged checkpoint or delta file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from lightning_edit.exceptions import ModelLoadError
 from lightning_edit.export.adapter import write_adapter
 from lightning_edit.export.card import write_card, write_edits
 from lightning_edit.export.checkpoint import write_checkpoint
@@ -51,6 +53,7 @@ def export(
     max_rank: int | None = None,
     model: str | None = None,
     overwrite: bool = False,
+    lm_trust_remote_code: bool = False,
 ) -> Exported:
     """Export the edits of a run to a folder.
 
@@ -63,6 +66,7 @@ def export(
         max_rank: Largest LoRA rank; a larger update is truncated by its SVD.
         model: Folder or hub name of the unedited model, if it moved.
         overwrite: Whether to replace an earlier export at ``out``.
+        lm_trust_remote_code: Whether to run the Python code that the model brings.
 
     Returns:
         Summary of the export. The folder is written atomically.
@@ -75,11 +79,12 @@ def export(
     selection = select_edits(run, ids)
     out = run / "export" / format if out is None else out
     base = model or selection.language_model("name")
-    with atomic_folder(out, overwrite) as folder:
+    trust = lm_trust_remote_code
+    with _name_unfound_model(model is None), atomic_folder(out, overwrite) as folder:
         if format == "peft":
-            part = _peft(folder, selection, base, max_rank)
+            part = _peft(folder, selection, base, max_rank, trust)
         elif format == "merged":
-            part = _merged(folder, selection, base)
+            part = _merged(folder, selection, base, trust)
         else:
             part = _delta(folder, selection)
         write_edits(folder, selection)
@@ -91,6 +96,20 @@ def export(
     return Exported(out, human_size(out), len(selection.ids), shown, kept)
 
 
+@contextmanager
+def _name_unfound_model(as_recorded: bool) -> Iterator[None]:
+    """Say how to name a model that is no longer where the run has read it."""
+    try:
+        yield
+    except ModelLoadError as error:
+        if not as_recorded:
+            raise
+        raise ModelLoadError(
+            f"{error}. The run has recorded this model; if it lies elsewhere now, or was given by "
+            "a relative path, name it with --model"
+        ) from error
+
+
 class _FormatResult(NamedTuple):
     imports: list[str]
     code: str
@@ -100,9 +119,11 @@ class _FormatResult(NamedTuple):
     kept: float = 1.0
 
 
-def _peft(folder: Path, selection: Selection, base: str, max_rank: int | None) -> _FormatResult:
-    kept = write_adapter(folder, combine(selection), base, max_rank)
-    auto = auto_class(load_config(base)).__name__
+def _peft(
+    folder: Path, selection: Selection, base: str, max_rank: int | None, trust: bool
+) -> _FormatResult:
+    kept = write_adapter(folder, combine(selection), base, max_rank, trust)
+    auto = auto_class(load_config(base, trust_remote_code=trust)).__name__
     note = f"The rank was cut: at least {kept:.2%} of each squared update was kept."
     if kept > EXACT:
         note = "The adapter adds the edits exactly; alpha / rank is 1 in every layer."
@@ -119,9 +140,9 @@ def _peft(folder: Path, selection: Selection, base: str, max_rank: int | None) -
     )
 
 
-def _merged(folder: Path, selection: Selection, base: str) -> _FormatResult:
-    write_checkpoint(folder, selection, base)
-    auto = auto_class(load_config(base)).__name__
+def _merged(folder: Path, selection: Selection, base: str, trust: bool) -> _FormatResult:
+    write_checkpoint(folder, selection, base, trust)
+    auto = auto_class(load_config(base, trust_remote_code=trust)).__name__
     return _FormatResult(
         [f"from transformers import {auto}", ""],
         f'model = {auto}.from_pretrained(PATH, dtype="auto")',

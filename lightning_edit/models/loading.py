@@ -1,4 +1,8 @@
-"""Loading of language models (frozen, unquantised) and fast tokenizers for editing."""
+"""Loading of language models (frozen, unquantised) and fast tokenizers for editing.
+
+A model's folder may hold Python code (``auto_map`` in ``config.json``), or name an attention kernel
+of the hub. It is run only with ``trust_remote_code=True``; nothing ever asks on standard input.
+"""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -27,8 +31,9 @@ logger = logging.getLogger(__name__)
 #: The model that ships inside the package.
 ATLAS = "atlas"
 
-#: Errors of reading a checkpoint: no file or network, another file format, different shapes.
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
+#: Errors of reading a checkpoint: no file or network, another file format, different shapes, a
+#: package that a trusted code needs.
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
 #: Weight dtypes in which a model can be edited; anything narrower is quantised.
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -68,6 +73,12 @@ def locate(name_or_path: str) -> str:
             f"{path} {found}; give the folder of a saved model (with config.json and "
             "model.safetensors), a hub name such as gpt2, or `atlas`"
         )
+    if (path / "adapter_config.json").is_file():
+        raise ModelLoadError(
+            f"{path} holds an adapter (adapter_config.json), whose layers are no plain matrices; "
+            "merge it into its base model (`PeftModel.merge_and_unload()`, then `save_pretrained`) "
+            "and give that folder"
+        )
     if not (path / "config.json").is_file():
         raise ModelLoadError(
             f"{path} holds no config.json, so it is no saved model; "
@@ -76,18 +87,31 @@ def locate(name_or_path: str) -> str:
     return str(path)
 
 
-def load_config(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
+def load_config(
+    name_or_path: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
     """Load a model's config without its weights.
 
+    Args:
+        name_or_path: As for :func:`load_language_model`.
+        revision: As for :func:`load_language_model`.
+        trust_remote_code: As for :func:`load_language_model`.
+
     Raises:
-        ModelLoadError: If there is none, if the architecture is unknown to transformers, or if the
-            weights are quantised.
+        ModelLoadError: If there is none, if the architecture is unknown to transformers, if it
+            needs code that is not trusted, or if the weights are quantised.
     """
     source = locate(name_or_path)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
     except _LOAD_ERRORS as error:
         raise _load_error("config", source, error) from error
+    # transformers downloads and runs the kernel that a config names as `owner/name`.
+    attention = str(getattr(config, "_attn_implementation", None) or "")
+    if "/" in attention and not trust_remote_code:
+        raise _untrusted_error(source, f"the attention kernel {attention!r}")
     if getattr(config, "quantization_config", None) is not None:
         raise ModelLoadError(
             f"the weights of {name_or_path} are quantised and cannot be edited; give the "
@@ -102,7 +126,10 @@ def auto_class(config: PretrainedConfig) -> Any:
 
 
 def build_empty(
-    name_or_path: str = ATLAS, dtype: str = "float32", revision: str | None = None
+    name_or_path: str = ATLAS,
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Build a model on the meta device from its config, without reading or allocating weights.
 
@@ -110,6 +137,7 @@ def build_empty(
         name_or_path: As for :func:`load_language_model`.
         dtype: As for :func:`load_language_model`.
         revision: As for :func:`load_language_model`.
+        trust_remote_code: As for :func:`load_language_model`.
 
     Returns:
         The model, without data.
@@ -118,10 +146,12 @@ def build_empty(
         ModelLoadError: If there is no config, or it is not that of a language model.
     """
     torch_dtype = parse_dtype(dtype)
-    config = load_config(name_or_path, revision)
+    config = load_config(name_or_path, revision, trust_remote_code)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch_dtype)
+            model: PreTrainedModel = auto_class(config).from_config(
+                config, dtype=torch_dtype, trust_remote_code=trust_remote_code
+            )
     except _LOAD_ERRORS as error:
         raise _load_error("structure", name_or_path, error) from error
     return model
@@ -132,6 +162,7 @@ def load_language_model(
     dtype: str = "float32",
     revision: str | None = None,
     add_bos: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a language model with its head, frozen and in eval mode, and its fast tokenizer.
 
@@ -145,6 +176,8 @@ def load_language_model(
         revision: Branch, tag or commit of a hub model.
         add_bos: Begin every text with the BOS token although the tokenizer does not, for models
             trained so (a GPT-2 trained on documents that begin with ``<|endoftext|>``).
+        trust_remote_code: Run the Python code of the model's folder or hub repository, where it has
+            some. It can do whatever you can; read it first.
 
     Returns:
         The model and the tokenizer; padding is on the right, and the end-of-text token stands in
@@ -152,10 +185,11 @@ def load_language_model(
 
     Raises:
         ModelLoadError: If weights or tokenizer cannot be read, weights are missing from the
-            checkpoint, or the tokenizer is not a fast one.
+            checkpoint, the tokenizer is not a fast one, or the model needs code that is not
+            trusted.
     """
     torch_dtype = parse_dtype(dtype)
-    config = load_config(name_or_path, revision)
+    config = load_config(name_or_path, revision, trust_remote_code)
     source = locate(name_or_path)
     try:
         with _no_progress_bar():
@@ -166,15 +200,17 @@ def load_language_model(
                 revision=revision,
                 use_safetensors=True,
                 output_loading_info=True,
+                trust_remote_code=trust_remote_code,
             )
     except _LOAD_ERRORS as error:
         raise _load_error("weights", source, error) from error
-    # Exported adapters store this as the name of their base model.
-    model.name_or_path = name_or_path
+    # Exported adapters store this as the name of their base model; they may be made elsewhere.
+    local = name_or_path != ATLAS and Path(source).is_dir()
+    model.name_or_path = str(Path(source).absolute()) if local else name_or_path
     model.config._name_or_path = source
     model.requires_grad_(False)
     model.train(False)
-    tokenizer = load_tokenizer(source, revision)
+    tokenizer = load_tokenizer(source, revision, trust_remote_code)
     _require_complete(name_or_path, model, loading["missing_keys"], tokenizer)
     if add_bos:
         _prepend_bos(name_or_path, tokenizer)
@@ -225,21 +261,23 @@ def _require_complete(
 
 
 def load_tokenizer(
-    name_or_path: str = ATLAS, revision: str | None = None
+    name_or_path: str = ATLAS, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load the fast tokenizer of a model, padding on the right.
 
     Args:
         name_or_path: As for :func:`load_language_model`.
         revision: Branch, tag or commit of a hub model.
+        trust_remote_code: As for :func:`load_language_model`.
 
     Raises:
-        ModelLoadError: If there is none, or if it cannot give character offsets.
+        ModelLoadError: If there is none, if it cannot give character offsets, or if it needs code
+            that is not trusted.
     """
     source = locate(name_or_path)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, revision=revision, use_fast=True
+            source, revision=revision, use_fast=True, trust_remote_code=trust_remote_code
         )
     except _LOAD_ERRORS as error:
         raise _load_error("tokenizer", source, error) from error
@@ -270,6 +308,8 @@ def load_tokenizer(
 def _load_error(part: str, source: str, error: Exception) -> ModelLoadError:
     """Build a one-sentence error for a failed download or read; the details go to the log."""
     logger.debug("could not load the %s of %s", part, source, exc_info=error)
+    if "trust_remote_code" in str(error):
+        return _untrusted_error(source, f"code of its own for its {part}")
     reason = str(error).strip().partition("\n")[0].rstrip(".")
     if Path(source).is_dir():
         remedy = (
@@ -282,3 +322,11 @@ def _load_error(part: str, source: str, error: Exception) -> ModelLoadError:
             "or use the `atlas` model that ships with the package"
         )
     return ModelLoadError(f"could not load the {part} of {source!r} ({reason}); {remedy}")
+
+
+def _untrusted_error(source: str, what: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"{source} brings {what}, which was not run: it could do whatever you can. Read it; if you "
+        "trust it, add --lm_trust_remote_code true (in Python: trust_remote_code=True), or take a "
+        "model of an architecture that transformers itself has"
+    )

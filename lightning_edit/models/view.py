@@ -115,6 +115,10 @@ def depth_fraction(view: ModelView, fractions: Sequence[float]) -> list[int]:
     return sorted({round(fraction * (view.num_blocks - 1)) for fraction in fractions})
 
 
+#: Suffix of a linear layer that an adapter of PEFT wraps.
+_ADAPTED = ".base_layer"
+
+
 def resolve(model: nn.Module) -> ModelView:
     """Find the blocks, MLPs, norm, head and embeddings of a Hugging Face language model.
 
@@ -126,6 +130,12 @@ def resolve(model: nn.Module) -> ModelView:
         ArchitectureError: If a part is missing or not unique; the message says what was looked for
             and what was found.
     """
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ArchitectureError(
+            f"{type(model).__name__} is compiled, and compiled code keeps the weights and hooks of "
+            "its first call; edit the model before `torch.compile` and compile it afterwards (a "
+            "wrapped model is `compiled._orig_mod`)"
+        )
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config") or not hasattr(model, "get_output_embeddings"):
         raise ArchitectureError(
@@ -226,7 +236,14 @@ def _blocks(model: nn.Module, stack: str, hidden: int) -> tuple[str, tuple[Block
 
 def _block(name: str, module: nn.Module, hidden: int) -> BlockView:
     """Find the MLP and attention projections of one transformer block."""
-    linears = {part: layer for part, layer in module.named_modules() if _is_linear(layer)}
+    found = {part: layer for part, layer in module.named_modules() if _is_linear(layer)}
+    adapted = {part.removesuffix(_ADAPTED) for part in found if part.endswith(_ADAPTED)}
+    # A layer with an adapter counts as one; the adapter's own matrices are no parts of a block.
+    linears = {
+        part.removesuffix(_ADAPTED): layer
+        for part, layer in found.items()
+        if part.endswith(_ADAPTED) or not any(part.startswith(f"{one}.") for one in adapted)
+    }
     attentions: dict[str, list[str]] = {}
     rest: list[str] = []
     for part in linears:
@@ -243,6 +260,12 @@ def _block(name: str, module: nn.Module, hidden: int) -> BlockView:
         raise _unsupported(name, module, "an attention part with an output projection", linears)
     _refuse_experts(name, module, hidden)
     down, ups = _mlp(name, module, {part: linears[part] for part in rest}, hidden)
+    if edited := adapted & {down, *ups, *outs}:
+        raise ArchitectureError(
+            f"{_join(name, min(edited))} carries an adapter (LoRA) of PEFT, so it is no plain "
+            "matrix; merge it first (`model.merge_and_unload()`) and edit the model that this "
+            "returns"
+        )
     owner = down.rpartition(".")[0]
     return BlockView(
         name=name,

@@ -20,6 +20,7 @@ from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import LedgerError, NotFiniteError
 from lightning_edit.models.prompt_format import PromptFormat
+from lightning_edit.session.integrity import RunIntegrity, check_history, history_record
 from lightning_edit.session.measurement_log import MeasurementLog
 from lightning_edit.session.stream import EditStream, EvalPoint, evaluation_points
 from lightning_edit.storage.jsonl import RowFile
@@ -90,6 +91,8 @@ class EditSession(MeasurementDriver):
         self.rows = RowFile(folder.cases)
         self.measures = MeasurementLog(folder)
         self.ledger = Ledger(editor.language_model, editor, folder.ledger, editor.runtime())
+        assert self.ledger.journal is not None  # a session always has a folder
+        self.integrity = RunIntegrity(folder, self.ledger.journal, self.rows, self.measures.rows)
         if not editor.edits_weights:
             scorer = evaluation.scorer
             scorer.responder = editor.responder(self.ledger.in_force, scorer.batch_size)
@@ -109,6 +112,8 @@ class EditSession(MeasurementDriver):
     def on_fit_start(self) -> None:
         """Score the pristine baseline before the first commit."""
         self.editor.place_language_model()
+        if self._restored_state is not None:
+            self.integrity.check(self._restored_state)  # before anything is written
         form = self.editor.prompts.form
         self.ledger.open(
             editor=type(self.editor).__name__,
@@ -143,11 +148,6 @@ class EditSession(MeasurementDriver):
             self.rows.cut(self._restored_state["rows"])
             self.measures.start(self._restored_state["measures"])
             self.ledger.replay(self._restored_state["lines"], remember=False)
-            if journal is not None and journal.head != self._restored_state["head"]:
-                raise LedgerError(
-                    f"{self.folder.ledger} and the checkpoint belong to different runs; "
-                    "resume with the checkpoint in the run's own folder"
-                )
             self.seconds = dict(self._restored_state["seconds"])
         elif journal is not None and len(journal) > 1:
             if not self.resume:
@@ -155,6 +155,7 @@ class EditSession(MeasurementDriver):
                     f"{self.folder.path} holds a run already; continue it with --ckpt_path last, "
                     "or choose another folder with --run"
                 )
+            journal.check_truncation(1)
             self.rows.cut(0)
             self.measures.start()
             journal.truncate(1)
@@ -271,8 +272,12 @@ class EditSession(MeasurementDriver):
             "seconds": dict(self.seconds),
             "protocol": self.protocol,
             "stream": self.stream.digest,
+            "hashes": self.integrity.hashes(),
         }
+        before = set(checkpoint)
         self.editor.on_save_checkpoint(checkpoint)
+        added = sorted(set(checkpoint) - before)
+        checkpoint[_STATE]["history"] = history_record(checkpoint, added)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load position and editor history from a checkpoint.
@@ -295,5 +300,6 @@ class EditSession(MeasurementDriver):
                 f"another batch size than this run (protocol {self.protocol}); "
                 "resume with the config.yaml of the run"
             )
+        check_history(checkpoint, state.get("history"))
         self._restored_state = state
         self.editor.on_load_checkpoint(checkpoint)

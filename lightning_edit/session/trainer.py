@@ -16,13 +16,16 @@ from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.judges import JudgeLike
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, LedgerError
+from lightning_edit.session.checkpoint_io import use_plain_checkpoints
 from lightning_edit.session.edit_session import EditSession
 from lightning_edit.session.measurement_log import MeasurementLog
 from lightning_edit.session.progress_bar import EditProgressBar
 from lightning_edit.session.record import results_of
 from lightning_edit.session.stream import EditStream, EvalPoint
 from lightning_edit.storage.atomic import write_error
+from lightning_edit.storage.checkpoint_file import require_file
 from lightning_edit.storage.run_folder import RunFolder
+from lightning_edit.storage.run_lock import run_lock
 from lightning_edit.types import Mode, Protocol
 
 log = logging.getLogger(__name__)
@@ -120,6 +123,7 @@ class EditTrainer(pl.Trainer):
         Raises:
             TypeError: If the model is not an editor, or the data not a data module of edits.
             LedgerError: If the folder holds another run.
+            RunLockedError: If another process writes the folder.
         """
         if not isinstance(model, Editor) or not isinstance(datamodule, EditDataModule):
             raise TypeError(
@@ -141,29 +145,34 @@ class EditTrainer(pl.Trainer):
             for batch in stream.batches:
                 model.subject_positions(batch)
         folder = RunFolder(run or default_folder(type(model).__name__))
-        evaluation = Evaluation(
-            Scorer(model.language_model, model.prompts, eval_batch_size, modes, max_new_tokens),
-            progress=self.progress_bar_callback is not None,
-            judge=judge,
-        )
-        session = EditSession(
-            model,
-            stream,
-            eval_at,
-            folder,
-            evaluation,
-            resume=ckpt_path is not None,
-        )
-        self._prepare_for(session, checkpoint_every)
-        self.fit(session, stream, ckpt_path=_checkpoint(folder, ckpt_path))
-        # A run killed after its last batch has nothing left to fit; its journal is replayed here.
-        session.start()
-        results = results_of(session, datamodule, time.perf_counter() - begin)
-        folder.write_json(folder.results, results)
-        # Callbacks are in any order, but a report reads files that other callbacks write here.
-        for callback in sorted(MeasurementLog.callbacks(self), key=lambda one: one.reads_others):
-            callback.on_results(folder)
-        return results
+        _checkpoint(folder, ckpt_path)  # before the lock makes a folder
+        with run_lock(folder.path):
+            evaluation = Evaluation(
+                Scorer(model.language_model, model.prompts, eval_batch_size, modes, max_new_tokens),
+                progress=self.progress_bar_callback is not None,
+                judge=judge,
+            )
+            session = EditSession(
+                model,
+                stream,
+                eval_at,
+                folder,
+                evaluation,
+                resume=ckpt_path is not None,
+            )
+            self._prepare_for(session, checkpoint_every)
+            self.fit(session, stream, ckpt_path=_checkpoint(folder, ckpt_path))
+            # A run killed after its last batch has nothing left to fit; its journal is replayed
+            # here.
+            session.start()
+            results = results_of(session, datamodule, time.perf_counter() - begin)
+            folder.write_json(folder.results, results)
+            # Callbacks are in any order, but a report reads files that others write here.
+            for callback in sorted(
+                MeasurementLog.callbacks(self), key=lambda one: one.reads_others
+            ):
+                callback.on_results(folder)
+            return results
 
     def _prepare_for(self, session: EditSession, checkpoint_every: int) -> None:
         callbacks: list[pl.Callback] = list(self.callbacks)  # type: ignore[has-type]  # untyped there
@@ -177,6 +186,7 @@ class EditTrainer(pl.Trainer):
         if plain or not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             kept.append(EditCheckpoint(session.folder.checkpoints, checkpoint_every))
         self.callbacks = kept
+        use_plain_checkpoints(self)
         self.fit_loop.max_epochs = 1
         # A stream may be shorter than the default logging interval; Lightning would warn.
         every: int = self.log_every_n_steps  # type: ignore[has-type]  # untyped there
@@ -189,6 +199,7 @@ def _checkpoint(folder: RunFolder, ckpt_path: str | None) -> str | None:
         return None
     path = folder.last_checkpoint if ckpt_path == "last" else Path(ckpt_path)
     if path.exists():
+        require_file(path, "give a checkpoint file, or 'last'")
         return str(path)
     if ckpt_path != "last":
         raise LedgerError(f"{ckpt_path} does not exist; give a checkpoint file, or 'last'")

@@ -1,5 +1,6 @@
 """Cache of key statistics on disk, and lookup of those that an editor needs."""
 
+import glob
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -64,8 +65,11 @@ def find(model_hash: str, module: str, specials: Sequence[int] = ()) -> Path | N
         module: Dotted name of the module.
         specials: Token ids that the tokenizer adds to every text.
     """
-    files = model_folder(model_hash, specials).glob(f"{module}-*.safetensors")
-    return max(files, key=lambda path: int(path.stem.rpartition("-")[2]), default=None)
+    files = model_folder(model_hash, specials).glob(f"{glob.escape(module)}-*.safetensors")
+    # A file that somebody else put there has no number of tokens in its name.
+    tokens = {path: path.stem.rpartition("-")[2] for path in files}
+    counted = {path: int(count) for path, count in tokens.items() if count.isdecimal()}
+    return max(counted, key=lambda path: counted[path], default=None)
 
 
 def files_for(

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightning_edit.exceptions import DataError, StatisticsNotFoundError
+from lightning_edit.exceptions import DataError, LightningEditError, StatisticsNotFoundError
 from lightning_edit.functional.nullspace import Spectrum
 from lightning_edit.storage.tensors import write_tensors
 
@@ -89,13 +90,25 @@ class Moments:
 
         Raises:
             StatisticsNotFoundError: If the file or a module in it is missing.
-            DataError: If it is not a statistics file.
+            DataError: If it is not a statistics file, is damaged, or not finite.
         """
         if not path.is_file():
             raise StatisticsNotFoundError(
                 f"{path}: no such file; collect statistics with "
                 f"`lightning-edit stats --lm MODEL --text FILE --out {path}`"
             )
+        try:
+            return cls._read(path, modules, with_spectra)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, LightningEditError):
+                raise
+            raise DataError(
+                f"{path} is damaged, or no statistics file ({type(error).__name__}); delete it and "
+                "collect the statistics again with `lightning-edit stats`"
+            ) from error
+
+    @classmethod
+    def _read(cls, path: Path, modules: Iterable[str] | None, with_spectra: bool) -> "Moments":
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != _FORMAT:
@@ -117,6 +130,14 @@ class Moments:
                 for name in (names if with_spectra else ())
                 if name + _VALUES in stored
             }
+        for name, matrix in matrices.items():
+            if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+                raise ValueError(f"{name} is no square matrix")
+            if not bool(torch.isfinite(matrix).all()):
+                raise DataError(
+                    f"{path}: the statistics of {name} are not finite; check the text and the "
+                    "model's dtype, and collect them again with `lightning-edit stats`"
+                )
         return cls(
             matrices,
             int(header["tokens"]),

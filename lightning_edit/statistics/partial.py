@@ -57,10 +57,15 @@ class PartialSums:
         self.every = every
         self._due = time.monotonic() + every
         self._stop = False
+        self._signal: int | None = None
 
-    def request_stop(self) -> None:
-        """Request a save and a stop after the current forward pass."""
-        self._stop = True
+    def request_stop(self, signal: int | None = None) -> None:
+        """Request a save and a stop after the current forward pass.
+
+        Args:
+            signal: Number of the signal that asks for it; the ``KeyboardInterrupt`` carries it.
+        """
+        self._stop, self._signal = True, signal
 
     def load(self, metrics: Mapping[str, Metric]) -> Progress:
         """Restore the metric states from the file, and return their progress.
@@ -86,12 +91,14 @@ class PartialSums:
                         # A sum state is one tensor.
                         value = file.get_tensor(f"{name}/{state}")
                         setattr(metric, state, value.to(getattr(zero, "device", None)))
-        except SafetensorError as error:
+            window = Position.from_json(header["window"])
+            return Progress(window, int(header["passes"]), header["read"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(
                 f"{self.path} cannot be read ({error}); delete it to begin anew"
             ) from error
-        window = Position.from_json(header["window"])
-        return Progress(window, int(header["passes"]), header["read"])
 
     def save_when_due(self, metrics: Mapping[str, Metric], progress: Progress) -> None:
         """Save the partial sums if the interval since the last save has passed.
@@ -101,7 +108,7 @@ class PartialSums:
         """
         if self._stop:
             self.save(metrics, progress)
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(*([] if self._signal is None else [self._signal]))
         now = time.monotonic()
         if now < self._due:
             return

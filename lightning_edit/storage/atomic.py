@@ -47,6 +47,7 @@ def atomic_path(path: Path, several_writers: bool = False) -> Iterator[Path]:
     own = f".{os.getpid()}-" if several_writers else ""
     part = path.with_name(f"{own}{path.name}.part")
     try:
+        part.unlink(missing_ok=True)  # of an earlier kill; what a link there points to stays
         yield part
         with part.open("r+b") as file:
             os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """JSON Lines (JSONL): reader, atomic writer, and an append-only file that survives a kill."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,9 @@ from lightning_edit.storage.atomic import write_atomic, write_error
 
 #: Sentence for the error message of a failed write, on what is still intact.
 UNCHANGED = "The model and every earlier edit are unchanged."
+
+#: Bytes that are read at once for a hash.
+_PART = 1 << 20
 
 
 def to_line(row: Mapping[str, Any]) -> str:
@@ -56,6 +60,7 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
+        self._hash = hashlib.sha256()
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows as lines and fsync the file.
@@ -73,6 +78,42 @@ class RowFile:
         except OSError as error:
             raise write_error(error, self.path, UNCHANGED) from error
         self.size += len(data)
+        self._hash.update(data)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the rows so far, for a checkpoint."""
+        return self._hash.hexdigest()
+
+    def check(self, size: int, digest: str | None = None) -> None:
+        """Check that the file can be truncated to a checkpoint's rows; nothing is written.
+
+        Args:
+            size: Bytes that the checkpoint recorded.
+            digest: Their SHA-256; ``None`` in checkpoints of older versions.
+
+        Raises:
+            LedgerError: If the file is shorter than that, or its rows were changed.
+        """
+        found = self.path.stat().st_size if self.path.is_file() else 0
+        if (
+            found >= size
+            and digest is not None
+            and _prefix_hash(self.path, size).hexdigest() != digest
+        ):
+            raise LedgerError(
+                f"{self.path} was changed after the checkpoint was taken (SHA-256 of its first "
+                f"{size} bytes differs); restore the run folder as a whole, or start a new run"
+            )
+        if found < size:
+            raise LedgerError(
+                f"{self.path} has {found} bytes but the checkpoint was taken at {size}; "
+                "restore the run folder as a whole, or start a new run"
+            )
+        if digest is not None and _prefix_hash(self.path, size).hexdigest() != digest:
+            raise LedgerError(
+                f"{self.path} was changed after the checkpoint was taken (SHA-256 of its first "
+                f"{size} bytes differs); restore the run folder as a whole, or start a new run"
+            )
 
     def cut(self, size: int) -> None:
         """Truncate the file to ``size`` bytes.
@@ -83,19 +124,26 @@ class RowFile:
         Raises:
             LedgerError: If the file is shorter than that.
         """
-        found = self.path.stat().st_size if self.path.exists() else 0
-        if found < size:
-            raise LedgerError(
-                f"{self.path} has {found} bytes but the checkpoint was taken at {size}; "
-                "restore the run folder as a whole, or start a new run"
-            )
+        self.check(size)
         if self.path.exists():
             os.truncate(self.path, size)
         self.size = size
+        self._hash = _prefix_hash(self.path, size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.size:
             yield from (row for _, row in iterate_rows(self.path, self.size))
+
+
+def _prefix_hash(path: Path, size: int) -> Any:
+    """Start the SHA-256 of the first bytes of a file; a missing file is empty."""
+    found, left = hashlib.sha256(), size
+    if size:
+        with path.open("rb") as file:
+            while left and (part := file.read(min(left, _PART))):
+                found.update(part)
+                left -= len(part)
+    return found
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

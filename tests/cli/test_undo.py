@@ -1,9 +1,11 @@
 """``lightning-edit undo`` changes the journal, and says what stands."""
 
+import hashlib
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from lightning_edit.cli.redo import main as redo
 from lightning_edit.cli.undo import main
 from lightning_edit.edits.journal import Journal
+from lightning_edit.storage.run_lock import run_lock
 from tests.disks import file_size_limit
 
 
@@ -26,7 +29,7 @@ def run(tmp_path: Path) -> Path:
         ]
         file = f"{number:06d}.safetensors"
         (tmp_path / "ledger" / file).write_bytes(b"")
-        journal.commit(ids, file, "00", requests)
+        journal.commit(ids, file, hashlib.sha256(b"").hexdigest(), requests)
     return tmp_path
 
 
@@ -159,3 +162,34 @@ def test_a_redo_without_its_delta_changes_nothing(
     assert redo([str(run), "--ids", "b"]) == 2
     assert "is missing; restore the run folder" in capsys.readouterr().err
     assert (run / "ledger" / "journal.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", [main, redo])
+def test_a_run_in_progress_is_left_alone(
+    run: Path, verb: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), "--ids", "b"]) == 0
+    before = (run / "ledger" / "journal.jsonl").read_bytes()
+    with run_lock(run):
+        assert verb([str(run), "--all"]) == 2
+        assert "is being written by process" in capsys.readouterr().err
+        assert verb([str(run), "--list"]) == 0
+    assert (run / "ledger" / "journal.jsonl").read_bytes() == before
+    assert verb([str(run), "--all"]) == 0
+
+
+@pytest.mark.parametrize("verb", [main, redo])
+def test_a_missing_run_is_named_before_the_edits_are_asked_for(
+    tmp_path: Path, verb: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verb([str(tmp_path / "none")]) == 2
+    assert "none holds no edits" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_redo_wants_the_file_as_it_was(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--ids", "b"]) == 0
+    (run / "ledger" / "000002.safetensors").write_bytes(b"other")
+    assert redo([str(run), "--ids", "b"]) == 2
+    assert "SHA-256 differs" in capsys.readouterr().err
+    assert "b" not in in_force(run)

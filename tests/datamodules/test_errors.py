@@ -1,6 +1,7 @@
 """Whatever is wrong with a file ends in one sentence: where, what was expected, what to do."""
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from lightning_edit.cli.data import inspect, main
 from lightning_edit.datamodules.formats import read_requests
+from lightning_edit.datamodules.formats.files import read_values
 from lightning_edit.exceptions import DataError
 from tests.datamodules import records
 
@@ -224,3 +226,24 @@ def test_whatever_is_broken_is_a_data_error_or_a_request(
         assert len(report.errors) == 1 - report.requests
         assert all(error.startswith(str(path)) for error in report.errors)
     assert 50 < refused < 200
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="got a pipe or device"):
+        read_values(tmp_path / "pipe.jsonl")
+
+
+def test_a_nul_in_a_path() -> None:
+    with pytest.raises(DataError, match="no path of a file"):
+        read_values(Path("a\0b.json"))
+
+
+@pytest.mark.parametrize("name", ["facts.json", "facts.jsonl", "facts.txt", "facts"])
+@pytest.mark.parametrize(
+    "text", ["prompt,target\nA b,c\n", "prompt;target;x\na;b;c\n", "p\tt\na\tb"]
+)
+def test_a_table_by_another_name(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"got a table of text \(CSV\) that begins 'p"):
+        read_values(tmp_path / name)

@@ -1,13 +1,16 @@
 """The journal survives kills, full disks and curious hands, or says what is wrong."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from lightning_edit.edits.journal import Journal, select
+from lightning_edit.edits.entries import require_file, select
+from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import LedgerError, LedgerWriteError
 from tests.disks import file_size_limit, refuse_fsync
 
@@ -155,3 +158,23 @@ def test_a_second_writer_is_noticed(tmp_path: Path) -> None:
     first.open(model="hash")
     with pytest.raises(LedgerError, match="another process"):
         second.open(model="hash")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "", "..", "a/b", "a\0b", "link"])
+def test_a_journal_cannot_name_a_file_elsewhere(tmp_path: Path, name: str) -> None:
+    ledger = tmp_path / "ledger"
+    journal = Journal(ledger)
+    journal.open(model="abc")
+    (tmp_path / "outside").write_bytes(b"secret")
+    (ledger / "link").symlink_to(tmp_path / "outside")
+    entry = journal.commit(["a"], name, hashlib.sha256(b"secret").hexdigest(), [])
+    with pytest.raises(LedgerError, match="not a file in that folder; nothing was read"):
+        require_file(ledger, entry)
+
+
+def test_a_pipe_in_place_of_a_delta_is_not_waited_for(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.open(model="abc")
+    os.mkfifo(tmp_path / "one")
+    with pytest.raises(LedgerError, match="one is missing"):
+        require_file(tmp_path, journal.commit(["a"], "one", "0", []))

@@ -325,3 +325,27 @@ def test_a_replay_that_fails_in_the_middle_leaves_the_model_alone(how: str, tmp_
     path.write_bytes(whole)
     ledger.replay()
     assert ledger.request_ids == ("e0", "e1", "e2", "e3")
+
+
+def test_another_writer_keeps_its_delta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    early, late = Ledger(model_of(), directory=tmp_path), Ledger(model_of(), directory=tmp_path)
+    edited(early, [0])
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(LedgerError, match="changed by another process"):
+        edited(late, [1])
+    # Also where the other one commits while this one writes its delta.
+    third, save = Ledger(model_of(), directory=tmp_path), Delta.save
+
+    def meanwhile(self: Delta, path: Path) -> None:
+        save(self, path)
+        monkeypatch.undo()
+        edited(early, [2])
+        files.update({path: path.read_bytes() for path in (tmp_path / "000002.safetensors",)})
+
+    monkeypatch.setattr(Delta, "save", meanwhile)
+    with pytest.raises(LedgerError, match="changed by another process"):
+        edited(third, [3])
+    left = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    journal = tmp_path / "journal.jsonl"
+    assert {**left, journal: b""} == {**files, journal: b""}
+    assert Journal(tmp_path).active()[-1].ids == ("e2",)

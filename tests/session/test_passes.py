@@ -36,7 +36,7 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.evaluation.corpus import TextReader
 from lightning_edit.evaluation.outcomes import probes_of
 from lightning_edit.evaluation.scorer import Scorer, evaluate
-from lightning_edit.exceptions import DataError, PassLayoutError
+from lightning_edit.exceptions import DataError, LedgerError, PassLayoutError
 from lightning_edit.inference.pass_layout import PassLayout, hooked_modules
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.types.facts import Fact
@@ -271,5 +271,8 @@ def test_a_damaged_record_of_the_passes_is_named(tmp_path: Path, damage: str) ->
     with pytest.raises(RuntimeError, match="planted"):
         edit(tmp_path, ToyEditor(), [Cut(3)])
     (tmp_path / "passes.json").write_text(damage)
+    with pytest.raises(LedgerError, match=r"passes\.json is missing, or was changed"):
+        edit(tmp_path, ToyEditor(), [], ckpt_path="last")
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()  # killed before its first checkpoint
     with pytest.raises(DataError, match=r"passes\.json does not say how"):
         edit(tmp_path, ToyEditor(), [], ckpt_path="last")

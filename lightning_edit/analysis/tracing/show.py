@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from lightning_edit.analysis.tracing.roles import LAST_SUBJECT, Average, average
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.report import sweep_plots
+from lightning_edit.report.console import VisibleConsole
 from lightning_edit.storage.run_folder import RunFolder
 
 _NAMES = {"hidden": "hidden state", "mlp": "MLP", "attention": "attention"}
@@ -48,7 +48,7 @@ def finish(
         {"schema": 1, **record, "probability": totals}
         | {"average_indirect_effects": {kind: one.to_row() for kind, one in averages.items()}},
     )
-    console = Console(highlight=False)
+    console = VisibleConsole(highlight=False)
     left, impossible = asked - len(rows), record["impossible"]
     console.print(
         f"Causal tracing of {model}: {len(rows)} facts"

@@ -55,6 +55,11 @@ def read_values(path: Path) -> list[tuple[Where, Any]]:
 
 def _read_text(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise DataError(
+                f"{path}: expected a file, got a pipe or device, which cannot be read again when a "
+                "run is resumed; write its content to a file"
+            )
         data = path.read_bytes()
     except FileNotFoundError as error:
         names = [str(near) for near in path.parent.glob("*")]
@@ -68,6 +73,10 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); check its permissions") from error
+    except ValueError as error:  # a NUL in the path; also the pipe's error from above
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{str(path)!r} is no path of a file ({error}); check it") from error
     for magic, remedy in _FOREIGN_FORMATS.items():
         if data.startswith(magic):
             raise DataError(f"{path}: expected JSON in UTF-8, got {remedy}")
@@ -127,10 +136,27 @@ def _reject_constant(name: str) -> NoReturn:
 def _raise_not_json(
     place: str, error: json.JSONDecodeError, text: str, lines_before: int, if_cut: str
 ) -> NoReturn:
+    if (header := _table_header(text)) is not None:
+        raise DataError(
+            f"{place}: expected JSON, got a table of text (CSV) that begins {header!r}; convert it "
+            "to JSON Lines, with one object of the fields on each line"
+        ) from error
     at = f"line {error.lineno + lines_before}, column {error.colno}"
     cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
     remedy = if_cut if cut else "correct it there"
     raise DataError(f"{place}: not valid JSON at {at}: {error.msg}; {remedy}") from error
+
+
+def _table_header(text: str) -> str | None:
+    """Return the beginning of the first line if the text looks like CSV, whatever its name."""
+    lines = [line for line in text.split("\n", 2)[:2] if line.strip()]
+    if not lines or lines[0].lstrip()[:1] in "{[":
+        return None
+    for separator in ",;\t":
+        columns = [line.count(separator) for line in lines]
+        if columns[0] and min(columns) == columns[0]:
+            return lines[0].strip()[:60]
+    return None
 
 
 def _describe_parse_error(error: Exception) -> str:

@@ -1,21 +1,23 @@
 """Checkpoint of a trained editor: parameters, and the arguments to rebuild its network."""
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import CheckpointError
 from lightning_edit.storage.atomic import write_atomic
+from lightning_edit.storage.checkpoint_file import read_checkpoint, require_file
 from lightning_edit.storage.safetensors_files import to_safetensors
 
 _FORMAT = "lightning-edit-editor/1"
+_REMEDY = (
+    "give the checkpoint that `lightning-edit fit` wrote (checkpoints/last.ckpt in its run folder)"
+)
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,7 @@ class EditorCheckpoint:
         Raises:
             CheckpointError: If there is no such file, or it holds no trained editor.
         """
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path}: no such file; give the checkpoint that `lightning-edit fit` wrote "
-                "(checkpoints/last.ckpt in its run folder)"
-            )
+        require_file(path, _REMEDY)
         try:
             if path.suffix == ".safetensors":
                 with safe_open(str(path), framework="pt") as file:
@@ -81,22 +79,29 @@ class EditorCheckpoint:
                     names = file.keys()
                     state = {name: file.get_tensor(name) for name in names}
             else:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                content = content if isinstance(content, dict) else {}
+                content = read_checkpoint(path, _REMEDY)
                 header, state = content.get(cls.KEY, {}), content.get("state_dict", {})
-        except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        except CheckpointError:
+            raise
+        except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path} cannot be read as a checkpoint of tensors and plain values "
                 f"({type(error).__name__}); give a .ckpt of `lightning-edit fit` or a .safetensors "
                 "of `save_weights`"
             ) from error
-        if header.get("format") != _FORMAT:
+        found = header.get("format", "none") if isinstance(header, dict) else "none"
+        if found != _FORMAT:
             raise CheckpointError(
-                f"{path}: expected a trained editor ({_FORMAT}), got "
-                f"{header.get('format', 'none')}; give a checkpoint of a trained editor"
+                f"{path}: expected a trained editor ({_FORMAT}), got {found}; give a checkpoint of "
+                "a trained editor"
             )
-        shapes = {name: tuple(shape) for name, shape in header["shapes"]}
-        return cls(header["editor"], shapes, header["arguments"], state)
+        try:
+            shapes = {name: tuple(shape) for name, shape in header["shapes"]}
+            return cls(header["editor"], shapes, dict(header["arguments"]), dict(state))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: its description of the editor is damaged ({error!r}); {_REMEDY}"
+            ) from error
 
     def restore_arguments(self, editor: nn.Module, names: tuple[str, ...]) -> None:
         """Set an editor's architecture arguments to those of the checkpoint.
