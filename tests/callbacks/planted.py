@@ -40,7 +40,7 @@ class Destroys(Wrapping):
     def __init__(self, editor: Editor, at: tuple[str, ...], scale: float = 30.0) -> None:
         super().__init__(editor)
         self.at = at
-        self.scale = scale
+        self._scale = scale  # not a setting: an infinite one is refused
 
     def edit(self, batch: EditBatch) -> Delta:
         if not set(batch.ids) & set(self.at):
@@ -49,7 +49,7 @@ class Destroys(Wrapping):
         table = model.get_input_embeddings().weight
         name = next(name for name, value in model.named_parameters() if value is table)
         noise = torch.randn(weight(model, name).shape, generator=torch.Generator().manual_seed(0))
-        return Delta(batch.ids, {name: Dense(noise * self.scale)})
+        return Delta(batch.ids, {name: Dense(noise * self._scale)})
 
 
 class Forgets(Wrapping):
