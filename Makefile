@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # A test process a core, each with one thread: two threads in each of two processes would be slower.
 PARALLEL := -n auto --maxprocesses 4
 
-.PHONY: help setup quickstart test test-all test-bits resume-matrix lint typecheck check benchmark clean
+.PHONY: help setup quickstart test test-all test-bits test-oldest resume-matrix lint typecheck check benchmark clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -35,6 +35,24 @@ test: $(VENV)/.done  ## run the default tests
 
 test-all: $(VENV)/.done  ## run every test that needs no GPU
 	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not gpu"
+
+OLDEST := .venv-oldest
+
+$(OLDEST)/.done: pyproject.toml constraints-oldest.txt
+	@echo "Setting up $(OLDEST) (once; about two minutes) ..."
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip --quiet --quiet --disable-pip-version-check install \
+		"$$(grep '^torch==' constraints-oldest.txt)"
+	@$(OLDEST)/bin/python -m pip --quiet --quiet --disable-pip-version-check install \
+		-c constraints-oldest.txt -e '.[test]'
+	@touch $@
+
+test-oldest: export OMP_NUM_THREADS = 1
+
+# Old versions of others' packages warn on a newer Python; those warnings are not ours to mend.
+test-oldest: $(OLDEST)/.done  ## run the default tests with the oldest versions that are allowed
+	@$(OLDEST)/bin/python -m pytest -q $(PARALLEL) -p no:cacheprovider \
+		-W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::ImportWarning
 
 # A stand-in for a processor of another maker: PyTorch's kernels without vector instructions, MKL and
 # oneDNN with those that all have.
@@ -79,4 +97,4 @@ typecheck: $(VENV)/.done  ## check types
 check: lint typecheck test  ## everything a change must pass
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

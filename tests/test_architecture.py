@@ -54,7 +54,8 @@ def graph() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path, tree in sources():
         room = room_of(path)
-        found.setdefault(room, set()).update(set(imported(tree)) - {room})
+        # The lazy table of public names is the one way up, see the page.
+        found.setdefault(room, set()).update(set(imported(tree)) - {room, "__init__"})
     return found
 
 

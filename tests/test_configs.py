@@ -41,6 +41,12 @@ def command(path: Path, folder: Path) -> list[str]:
             return ["edit", "--model", "FTL", "--config", str(path), *SMALL]
         case "configs", _:
             return ["edit", "--config", str(path), *SMALL]
+        case "train", name if (data := name.partition("_")[2]) in RECORDS:
+            # One file is every split.
+            file = records.write(folder / f"{data}.json", [RECORDS[data]])
+            paths = [f"--data.{key}={file}" for key in ("path", "train_path", "val_path")]
+            small = [*paths, "--model.rank", "8", "--model.other_facts", "0"]
+            return ["fit", "--config", str(path), *small, "--trainer.fast_dev_run", "2"]
         case _:
             return ["fit", "--config", str(path), "--trainer.fast_dev_run", "2"]
 

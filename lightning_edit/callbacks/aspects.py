@@ -1,6 +1,6 @@
 """Locality and portability callbacks, for ``EditTrainer`` and for any Lightning Trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ from lightning_edit.callbacks.evaluation import EditEvaluation
 from lightning_edit.datamodules.other_task import other_task_probes
 from lightning_edit.evaluation.outcomes import ScoredProbe
 from lightning_edit.metrics import summarise
+from lightning_edit.types import EditRequest
 
 _COUNTS = ("n", "probes", "tests")
 
@@ -21,7 +22,6 @@ class AspectEvaluation(EditEvaluation):
     probes, as :class:`~lightning_edit.callbacks.EditEvaluation` does.
     """
 
-    needs_questions = False
     aspects: ClassVar[tuple[str, ...]] = ()
     """Aspects that are measured."""
 
@@ -47,10 +47,10 @@ class AspectEvaluation(EditEvaluation):
             and name.rpartition("/")[2] not in _COUNTS
         }
 
-    def _probe_groups(self) -> list[list[ScoredProbe]]:
+    def _probe_groups(self, further: Sequence[EditRequest]) -> list[list[ScoredProbe]]:
         units = (
             [item for item in unit if item.probe.aspect in self.aspects]
-            for unit in super()._probe_groups()
+            for unit in super()._probe_groups(further)
         )
         return [unit for unit in units if unit]
 
@@ -78,9 +78,9 @@ class LocalityCallback(AspectEvaluation):
         super().__init__(*args, **kwargs)
         self.other_task = other_task
 
-    def _probe_groups(self) -> list[list[ScoredProbe]]:
+    def _probe_groups(self, further: Sequence[EditRequest]) -> list[list[ScoredProbe]]:
         tasks = other_task_probes(self.other_task) if self.other_task else []
-        return super()._probe_groups() + [
+        return super()._probe_groups(further) + [
             [ScoredProbe(f"other_task-{number}", probe)] for number, probe in enumerate(tasks)
         ]
 

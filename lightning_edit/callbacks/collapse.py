@@ -7,7 +7,6 @@ import torch
 
 from lightning_edit.callbacks.base import Commit, EvalContext, Measurement, MeasurementCallback
 from lightning_edit.evaluation.corpus import TextReader, fixed_texts
-from lightning_edit.exceptions import ConfigError
 from lightning_edit.metrics import NgramEntropy, Perplexity
 from lightning_edit.metrics.aspects import to_floats
 
@@ -56,8 +55,6 @@ class CollapseCallback(MeasurementCallback):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if every_n_commits is not None and every_n_commits < 1:
-            raise ConfigError(f"every_n_commits must be at least 1, got {every_n_commits}")
         self.texts = texts
         self.limit = limit
         self.max_perplexity_ratio = max_perplexity_ratio
@@ -70,6 +67,19 @@ class CollapseCallback(MeasurementCallback):
         self.batch_size = batch_size
         self.first_broken: int | None = None
         self._commits = 0
+        self.require(
+            limit=(limit >= 1, "1 or more"),
+            max_perplexity_ratio=(max_perplexity_ratio > 0, "above 0"),
+            every_n_commits=(
+                every_n_commits is None or every_n_commits >= 1,
+                "at least 1, or None",
+            ),
+            generations=(generations >= 0, "0 or more"),
+            max_new_tokens=(max_new_tokens >= 1, "1 or more"),
+            top_k=(top_k >= 1, "1 or more"),
+            max_tokens=(max_tokens >= 2, "2 or more"),
+            batch_size=(batch_size >= 1, "1 or more"),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checkpoint state: baseline values, first broken step and commit count."""

@@ -6,15 +6,18 @@ import lightning.pytorch as pl
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.editors.base import Editor
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.prompt_encoder import PromptEncoder
+from lightning_edit.types import EditRequest
 
 
 def find_language_model(pl_module: pl.LightningModule, attribute: str | None = None) -> nn.Module:
-    """Find the Hugging Face model inside a LightningModule.
+    """Find the Hugging Face model inside a LightningModule, or the one an editor is bound to.
 
     Args:
-        pl_module: The LightningModule that is trained.
+        pl_module: The LightningModule that runs.
         attribute: Dotted name of the model in it; ``None`` if it holds exactly one.
 
     Returns:
@@ -31,6 +34,9 @@ def find_language_model(pl_module: pl.LightningModule, attribute: str | None = N
                 f"{type(pl_module).__name__} has no module {attribute!r} ({error}); "
                 "give `model_attribute` the name under which it holds the language model"
             ) from error
+    if isinstance(pl_module, Editor):
+        bound: nn.Module = pl_module.language_model
+        return bound
     found: dict[str, PreTrainedModel] = {}
     for name, module in pl_module.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
@@ -69,3 +75,18 @@ def find_tokenizer(given: Any, trainer: pl.Trainer, pl_module: pl.LightningModul
         f"no tokenizer found in {type(pl_module).__name__} or its data; "
         "give `tokenizer` the tokenizer of the language model, or its folder"
     )
+
+
+def data_requests(trainer: pl.Trainer) -> list[EditRequest]:
+    """Return the requests of the split that ``validate`` or ``test`` runs on.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        Those of the trainer's data module, if that is one of edits; else none.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, EditDataModule):
+        return []
+    return data.requests("test" if trainer.testing else "val")

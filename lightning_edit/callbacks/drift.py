@@ -76,6 +76,11 @@ class DriftCallback(MeasurementCallback):
         self._pristine_hidden: Tensor | None = None
         self._pristine_norms: dict[str, tuple[float, float]] = {}
         self._trends: dict[str, Trend] = {}
+        self.require(
+            limit=(limit >= 1, "1 or more"),
+            max_tokens=(max_tokens >= 2, "2 or more"),
+            batch_size=(batch_size >= 1, "1 or more"),
+        )
 
     # ------------------------------------------------------------------------------------ state
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
+
+import lightning.pytorch as pl
 
 from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback, gather
+from lightning_edit.callbacks.context import MeasurementDriver
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.evaluation.baseline import Baseline
 from lightning_edit.evaluation.judges import JudgeLike, find_judge, judged
@@ -31,6 +34,11 @@ class EditEvaluation(MeasurementCallback):
     before the first step. Values go to every logger and, for checkpoints and early stopping, to
     ``trainer.callback_metrics``. With several processes each scores its share of the requests.
 
+    Without requests, probes and data it scores those of the Trainer's own data module, if that is
+    one of edits: ``Trainer(callbacks=[EditEvaluation()]).test(editor, datamodule)`` scores the
+    language model that an editor is bound to on the test split. The first outcome of a question is
+    its baseline, so evaluating before and after an edit shows what the edit changed.
+
     Args:
         requests: Facts that the training should teach, with their probes; dictionaries need
             ``prompt`` and ``target``.
@@ -55,16 +63,13 @@ class EditEvaluation(MeasurementCallback):
             the measure ``judge@gen``.
 
     Raises:
-        ConfigError: If there are no probes.
+        ConfigError: If a request or probe is not valid; at the start of a run if there are none.
 
     Example:
         >>> facts = [{"kind": "known_fact", "prompt": "The capital of Italy is", "answers": "Rome"}]
         >>> callback = EditEvaluation(probes=facts, every_n_steps=100)
         >>> # Trainer(callbacks=[callback]).fit(your_module, your_data)
     """
-
-    needs_questions: ClassVar[bool] = True
-    """Whether probes must be given besides those that the session scores itself."""
 
     def __init__(
         self,
@@ -85,10 +90,6 @@ class EditEvaluation(MeasurementCallback):
         super().__init__(
             tokenizer, model_attribute, every_n_steps, on_validation, directory, prefix
         )
-        if self.needs_questions and not requests and not probes and data is None:
-            raise ConfigError(
-                f"{type(self).__name__} has nothing to ask; give `requests`, `probes` or `data`"
-            )
         self.requests = as_requests(list(requests))
         self.probes = [_as_probe(probe) for probe in probes]
         self.data = data
@@ -97,6 +98,12 @@ class EditEvaluation(MeasurementCallback):
         self.max_new_tokens = max_new_tokens
         self.judge = find_judge(judge)
         self.baseline: Baseline | None = None
+        tokens = max_new_tokens
+        self.require(
+            modes=(bool(modes) and set(modes) <= {"tf", "gen"}, "tf, gen or both"),
+            batch_size=(batch_size >= 1, "1 or more"),
+            max_new_tokens=(tokens is None or tokens >= 1, "1 or more, or None"),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checkpoint state with the baseline outcomes, for a resumed run."""
@@ -124,15 +131,29 @@ class EditEvaluation(MeasurementCallback):
         Args:
             context: The model.
         """
-        scores = self._score(context)
-        if self.baseline is None:
-            self.baseline = Baseline(gather_scores(scores))
-            values = summarise(self.baseline.scores)
+        edited = context.ledger is not None
+        others = () if edited or self.asks_own_questions else context.requests
+        units = self._probe_groups(others)
+        if not units and not edited:
+            raise ConfigError(self._nothing_to_ask())
+        if not units:
+            # The session scores the probes of its edits; they are the baseline of a later test.
+            self.baseline = self.baseline or Baseline(context.scores)
+            return Measurement({})
+        scores = self._score(context, units)
+        earlier = () if self.baseline is None else self.baseline.scores
+        known = {(score.edit_id, score.prompt) for score in earlier}
+        asked = {(item.edit_id, item.probe.prompt) for unit in units for item in unit}
+        if self.baseline is None or not asked <= known:
+            found = gather_scores(scores)
+            added = [score for score in found if (score.edit_id, score.prompt) not in known]
+            self.baseline = Baseline([*earlier, *added])
+            values = summarise(found)
         else:
             scores = self.baseline.compare(scores)
             metrics = [metric().to(context.device) for metric in (AspectScores, CriterionScores)]
             values = compute_all(metrics, scores)
-            before = summarise(self.baseline.scores)
+            before = summarise([s for s in earlier if (s.edit_id, s.prompt) in asked])
             values |= {
                 f"drift.{aspect}/{measure}": values[name] - before[name]
                 for aspect in _DRIFTING
@@ -141,7 +162,32 @@ class EditEvaluation(MeasurementCallback):
             }
         return Measurement(values, [score.to_row() for score in scores])
 
-    def _score(self, context: EvalContext) -> list[ProbeScore]:
+    @property
+    def asks_own_questions(self) -> bool:
+        """Whether the callback was given questions; else it takes those of the data module."""
+        return bool(self.requests or self.probes or self.data is not None)
+
+    def _nothing_to_ask(self) -> str:
+        return (
+            f"{type(self).__name__} has nothing to ask: give it `requests`, `probes` or `data`, or "
+            "give `validate` or `test` a data module of edits"
+        )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the baseline before the first step.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The LightningModule that is trained.
+
+        Raises:
+            ConfigError: If there is nothing to ask, or no language model to ask.
+        """
+        if not isinstance(pl_module, MeasurementDriver) and not self._probe_groups(()):
+            raise ConfigError(self._nothing_to_ask())
+        super().on_fit_start(trainer, pl_module)
+
+    def _score(self, context: EvalContext, units: Sequence[list[ScoredProbe]]) -> list[ProbeScore]:
         """Score this rank's share of whole cases, since each case is averaged on one rank."""
         scorer = Scorer(
             context.model,
@@ -152,7 +198,6 @@ class EditEvaluation(MeasurementCallback):
             self.layout or context.layout,
             context.responder,
         )
-        units = self._probe_groups()
         if self.baseline is None and self.layout is not None:
             # Every process guesses from all probes, so that all make the same guess.
             after = scorer.guess_after_answer([probe for unit in units for probe in unit])
@@ -160,9 +205,9 @@ class EditEvaluation(MeasurementCallback):
         found = context.map_sharded(units, scorer.score_each)
         return judged([score for _, scores in found for score in scores], self.judge)
 
-    def _probe_groups(self) -> list[list[ScoredProbe]]:
-        """Return the probes, grouped by case."""
-        cases = cases_of([*self.requests, *self._data_requests()])
+    def _probe_groups(self, further: Sequence[EditRequest]) -> list[list[ScoredProbe]]:
+        """Return the probes of this callback and of further requests, grouped by case."""
+        cases = cases_of([*self.requests, *self._data_requests(), *further])
         units = [[probe for request in case for probe in probes_of(request)] for case in cases]
         return units + [
             [ScoredProbe(f"{probe.kind}-{number}", probe)]

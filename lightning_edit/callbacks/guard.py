@@ -261,28 +261,8 @@ class CollapseGuard(MeasurementCallback):
 
     # ---------------------------------------------------------------------------- other training
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        """Check every ``every_n_steps`` steps, and stop the training if a bound is broken.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The LightningModule that is trained.
-            *args: Outputs, batch and batch index.
-            **kwargs: The same by name.
-        """
-        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
-        trainer.should_stop = trainer.should_stop or self.stopped
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check after a validation, and stop the training if a bound is broken.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The LightningModule that is trained.
-        """
-        super().on_validation_epoch_end(trainer, pl_module)
+    def _measure_and_log(self, trainer: pl.Trainer, requests: Sequence[EditRequest] = ()) -> None:
+        super()._measure_and_log(trainer, requests)
         trainer.should_stop = trainer.should_stop or self.stopped
 
 

@@ -121,7 +121,8 @@ class OverfittingCallback(MeasurementCallback):
     where the edited answer is the argmax, or occurs in the generated text). Definitions:
     ``docs/metrics.md``.
 
-    Under ``EditTrainer`` the edits so far are scored; in other training ``requests``.
+    Under ``EditTrainer`` the edits so far are scored; in other training ``requests``, or in
+    ``validate`` and ``test`` those of the Trainer's data module of edits.
 
     Args:
         requests: Facts that another training should teach, with their probes.
@@ -151,6 +152,11 @@ class OverfittingCallback(MeasurementCallback):
         self.modes = tuple(modes)
         self.scored_together = scored_together
         self.multi_hop_suffix = multi_hop_suffix
+        self.require(
+            limit=(limit is None or limit >= 1, "1 or more, or None"),
+            modes=(bool(modes) and set(modes) <= {"tf", "gen"}, "tf, gen or both"),
+            scored_together=(scored_together >= 1, "1 or more"),
+        )
 
     def measure(self, context: EvalContext) -> Measurement:
         """Score the overfitting probes.
@@ -158,7 +164,8 @@ class OverfittingCallback(MeasurementCallback):
         Args:
             context: The model.
         """
-        requests = self.requests if context.ledger is None else context.requests
+        given = self.requests if context.ledger is None else []
+        requests = given or context.requests
         suffix = self.multi_hop_suffix
         units = [list(questions_of(request, suffix)) for request in requests[: self.limit]]
         scorer = Scorer(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_edit.callbacks.base import (
     EvalContext,
@@ -24,8 +25,8 @@ class ReportCallback(MeasurementCallback):
     """HTML report or JSON summary of all measurements, written at the end of a run.
 
     Under ``EditTrainer`` it is the self-contained HTML page of ``lightning-edit report``. In other
-    training it is ``measures.json`` in ``directory``: the values of all measurement callbacks of
-    the Trainer before the first step and after the last.
+    training, and in ``validate`` and ``test``, it is ``measures.json`` in ``directory``: the values
+    of all measurement callbacks of the Trainer before the first step and after the last.
 
     Args:
         file: Name of the page in the run's folder.
@@ -87,6 +88,28 @@ class ReportCallback(MeasurementCallback):
             trainer: The trainer.
             pl_module: The LightningModule that was trained.
         """
+        self._write_measures(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``measures.json`` after ``validate``.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The LightningModule that was validated.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._write_measures(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``measures.json`` after ``test``.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The LightningModule that was tested.
+        """
+        self._write_measures(trainer, pl_module)
+
+    def _write_measures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(pl_module, MeasurementDriver) or not trainer.is_global_zero:
             return
         record: dict[str, Any] = {

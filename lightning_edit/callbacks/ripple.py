@@ -91,10 +91,6 @@ class RippleCallback(MeasurementCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if size < 1 or batch_size < 1:
-            raise ConfigError(
-                f"`size` and `batch_size` must be at least 1; got {size} and {batch_size}"
-            )
         self.source = facts
         self.representation: Representation = representation
         self.layer = layer
@@ -108,6 +104,10 @@ class RippleCallback(MeasurementCallback):
         self.facts: tuple[Fact, ...] = ()
         self.outcomes: tuple[FactOutcome, ...] = ()
         self.places: dict[str, list[NeighbourFact]] = {}
+        self.require(
+            size=(size >= 1, "at least 1"),
+            batch_size=(batch_size >= 1, "at least 1"),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checkpoint state: the chosen facts and the pristine model's outcomes."""

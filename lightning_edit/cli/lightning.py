@@ -1,5 +1,6 @@
 """LightningCLI with editors: adds ``edit`` to ``fit``, ``validate``, ``test`` and ``predict``."""
 
+import json
 import logging
 import shlex
 import sys
@@ -11,6 +12,7 @@ from typing import Any, NoReturn, cast
 
 import lightning.pytorch as pl
 import lightning.pytorch.callbacks as lightning_callbacks
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_edit.callbacks as callbacks
@@ -18,6 +20,12 @@ import lightning_edit.datamodules as data_modules
 import lightning_edit.editors as editors
 from lightning_edit.cli.check_arguments import check_yaml_arguments, closest, option_values
 from lightning_edit.cli.report import show
+from lightning_edit.cli.run_folder_options import (
+    FOUND_BY_NAME,
+    find_checkpoint,
+    name_save_dir,
+    place_in_run,
+)
 from lightning_edit.editors.base import Editor
 from lightning_edit.exceptions import ConfigError, LightningEditError
 from lightning_edit.models.loading import load_language_model
@@ -46,21 +54,10 @@ def parse_error_reason(message: str) -> str:
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Callback that saves ``config.yaml`` once; resuming a run does not overwrite it."""
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Save the configuration, unless this run resumes from a checkpoint.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module that is run.
-            stage: Lightning's stage.
-        """
-        if self.config.get("ckpt_path") is None:
-            super().setup(trainer, pl_module, stage)
+    """Callback that saves ``config.yaml`` in the run's folder; a resumed run keeps its own."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the file atomically: a run that was killed meanwhile has it whole or not at all.
+        """Save the configuration, unless this run goes on in a folder or only evaluates it.
 
         Args:
             trainer: The trainer.
@@ -70,10 +67,14 @@ class SaveRunConfig(SaveConfigCallback):
         Raises:
             LedgerWriteError: If it cannot be written.
         """
-        path = Path(str(trainer.log_dir)) / self.config_filename
-        text = self.parser.dump(self.config, skip_none=False)
+        path = Path(trainer.default_root_dir) / self.config_filename
+        begins = stage == "fit" and self.config.get("ckpt_path") is None
+        if path.exists() and not begins:
+            return
+        text = self.parser.dump(self.config, skip_unset=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # A run that is killed meanwhile has the file whole or not at all.
             write_atomic(path, text.encode())
         except OSError as error:
             raise write_error(error, path, "Nothing was edited yet.") from error
@@ -169,30 +170,46 @@ class EditCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the subcommands, each with the method arguments that other options fill."""
         verbs = LightningCLI.subcommands()
-        verbs["edit"] = {"model", "datamodule", "seed"}
+        # `--run` is an option of every verb, see `add_arguments_to_parser`.
+        verbs["edit"] = {"model", "datamodule", "seed", "run"}
         return verbs
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the language model options.
+        """Add the options of the language model and of the run's folder.
 
         Args:
             parser: Parser of one verb.
         """
         add_language_model(parser)
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            help="folder of the run: config.yaml, checkpoints, logs and what the verb writes. "
+            "Default: runs/<time>-<class>",
+        )
 
     def before_instantiate_classes(self) -> None:
-        """Set the run folder before the Trainer and the saved configuration need it."""
+        """Put everything that the run writes into its folder, and resolve ``--ckpt_path best``."""
         config = self.config[self.subcommand]
-        folder = str(default_folder(config.model.class_path.rpartition(".")[2]))
-        if self.subcommand == "edit":
-            config.run = config.run or folder
-            config.trainer.default_root_dir = config.run
-            if config.trainer.logger is None:
-                # Scores go to results.json; a logger is used only if the user names one.
-                config.trainer.logger = False
-        elif config.trainer.logger is False and config.trainer.default_root_dir is None:
-            # Without a logger Lightning would write config.yaml into the working directory.
-            config.trainer.default_root_dir = folder
+        name = config.model.class_path.rpartition(".")[2]
+        if config.run is None:
+            config.run = config.trainer.default_root_dir or str(default_folder(name))
+        config.trainer.default_root_dir = config.run
+        if self.subcommand == "edit" and config.trainer.logger is None:
+            # Scores go to results.json; a logger is used only if the user names one.
+            config.trainer.logger = False
+        place_in_run(config.trainer, config.run)
+        if self.subcommand in ("validate", "test", "predict") and config.ckpt_path in FOUND_BY_NAME:
+            config.ckpt_path = find_checkpoint(Path(config.run), config.ckpt_path)
+        if self.subcommand in ("validate", "test") and is_untrained(config.model.class_path):
+            listed = config.trainer.callbacks or []
+            if not any("lightning_edit" in one.class_path for one in listed):
+                scoring: Any = Namespace(  # type: ignore[no-untyped-call]  # untyped there
+                    class_path="lightning_edit.callbacks.EditEvaluation",
+                    init_args=Namespace(),  # type: ignore[no-untyped-call]
+                )
+                config.trainer.callbacks = [*listed, scoring]
 
     def instantiate_classes(self) -> None:
         """Instantiate the model, the data module and the Trainer.
@@ -231,7 +248,7 @@ class EditCLI(LightningCLI):
             **arguments: Arguments of :meth:`~lightning_edit.session.trainer.EditTrainer.edit`.
         """
         seed = int(self._get(self.config, "seed_everything", default=0) or 0)
-        folder = arguments["run"]
+        folder = arguments["run"] = self.config[self.subcommand].run
         try:
             results = cast("EditTrainer", self.trainer).edit(**arguments, seed=seed)
         except (SystemExit, KeyboardInterrupt):
@@ -239,6 +256,16 @@ class EditCLI(LightningCLI):
             sys.stderr.write(_how_to_go_on(Path(folder)))
             raise SystemExit(1) from None
         show(results, Path(folder))
+
+    def predict(self, **arguments: Any) -> None:
+        """Run the verb ``predict``, and print what it returns, one JSON value a line.
+
+        Args:
+            **arguments: Arguments of Lightning's ``Trainer.predict``.
+        """
+        for batch in self.trainer.predict(**arguments) or []:
+            for row in batch if isinstance(batch, list) else [batch]:
+                sys.stdout.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
 def _callback_names() -> list[str]:
@@ -336,6 +363,16 @@ def _resume_arguments(rest: Sequence[str]) -> list[str]:
     return ["edit", "--config", str(config), "--run", rest[0], "--ckpt_path", "last", *rest[1:]]
 
 
+def is_untrained(class_path: str) -> bool:
+    """Return whether a class is an editor of this library that needs no training.
+
+    Args:
+        class_path: Dotted path, or bare name.
+    """
+    kind = getattr(editors, class_path.rpartition(".")[2], None)
+    return isinstance(kind, type) and issubclass(kind, Editor) and not kind.needs_fit
+
+
 def main(argv: Sequence[str]) -> int:
     """Run a LightningCLI verb: ``edit``, ``resume``, ``fit``, ``validate``, ``test``, ``predict``.
 
@@ -351,6 +388,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = _resume_arguments(argv[1:]) if argv[0] == "resume" else list(argv)
     check_yaml_arguments(arguments)
     check_names(arguments)
+    arguments = name_save_dir(arguments)
+    # Lightning's own help, with every option of its Trainer.
+    arguments = ["--help" if word in ("--help_all", "--help-all") else word for word in arguments]
     silence_lightning(arguments[0])
     EditCLI(
         model_class=pl.LightningModule,
@@ -361,6 +401,7 @@ def main(argv: Sequence[str]) -> int:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_callback=SaveRunConfig,
+        # Lightning would save it in the logger's folder, where nobody looks for it.
         save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
         seed_everything_default=0,
         args=arguments,

@@ -33,9 +33,9 @@ HEAVY: dict[str, str] = {
     "edit": "write a stream of edits into a model and measure what else moved",
     "resume": "RUN: go on with an interrupted run of edits",
     "fit": "train an editor that needs training, such as MEND",
-    "validate": "evaluate a trained editor on the validation split",
-    "test": "evaluate a trained editor on the test split",
-    "predict": "Lightning's predict",
+    "validate": "score a trained editor, or a model, on the validation split",
+    "test": "score a trained editor, or a model, on the test split",
+    "predict": "print the language model's answers to the prompts of the data",
 }
 
 
@@ -152,6 +152,11 @@ def _main(argv: Sequence[str] | None) -> int:
             return _load_verb(verb)(rest)
         if verb == "resume" and rest[:1] in (["-h"], ["--help"]):
             sys.stdout.write(_RESUME_HELP)
+            return 0
+        if verb in HEAVY and rest[:1] in (["-h"], ["--help"]):
+            from lightning_edit.cli.run_help import help_text
+
+            sys.stdout.write(help_text(verb))
             return 0
         if verb in HEAVY:
             from lightning_edit.cli.lightning import main as lightning

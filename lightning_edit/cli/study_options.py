@@ -227,7 +227,7 @@ def instantiate(parser: RunParser, config: Namespace) -> Any:
         ConfigError: If a class rejects its arguments.
     """
     try:
-        return parser.instantiate_classes(config)
+        return parser.instantiate(config)
     except LightningEditError:
         raise
     except ValueError as error:

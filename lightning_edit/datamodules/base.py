@@ -178,6 +178,11 @@ class EditDataModule(LightningDataModule, ABC):
         """Return the test loader, in order."""
         return self._loader("test", self._nonempty_requests("test"))
 
+    def predict_dataloader(self) -> DataLoader[EditRequest]:
+        """Return a loader of plain requests of the split ``split``, in order."""
+        requests = self._nonempty_requests(self.split)
+        return request_loader(requests, self.batch_size, None, as_list, self.num_workers)
+
     def _nonempty_requests(self, split: str) -> list[EditRequest]:
         requests = self.requests(split)
         if not requests:

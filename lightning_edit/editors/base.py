@@ -4,20 +4,24 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from torch import nn
 
 from lightning_edit.editors.checks import require_finite_arguments, require_finite_weights
 from lightning_edit.editors.history_hooks import HistoryHooks
+from lightning_edit.editors.hypernetwork.checkpoint import EditorCheckpoint
+from lightning_edit.editors.loop_steps import LoopSteps
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.exclusive import exactly
+from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import Runtime
 from lightning_edit.exceptions import (
     ArchitectureError,
+    CheckpointError,
     NotBoundError,
     NothingToTrainError,
     SubjectNotFoundError,
@@ -29,8 +33,21 @@ from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.view import ModelView, resolve
 from lightning_edit.types import EditBatch, EditRequest
 
+_FINAL = """{base} is final, so that its name stands for one method; wrap it instead:
 
-class Editor(HistoryHooks, pl.LightningModule, ABC):
+    from lightning_edit import {base}
+    from lightning_edit.editors.wrappers.base import UpdateShaper
+
+    class {new}(UpdateShaper):
+        def transform(self, name, update):  # the update of one weight, by parameter name
+            return update
+
+    editor = {new}(editor={base}())
+
+or override `edit` of a WrappedEditor to change the requests or the whole update."""
+
+
+class Editor(HistoryHooks, LoopSteps, ABC):
     """Base class of all editors: requests in, weight deltas out.
 
     An editor is bound to one language model and turns batches of requests into deltas. It never
@@ -67,11 +84,14 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
 
     _family: ClassVar[bool] = True
 
+    last_ledger: Ledger | None = None
+    """Ledger of this editor's last run or handle, which may still have edits in force."""
+
     def __init_subclass__(cls, *, family: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for base in cls.__bases__:
             if issubclass(base, Editor) and not base._family:
-                raise TypeError(f"{base.__name__} is final; wrap it instead of subclassing it")
+                raise TypeError(_FINAL.format(base=base.__name__, new=cls.__name__))
         cls._family = family
         for name in ("edit", "edit_independent"):
             method = cls.__dict__.get(name)
@@ -140,6 +160,42 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
             f"{' or '.join(self.architectures)}, such as GPT-2, Llama, Qwen or Mistral"
         )
 
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        *args: Any,
+        language_model: tuple[nn.Module, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a trained editor from a Lightning checkpoint.
+
+        Args:
+            checkpoint_path: The checkpoint. Called on a family or on ``Editor`` itself, the class
+                is that of the checkpoint.
+            *args: See ``LightningModule.load_from_checkpoint``.
+            language_model: Model and tokenizer to bind it to; ``None``: :meth:`bind` does it later.
+            **kwargs: See ``LightningModule.load_from_checkpoint``.
+
+        Returns:
+            The editor.
+
+        Raises:
+            CheckpointError: If the file holds no trained editor, such as the position of an edit
+                run.
+        """
+        stored = EditorCheckpoint.read(Path(checkpoint_path))
+        known = {kind.__name__: kind for kind in _final_editors(Editor)}
+        kind = known.get(stored.editor, cls) if cls._family else cls
+        if stored.editor != kind.__name__:
+            raise CheckpointError(
+                f"{checkpoint_path} holds a trained {stored.editor}, not a {kind.__name__}; use "
+                f"{stored.editor}.load_from_checkpoint, with its class imported"
+            )
+        load = super(Editor, kind).load_from_checkpoint
+        editor = load(checkpoint_path, *args, **kwargs)
+        return editor if language_model is None else editor.bind(*language_model)
+
     def on_bind(self) -> None:
         """Set up model-dependent state after binding, such as default layers and buffer shapes."""
 
@@ -172,6 +228,13 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
     def view(self) -> ModelView:
         """The bound model's structure: its blocks, projections and head."""
         return self._require_bound()[2]
+
+    @property
+    def edits_in_force(self) -> Sequence[Delta]:
+        """Edits of this editor's last run or handle that are in force on the bound model."""
+        ledger = self.last_ledger
+        here = ledger is not None and self._bound is not None and ledger.model is self._bound[0]
+        return ledger.in_force if ledger is not None and here else ()
 
     def setup(self, stage: str) -> None:
         """Check before ``fit`` that the editor can be trained and has a language model.
@@ -364,7 +427,9 @@ class Editor(HistoryHooks, pl.LightningModule, ABC):
             bare = PromptEncoder.of(tokenizer).tokenizer
             tokenizer = PromptEncoder(bare, PromptFormat(chat, system))
         self.bind(model, tokenizer)
-        return EditedModel(self).edit(requests, seed)
+        edited = EditedModel(self).edit(requests, seed)
+        self.last_ledger = edited.ledger
+        return edited
 
     # ------------------------------------------------------------------------------------- layers
 

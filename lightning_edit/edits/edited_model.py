@@ -1,6 +1,7 @@
 """Edited model: edit, generate and undo in Python, without a run folder."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_edit.edits.edit_loop import find
@@ -16,6 +17,8 @@ from lightning_edit.types.requests import as_requests
 class EditedModel:
     """Language model with its edits: edit, generate, undo.
 
+    Requests that a batched editor writes in one call are one commit: they are taken back together.
+
     Args:
         editor: An editor bound to the model.
     """
@@ -26,6 +29,26 @@ class EditedModel:
         self.tokenizer = editor.tokenizer
         self.ledger = Ledger(self.model, editor, runtime=editor.runtime())
         self._named = 0
+
+    @staticmethod
+    def open(run: str | Path, **options: Any) -> "EditedModel":
+        """Open the edited model of a run folder.
+
+        Args:
+            run: Folder that ``lightning-edit edit`` or ``EditTrainer.edit`` wrote.
+            **options: ``editor`` for further edits, and ``language_model``, the unedited model and
+                its tokenizer; by default both are as in the run. See
+                :func:`lightning_edit.open_run`.
+
+        Returns:
+            A handle that also has ``report``, ``results`` and ``ids``; its ``edit``, ``undo`` and
+            ``redo`` are written to the run's journal.
+        """
+        # Runs are of a higher room, which the table of public names loads when it is asked.
+        from lightning_edit import open_run
+
+        opened: EditedModel = open_run(run, **options)
+        return opened
 
     def edit(
         self,
@@ -89,7 +112,7 @@ class EditedModel:
             This handle.
         """
         with exclusive(self.model):
-            self.ledger.undo(self.ledger.request_ids if ids is None else _listed(ids))
+            self.ledger.undo(self.ledger.request_ids if ids is None else listed_ids(ids))
         return self
 
     def redo(self, ids: str | Sequence[str]) -> "EditedModel":
@@ -102,10 +125,10 @@ class EditedModel:
             This handle; the model has the bits that it had with these edits.
         """
         with exclusive(self.model):
-            self.ledger.redo(_listed(ids))
+            self.ledger.redo(listed_ids(ids))
         return self
 
 
-def _listed(ids: str | Sequence[str]) -> Sequence[str]:
-    """Take one id for a list of one, not for its letters."""
+def listed_ids(ids: str | Sequence[str]) -> Sequence[str]:
+    """Return a list of ids; one id is a list of one, not of its letters."""
     return [ids] if isinstance(ids, str) else ids

@@ -88,9 +88,10 @@ def _is_library_error(error: Exception) -> bool:
 
 def _write_error(error: Exception, out: Path) -> ExportError:
     text = str(error).strip().partition("\n")[0]
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-        f"os error {code})" in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    )
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # safetensors gives the code in its text only; the second form is that of its version 0.5.
+    named = any(f"os error {code})" in text or f"code: {code}," in text for code in codes)
+    full = getattr(error, "errno", None) in codes or named
     reason = "no space is left" if full else text
     remedy = "free space, or give a folder on another disk with --out" if full else "check --out"
     return ExportError(f"could not write {out}: {reason}. Nothing was left there; {remedy}")

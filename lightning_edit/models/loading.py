@@ -152,6 +152,7 @@ def build_empty(
             model: PreTrainedModel = auto_class(config).from_config(
                 config, dtype=torch_dtype, trust_remote_code=trust_remote_code
             )
+            model.tie_weights()  # transformers 5.0 leaves this out on the meta device
     except _LOAD_ERRORS as error:
         raise _load_error("structure", name_or_path, error) from error
     return model
@@ -229,12 +230,18 @@ def _no_progress_bar() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # as above
 
 
+def adds_bos(tokenizer: Any) -> bool:
+    """Return whether a tokenizer puts its BOS token before every text."""
+    first: list[int] = tokenizer("a")["input_ids"][:1]
+    return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+
+
 def _prepend_bos(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make a tokenizer prepend its BOS token to every text, unless it does so already."""
     bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
-    if bos is None:
+    if bos is None or bos_id is None:
         raise ModelLoadError(f"the tokenizer of {name} has no BOS token; leave `add_bos` out")
-    if tokenizer("a")["input_ids"][:1] != [bos_id]:
+    if not adds_bos(tokenizer):
         backend: Any = tokenizer
         backend.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, bos_id)]

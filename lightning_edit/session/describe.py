@@ -4,6 +4,8 @@ import inspect
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from lightning_edit.types import EditRequest
+
 
 def describe(thing: object) -> dict[str, Any]:
     """Return an object's class name and those ``__init__`` arguments that it keeps as attributes.
@@ -36,6 +38,8 @@ def describe(thing: object) -> dict[str, Any]:
 def _to_plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, EditRequest):
+        return value.to_dict()
     if isinstance(value, list | tuple):
         return [_to_plain(item) for item in value]
     if isinstance(value, dict):

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_edit.callbacks.base import Commit, EvalContext, MeasurementDriver
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.hypernetwork.checkpoint import SESSION
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edit_loop import Stopwatch, find, find_alone
 from lightning_edit.edits.ledger import Ledger
@@ -21,14 +22,14 @@ from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import LedgerError, NotFiniteError
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.session.integrity import RunIntegrity, check_history, history_record
-from lightning_edit.session.measurement_log import MeasurementLog
+from lightning_edit.session.measurement_log import MeasurementLog, ScoreLog, tell_monitors
 from lightning_edit.session.stream import EditStream, EvalPoint, evaluation_points
 from lightning_edit.storage.jsonl import RowFile
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import EditBatch, EditRequest
 
 log = logging.getLogger(__name__)
-_STATE = "lightning_edit_session"
+_STATE = SESSION
 
 
 class CommitOptimizer(Optimizer):
@@ -90,6 +91,7 @@ class EditSession(MeasurementDriver):
         self.seconds = {"edit": 0.0, "edit_cpu": 0.0, "evaluate": 0.0}
         self.rows = RowFile(folder.cases)
         self.measures = MeasurementLog(folder)
+        self.score_log = ScoreLog(cumulative=self.protocol == "single")
         self.ledger = Ledger(editor.language_model, editor, folder.ledger, editor.runtime())
         assert self.ledger.journal is not None  # a session always has a folder
         self.integrity = RunIntegrity(folder, self.ledger.journal, self.rows, self.measures.rows)
@@ -100,6 +102,7 @@ class EditSession(MeasurementDriver):
         self.position = nn.Parameter(torch.zeros(()))
         self._restored_state: dict[str, Any] | None = None
         self._started = False
+        self._evaluated = False
         self._edits_done = 0
         self._finding = Stopwatch()
 
@@ -132,8 +135,10 @@ class EditSession(MeasurementDriver):
         )
 
     def on_train_start(self) -> None:
-        """Restore the edited model of the checkpoint."""
+        """Restore the edited model of the checkpoint, and log the pristine model's scores."""
         self.start()
+        if self._restored_state is None:
+            self.score_log.pristine(self.trainer, self.evaluation.baseline.scores)
 
     def start(self) -> None:
         """Replay the journal up to the checkpoint, once; later commits are redone.
@@ -147,6 +152,7 @@ class EditSession(MeasurementDriver):
         if self._restored_state is not None:
             self.rows.cut(self._restored_state["rows"])
             self.measures.start(self._restored_state["measures"])
+            self.score_log.restore(self.rows)
             self.ledger.replay(self._restored_state["lines"], remember=False)
             self.seconds = dict(self._restored_state["seconds"])
         elif journal is not None and len(journal) > 1:
@@ -184,6 +190,21 @@ class EditSession(MeasurementDriver):
             # A callback has stopped the stream, so this is its last evaluation point.
             self._evaluate(self._edits_done, self.stream.requests[: self._edits_done])
         self.stream.committed = batch_idx + 1
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let callbacks that monitor a score act after an evaluation.
+
+        Args:
+            outputs: Not used.
+            batch: Not used.
+            batch_idx: Not used.
+        """
+        if not self._evaluated:
+            return
+        self._evaluated = False
+        for name in tell_monitors(self):
+            event = {"action": "stop", "edits": [], "reason": "the monitored score ended the run"}
+            self.measures.note(name, self._edits_done, event)
 
     def _write(self, batch: EditBatch) -> None:
         """Find and commit edits that stay in force."""
@@ -235,6 +256,8 @@ class EditSession(MeasurementDriver):
             self.measures.measure(
                 self, self._eval_context(after, requests, scores), self._edits_done
             )
+        self.score_log.point(self, scores, self._edits_done)
+        self._evaluated = True
 
     def _eval_context(
         self, after: int, requests: Sequence[EditRequest], scores: Sequence[ProbeScore] = ()
@@ -302,4 +325,6 @@ class EditSession(MeasurementDriver):
             )
         check_history(checkpoint, state.get("history"))
         self._restored_state = state
-        self.editor.on_load_checkpoint(checkpoint)
+        # Without the run's own state it is a checkpoint as the editor saves one itself.
+        own = {key: value for key, value in checkpoint.items() if key != _STATE}
+        self.editor.on_load_checkpoint(own)

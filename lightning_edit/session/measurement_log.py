@@ -1,12 +1,18 @@
 """Measurement log of a run: calls the measurement callbacks and writes ``measures.jsonl``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_edit.callbacks.base import Commit, EvalContext, MeasurementCallback
+from lightning_edit.callbacks.schedule import log_values, publish
+from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import NotFiniteError
+from lightning_edit.metrics.aspects import AspectScores, compute_all
+from lightning_edit.metrics.criteria import CriterionScores
+from lightning_edit.session.points import is_count
 from lightning_edit.storage.jsonl import RowFile
 from lightning_edit.storage.run_folder import RunFolder
 
@@ -105,6 +111,88 @@ class MeasurementLog:
             event: Plain containers.
         """
         self.rows.append([{"by": by, "after": after, "event": dict(event)}])
+
+
+class ScoreLog:
+    """Scores of the evaluation points, for the loggers and for callbacks that monitor a score.
+
+    A point's scores go to every logger at the number of edits so far as step, and to
+    ``trainer.callback_metrics``, under their names in ``results.json``. Under the protocol
+    ``single`` every request is scored after its own edit, and the log has the means over the
+    requests so far, of which the last are those of ``results.json``.
+
+    Args:
+        cumulative: Whether to log means over all scores so far (``single``).
+    """
+
+    def __init__(self, cumulative: bool) -> None:
+        self.cumulative = cumulative
+        self._metrics = self._new()
+
+    @staticmethod
+    def _new() -> list[AspectScores | CriterionScores]:
+        return [AspectScores(sync_on_compute=False), CriterionScores(sync_on_compute=False)]
+
+    def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add the scores of a run that is resumed.
+
+        Args:
+            rows: Rows of its ``cases.jsonl``.
+        """
+        if self.cumulative:
+            self._values([ProbeScore.from_row(row) for row in rows])
+
+    def pristine(self, trainer: pl.Trainer, scores: Sequence[ProbeScore]) -> None:
+        """Log the scores of the pristine model, as step 0.
+
+        Args:
+            trainer: The trainer.
+            scores: Outcomes of every probe.
+        """
+        values = _without_counts(compute_all(self._new(), scores))
+        log_values(trainer, values, 0)
+        publish(trainer, values)
+
+    def point(self, pl_module: pl.LightningModule, scores: Sequence[ProbeScore], step: int) -> None:
+        """Log the scores of an evaluation point.
+
+        Args:
+            pl_module: The session, in its training step.
+            scores: Outcomes of whole cases.
+            step: Number of edits so far.
+        """
+        values = self._values(scores)
+        log_values(pl_module.trainer, values, step)
+        pl_module.log_dict(values, logger=False, on_step=True, on_epoch=False, batch_size=1)
+
+    def _values(self, scores: Sequence[ProbeScore]) -> dict[str, float]:
+        if not self.cumulative:
+            self._metrics = self._new()
+        return _without_counts(compute_all(self._metrics, scores))
+
+
+def tell_monitors(pl_module: pl.LightningModule) -> list[str]:
+    """Tell early stopping and checkpoint callbacks that an evaluation has ended.
+
+    Args:
+        pl_module: The session, after a batch.
+
+    Returns:
+        Class names of the callbacks that stopped the run.
+    """
+    trainer = pl_module.trainer
+    stopped: list[str] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # untyped there
+        if isinstance(callback, EarlyStopping | ModelCheckpoint):
+            before = trainer.should_stop
+            callback.on_validation_end(trainer, pl_module)
+            if trainer.should_stop and not before:
+                stopped.append(type(callback).__name__)
+    return stopped
+
+
+def _without_counts(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if not is_count(name)}
 
 
 def _row(callback: MeasurementCallback, context: EvalContext) -> dict[str, Any]:

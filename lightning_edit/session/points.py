@@ -26,9 +26,9 @@ def point(after: int, scores: Iterable[ProbeScore]) -> dict[str, Any]:
     before = summarise([score.pristine for score in listed if score.pristine is not None])
     return {
         "after": after,
-        "metrics": {name: value for name, value in values.items() if not _is_count(name)},
-        "before": {name: value for name, value in before.items() if not _is_count(name)},
-        "counts": {name: int(value) for name, value in values.items() if _is_count(name)},
+        "metrics": {name: value for name, value in values.items() if not is_count(name)},
+        "before": {name: value for name, value in before.items() if not is_count(name)},
+        "counts": {name: int(value) for name, value in values.items() if is_count(name)},
     }
 
 
@@ -80,5 +80,6 @@ def _means(measures: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]
     }
 
 
-def _is_count(name: str) -> bool:
+def is_count(name: str) -> bool:
+    """Return whether a value is a number of requests, probes or tests, and no score."""
     return name.rpartition("/")[2] in _COUNTS

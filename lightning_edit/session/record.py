@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_edit.models.loading import adds_bos
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.session.describe import describe
 from lightning_edit.session.points import points_of
@@ -10,6 +11,23 @@ from lightning_edit.storage.results import build
 if TYPE_CHECKING:
     from lightning_edit.datamodules.base import EditDataModule
     from lightning_edit.session.edit_session import EditSession
+
+
+def settings_of(session: "EditSession", data: "EditDataModule") -> dict[str, Any]:
+    """Return what defines a run, as plain values, for loggers.
+
+    Args:
+        session: The session.
+        data: Data module of its requests.
+    """
+    return {
+        "editor": describe(session.editor),
+        "data": describe(data),
+        "language_model": str(session.editor.language_model.name_or_path),
+        "protocol": session.protocol,
+        "batch_size": session.stream.batch_size,
+        "seed": session.stream.seed,
+    }
 
 
 def results_of(session: "EditSession", data: "EditDataModule", seconds: float) -> dict[str, Any]:
@@ -37,6 +55,7 @@ def results_of(session: "EditSession", data: "EditDataModule", seconds: float) -
             "name": str(model.name_or_path),
             "hash": journal.opening["model"],
             "dtype": str(model.dtype).removeprefix("torch."),
+            "bos": adds_bos(session.editor.tokenizer),
         },
         data=describe(data) | {"hash": data.data_hash()},
         protocol=session.protocol,

@@ -3,6 +3,8 @@
 import logging
 import time
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, RichProgressBar
 
+from lightning_edit.callbacks.schedule import publish
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
+from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.judges import JudgeLike
 from lightning_edit.evaluation.scorer import Scorer
@@ -19,8 +23,9 @@ from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.session.checkpoint_io import use_plain_checkpoints
 from lightning_edit.session.edit_session import EditSession
 from lightning_edit.session.measurement_log import MeasurementLog
+from lightning_edit.session.open import EditedRun, RunResults
 from lightning_edit.session.progress_bar import EditProgressBar
-from lightning_edit.session.record import results_of
+from lightning_edit.session.record import results_of, settings_of
 from lightning_edit.session.stream import EditStream, EvalPoint
 from lightning_edit.storage.atomic import write_error
 from lightning_edit.storage.checkpoint_file import require_file
@@ -75,7 +80,14 @@ def default_folder(editor: str) -> Path:
 
 
 class EditTrainer(pl.Trainer):
-    """Lightning Trainer with :meth:`edit`, which runs a stream of edits."""
+    """Lightning Trainer with :meth:`edit`, which runs a stream of edits.
+
+    Loggers get every score of every evaluation point, at the number of edits as step; so does
+    ``callback_metrics``, for ``ModelCheckpoint`` and ``EarlyStopping`` with a ``monitor``: they act
+    after each evaluation point. Arguments: those of Lightning's Trainer.
+    """
+
+    _homeless: Sequence[ModelCheckpoint] = ()
 
     def edit(
         self,
@@ -92,7 +104,7 @@ class EditTrainer(pl.Trainer):
         ckpt_path: str | None = None,
         judge: JudgeLike = "answer_first",
         max_new_tokens: int | None = None,
-    ) -> dict[str, Any]:
+    ) -> RunResults:
         """Write a stream of edits into the editor's language model and evaluate each point.
 
         Args:
@@ -160,37 +172,92 @@ class EditTrainer(pl.Trainer):
                 evaluation,
                 resume=ckpt_path is not None,
             )
+            _say_what_is_pristine(model, session.ledger, folder)
             self._prepare_for(session, checkpoint_every)
-            self.fit(session, stream, ckpt_path=_checkpoint(folder, ckpt_path))
+            for logger in self.loggers:
+                logger.log_hyperparams(settings_of(session, datamodule))
+            with self._as_stream(), warnings.catch_warnings():
+                # A resumed run has its checkpoints there.
+                warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
+                self.fit(session, stream, ckpt_path=_checkpoint(folder, ckpt_path))
             # A run killed after its last batch has nothing left to fit; its journal is replayed
             # here.
             session.start()
             results = results_of(session, datamodule, time.perf_counter() - begin)
             folder.write_json(folder.results, results)
+            publish(self, results["points"][-1]["metrics"])
             # Callbacks are in any order, but a report reads files that others write here.
             for callback in sorted(
                 MeasurementLog.callbacks(self), key=lambda one: one.reads_others
             ):
                 callback.on_results(folder)
-            return results
+            edited = EditedRun(folder.path, session.ledger, model.prompts, model)
+            return RunResults(results, edited)
 
     def _prepare_for(self, session: EditSession, checkpoint_every: int) -> None:
         callbacks: list[pl.Callback] = list(self.callbacks)  # type: ignore[has-type]  # untyped there
-        plain = [c for c in callbacks if type(c) is ModelCheckpoint and c.dirpath is None]
+        # Lightning's own checkpoint, or that of an earlier run of this trainer, in its folder.
+        plain = [
+            c
+            for c in callbacks
+            if isinstance(c, EditCheckpoint)
+            or (type(c) is ModelCheckpoint and c.dirpath is None and c.monitor is None)
+        ]
         bars = [c for c in callbacks if type(c) is RichProgressBar]
         # The summary counts the parameters to train; here there are none.
         summaries = [c for c in callbacks if isinstance(c, ModelSummary)]
         kept = [c for c in callbacks if c not in [*plain, *bars, *summaries]]
         if bars:
             kept.append(EditProgressBar())
-        if plain or not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+        best = [c for c in kept if isinstance(c, ModelCheckpoint)]
+        # Those without a folder of their own go with the run, also with the next one.
+        self._homeless = [c for c in best if c.dirpath is None or c in self._homeless]
+        for checkpoint in self._homeless:
+            checkpoint.dirpath = str(session.folder.checkpoints)
+        if all(checkpoint.monitor is not None for checkpoint in best):
             kept.append(EditCheckpoint(session.folder.checkpoints, checkpoint_every))
         self.callbacks = kept
         use_plain_checkpoints(self)
-        self.fit_loop.max_epochs = 1
-        # A stream may be shorter than the default logging interval; Lightning would warn.
+
+    @contextmanager
+    def _as_stream(self) -> Iterator[None]:
+        """Run one epoch from its first batch, whose evaluation points count as validations."""
+        loop = self.fit_loop
         every: int = self.log_every_n_steps  # type: ignore[has-type]  # untyped there
+        before = loop.max_epochs, every, self.check_val_every_n_epoch
+        loop.max_epochs = 1
+        # A stream may be shorter than the default logging interval; Lightning would warn.
         self.log_every_n_steps = min(every, 1)
+        # Callbacks that monitor a score act after an evaluation, not at the end of the epoch.
+        self.check_val_every_n_epoch = None
+        # An earlier `fit` or `edit` of this trainer has left its position.
+        loop.epoch_progress.reset()
+        loop.epoch_loop.batch_progress.reset()
+        loop.epoch_loop.scheduler_progress.reset()
+        loop.epoch_loop.automatic_optimization.optim_progress.reset()
+        loop.epoch_loop.manual_optimization.optim_step_progress.reset()
+        loop.epoch_loop._batches_that_stepped = 0
+        try:
+            yield
+        finally:
+            loop.max_epochs, self.log_every_n_steps, self.check_val_every_n_epoch = before
+
+
+def _say_what_is_pristine(editor: Editor, ledger: Ledger, folder: RunFolder) -> None:
+    """Warn if the model holds edits of an earlier run, which this one takes for the original."""
+    earlier, editor.last_ledger = editor.last_ledger, ledger
+    if earlier is None or earlier.model is not ledger.model or not earlier.request_ids:
+        return
+    ids = earlier.request_ids
+    log.warning(
+        "the language model holds %d edits already (%s%s); %s takes the model with them as the "
+        "pristine one: its baseline, undo and export start from there. To start from the original, "
+        "undo them first, as in `results.edited.undo()`",
+        len(ids),
+        ", ".join(ids[:4]),
+        ", …" if len(ids) > 4 else "",
+        folder.path,
+    )
 
 
 def _checkpoint(folder: RunFolder, ckpt_path: str | None) -> str | None:

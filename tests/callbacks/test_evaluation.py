@@ -182,7 +182,7 @@ def test_a_file_of_facts_and_typed_requests(tmp_path: Path) -> None:
 
 def test_errors_say_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to ask"):
-        EditEvaluation()
+        trainer(tmp_path, EditEvaluation()).fit(FineTuning(), loader(), loader(1))
     with pytest.raises(ConfigError, match="lacks answers, kind"):
         EditEvaluation(probes=[{"prompt": "x"}])
 

@@ -186,7 +186,7 @@ def test_in_anyones_trainer(tmp_path: Path) -> None:
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give it `requests` or `data`"):
         trainer(tmp_path, RippleCallback(FACTS)).fit(FineTuning(), loader(), loader(1))
-    with pytest.raises(ConfigError, match="at least 1; got 0 and 64"):
+    with pytest.raises(ConfigError, match="`size` must be at least 1, got 0"):
         RippleCallback(FACTS, size=0)
     bare = RippleCallback(requests=[{"prompt": "The capital of Paris is", "target": "Lyon"}])
     with pytest.raises(ConfigError, match="their probes state none"):

@@ -60,10 +60,16 @@ def test_fit_refuses_what_needs_no_training(capsys: pytest.CaptureFixture[str]) 
     assert "run `lightning-edit edit`" in capsys.readouterr().err
 
 
-def test_every_editor_is_a_public_name() -> None:
+def test_public_names_are_those_of_the_rooms() -> None:
+    import lightning_edit.callbacks as callbacks
+    import lightning_edit.datamodules as datamodules
     import lightning_edit.editors as editors
 
-    for name in editors.__all__:
-        assert getattr(lightning_edit, name) is getattr(editors, name)
-    with pytest.raises(AttributeError, match="no attribute 'MEMITT'"):
+    values = {"Commit", "EvalContext", "Measurement", "Measuring", "Moment"}
+    for room in (callbacks, datamodules, editors):
+        for name in set(room.__all__) - values:
+            assert getattr(lightning_edit, name) is getattr(room, name)
+            assert name in dir(lightning_edit)
+            assert name in lightning_edit.__all__
+    with pytest.raises(AttributeError, match="no attribute 'MEMITT'; did you mean MEMIT"):
         _ = lightning_edit.MEMITT

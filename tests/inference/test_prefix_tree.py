@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from lightning_edit.inference.packed.backend import NotPackableError
@@ -9,6 +10,10 @@ from lightning_edit.inference.prefix_tree import TokenTree, prefix_batches, tree
 from lightning_edit.inference.teacher_forcing import TeacherForcing
 from tests.models.tiny import build_tiny
 
+_OPT = pytest.mark.skipif(
+    transformers.__version__.startswith("5.0."),
+    reason="transformers 5.0 gives OPT's attention a mask, so it is run with padding instead",
+)
 SEQUENCES = [(5, 6, 7), (5, 6, 8, 9), (5, 6), (7,), (5, 6, 8, 9, 6, 7)]
 
 
@@ -40,7 +45,7 @@ def test_batches_keep_together_what_begins_alike() -> None:
 
 @pytest.mark.parametrize(
     "family", ["gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi",
-               "phi3", "opt"],
+               "phi3", pytest.param("opt", marks=_OPT)],
 )  # fmt: skip
 def test_a_tree_gives_the_logits_of_its_sequences(family: str) -> None:
     model = build_tiny(family).eval()

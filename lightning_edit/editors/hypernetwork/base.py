@@ -18,7 +18,11 @@ from torch import Tensor, nn
 
 from lightning_edit.datamodules.loader import StepRequests
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.hypernetwork.checkpoint import EditorCheckpoint
+from lightning_edit.editors.hypernetwork.checkpoint import (
+    EditorCheckpoint,
+    describe_language_model,
+    differences,
+)
 from lightning_edit.editors.hypernetwork.functional_weights import (
     patched_parameters,
     stacked_factors,
@@ -113,6 +117,7 @@ class HypernetworkEditor(Editor, family=True):
         self.checkpoint = checkpoint
         self.weights: tuple[Weight, ...] = ()
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._trained_on: dict[str, Any] = {}
         self.register_buffer("trained_batches", torch.zeros((), dtype=torch.int64))
 
     @abstractmethod
@@ -168,8 +173,7 @@ class HypernetworkEditor(Editor, family=True):
         stored = None
         if self.checkpoint is not None and not self._shapes:
             stored = EditorCheckpoint.read(Path(self.checkpoint))
-            stored.restore_arguments(self, self.structure)
-            self.modules_to_edit = list(stored.modules)
+            self._follow(stored)
         weights = tuple(weight(self.language_model, f"{m}.weight") for m in self.edited_modules())
         shapes = {w.name: w.shape for w in weights}
         trained_for = self._shapes if self.is_trained else stored.shapes if stored else shapes
@@ -183,19 +187,44 @@ class HypernetworkEditor(Editor, family=True):
         self.source = MetaBatchSampler(
             self.prompts, self.own_probes, self.other_facts, self.any_wording
         )
+        self._compare_language_model()
         if shapes == self._shapes:
             return
+        self._build_for(shapes)
+        if stored is not None:
+            stored.load_into(self)
+
+    def _build_for(self, shapes: dict[str, tuple[int, ...]]) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.build()
         self._shapes = shapes
-        if stored is not None:
-            stored.load_into(self)
+
+    def _follow(self, stored: EditorCheckpoint) -> None:
+        """Take the network's sizes and the edited weights from a checkpoint."""
+        stored.restore_arguments(self, self.structure)
+        self.modules_to_edit = list(stored.modules)
+        self._trained_on = dict(stored.language_model)
+
+    def _compare_language_model(self) -> None:
+        """Warn if the bound language model is not the one that the network was trained on."""
+        if not self._trained_on or self._bound is None:
+            return
+        bound = describe_language_model(self.language_model, self.prompts)
+        if found := differences(self._trained_on, bound):
+            log.warning(
+                "%s was trained on another language model: %s; its edits fit the one it was "
+                "trained on, so bind that one or train a new editor",
+                type(self).__name__,
+                found,
+            )
 
     def describe(self) -> EditorCheckpoint:
         """Return the editor as a checkpoint: parameters, and arguments to rebuild the network."""
         arguments = {name: getattr(self, name) for name in self.structure}
-        return EditorCheckpoint(type(self).__name__, self._shapes, arguments, self.state_dict())
+        return EditorCheckpoint(
+            type(self).__name__, self._shapes, arguments, self.state_dict(), self._trained_on
+        )
 
     def save_weights(self, path: str | Path) -> None:
         """Save the trained parameters as safetensors, for the argument ``checkpoint``.
@@ -208,6 +237,24 @@ class HypernetworkEditor(Editor, family=True):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the network's header (edited weights, arguments) to a Lightning checkpoint."""
         checkpoint[EditorCheckpoint.KEY] = self.describe().header()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network of a Lightning checkpoint, if there is none yet.
+
+        Args:
+            checkpoint: Lightning's dictionary.
+
+        Raises:
+            CheckpointError: If it holds no trained editor, or one of another class.
+        """
+        stored = EditorCheckpoint.of(checkpoint, "the checkpoint")
+        if self._shapes:
+            self._trained_on = dict(stored.language_model)
+            self._compare_language_model()
+            return
+        self._follow(stored)
+        self.weights = stored.weights()
+        self._build_for(dict(stored.shapes))
 
     @torch.no_grad()
     def edit(self, batch: EditBatch) -> Delta:
@@ -233,6 +280,18 @@ class HypernetworkEditor(Editor, family=True):
         """Move the language model to the device and put it in eval mode (no dropout)."""
         super().on_fit_start()
         self.language_model.eval()
+        self._trained_on = describe_language_model(self.language_model, self.prompts)
+
+    def on_validation_start(self) -> None:
+        """Warn in ``validate`` if the editor is not trained."""
+        super().on_validation_start()
+        if self.trainer.validating:
+            self._warn_untrained()
+
+    def on_test_start(self) -> None:
+        """Warn if the editor is not trained."""
+        super().on_test_start()
+        self._warn_untrained()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return Adam, with a linear learning-rate decay if :attr:`decay_steps` is set."""

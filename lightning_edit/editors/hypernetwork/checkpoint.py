@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import CheckpointError
+from lightning_edit.models.loading import adds_bos
+from lightning_edit.models.prompt_encoder import PromptEncoder
+from lightning_edit.models.weights import Weight, weights_hash
 from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.storage.checkpoint_file import read_checkpoint, require_file
 from lightning_edit.storage.safetensors_files import to_safetensors
@@ -18,6 +22,8 @@ _FORMAT = "lightning-edit-editor/1"
 _REMEDY = (
     "give the checkpoint that `lightning-edit fit` wrote (checkpoints/last.ckpt in its run folder)"
 )
+#: Key of an edit session's state in its checkpoints.
+SESSION = "lightning_edit_session"
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class EditorCheckpoint:
         shapes: Shape (d_out, d_in) of every edited weight, by parameter name, in order.
         arguments: Arguments that define the network's sizes.
         state: The state dict.
+        language_model: The language model it was trained on, see :func:`describe_language_model`;
+            empty in checkpoints of earlier versions.
     """
 
     KEY: ClassVar[str] = "lightning_edit_editor"
@@ -38,6 +46,7 @@ class EditorCheckpoint:
     shapes: Mapping[str, tuple[int, ...]]
     arguments: Mapping[str, Any]
     state: Mapping[str, Tensor]
+    language_model: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def modules(self) -> list[str]:
@@ -51,7 +60,15 @@ class EditorCheckpoint:
             "editor": self.editor,
             "shapes": [[name, list(shape)] for name, shape in self.shapes.items()],
             "arguments": dict(self.arguments),
+            "language_model": dict(self.language_model),
         }
+
+    def weights(self) -> tuple[Weight, ...]:
+        """Return the edited weights without values, to build a network before a model is bound."""
+        return tuple(
+            Weight(name, nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False))
+            for name, shape in self.shapes.items()
+        )
 
     def write(self, path: Path) -> None:
         """Write the checkpoint as a safetensors file.
@@ -78,9 +95,9 @@ class EditorCheckpoint:
                     header = json.loads((file.metadata() or {}).get(cls.KEY, "{}"))
                     names = file.keys()
                     state = {name: file.get_tensor(name) for name in names}
+                content = {cls.KEY: header, "state_dict": state}
             else:
                 content = read_checkpoint(path, _REMEDY)
-                header, state = content.get(cls.KEY, {}), content.get("state_dict", {})
         except CheckpointError:
             raise
         except (SafetensorError, OSError, ValueError) as error:
@@ -89,18 +106,44 @@ class EditorCheckpoint:
                 f"({type(error).__name__}); give a .ckpt of `lightning-edit fit` or a .safetensors "
                 "of `save_weights`"
             ) from error
+        return cls.of(content, str(path))
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], source: str) -> "EditorCheckpoint":
+        """Take the editor from the content of a Lightning checkpoint.
+
+        Args:
+            content: Lightning's dictionary.
+            source: Where it comes from, for the error message.
+
+        Raises:
+            CheckpointError: If it holds no trained editor.
+        """
+        if SESSION in content:
+            raise CheckpointError(
+                f"{source} is the position of an edit run, which holds no trained editor; the run "
+                'is opened in Python with EditedModel.open("RUN"), continued with `lightning-edit '
+                "resume RUN` and shipped with `lightning-edit export RUN`"
+            )
+        header = content.get(cls.KEY, {})
         found = header.get("format", "none") if isinstance(header, dict) else "none"
         if found != _FORMAT:
             raise CheckpointError(
-                f"{path}: expected a trained editor ({_FORMAT}), got {found}; give a checkpoint of "
-                "a trained editor"
+                f"{source}: expected a trained editor ({_FORMAT}), got {found}; give a checkpoint "
+                "of a trained editor"
             )
         try:
             shapes = {name: tuple(shape) for name, shape in header["shapes"]}
-            return cls(header["editor"], shapes, dict(header["arguments"]), dict(state))
+            return cls(
+                header["editor"],
+                shapes,
+                dict(header["arguments"]),
+                dict(content.get("state_dict", {})),
+                dict(header.get("language_model", {})),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: its description of the editor is damaged ({error!r}); {_REMEDY}"
+                f"{source}: its description of the editor is damaged ({error!r}); {_REMEDY}"
             ) from error
 
     def restore_arguments(self, editor: nn.Module, names: tuple[str, ...]) -> None:
@@ -137,3 +180,50 @@ class EditorCheckpoint:
                 f"the checkpoint does not fit {type(editor).__name__}: {error}; "
                 "it was written by another version, so train again with `lightning-edit fit`"
             ) from error
+
+
+def describe_language_model(model: Any, prompts: PromptEncoder) -> dict[str, Any]:
+    """Return what identifies a language model for a trained editor, as plain values.
+
+    Args:
+        model: The language model.
+        prompts: Its tokenizer, with the format of prompts.
+
+    Returns:
+        ``name``, ``dtype``, ``hash`` of the weights, ``bos`` (whether the tokenizer puts BOS before
+        every text) and ``prompts``, their format.
+    """
+    return {
+        "name": str(model.name_or_path),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "hash": weights_hash(model),
+        "bos": adds_bos(prompts.tokenizer),
+        "prompts": prompts.form.to_dict(),
+    }
+
+
+def differences(stored: Mapping[str, Any], bound: Mapping[str, Any]) -> str:
+    """Say how a language model differs from the one that an editor was trained on.
+
+    Args:
+        stored: Description of the one it was trained on.
+        bound: Description of the other.
+
+    Returns:
+        The differences in words; empty if there are none, or if nothing was stored. The name alone
+        is no difference: a folder may have moved.
+    """
+    said = []
+    if stored.get("dtype", bound["dtype"]) != bound["dtype"]:
+        said.append(f"its weights are {bound['dtype']}, not {stored['dtype']}")
+    elif stored.get("hash", bound["hash"]) != bound["hash"]:
+        said.append(
+            f"its weights are other ones ({bound['name']}, {bound['hash'][:8]}; trained on "
+            f"{stored['name']}, {stored['hash'][:8]})"
+        )
+    if stored.get("bos", bound["bos"]) != bound["bos"]:
+        here, there = ("with", "without") if bound["bos"] else ("without", "with")
+        said.append(f"it reads texts {here} BOS before them, not {there} (--lm_bos)")
+    if stored.get("prompts", bound["prompts"]) != bound["prompts"]:
+        said.append(f"prompts are given as {bound['prompts']}, not as {stored['prompts']}")
+    return " and ".join(said)

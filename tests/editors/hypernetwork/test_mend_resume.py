@@ -97,10 +97,10 @@ def test_unusable_checkpoints_are_refused(gpt2: tuple[Any, Any], tmp_path: Path)
     torch.save([1], tmp_path / "list.ckpt")
     for name, message in {
         "absent.ckpt": "no such file",
-        "text.ckpt": "cannot be read",
+        "text.ckpt": "is no checkpoint",
         "text.safetensors": "cannot be read",
         "other.ckpt": "expected a trained editor",
-        "list.ckpt": "expected a trained editor",
+        "list.ckpt": "expected a checkpoint, got a list",
     }.items():
         with pytest.raises(CheckpointError, match=message):
             MEND(checkpoint=str(tmp_path / name)).bind(*gpt2)
