@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback, gather
 from lightning_edit.callbacks.context import MeasurementDriver
 from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.edits.request_rows import as_requests
 from lightning_edit.evaluation.baseline import Baseline
 from lightning_edit.evaluation.judges import JudgeLike, find_judge, judged
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
@@ -17,7 +18,6 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.metrics import AspectScores, CriterionScores, summarise
 from lightning_edit.metrics.aspects import compute_all
 from lightning_edit.types import EditRequest, Mode, Probe, cases_of
-from lightning_edit.types.requests import as_requests
 
 #: Aspects that training should not change, and the measures whose change is reported.
 _DRIFTING = ("locality", "known")
@@ -90,7 +90,7 @@ class EditEvaluation(MeasurementCallback):
         super().__init__(
             tokenizer, model_attribute, every_n_steps, on_validation, directory, prefix
         )
-        self.requests = as_requests(list(requests))
+        self.requests = as_requests(requests, may_be_empty=True)
         self.probes = [_as_probe(probe) for probe in probes]
         self.data = data
         self.modes = tuple(modes)

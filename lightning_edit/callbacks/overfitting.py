@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback
 from lightning_edit.datamodules.fact_checks import negated_prompt
+from lightning_edit.edits.request_rows import as_requests
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.functional.leak import probability
@@ -13,7 +14,6 @@ from lightning_edit.functional.text import contains_answer, normalise
 from lightning_edit.metrics import Leak, Overfitting
 from lightning_edit.metrics.aspects import to_floats
 from lightning_edit.types import EditRequest, Mode, Probe
-from lightning_edit.types.requests import as_requests
 
 #: Multi-hop probes: they need several facts, one of them the edited one.
 _HOPS = ("one_hop", "multi_hop")
@@ -147,7 +147,7 @@ class OverfittingCallback(MeasurementCallback):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.requests = as_requests(list(requests))
+        self.requests = as_requests(requests, may_be_empty=True)
         self.limit = limit
         self.modes = tuple(modes)
         self.scored_together = scored_together

@@ -17,6 +17,7 @@ from lightning_edit.atlas.facts import atlas_facts
 from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback, gather
 from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.edits.request_rows import as_requests
 from lightning_edit.evaluation.fact_reader import FactReader, Representation
 from lightning_edit.evaluation.knowledge_graph import FactGraph, facts_of, read_facts, triple_of
 from lightning_edit.evaluation.neighbourhoods import (
@@ -33,7 +34,6 @@ from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import EditRequest
 from lightning_edit.types.facts import Fact
-from lightning_edit.types.requests import as_requests
 
 log = logging.getLogger(__name__)
 #: File in a run folder with one line per fact, edit and evaluation point.
@@ -97,7 +97,7 @@ class RippleCallback(MeasurementCallback):
         self.size = size
         self.threshold = threshold
         self.known_only = known_only
-        self.requests = as_requests(list(requests))
+        self.requests = as_requests(requests, may_be_empty=True)
         self.data = data
         self.batch_size = batch_size
         self.seed = seed

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_edit.datamodules.formats import FORMS, ParsedFile, read_requests
-from lightning_edit.datamodules.formats.record import shorten
 from lightning_edit.exceptions import DataError
 from lightning_edit.report.console import VisibleConsole
+from lightning_edit.storage.record import shorten
 from lightning_edit.types import ASPECT_OF_KIND, EditRequest
 
 _MAX_EXAMPLES = 3

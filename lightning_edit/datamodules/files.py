@@ -1,15 +1,16 @@
-"""Data modules of files: zsRE, COUNTERFACT, KnowEdit, QAEdit, MQuAKE, RippleEdits, JSON Lines."""
+"""Data modules of files and tables: published data sets, and own facts."""
 
 import logging
 import random
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_edit.datamodules.base import SPLITS, EditDataModule
 from lightning_edit.datamodules.formats import read_requests
-from lightning_edit.datamodules.sources import local_file
+from lightning_edit.datamodules.sources import local_file, suffix_of
 from lightning_edit.exceptions import DataError
 from lightning_edit.types import EditRequest
 
@@ -23,10 +24,11 @@ class FileDataModule(EditDataModule):
     editing and testing. Training needs ``train_path`` or ``fractions``.
 
     Args:
-        path: A JSON list or JSON Lines file, a URL, or the name of a data set on the hub
-            (``owner/name`` or ``owner/name:file.json``).
-        train_path: File of the training split.
-        val_path: File of the validation split.
+        path: A JSON list, JSON Lines, CSV, TSV or Parquet file, a URL, or the name of a data set on
+            the hub (``owner/name`` or ``owner/name:file.json``). In Python also rows: a
+            ``datasets.Dataset``, a ``pandas.DataFrame``, or a list of dictionaries.
+        train_path: File or rows of the training split.
+        val_path: File or rows of the validation split.
         fractions: Shares of train, validation and test (``[0.8, 0.1, 0.1]``) to divide ``path``
             into. All requests about one subject, and all of one case, are in the same split.
         **kwargs: As for :class:`EditDataModule`; ``seed`` also seeds the division.
@@ -34,9 +36,9 @@ class FileDataModule(EditDataModule):
 
     def __init__(
         self,
-        path: str,
-        train_path: str | None = None,
-        val_path: str | None = None,
+        path: str | Any,
+        train_path: str | Any | None = None,
+        val_path: str | Any | None = None,
         fractions: tuple[float, float, float] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -72,18 +74,25 @@ class FileDataModule(EditDataModule):
     def prepare_data(self) -> None:
         """Download missing files, once for all processes."""
         for source in (self.path, self.train_path, self.val_path):
-            if source is not None:
+            if isinstance(source, str):
                 local_file(source)
 
-    def load(self, path: str) -> list[EditRequest]:
+    def load(self, source: Any) -> list[EditRequest]:
         """Parse all edit requests of one source; log the number of skipped probes and records.
+
+        Args:
+            source: A file, a URL, the name of a data set, or rows.
 
         Raises:
             DataError: If the source cannot be downloaded or read.
         """
-        parsed_file = read_requests(local_file(path), self.form)
+        named = isinstance(source, str | Path)
+        place = local_file(str(source)) if named else source
+        suffix = suffix_of(str(source)) if named else None
+        parsed_file = read_requests(place, self.form, suffix=suffix)
+        name = str(source) if named else type(source).__name__
         for kind, count in parsed_file.note_counts().items():
-            _log.warning("%s: %d × %s (details: lightning-edit data check)", path, count, kind)
+            _log.warning("%s: %d × %s (details: lightning-edit data check)", name, count, kind)
         return parsed_file.requests
 
     def load_split(self, split: str) -> list[EditRequest]:
@@ -140,7 +149,10 @@ class RippleEditsDataModule(FileDataModule):
 
 
 class JSONLDataModule(FileDataModule):
-    """JSON Lines file of own facts: one object per line, at least ``prompt`` and ``target``."""
+    """Own facts, one a line or row (JSON Lines, CSV, TSV, Parquet, ``datasets.Dataset``).
+
+    The columns are the fields of docs/data.md, at least ``prompt`` and ``target``.
+    """
 
     form = "jsonl"
 

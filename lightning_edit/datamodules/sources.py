@@ -1,18 +1,16 @@
 """Download of data files: a local path, a URL, or a data set on the Hugging Face hub."""
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
+from urllib.parse import urlparse
 
+from lightning_edit.datamodules.formats.files import DATA_SUFFIXES
 from lightning_edit.exceptions import DataError
 
 _URL = re.compile(r"https?://")
 _NAME = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w.-]+))?(?::(?P<file>[\w./ -]+))?"
-)
-_SUFFIXES = (".json", ".jsonl", ".ndjson")
-_INSTALL = (
-    'install it with `pip install "lightning-edit[hub]"`, or download the file and give its path'
 )
 
 
@@ -33,16 +31,26 @@ def local_file(source: str) -> Path:
         return _download(source)
     name = _NAME.fullmatch(source)
     # `data/facts.json` looks like a hub name, but means a missing file.
-    if name is None or (name["file"] is None and source.endswith((*_SUFFIXES, ".txt", ".csv"))):
+    if name is None or (name["file"] is None and source.endswith((*DATA_SUFFIXES, ".txt"))):
         return path
     return _from_hub(name["repo"], name["revision"], name["file"])
 
 
+def suffix_of(source: str) -> str | None:
+    """Return the extension of a URL's file, which its downloaded copy lacks.
+
+    Args:
+        source: A path, a URL or a hub name.
+
+    Returns:
+        The extension, such as ``.csv``; ``None`` for anything but a URL.
+    """
+    return PurePosixPath(urlparse(source).path).suffix if _URL.match(source) else None
+
+
 def _download(url: str) -> Path:
-    try:
-        from datasets import DownloadManager
-    except ImportError as error:
-        raise DataError(f"{url}: a URL needs the package `datasets`; {_INSTALL}") from error
+    from datasets import DownloadManager  # slow; few sources are URLs
+
     try:
         return Path(DownloadManager().download(url))
     except (OSError, ValueError) as error:
@@ -50,20 +58,15 @@ def _download(url: str) -> Path:
 
 
 def _from_hub(repo: str, revision: str | None, file: str | None) -> Path:
-    try:
-        from huggingface_hub import HfApi, hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-    except ImportError as error:
-        raise DataError(
-            f"{repo}: there is no such file here, and loading by name needs the package "
-            f"`huggingface_hub`; {_INSTALL}"
-        ) from error
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
     # Its bases are OSError and the root error of the HTTP client, which differs by hub version.
     unavailable: tuple[type[Any], ...] = HfHubHTTPError.__bases__
     try:
         if file is None:
             names = HfApi().list_repo_files(repo, revision=revision, repo_type="dataset")
-            file = _single_data_file(repo, [name for name in names if name.endswith(_SUFFIXES)])
+            file = _single_data_file(repo, [name for name in names if name.endswith(DATA_SUFFIXES)])
         return Path(hf_hub_download(repo, file, revision=revision, repo_type="dataset"))
     except RepositoryNotFoundError as error:
         raise DataError(
@@ -78,8 +81,8 @@ def _single_data_file(repo: str, names: list[str]) -> str:
         return names[0]
     if not names:
         raise DataError(
-            f"{repo}: the data set has no JSON or JSON Lines file; export it as JSON Lines, "
-            "and give that file"
+            f"{repo}: the data set has no JSON, JSON Lines, CSV, TSV or Parquet file; export it as "
+            "JSON Lines, and give that file"
         )
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     raise DataError(

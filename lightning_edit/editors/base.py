@@ -402,7 +402,7 @@ class Editor(HistoryHooks, LoopSteps, ABC):
         self,
         model: nn.Module,
         tokenizer: Any,
-        requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
+        requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]] | Any,
         seed: int = 0,
         chat: bool = False,
         system: str | None = None,
@@ -412,7 +412,8 @@ class Editor(HistoryHooks, LoopSteps, ABC):
         Args:
             model: A Hugging Face language model; it is changed in place until ``undo``.
             tokenizer: Its fast tokenizer, or a prompt encoder.
-            requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
+            requests: One or more requests, or rows with at least ``prompt`` and ``target``:
+                dictionaries, a ``datasets.Dataset``, a ``pandas.DataFrame``.
             seed: Seed of all randomness in the edit.
             chat: Edit and ask through the model's chat template: prompts are the user's turn.
             system: System message of the chat.

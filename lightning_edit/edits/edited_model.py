@@ -9,9 +9,8 @@ from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor
-from lightning_edit.exceptions import DataError
+from lightning_edit.edits.request_rows import as_requests
 from lightning_edit.types import EditRequest
-from lightning_edit.types.requests import as_requests
 
 
 class EditedModel:
@@ -52,13 +51,14 @@ class EditedModel:
 
     def edit(
         self,
-        requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
+        requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]] | Any,
         seed: int = 0,
     ) -> "EditedModel":
         """Write further requests on top of the edits so far, all of them or none.
 
         Args:
-            requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
+            requests: One or more requests, or rows with at least ``prompt`` and ``target``:
+                dictionaries, a ``datasets.Dataset``, a ``pandas.DataFrame``.
             seed: Seed of everything random in the edit.
 
         Returns:
@@ -68,15 +68,7 @@ class EditedModel:
             DataError: If there are no requests, or one is not valid.
         """
         # Names are not used again after an undo: `edit-0` is one edit for the life of this handle.
-        try:
-            listed = as_requests(requests, first=self._named)
-        except TypeError as error:
-            raise DataError(
-                f"not a valid request ({error}); expected `prompt` and `target`, and else only "
-                "fields of EditRequest"
-            ) from error
-        if not listed:
-            raise DataError("there are no requests to edit; give at least one")
+        listed = as_requests(requests, first=self._named)
         self._named += len(listed)
         batch, done = encode_batch(self.editor.prompts, listed, seed), 0
         with exclusive(self.model):  # another thread waits until these edits are all written

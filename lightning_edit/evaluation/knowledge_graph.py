@@ -10,9 +10,9 @@ from typing import Any
 import networkx as nx
 
 from lightning_edit.datamodules.formats.files import read_values
-from lightning_edit.datamodules.formats.record import Record, describe
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.text import normalise
+from lightning_edit.storage.record import Record, describe
 from lightning_edit.types import EditRequest, Triple
 from lightning_edit.types.facts import Fact
 

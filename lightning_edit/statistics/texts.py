@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning_edit.exceptions import DataError
 
-_INSTALL = 'install it with `pip install "lightning-edit[hub]"`, or give a .txt or .jsonl file'
 _FILES = (".txt", ".jsonl", ".ndjson")
 
 
@@ -132,7 +131,7 @@ class NamedTexts(Texts):
         """Yield the documents.
 
         Raises:
-            DataError: If the package, the data set or its text column is missing.
+            DataError: If the data set or its text column is missing.
         """
         rows = self._rows()
         for number, row in enumerate(rows, start=1):
@@ -157,13 +156,8 @@ class NamedTexts(Texts):
             yield row
 
     def _open(self) -> Any:
-        try:
-            from datasets import load_dataset, load_from_disk
-        except ImportError as error:
-            raise DataError(
-                f"{self.name}: there is no such file, and a data set by name needs the package "
-                f"`datasets`; {_INSTALL}"
-            ) from error
+        from datasets import load_dataset, load_from_disk  # slow; most corpora are files
+
         try:
             if any((Path(self.name) / file).is_file() for file in ("state.json", _DICT)):
                 saved = load_from_disk(self.name)

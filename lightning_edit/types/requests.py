@@ -15,6 +15,7 @@ from lightning_edit.types.probes import Probe, Triple, require
 from lightning_edit.types.subjects import locate_subject
 
 Protocol = Literal["single", "batch", "sequential"]
+_OPTIONAL_TEXTS = ("subject", "old_target", "case", "separator")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class EditRequest:
             module's, else by rule (docs/data.md).
 
     Raises:
-        ValueError: On empty texts, or a subject that is not in the prompt.
+        ValueError: On values that are not text, empty texts, or a subject that is not in the
+            prompt.
     """
 
     id: str
@@ -55,6 +57,7 @@ class EditRequest:
     separator: str | None = None
 
     def __post_init__(self) -> None:
+        self._require_texts()
         require(bool(self.id), "a request needs a non-empty id")
         require(
             bool(self.prompt.strip()),
@@ -79,6 +82,24 @@ class EditRequest:
             "write it there as it is spelled in `subject`",
         )
         object.__setattr__(self, "subject_start", start)
+
+    def _require_texts(self) -> None:
+        for name in ("id", "prompt", "target", *_OPTIONAL_TEXTS):
+            value = getattr(self, name)
+            require(
+                isinstance(value, str) or (value is None and name in _OPTIONAL_TEXTS),
+                f"request {self.id}: expected text as `{name}`, got {value!r}; put it in quotes",
+            )
+        for name in ("rephrases", "probes"):
+            value = getattr(self, name)
+            require(
+                isinstance(value, list | tuple),
+                f"request {self.id}: expected a list as `{name}`, got {value!r}; "
+                "put it in a list, also where it is only one",
+            )
+            object.__setattr__(self, name, tuple(value))
+        odd = [value for value in self.rephrases if not isinstance(value, str)]
+        require(not odd, f"request {self.id}: expected texts in `rephrases`, got {odd[:1]}")
 
     @property
     def subject_end(self) -> int | None:
@@ -211,26 +232,3 @@ class EditBatch:
             **kwargs: As for tensors, not used.
         """
         return self
-
-
-def as_requests(
-    requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
-    first: int = 0,
-) -> list[EditRequest]:
-    """Convert user input (requests or dictionaries) to a list of ``EditRequest``.
-
-    Args:
-        requests: One or several; dictionaries need ``prompt`` and ``target``, other keys are the
-            fields of :class:`~lightning_edit.types.EditRequest`.
-        first: Number of the first request, for default ids of requests without an ``id``.
-
-    Returns:
-        The requests.
-    """
-    listed = [requests] if isinstance(requests, EditRequest | Mapping) else list(requests)
-    return [
-        item
-        if isinstance(item, EditRequest)
-        else EditRequest.from_dict({"id": f"edit-{first + number}", **item})
-        for number, item in enumerate(listed)
-    ]

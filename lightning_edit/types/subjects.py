@@ -31,7 +31,7 @@ def subject_places(prompt: str, subject: str) -> list[int]:
     while start >= 0:
         found.append(start)
         start = prompt.find(subject, start + 1)
-    whole = [place for place in found if _is_word(prompt, place, place + len(subject))]
+    whole = [place for place in found if is_word(prompt, place, place + len(subject))]
     return whole or found
 
 
@@ -48,7 +48,18 @@ def locate_subject(prompt: str, subject: str) -> int | None:
     return next(reversed(subject_places(prompt, subject)), None)
 
 
-def _is_word(text: str, start: int, end: int) -> bool:
+def is_word(text: str, start: int, end: int) -> bool:
+    """Return whether a part of a text stands there as a word, not inside a longer one.
+
+    Args:
+        text: The text.
+        start: Character at which the part begins.
+        end: Character behind its end.
+
+    Example:
+        >>> is_word("Rome is", 0, 4), is_word("Romeo is", 0, 4)
+        (True, False)
+    """
     return not _continues(text[start - 1 : start], text[start : start + 1]) and not _continues(
         text[end - 1 : end], text[end : end + 1]
     )

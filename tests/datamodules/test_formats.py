@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lightning_edit.datamodules.formats import ParsedFile, read_requests
-from lightning_edit.datamodules.formats.subjects import candidates
 from lightning_edit.types import EditRequest
+from lightning_edit.types.subject_names import candidates
 from tests.datamodules import records
 
 

@@ -1,6 +1,5 @@
 """Data modules: splits without facts in common, limits, seeds, loaders that Lightning can use."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,18 +197,6 @@ def test_sources_on_this_machine(tmp_path: Path) -> None:
         JSONLDataModule("data/facts.json").edit_requests()
 
 
-@pytest.mark.parametrize(
-    ("source", "package"),
-    [("someone/facts", "huggingface_hub"), ("https://example.org/facts.json", "datasets")],
-)
-def test_sources_elsewhere_need_a_package(
-    source: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(DataError, match=rf"needs the package `{package}`; install it with `pip"):
-        local_file(source)
-
-
 def test_sources_elsewhere_need_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
@@ -224,7 +211,9 @@ def test_sources_elsewhere_need_a_connection(monkeypatch: pytest.MonkeyPatch) ->
     [
         (["README.md", "facts.jsonl"], "facts.jsonl"),
         (["a.json", "b.json"], "several files; choose one as someone/facts:FILE.*a.json, b.json"),
-        (["facts.parquet"], "no JSON or JSON Lines file; export it as JSON Lines"),
+        (["facts.parquet", "README.md"], "facts.parquet"),
+        (["facts.csv"], "facts.csv"),
+        (["facts.txt"], "no JSON, JSON Lines, CSV, TSV or Parquet file; export it as JSON Lines"),
     ],
 )
 def test_hub_names_lead_to_the_one_data_file(

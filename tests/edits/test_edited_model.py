@@ -1,5 +1,7 @@
 """EditedModel: all requests of a call or none, names of their own, undo and redo to the bit."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -81,10 +83,17 @@ def test_one_id_is_not_its_letters() -> None:
     assert edited.redo("edit-1").ledger.request_ids == ("edit-0", "edit-1")
 
 
-@pytest.mark.parametrize("wrong", [{"prompt": "x"}, {"promt": "x", "target": "y"}])
-def test_a_request_that_is_none_is_named(wrong: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prompt": "x"}, "row 1: expected a field `target`, got none of that name; add it"),
+        ({"promt": "x", "target": "y"}, "row 1: unknown field `promt`; .*Did you mean `prompt`"),
+        ([], "there are no requests to edit; give at least one"),
+    ],
+)
+def test_a_request_that_is_none_is_named(wrong: Any, message: str) -> None:
     model = toy_model()
     before = weights_hash(model)
-    with pytest.raises(DataError, match=r"not a valid request .* expected `prompt` and `target`"):
+    with pytest.raises(DataError, match=message):
         one_by_one().edit_model(model, toy_tokenizer(), wrong)
     assert weights_hash(model) == before

@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning_edit.datamodules.formats import read_requests
 from lightning_edit.datamodules.formats.files import read_values
-from lightning_edit.datamodules.formats.record import Record, Where
 from lightning_edit.exceptions import DataError
+from lightning_edit.storage.record import Record, Where
 from lightning_edit.types import EditRequest
 from lightning_edit.types.subjects import locate_subject
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning_edit.datamodules.formats import (
     counterfact,
-    jsonl,
     knowedit,
     mquake,
     qaedit,
@@ -17,8 +16,10 @@ from lightning_edit.datamodules.formats import (
     zsre,
 )
 from lightning_edit.datamodules.formats.files import read_values
-from lightning_edit.datamodules.formats.record import Note, Record, Where, describe, shorten
+from lightning_edit.edits import own_facts
+from lightning_edit.edits.request_rows import list_rows
 from lightning_edit.exceptions import DataError
+from lightning_edit.storage.record import Note, Record, Where, describe, shorten
 from lightning_edit.types import EditRequest
 
 
@@ -51,7 +52,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         "qaedit": Form("QAEdit", qaedit.recognises, qaedit.parse),
         "knowedit": Form("KnowEdit", knowedit.recognises, knowedit.parse),
         "counterfact": Form("COUNTERFACT", counterfact.recognises, counterfact.parse),
-        "jsonl": Form("own facts", jsonl.recognises, jsonl.parse, strict=True),
+        "jsonl": Form("own facts", own_facts.recognises, own_facts.parse, strict=True),
     }
 )
 
@@ -85,29 +86,45 @@ class ParsedFile:
         return dict(Counter(note.kind for note in self.notes))
 
 
-def read_requests(path: str | Path, form: str = "auto", collect_errors: bool = False) -> ParsedFile:
-    """Parse every edit request of a data file.
+def read_requests(
+    source: Any,
+    form: str = "auto",
+    collect_errors: bool = False,
+    suffix: str | None = None,
+) -> ParsedFile:
+    """Parse every edit request of a data file or a table.
 
     Args:
-        path: A JSON list or JSON Lines file.
+        source: Path of a JSON list, JSON Lines, CSV, TSV or Parquet file; or rows: a
+            ``datasets.Dataset``, a ``pandas.DataFrame``, a list of dictionaries.
         form: A name of :data:`FORMS`, or ``auto`` to detect it from the fields of the first record.
         collect_errors: Collect the errors of single records in ``ParsedFile.errors``, instead of
             raising the first.
+        suffix: Extension of the file, if its path has lost it in a download.
 
     Raises:
         DataError: If the file or a record cannot be read, or two records have the same id.
     """
-    values = read_values(Path(path))
+    is_file = isinstance(source, str | Path)
+    path = str(source) if is_file else "table"
+    values = read_values(Path(source), suffix) if is_file else _table_values(source)
     name = detect(values[0][1], values[0][0]) if form == "auto" else form
     if name not in FORMS:
         raise DataError(f"`form` must be auto or one of {', '.join(FORMS)}; got {form!r}")
-    parsed_file = ParsedFile(str(path), name, len(values))
+    parsed_file = ParsedFile(path, name, len(values))
     seen: dict[str, Where] = {}
     for where, value in values:
         _read_record(parsed_file, where, value, seen, collect_errors)
     if not parsed_file.requests and not parsed_file.errors:
         raise DataError(f"{path}: none of its {len(values)} records holds an edit; check the file")
     return parsed_file
+
+
+def _table_values(rows: Any) -> list[tuple[Where, Any]]:
+    listed = list_rows(rows)
+    if not listed:
+        raise DataError("the table has no rows; expected at least one edit request")
+    return [(Where("table", number, unit="row"), row) for number, row in enumerate(listed, start=1)]
 
 
 def detect(value: object, where: Where) -> str:

@@ -8,8 +8,8 @@ ROME's format with additional blocks.
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_edit.datamodules.formats.record import Record
 from lightning_edit.datamodules.formats.requests import ProbeBuilder, make_request
+from lightning_edit.storage.record import Record
 from lightning_edit.types import EditRequest
 
 

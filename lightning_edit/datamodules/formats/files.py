@@ -1,4 +1,4 @@
-"""JSON and JSON Lines reader for data files, with the record and line of each value."""
+"""Reader of data files: JSON, JSON Lines, CSV, TSV, Parquet; each value with record and line."""
 
 import json
 from collections.abc import Iterator
@@ -6,33 +6,52 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning_edit.datamodules.formats.record import Where, describe
+from lightning_edit.datamodules.formats.tables import (
+    DELIMITERS,
+    read_delimited,
+    read_parquet,
+)
 from lightning_edit.exceptions import DataError
+from lightning_edit.storage.record import Where, describe
 
 _LINE_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+#: Extensions of files that are read.
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _FOREIGN_FORMATS = {
     b"\x1f\x8b": "a gzip archive; unpack it with gunzip",
     b"PK\x03\x04": "a zip archive; unpack it",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
-    b"PAR1": "a Parquet file; export it as JSON Lines",
+    b"PAR1": "a Parquet file; name it .parquet",
 }
 
 
-def read_values(path: Path) -> list[tuple[Where, Any]]:
-    """Read a JSON list or a JSON Lines file, with the location of each value.
+def read_values(path: Path, suffix: str | None = None) -> list[tuple[Where, Any]]:
+    """Read the records of a data file, with the location of each.
 
-    The content decides between the two. A byte order mark is accepted; ``NaN``, ``Infinity`` and
+    The extension names CSV, TSV and Parquet; everything else is JSON, and the content decides
+    between a list and JSON Lines. A byte order mark is accepted; ``NaN``, ``Infinity`` and
     duplicate fields of an object are rejected.
 
+    Args:
+        path: The file.
+        suffix: Its extension; ``None``: that of ``path``.
+
     Raises:
-        DataError: If the file is missing, is not UTF-8 text or not JSON, or has no records.
+        DataError: If the file is missing, is not UTF-8 text or not of its format, or has no
+            records.
     """
+    extension = (path.suffix if suffix is None else suffix).lower()
+    if extension == ".parquet":
+        _read_bytes(path)  # says what is wrong with the path
+        return read_parquet(path)
     text = _read_text(path)
+    if extension in DELIMITERS and text.strip():
+        return read_delimited(path, text, DELIMITERS[extension])
     stripped = text.lstrip()
     if not stripped:
         raise DataError(f"{path}: the file is empty; expected records as a JSON list or JSON Lines")
-    if stripped[0] != "[" and (path.suffix.lower() in _LINE_SUFFIXES or _is_json_lines(stripped)):
+    if stripped[0] != "[" and (extension in _LINE_SUFFIXES or _is_json_lines(stripped)):
         return list(_iter_json_lines(path, text))
     try:
         value = _parse(stripped)
@@ -53,21 +72,21 @@ def read_values(path: Path) -> list[tuple[Where, Any]]:
     return [(Where(str(path), number), item) for number, item in enumerate(value, start=1)]
 
 
-def _read_text(path: Path) -> str:
+def _read_bytes(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise DataError(
                 f"{path}: expected a file, got a pipe or device, which cannot be read again when a "
                 "run is resumed; write its content to a file"
             )
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         names = [str(near) for near in path.parent.glob("*")]
         close = get_close_matches(str(path), names, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise DataError(f"{path}: there is no such file; check the path.{hint}") from error
     except IsADirectoryError as error:
-        inside = sorted(f.name for f in path.iterdir() if f.suffix in {".json", *_LINE_SUFFIXES})
+        inside = sorted(f.name for f in path.iterdir() if f.suffix in DATA_SUFFIXES)
         offer = f"one of {', '.join(inside[:8])}" if inside else "a .json or .jsonl file"
         raise DataError(f"{path}: expected a file, got a folder; give {offer}") from error
     except OSError as error:
@@ -77,6 +96,10 @@ def _read_text(path: Path) -> str:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{str(path)!r} is no path of a file ({error}); check it") from error
+
+
+def _read_text(path: Path) -> str:
+    data = _read_bytes(path)
     for magic, remedy in _FOREIGN_FORMATS.items():
         if data.startswith(magic):
             raise DataError(f"{path}: expected JSON in UTF-8, got {remedy}")
@@ -138,8 +161,8 @@ def _raise_not_json(
 ) -> NoReturn:
     if (header := _table_header(text)) is not None:
         raise DataError(
-            f"{place}: expected JSON, got a table of text (CSV) that begins {header!r}; convert it "
-            "to JSON Lines, with one object of the fields on each line"
+            f"{place}: expected JSON, got a table of text (CSV) that begins {header!r}; name "
+            "it .csv (.tsv with tabs), or write JSON Lines, one object of the fields on each line"
         ) from error
     at = f"line {error.lineno + lines_before}, column {error.colno}"
     cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from lightning_edit.datamodules.formats.record import Record
 from lightning_edit.datamodules.formats.requests import ProbeBuilder, make_request
+from lightning_edit.storage.record import Record
 from lightning_edit.types import EditRequest
 
 #: KnowEdit's names of probe kinds mapped to ours, by block of the record.

@@ -8,8 +8,8 @@ answer after the edits.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_edit.datamodules.formats.record import Record
 from lightning_edit.datamodules.formats.requests import ProbeBuilder, make_request
+from lightning_edit.storage.record import Record
 from lightning_edit.types import EditRequest, Group, Triple
 
 CRITERION = "multi_hop"

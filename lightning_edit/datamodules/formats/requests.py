@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lightning_edit.datamodules.formats.record import Record
-from lightning_edit.datamodules.formats.subjects import locate
+from lightning_edit.edits.own_facts import note_place, refuse_special_token
 from lightning_edit.exceptions import DataError
+from lightning_edit.storage.record import Record
 from lightning_edit.types import EditRequest, Group, Probe, Triple
+from lightning_edit.types.subject_names import locate
 
 NO_ANSWER = "empty answers, probe left out"
 NO_SUBJECT = "subject not in its prompt"
@@ -61,9 +62,12 @@ def make_request(
     The subject takes its spelling from the prompt. If the prompt does not contain it, the request
     has no subject, with a note: editors that need none can still use it.
     """
+    refuse_special_token(builder.record, "target", target)
     start = subject_start
     if start is None and subject is not None:
         start = locate(subject, prompt)
+        if start is not None:
+            note_place(builder.record, prompt, prompt[start : start + len(subject)])
     if start is None or subject is None:
         builder.record.note(NO_SUBJECT, f"{subject!r} in {prompt!r}")
     elif prompt[start : start + len(subject)] != subject:

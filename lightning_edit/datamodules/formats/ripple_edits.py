@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lightning_edit.datamodules.formats.record import Record
 from lightning_edit.datamodules.formats.requests import ProbeBuilder, make_request
+from lightning_edit.storage.record import Record
 from lightning_edit.types import EditRequest, Group, Rule, Triple
 
 NO_TARGET = "where the answer begins cannot be told, record left out"

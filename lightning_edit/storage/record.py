@@ -1,4 +1,4 @@
-"""Typed field access to a JSON record, with errors that name location, expectation and remedy."""
+"""Typed field access to a record of a file or table; errors name place, expectation, remedy."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +17,18 @@ class Where:
     Args:
         file: Name of the file, as the user gave it.
         number: Number of the record, from 1.
-        line: Line of a JSON Lines file, from 1; ``None`` in a JSON list.
+        line: Line of a JSON Lines, CSV or TSV file, from 1; ``None`` elsewhere.
+        unit: What a record is called there: ``row`` in a table or in Python.
     """
 
     file: str
     number: int
     line: int | None = None
+    unit: str = "record"
 
     def __str__(self) -> str:
         line = "" if self.line is None else f" (line {self.line})"
-        return f"{self.file}, record {self.number}{line}"
+        return f"{self.file}, {self.unit} {self.number}{line}"
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,25 @@ class Record:
                 return text
         raise self._missing(names)
 
+    def written(self, name: str) -> str:
+        """Return a required text as it is written, white space at its ends included."""
+        self.text(name)
+        return str(self.values[name])
+
     def optional_text(self, name: str) -> str | None:
         """Return a text field; ``None`` if it is absent, null or empty."""
         return (self._text(name, self.values[name]) or None) if self.has(name) else None
+
+    def optional_written(self, name: str) -> str | None:
+        """Return a text as it is written; ``None`` if it is absent, null or blank."""
+        return None if self.optional_text(name) is None else str(self.values[name])
+
+    def separator(self, name: str) -> str | None:
+        """Return a text that may be empty or blank; ``None`` if it is absent or null."""
+        if not self.has(name):
+            return None
+        self._text(name, self.values[name])
+        return str(self.values[name])
 
     def probe_text(self, name: str) -> str | None:
         """Return the prompt of a probe; the field is required, an empty prompt is noted."""
@@ -96,7 +114,10 @@ class Record:
         return text
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Return a list of texts, empty if absent; if not strict, a single text is accepted."""
+        """Return a list of texts, empty if absent; if not strict, a single text is accepted.
+
+        In a strict record the texts stay as they are written; else they are stripped.
+        """
         value = self.values.get(name)
         if value is None:
             return ()
@@ -110,6 +131,8 @@ class Record:
                 self.fail(at, "text", text, "fill it in, or remove it")
             if not text:
                 self.note(EMPTY_PROBE, f"`{self.path}{at}`")
+        if self.strict:
+            return tuple(value)
         return tuple(text for _, text in found if text)
 
     def answers(self, name: str) -> tuple[str, ...]:
@@ -126,6 +149,10 @@ class Record:
             self.fail(empty[0], "text", "", "fill it in, or remove it")
         if empty and len(empty) < len(found):
             self.note("empty alias, left out", f"`{self.path}{empty[0]}`")
+        if self.strict:
+            return tuple(
+                dict.fromkeys(str(value) for _, value in _flatten(name, self.values[name]))
+            )
         return tuple(dict.fromkeys(text for _, text in found if text))
 
     def child(self, name: str) -> "Record":
