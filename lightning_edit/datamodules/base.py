@@ -48,6 +48,8 @@ class EditDataModule(LightningDataModule, ABC):
             the old fact and of their negations; not in the training split.
         open_questions: Whether to add to every request that has a question (its prompt or a
             rephrasing) the edit as an open question; not in the training split.
+        separator: Text between prompt and answer of every request that has none of its own, in all
+            splits; may be empty. ``None``: by rule (docs/data.md). A chat template brings its own.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class EditDataModule(LightningDataModule, ABC):
         other_task: int = 0,
         fact_checks: bool = False,
         open_questions: bool = False,
+        separator: str | None = None,
     ) -> None:
         super().__init__()
         self.limit = limit
@@ -70,6 +73,7 @@ class EditDataModule(LightningDataModule, ABC):
         self.other_task = other_task
         self.fact_checks = fact_checks
         self.open_questions = open_questions
+        self.separator = separator
         self._loaded: dict[str, list[EditRequest]] = {}
 
     @abstractmethod
@@ -96,7 +100,7 @@ class EditDataModule(LightningDataModule, ABC):
         """Return the requests of one split, up to ``limit``, in source order; loaded once."""
         if split not in self._loaded:
             self.check_options(split)
-            requests = self._apply_limit(self.load_split(split))
+            requests = self._with_separator(self._apply_limit(self.load_split(split)))
             self._loaded[split] = requests if split == "train" else self._add_probes(requests)
         return self._loaded[split]
 
@@ -108,6 +112,14 @@ class EditDataModule(LightningDataModule, ABC):
         except ValueError as error:
             raise DataError(str(error)) from error
         return [request for case in cases[: self.limit] for request in case]
+
+    def _with_separator(self, requests: list[EditRequest]) -> list[EditRequest]:
+        if self.separator is None:
+            return requests
+        return [
+            request if request.separator is not None else replace(request, separator=self.separator)
+            for request in requests
+        ]
 
     def _add_probes(self, requests: list[EditRequest]) -> list[EditRequest]:
         requests = [
@@ -142,6 +154,9 @@ class EditDataModule(LightningDataModule, ABC):
         _require(size >= 1, "batch_size", "a number of at least 1", size)
         _require(workers >= 0, "num_workers", "0 or more", workers)
         _require(self.other_task >= 0, "other_task", "0 or more", self.other_task)
+        between = self.separator
+        is_text = between is None or isinstance(between, str)
+        _require(is_text, "separator", 'text ("" for nothing), or null', between)
 
     def edit_requests(self) -> list[EditRequest]:
         """Return the stream of edit requests: those of the split ``split``.

@@ -13,9 +13,12 @@ import pytest
 from lightning_edit.datamodules import CounterFactDataModule, JSONLDataModule
 from lightning_edit.datamodules.formats import read_requests
 from lightning_edit.datamodules.sources import local_file, suffix_of
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.evaluation.outcomes import probes_of
 from lightning_edit.exceptions import DataError
 from lightning_edit.session.describe import describe
 from tests.datamodules import records
+from tests.toy import toy_tokenizer
 
 FACTS: list[dict[str, Any]] = [
     {
@@ -170,3 +173,38 @@ def test_a_download_keeps_its_extension(tmp_path: Path, monkeypatch: pytest.Monk
     assert local_file(url) == copy
     found = JSONLDataModule(url).edit_requests()
     assert [request.target for request in found] == ["1971", "NA", "Рим"]
+
+
+def test_a_separator_of_the_data_set_and_one_of_a_record(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Paris is in", "target": "Italy"},
+        {"prompt": "法国的首都是", "target": "罗马", "separator": " "},
+        {"prompt": "A→", "target": "B", "separator": ""},
+    ]
+    path = records.write(tmp_path / "a.jsonl", rows)
+
+    def separators(**options: Any) -> list[str | None]:
+        data = JSONLDataModule(path, train_path=path, **options)
+        assert data.requests("train") == data.requests("test")
+        return [request.separator for request in data.edit_requests()]
+
+    assert separators() == [None, " ", ""]
+    assert separators(separator="\n") == ["\n", " ", ""]
+    assert separators(separator="") == ["", " ", ""]
+    plain, own = (JSONLDataModule(path, separator=between) for between in (None, ":"))
+    assert plain.data_hash() != own.data_hash()
+    assert describe(own)["args"]["separator"] == ":"
+    wrong: Any = 3
+    data = JSONLDataModule(path)
+    data.separator = wrong
+    with pytest.raises(DataError, match=r"`separator` of a data set must be text .* got 3"):
+        data.edit_requests()
+
+
+def test_a_separator_stands_in_the_tokens_of_prompt_and_probes() -> None:
+    rows = [{"prompt": "a b", "target": "c", "rephrases": ["b a"]}]
+    (ruled,) = JSONLDataModule(rows).edit_requests()
+    (joined,) = JSONLDataModule(rows, separator="").edit_requests()
+    ids = [encode_batch(toy_tokenizer(), [one], 0).encoded[0] for one in (ruled, joined)]
+    assert ids[0] != ids[1]
+    assert {item.separator for item in probes_of(joined)} == {""}
