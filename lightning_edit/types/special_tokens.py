@@ -36,6 +36,20 @@ def is_special_token(text: str) -> bool:
     return _ANY_TOKEN.fullmatch(text.strip()) is not None
 
 
+def special_token_in(text: str) -> str | None:
+    """Return the first special token inside a text; ``None`` without one.
+
+    Args:
+        text: The text, such as a target.
+
+    Example:
+        >>> special_token_in("Rome</s>"), special_token_in("Rome")
+        ('</s>', None)
+    """
+    found = _ANY_TOKEN.search(text)
+    return None if found is None else found.group()
+
+
 def template_fragment(prompt: str) -> str | None:
     """Return the first special token or fragment of a chat template in a prompt.
 

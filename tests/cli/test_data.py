@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_edit.cli.data import inspect, main
+from lightning_edit.datamodules.formats import read_requests
 from tests.datamodules import records
 
 
@@ -132,3 +133,121 @@ def test_ten_thousand_records_take_a_moment(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 4  # 0.6 s on an idle core, start included
+
+
+TEMPLATE = "special token or chat template in a prompt"
+JOINED = "prompt and answer joined without a blank by rule"
+AMBIGUOUS = "ambiguous subject"
+INSIDE = "part of a longer word"
+
+
+def flagged(path: str, what: str) -> list[str]:
+    """Return the examples of the finding whose name begins so; none without such a finding."""
+    report = inspect(path)
+    found = [finding for finding in report.findings if finding.what.startswith(what)]
+    return list(found[0].examples) if found else []
+
+
+def test_chat_templates_in_prompts_are_pointed_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = {"kind": "one_hop", "prompt": "Human: 東京は?\nAssistant:", "answers": "日本"}
+    rows = [
+        own("Oslo lies in", "Peru", rephrases=["[INST] Where is Oslo? [/INST]"]),
+        own("Lima lies in", "Chad", probes=[probe]),
+        own("Rome lies in", "Mali"),
+    ]
+    path = records.write(tmp_path / "a.jsonl", rows)
+    first, second = flagged(path, TEMPLATE)
+    assert first == "record 1: '[INST]' in '[INST] Where is Oslo? [/INST]'"
+    assert second.startswith("record 2: 'Human:' in ")
+    assert main(["check", path]) == 0
+    assert "--lm_chat true" in capsys.readouterr().out
+    assert flagged(records.write(tmp_path / "b.jsonl", rows[2:]), TEMPLATE) == []
+
+
+def test_a_special_token_as_target_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [own("Oslo lies in", "Peru"), own("Lima lies in", "<|endoftext|>")]
+    path = records.write(tmp_path / "a.jsonl", rows)
+    assert main(["check", path]) == 2
+    assert "record 2 (line 2), field `target`: " in capsys.readouterr().err
+    inside = records.write(tmp_path / "c.jsonl", [own("Oslo lies in", "Peru</s>"), rows[0]])
+    assert flagged(inside, "special token inside a target") == ["record 1: '</s>' in 'Peru</s>'"]
+    published = records.write(tmp_path / "b.json", [{**records.EASYEDIT, "target_new": "</s>"}])
+    assert "special token, which no reader sees" in inspect(published).errors[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "fields", "kind", "example"),
+    [
+        ("Rome, says Rome, is in", "Rome", {}, AMBIGUOUS, "'Rome' at 0, 11 in "),
+        ("東京と東京の知事は", "東京", {}, AMBIGUOUS, "'東京' at 0, 3 in "),
+        ("Рим и Рим лежит в", "Рим", {}, AMBIGUOUS, "'Рим' at 0, 6 in "),
+        ("Rome, says Rome, is in", "Rome", {"subject_start": 0}, AMBIGUOUS, None),
+        ("Rome and Romeo are in", "Rome", {}, AMBIGUOUS, None),
+        ("Romeo is in", "Rome", {}, INSIDE, "'Rome' in 'Romeo is in'"),
+        ("Столица Франции —", "Франци", {}, INSIDE, "'Франци' in "),
+        ("東京都の知事は", "東京", {}, INSIDE, None),
+        ("Rome and Romeo are in", "Rome", {}, INSIDE, None),
+    ],
+)
+def test_subjects_that_are_ambiguous_or_inside_words(
+    tmp_path: Path,
+    prompt: str,
+    subject: str,
+    fields: dict[str, Any],
+    kind: str,
+    example: str | None,
+) -> None:
+    row = {"prompt": prompt, "target": "x", "subject": subject, **fields}
+    path = records.write(tmp_path / "a.jsonl", [row])
+    found = flagged(path, kind)
+    assert found == [] if example is None else found[0].startswith(f"record 1: {example}")
+    # The same in the parsed records, and in those of published sets.
+    notes = [note for note in read_requests(path).notes if note.kind.startswith(kind)]
+    assert len(notes) == (example is not None)
+    if not fields:
+        published = {**records.EASYEDIT, "prompt": prompt, "subject": subject}
+        other = records.write(tmp_path / "b.json", [published])
+        assert flagged(other, kind) == found
+
+
+def test_joined_answers_are_counted(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "法国的首都是", "target": "巴黎"},
+        {"prompt": 'It is called "', "target": "Rome"},
+        {"prompt": "Q: Where?\nA:\n", "target": "Rome"},
+        {"prompt": "เมืองหลวงคือ", "target": "ปารีส"},
+        {"prompt": "日本の首都は", "target": "東京", "separator": " "},
+        {"prompt": "The capital is", "target": "Rome"},
+        {"prompt": "The capital is ", "target": "Rome"},
+        {"prompt": "The capital is", "target": " Rome"},
+        {"prompt": "เมืองหลวงคือ", "target": "Paris"},
+    ]
+    path = records.write(tmp_path / "a.jsonl", rows)
+    (finding,) = [one for one in inspect(path).findings if one.what.startswith(JOINED)]
+    assert finding.count == 4
+    assert finding.examples[0] == "record 1: '法国的首都是' + '巴黎'"
+    assert flagged(records.write(tmp_path / "b.jsonl", rows[4:]), JOINED) == []
+
+
+def test_separators_of_records_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [own(f"Oslo{n} is", "x", separator=between) for n, between in enumerate(["", "", "\n"])]
+    path = records.write(tmp_path / "a.jsonl", [*rows, own("Rome is", "x")])
+    assert inspect(path).separators == {"": 2, "\n": 1}
+    assert main(["check", path]) == 0
+    assert "'': 2, '\\n': 1; none of their own: 1" in capsys.readouterr().out
+    assert inspect(records.write(tmp_path / "b.jsonl", [own("Rome is", "x")])).separators == {}
+
+
+def test_a_table_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,target,subject\nOslo is in,1969,Oslo\nLima is in,,Lima\n")
+    assert main(["check", str(path)]) == 2
+    shown = capsys.readouterr()
+    assert "own facts; records: 2, edits: 1" in shown.out
+    assert "a.csv, record 2 (line 3), field `target`: expected text, got null" in shown.err
