@@ -73,7 +73,7 @@ class EditEvaluation(MeasurementCallback):
 
     def __init__(
         self,
-        requests: Sequence[EditRequest | Mapping[str, Any]] = (),
+        requests: Sequence[EditRequest | Mapping[str, Any]] | Any = (),
         probes: Sequence[Probe | Mapping[str, Any]] = (),
         data: EditDataModule | str | None = None,
         tokenizer: Any = None,

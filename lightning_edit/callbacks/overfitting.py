@@ -139,7 +139,7 @@ class OverfittingCallback(MeasurementCallback):
 
     def __init__(
         self,
-        requests: Sequence[EditRequest | Mapping[str, Any]] = (),
+        requests: Sequence[EditRequest | Mapping[str, Any]] | Any = (),
         limit: int | None = 200,
         modes: Sequence[Mode] = ("tf", "gen"),
         scored_together: int = 64,

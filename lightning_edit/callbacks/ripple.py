@@ -84,7 +84,7 @@ class RippleCallback(MeasurementCallback):
         size: int = 20,
         threshold: float = math.log(2),
         known_only: bool = True,
-        requests: Sequence[EditRequest | Mapping[str, Any]] = (),
+        requests: Sequence[EditRequest | Mapping[str, Any]] | Any = (),
         data: EditDataModule | str | None = None,
         batch_size: int = 64,
         seed: int = 0,

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_edit.callbacks import OverfittingCallback
 from lightning_edit.datamodules.formats import read_requests
 from lightning_edit.edits.request_rows import as_requests, to_plain
 from lightning_edit.exceptions import DataError
+from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import EditRequest, Probe
 from tests.datamodules import records
 from tests.toy import ToyEditor, toy_model, toy_tokenizer
@@ -130,8 +132,29 @@ def test_a_wrong_row_of_a_table_leaves_the_model_as_it_was() -> None:
     assert all((model.state_dict()[name] == value).all() for name, value in before.items())
 
 
-def test_callbacks_may_have_no_requests() -> None:
-    assert as_requests((), may_be_empty=True) == []
+def test_a_table_writes_the_bits_of_dictionaries() -> None:
+    rows = [{"prompt": "a b", "target": "c", "subject": "a"}, {"prompt": "b", "target": "a"}]
+    hashes = []
+    for made in (list, datasets.Dataset.from_list, pd.DataFrame):
+        model = toy_model()
+        before = weights_hash(model)
+        complete = [{"subject": None} | row for row in rows]
+        edited = ToyEditor().edit_model(model, toy_tokenizer(), made(complete))
+        hashes.append(weights_hash(model))
+        assert edited.ledger.request_ids == ("edit-0", "edit-1")
+        assert hashes[-1] != before
+        edited.undo()
+        assert weights_hash(model) == before
+    assert len(set(hashes)) == 1
+
+
+def test_callbacks_read_rows_and_may_have_none() -> None:
+    table = datasets.Dataset.from_list([ROW, {**ROW, "target": "Bonn"}])
+    assert OverfittingCallback(requests=table).requests == as_requests([*table])
+    assert OverfittingCallback(requests=ROW).requests == as_requests([ROW])
+    assert OverfittingCallback().requests == []
+    with pytest.raises(DataError, match="got the text 'The capital'"):
+        OverfittingCallback(requests="The capital")
 
 
 def test_only_values_change_their_type() -> None:
