@@ -123,6 +123,8 @@ def to_plain(value: Any) -> Any:
         return to_plain(value.to_dict())
     if hasattr(value, "dtype") and hasattr(value, "tolist"):  # NumPy scalars and arrays
         return to_plain(value.tolist())
+    if hasattr(value, "as_dict"):  # a request of a configuration file, read by jsonargparse
+        return to_plain(value.as_dict())
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value

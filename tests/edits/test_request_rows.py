@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 
 from lightning_edit.callbacks import OverfittingCallback
 from lightning_edit.datamodules.formats import read_requests
@@ -146,6 +147,15 @@ def test_a_table_writes_the_bits_of_dictionaries() -> None:
         edited.undo()
         assert weights_hash(model) == before
     assert len(set(hashes)) == 1
+
+
+def test_a_request_of_a_configuration_needs_no_id() -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(OverfittingCallback, "watch")
+    options = parser.parse_object({"watch": {"requests": [ROW, {**ROW, "id": "own"}]}})
+    found = parser.instantiate(options).watch.requests
+    assert [request.id for request in found] == ["edit-0", "own"]
+    assert found[0].prompt == ROW["prompt"]
 
 
 def test_callbacks_read_rows_and_may_have_none() -> None:
