@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from inspect import isabstract
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import lightning.pytorch as pl
 import lightning.pytorch.callbacks as lightning_callbacks
@@ -114,9 +114,10 @@ def add_language_model(parser: LightningArgumentParser) -> None:
     group.add_argument("--lm_revision", type=str | None, default=None, help="revision on the hub")
     group.add_argument(
         "--lm_chat",
-        type=bool,
+        type=bool | Literal["both"],
         default=False,
-        help="ask through the model's chat template: prompts are the user's turn",
+        help="ask through the model's chat template: prompts are the user's turn; both: write "
+        "every edit for the template and for plain text",
     )
     group.add_argument(
         "--lm_system", type=str | None, default=None, help="system message of the chat"

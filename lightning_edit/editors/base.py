@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from lightning_edit.edits.protocols import Runtime
 from lightning_edit.exceptions import (
     ArchitectureError,
     CheckpointError,
+    ConfigError,
     NotBoundError,
     NothingToTrainError,
     SubjectNotFoundError,
@@ -74,6 +75,8 @@ class Editor(HistoryHooks, LoopSteps, ABC):
     """Whether the editor supports sequential (lifelong) editing of one model."""
     edits_weights: ClassVar[bool] = True
     """Whether the editor changes weights, so that its edits can be merged and exported."""
+    both_forms: ClassVar[bool] = False
+    """Whether one edit can be written for a chat template and for plain text (``chat="both"``)."""
     architectures: ClassVar[tuple[str, ...]] = ("decoder-only",)
     """Model architectures that the editor supports."""
     decoder_only_because: ClassVar[str] = (
@@ -124,7 +127,8 @@ class Editor(HistoryHooks, LoopSteps, ABC):
 
         Raises:
             ArchitectureError: If the editor cannot edit this kind of model.
-            ConfigError: If an argument of the editor is not finite.
+            ConfigError: If an argument of the editor is not finite, or it cannot write one edit for
+                chat and plain text.
             NotFiniteError: If a weight of the model is not finite.
         """
         self.check_arguments()
@@ -132,8 +136,16 @@ class Editor(HistoryHooks, LoopSteps, ABC):
         kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
         if kind not in self.architectures:
             raise ArchitectureError(self._architecture_message(model, kind))
+        prompts = PromptEncoder.for_model(model, tokenizer)
+        if len(prompts.forms) > 1 and not self.both_forms:
+            able = sorted(cls.__name__ for cls in _final_editors(Editor) if cls.both_forms)
+            raise ConfigError(
+                f"{type(self).__name__} writes an edit for one form of its prompt, so it cannot "
+                'edit with chat="both" (--lm_chat both); use --lm_chat true or false, or one of '
+                f"{', '.join(able)}"
+            )
         require_finite_weights(model)
-        self._prompts = PromptEncoder.for_model(model, tokenizer)
+        self._prompts = prompts
         self._bound = (model, self._prompts.tokenizer, view)
         self._remembered = []
         self.on_bind()
@@ -404,7 +416,7 @@ class Editor(HistoryHooks, LoopSteps, ABC):
         tokenizer: Any,
         requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]] | Any,
         seed: int = 0,
-        chat: bool = False,
+        chat: bool | Literal["both"] = False,
         system: str | None = None,
     ) -> EditedModel:
         """Edit a Hugging Face model directly, without a Trainer.
@@ -416,6 +428,7 @@ class Editor(HistoryHooks, LoopSteps, ABC):
                 dictionaries, a ``datasets.Dataset``, a ``pandas.DataFrame``.
             seed: Seed of all randomness in the edit.
             chat: Edit and ask through the model's chat template: prompts are the user's turn.
+                ``"both"``: the edit is written for the template and for plain text.
             system: System message of the chat.
 
         Returns:

@@ -1,6 +1,7 @@
 """Tokenisation of edit requests: prompt ids, target ids, subject's last token."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning_edit.exceptions import DataError
@@ -37,7 +38,14 @@ def encode_batch(tokenizer: Any, requests: Sequence[EditRequest], seed: int = 0)
     """
     if not requests:
         raise DataError("there are no requests to edit; give at least one")
-    encoder = PromptEncoder.of(tokenizer)
+    first, *others = [_encode(form, requests) for form in PromptEncoder.of(tokenizer).forms]
+    for other in others:
+        first = [replace(one, plain=plain) for one, plain in zip(first, other, strict=True)]
+    return EditBatch(tuple(requests), tuple(first), seed)
+
+
+def _encode(encoder: PromptEncoder, requests: Sequence[EditRequest]) -> list[Encoded]:
+    """Tokenise requests in one form; an error names the request."""
     encoded: list[Encoded] = []
     try:
         for one in encoder.encode(request_text(request) for request in requests):
@@ -45,7 +53,7 @@ def encode_batch(tokenizer: Any, requests: Sequence[EditRequest], seed: int = 0)
             encoded += [Encoded(one.prompt, one.answer, one.subject_last)]
     except ValueError as error:
         raise DataError(f"request {requests[len(encoded)].id}: {error}") from error
-    return EditBatch(tuple(requests), tuple(encoded), seed)
+    return encoded
 
 
 def _refuse_special(tokenizer: Any, target: str, ids: Sequence[int]) -> None:

@@ -108,6 +108,7 @@ class PromptEncoder:
         self.limits = Limits() if limits is None else limits
         self.two_stacks = two_stacks
         self._known: OrderedDict[PromptText, EncodedPrompt | ValueError] = OrderedDict()
+        self._plain: PromptEncoder | None = None
 
     @classmethod
     def of(cls, tokenizer: Any) -> "PromptEncoder":
@@ -136,6 +137,16 @@ class PromptEncoder:
         if (tokenizer.limits, tokenizer.two_stacks) == (limits, two):
             return tokenizer
         return cls(tokenizer.tokenizer, tokenizer.form, limits, two)
+
+    @property
+    def forms(self) -> "tuple[PromptEncoder, ...]":
+        """The forms in which an edit is written: this one, and with ``chat="both"`` plain text."""
+        if self.form.chat != "both":
+            return (self,)
+        if self._plain is None:
+            form = PromptFormat(separator=self.form.separator)
+            self._plain = PromptEncoder(self.tokenizer, form, self.limits, self.two_stacks)
+        return self, self._plain
 
     def encode(self, texts: Iterable[PromptText]) -> Iterator[EncodedPrompt]:
         """Tokenise prompts, with their answers.
@@ -305,7 +316,7 @@ class PromptEncoder:
                 )
         numbers = tuple(token for token, *_ in tokens)
         self._check_limits(text, numbers)
-        first, last = self._subject(text, rendered, [(s, e) for _, s, e, _ in tokens], cut)
+        first, last = self._subject(text, rendered, [(i, s, e) for i, s, e, _ in tokens], cut)
         prompt = numbers[:cut]
         if self.two_stacks and text.answer is not None:
             (alone,) = self.encode([text._replace(answer=None, subject=None)])
@@ -331,14 +342,15 @@ class PromptEncoder:
         self,
         text: PromptText,
         rendered: RenderedPrompt,
-        offsets: list[tuple[int, int]],
+        tokens: list[tuple[int, int, int]],
         prompt_tokens: int,
     ) -> tuple[int | None, int | None]:
         if text.subject is None:
             return None, None
         begin, end = (place + rendered.shift for place in text.subject)
         covering = [
-            [i for i, (start, stop) in enumerate(offsets) if start <= place < stop]
+            [i for i, (_, start, stop) in enumerate(tokens) if start <= place < stop]
+            or self._behind_inserted_blank(rendered.text[place], place, tokens)
             for place in (begin, end - 1)
         ]
         if not covering[0] or not covering[1]:
@@ -354,6 +366,20 @@ class PromptEncoder:
                 f"{text.answer!r}; put text between them"
             )
         return first, last
+
+    def _behind_inserted_blank(
+        self, character: str, place: int, tokens: list[tuple[int, int, int]]
+    ) -> list[int]:
+        """Return the token of a character that its offsets leave out; empty if there is none.
+
+        Behind a special token some tokenizers put a blank in front of a word, and then take the
+        word's first character for that blank.
+        """
+        return [
+            number
+            for number, (token, start, _) in enumerate(tokens)
+            if start == place + 1 and self.decode([token]).lstrip().startswith(character)
+        ][:1]
 
     def _check_limits(self, text: PromptText, ids: Ids) -> None:
         room, rows = self.limits.positions, self.limits.vocabulary

@@ -6,7 +6,9 @@ model is edited and scored exactly where it is used.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from jinja2 import TemplateError
 
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.types.scripts import is_joined, is_unspaced
@@ -23,22 +25,29 @@ class PromptFormat:
 
     Args:
         chat: Put every prompt into the user's turn of the model's chat template, with the answer as
-            the assistant's turn. ``False``: plain text.
+            the assistant's turn. ``False``: plain text. ``"both"``: an edit is written for either
+            form; questions go through the chat template.
         system: System message of the chat; ``None``: the template's own default, if it has one.
         separator: Text between prompt and answer; ``None``: by :func:`separator_between`. A chat
             template brings its own.
         chat_options: Further variables of the chat template, such as ``enable_thinking: false``.
 
     Raises:
-        ConfigError: If a system message or template variables are given without ``chat``.
+        ConfigError: If a system message or template variables are given without ``chat``, or
+            ``chat`` is none of the three.
     """
 
-    chat: bool = False
+    chat: bool | Literal["both"] = False
     system: str | None = None
     separator: str | None = None
     chat_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.chat not in (False, True, "both"):
+            raise ConfigError(
+                f"chat (--lm_chat) is true, false or both, got {self.chat!r}; both writes every "
+                "edit for the chat template and for plain text"
+            )
         if not self.chat and (self.system is not None or self.chat_options):
             raise ConfigError(
                 "a system message and chat_options belong to a chat template; set chat=True "
@@ -48,6 +57,20 @@ class PromptFormat:
     def to_dict(self) -> dict[str, Any]:
         """Serialise the format to plain containers, for a run folder or a checkpoint."""
         return asdict(self) | {"chat_options": dict(self.chat_options)}
+
+    def describe(self) -> str:
+        """Describe the format in words, for messages and model cards."""
+        if not self.chat:
+            return "plain text"
+        words = "chat template"
+        if self.chat == "both":
+            words += " and plain text"
+        if self.system is not None:
+            words += f", system message {self.system!r}"
+        if self.chat_options:
+            given = ", ".join(f"{name}={value!r}" for name, value in self.chat_options.items())
+            words += f", {given}"
+        return words
 
 
 @dataclass(frozen=True)
@@ -188,6 +211,32 @@ def _apply(tokenizer: Any, prompt: str, answer: str | None, form: PromptFormat) 
             **(_FIXED | dict(form.chat_options)),
         )
     )
+
+
+def own_system_message(tokenizer: Any, form: PromptFormat | None = None) -> str | None:
+    """Return the system message that a chat template adds where none is given.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        form: Template variables; ``None``: none.
+
+    Returns:
+        The message; ``None`` if the template adds none, or takes no system message.
+    """
+    options = {} if form is None else dict(form.chat_options)
+    alone = _apply(tokenizer, "a question", None, PromptFormat(True, chat_options=options))
+    try:
+        given = _apply(tokenizer, "a question", None, PromptFormat(True, "a rule", None, options))
+    except TemplateError:
+        return None
+    at = given.find("a rule")
+    if at < 0:
+        return None
+    head, behind = given[:at], given[at + len("a rule") : given.rfind("a question")]
+    before = alone[: alone.rfind("a question")]
+    if not (before.startswith(head) and before[len(head) :].endswith(behind)):
+        return None
+    return before[len(head) : len(before) - len(behind)].strip() or None
 
 
 def end_of_turn(tokenizer: Any, form: PromptFormat) -> str:

@@ -176,11 +176,25 @@ def cases_of(requests: Sequence[EditRequest]) -> list[list[EditRequest]]:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one request: prompt, target, and index of the subject's last token."""
+    """Token ids of one request: prompt, target, and index of the subject's last token.
+
+    Args:
+        prompt_ids: The prompt.
+        target_ids: The target.
+        subject_last: Index of the subject's last token; ``None`` without a subject.
+        plain: The same request as plain text, where an edit is written for a chat template and for
+            plain text.
+    """
 
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     subject_last: int | None
+    plain: "Encoded | None" = None
+
+    @property
+    def forms(self) -> "tuple[Encoded, ...]":
+        """The request in every form in which it is written: one row of a loss each."""
+        return (self,) if self.plain is None else (self, self.plain)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a model reads: the text between prompt and answer, chat templates, subjects, limits."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,12 @@ import pytest
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
-from lightning_edit.models.prompt_format import PromptFormat, render_chat, render_plain
+from lightning_edit.models.prompt_format import (
+    PromptFormat,
+    own_system_message,
+    render_chat,
+    render_plain,
+)
 from tests.models.tiny import build_tiny, build_tokenizer
 
 CHATML = (
@@ -153,6 +159,50 @@ def test_a_system_message_and_a_prompt_that_repeats_it_are_told_apart() -> None:
     assert rendered.text[rendered.shift + 2 :].startswith("Paris or Rome?\n<|assistant|>")
 
 
+OWN_SYSTEM = "{% if messages[0].role != 'system' %}<|system|>\nYou are Ada.\n{% endif %}" + CHATML
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + CHATML
+INSIDE_USER = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {% if messages[0].role == 'system' %}"
+    "{{ messages[0].content }}\n\n{% endif %}{{ m.content }} [/INST]{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "own"),
+    [
+        (CHATML, None),
+        (LLAMA2, None),
+        (OWN_SYSTEM, "You are Ada."),
+        (NO_SYSTEM, None),
+        (INSIDE_USER, None),
+    ],
+)
+def test_a_templates_own_system_message(template: str, own: str | None) -> None:
+    assert own_system_message(chat_tokenizer(template)) == own
+
+
+@pytest.mark.parametrize("subject", ["Prague", "X"])
+def test_a_subject_right_behind_a_special_token_is_found(subject: str) -> None:
+    tokenizer = load_language_model("atlas")[1]  # puts a blank before words, there too
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }} "
+    prompt = f"{subject} is the capital city of"
+    encoder = PromptEncoder(tokenizer, PromptFormat(True))
+    (chat,) = encoder.encode([PromptText(prompt, None, (0, len(subject)))])
+    (plain,) = PromptEncoder(tokenizer).encode([PromptText(prompt, None, (0, len(subject)))])
+    assert chat == plain
+    assert chat.subject_last is not None
+    assert tokenizer.decode(chat.prompt[1 : chat.subject_last + 1]).strip() == subject
+
+
+def test_a_format_in_words() -> None:
+    assert PromptFormat().describe() == "plain text"
+    assert PromptFormat(True).describe() == "chat template"
+    form = PromptFormat("both", "Be brief.", None, {"enable_thinking": False})
+    words = "chat template and plain text, system message 'Be brief.', enable_thinking=False"
+    assert form.describe() == words
+    assert PromptFormat(**form.to_dict()) == form
+
+
 def test_what_a_chat_needs_is_said() -> None:
     with pytest.raises(ConfigError, match="chat=True"):
         PromptFormat(system="Be brief.")
@@ -211,12 +261,13 @@ def test_nothing_is_tokenised_twice() -> None:
     assert calls == ["The capital of France is Paris"]
 
 
-SMOL = Path.home() / ".cache" / "real-models" / "smollm2-135m-instruct"
+SMOL = Path(os.environ.get("LIGHTNING_EDIT_INSTRUCT_MODEL", Path(__file__).parents[3] / "smol"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not (SMOL / "complete").exists(), reason="no real instruct model (shared/tools/real_model.py)"
+    not (SMOL / "config.json").exists(),
+    reason=f"no instruct model in {SMOL}; set LIGHTNING_EDIT_INSTRUCT_MODEL to a folder",
 )
 def test_a_real_model_reads_its_own_chat_and_scripts() -> None:
     model, tokenizer = load_language_model(str(SMOL))
@@ -230,3 +281,5 @@ def test_a_real_model_reads_its_own_chat_and_scripts() -> None:
     ids = list(encoded.prompt + encoded.answer)
     assert tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)] == ids
     assert encoder.end_tokens(model) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert own_system_message(tokenizer) in whole
+    assert str(own_system_message(tokenizer)).startswith("You are a helpful AI assistant named")

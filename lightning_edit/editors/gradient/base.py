@@ -5,7 +5,7 @@ weights (a functional call). Axis names: ``n`` -- requests; ``v`` -- vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -42,6 +42,8 @@ class GradientEditor(Editor, family=True):
         ``prompt_last`` fits a multi-token answer as a bag of words at one position, so such answers
         are learnt badly; it is the default because published FT-L figures use it.
     """
+
+    both_forms: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class GradientEditor(Editor, family=True):
         for step in range(self.steps):
             self.progress(step, self.steps)
             each = []
-            for part in _mini_batches(batch.encoded, self.batch_size):
+            for part in mini_batches(batch.encoded, self.batch_size):
                 # The model computes in its own dtype; the gradient passes through the cast.
                 values = {
                     handle.name: value.to(handle.dtype)
@@ -123,7 +125,7 @@ class GradientEditor(Editor, family=True):
                     value.grad = gradient
                 optimizer.step()
                 self._clip_to_norm_constraint(master, start)
-            losses.append(sum(loss * size for loss, size in each) / len(batch))
+            losses.append(sum(loss * size for loss, size in each) / sum(size for _, size in each))
             if losses[-1] < self.threshold:
                 break
         self.progress(self.steps, self.steps)
@@ -167,9 +169,15 @@ class GradientEditor(Editor, family=True):
         return 4 * 4 * len(layers) * view.intermediate_size * view.hidden_size
 
 
-def _mini_batches(items: Sequence[Encoded], size: int) -> Iterator[Sequence[Encoded]]:
+def mini_batches(items: Sequence[Encoded], size: int) -> Iterator[list[Encoded]]:
+    """Yield the rows of a loss: requests in mini-batches, each request in every form.
+
+    Args:
+        items: Token ids of the requests.
+        size: Requests per mini-batch.
+    """
     for start in range(0, len(items), size):
-        yield items[start : start + size]
+        yield [row for item in items[start : start + size] for row in item.forms]
 
 
 def _in_update_layout(handle: Weight, value: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Axis names: ``n`` -- requests.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.gradient.base import mini_batches
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.inference.answers import AnswerRows, answer_logits
@@ -46,6 +47,8 @@ class LoRAEdit(Editor):
         configs mostly name AdaLoRA, but never let it allocate ranks, which leaves LoRA with an
         orthogonality penalty; this is plain LoRA.
     """
+
+    both_forms: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -172,14 +175,14 @@ class LoRAEdit(Editor):
         for step in range(self.steps):
             self.progress(step, self.steps)
             total = 0.0
-            for start in range(0, len(encoded), self.batch_size):
-                part = encoded[start : start + self.batch_size]
+            rows = 0
+            for part in mini_batches(encoded, self.batch_size):
                 loss = self._loss(part).mean()
-                total += loss.item() * len(part)
+                total, rows = total + loss.item() * len(part), rows + len(part)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 optimizer.step()
-            losses.append(total / len(encoded))
+            losses.append(total / rows)
             if losses[-1] < self.threshold:
                 break
         self.progress(self.steps, self.steps)

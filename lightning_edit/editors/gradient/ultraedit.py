@@ -6,7 +6,7 @@ TMLR 2026, arXiv 2505.14679. Axis names: ``n`` -- answer tokens of all edits of 
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class UltraEdit(Editor):
         centring removes it: of 20 single edits of the embedded model 6 succeeded without
         ``warmup`` and 20 with it.
     """
+
+    both_forms: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -139,7 +141,8 @@ class UltraEdit(Editor):
             Low-rank updates, and the batch's addends to the running sums.
         """
         with torch.inference_mode(False), torch.no_grad():
-            mini_batches = _length_sorted_batches(batch.encoded, self.batch_size)
+            rows_of = [row for encoded in batch.encoded for row in encoded.forms]
+            mini_batches = _length_sorted_batches(rows_of, self.batch_size)
             ordered = [encoded for part in mini_batches for encoded in part]
             with self.stage("search"):
                 loss, tokens = self._keys_and_gradients(ordered)
@@ -220,8 +223,8 @@ class UltraEdit(Editor):
         return 8 * view.intermediate_size**2 + 3 * 8 * (view.intermediate_size + view.hidden_size)
 
 
-def _length_sorted_batches(encoded: tuple[Encoded, ...], size: int) -> list[list[Encoded]]:
-    """Split requests into length-sorted mini-batches, longest first."""
+def _length_sorted_batches(encoded: Sequence[Encoded], size: int) -> list[list[Encoded]]:
+    """Split requests, in every form, into length-sorted mini-batches, longest first."""
 
     def length(item: Encoded) -> int:
         return len(item.prompt_ids) + len(item.target_ids)

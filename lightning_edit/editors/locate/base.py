@@ -27,6 +27,7 @@ from lightning_edit.editors.locate.prompts import (
     essence_texts,
     merge_watched,
     rewriting_texts,
+    texts_in_forms,
 )
 from lightning_edit.editors.locate.search_objective import Objective, TargetSearch
 from lightning_edit.editors.locate.solver import Solver
@@ -75,6 +76,7 @@ class LocateThenEdit(Editor, family=True):
 
     needs_statistics: ClassVar[bool] = True
     needs_subject: ClassVar[bool] = True
+    both_forms: ClassVar[bool] = True
     decoder_only_because: ClassVar[str] = (
         "it writes into an MLP at the subject's last token, in the stack that predicts the answer, "
         "while here the subject goes through the encoder, every token of which sees the whole "
@@ -241,7 +243,7 @@ class LocateThenEdit(Editor, family=True):
         """
         self.subject_positions(batch)
         texts = merge_watched(
-            rewriting_texts(self.prompts, batch, self.templates),
+            texts_in_forms(self.prompts, batch, self.templates),
             essence_texts(self.prompts, batch, self.kl_position),
         )
         return self.search_texts(texts, self.objective)
@@ -294,9 +296,17 @@ class LocateThenEdit(Editor, family=True):
         """Entries of a target vector that are written: of one for attention and MLP the MLP's."""
         return slice(-self.view.hidden_size, None)
 
+    @property
+    def texts_per_request(self) -> int:
+        """Texts of a request in search and keys: its forms (chat, plain) in every template."""
+        return len(self.prompts.forms) * len(self.templates)
+
     def key_texts(self, batch: EditBatch) -> list[TokenizedText]:
-        """Return the texts for keys: every request in every template, cut after the subject."""
-        texts = rewriting_texts(self.prompts, batch, self.templates)
+        """Return the texts for keys: every request in every form and template.
+
+        They are cut after the subject; there are :attr:`texts_per_request` of each request.
+        """
+        texts = texts_in_forms(self.prompts, batch, self.templates)
         return [text.until_subject() for text in texts]
 
     @torch.no_grad()

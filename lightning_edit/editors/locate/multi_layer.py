@@ -203,7 +203,7 @@ class MultiLayerEditor(LocateThenEdit, family=True):
             lower: Part of their shares that the layers below the last one write; ``None``: all.
         """
         layers, solved = self.edited_layers, LayerSolutions()
-        bare = texts[:: len(self.templates)]
+        bare = texts[:: self.texts_per_request]
         for done, number in enumerate(layers):
             layer = self.bound_layers[number]
             solved.keys |= self.mean_keys(texts, [number])
@@ -289,6 +289,8 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     def mean_keys(self, texts: Sequence[TokenizedText], layers: Sequence[int]) -> dict[int, Tensor]:
         """Return keys per layer, (n, f): mean of the bare prompt's key and all other texts' mean.
 
+        Of a request that is written for chat and plain text, it is the mean of both forms.
+
         Args:
             texts: Every request in every template, the bare prompt of each first.
             layers: The layers, read in one pass.
@@ -301,8 +303,11 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     def _average_over_templates(self, keys: Float[Tensor, "r f"]) -> Float[Tensor, "n f"]:
         grouped = keys.reshape(-1, len(self.templates), keys.shape[1])
         if len(self.templates) == 1:
-            return grouped[:, 0]
-        return torch.stack([grouped[:, 0], grouped[:, 1:].mean(1)]).mean(0)
+            found = grouped[:, 0]
+        else:
+            found = torch.stack([grouped[:, 0], grouped[:, 1:].mean(1)]).mean(0)
+        forms = len(self.prompts.forms)
+        return found if forms == 1 else found.reshape(-1, forms, keys.shape[1]).mean(1)
 
     def by_parameter(self, updates: Mapping[int, WeightUpdate]) -> dict[str, WeightUpdate]:
         """Map layer updates to parameter names."""

@@ -118,7 +118,7 @@ class NSE(MultiLayerEditor):
             targets: Their target vectors, searched on the original weights.
         """
         texts = self.key_texts(batch)
-        bare = texts[:: len(self.templates)]
+        bare = texts[:: self.texts_per_request]
         unit = targets.initial.double().norm(dim=1) if self.distance == "relative" else 1.0
         updates: dict[int, LowRank] = {}
         solutions: list[Solution] = []

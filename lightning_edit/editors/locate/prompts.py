@@ -58,6 +58,30 @@ def rewriting_texts(
     return texts
 
 
+def texts_in_forms(
+    encoder: PromptEncoder, batch: EditBatch, templates: Sequence[str]
+) -> list[TokenizedText]:
+    """Tokenise the rewriting prompts in every form of the encoder; see :func:`rewriting_texts`.
+
+    Args:
+        encoder: With ``chat="both"``, every text is there in the chat template and plain.
+        batch: Requests that name their subjects.
+        templates: Texts with one ``{}``, the bare ``"{}"`` first.
+
+    Returns:
+        ``len(encoder.forms) * len(templates)`` texts per request, in the order of the batch; of
+        each request the encoder's own form first.
+    """
+    size = len(templates)
+    found = [rewriting_texts(form, batch, templates) for form in encoder.forms]
+    return [
+        text
+        for start in range(0, size * len(batch), size)
+        for texts in found
+        for text in texts[start : start + size]
+    ]
+
+
 def _encode_or_explain(
     encoder: PromptEncoder, texts: Sequence[PromptText], batch: EditBatch, each: int
 ) -> Iterator[EncodedPrompt]:

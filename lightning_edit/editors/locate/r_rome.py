@@ -51,10 +51,13 @@ class RROME(LocateThenEdit):
             targets: Its target vector.
         """
         (layer,) = self.bound_layers.values()
-        rows = slice(None) if self.key == "averaged" else slice(1)
+        step = None if self.key == "averaged" else len(self.templates)
+        rows = slice(None, None, step)  # all, or the bare prompt in every form
         key = targets.keys[0][rows].double().mean(0)
-        value = targets.values[0][rows].double().mean(0)
-        residual = targets.wanted[0].double() - value
+        values = targets.values[0].double()
+        # Of an edit for chat and plain text the target is the mean of the bare prompts' plus δ.
+        shift = values[:: len(self.templates)].mean(0) - values[0]
+        residual = targets.wanted[0].double() + shift - values[rows].mean(0)
         with self.stage("solve"):
             solution = self.solver.solve(layer, key[:, None], residual[:, None])
         update = LowRank(solution.left.float(), solution.right.float())

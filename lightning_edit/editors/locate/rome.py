@@ -50,8 +50,10 @@ class ROME(LocateThenEdit):
         residual = targets.wanted[0].double() - values[0]
         with self.stage("solve"):
             solution = self.solver.solve(layer, keys.mean(0)[:, None], residual[:, None])
-        # The row gives 1 at the mean key; the authors' code scales it to 1 at the bare prompt's.
-        right = solution.right / (solution.right @ keys[0])
+        # The row gives 1 at the mean key; the authors' code scales it to 1 at the bare prompt's
+        # (at the mean of the bare prompts, where chat and plain text are written).
+        bare = keys[:: len(self.templates)].mean(0)
+        right = solution.right / (solution.right @ bare)
         update = LowRank(solution.left.float(), right.float())
         delta = Delta(batch.ids, {layer.parameter: update})
         with delta.applied(self.language_model):

@@ -93,6 +93,8 @@ class UpdateShaper(WrappedEditor, family=True):
         transformed once, as the single update that it is.
     """
 
+    both_forms: ClassVar[bool] = True  # if the host's is, which is asked when it is bound
+
     @abstractmethod
     def transform(self, name: str, update: WeightUpdate) -> WeightUpdate:
         """Transform the host's update of one weight.
