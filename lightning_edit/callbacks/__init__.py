@@ -15,6 +15,7 @@ from lightning_edit.callbacks.guard import CollapseGuard
 from lightning_edit.callbacks.overfitting import OverfittingCallback
 from lightning_edit.callbacks.report import ReportCallback
 from lightning_edit.callbacks.ripple import RippleCallback
+from lightning_edit.callbacks.robustness import RobustnessCallback
 
 #: Aliases: names of earlier versions.
 Measuring, Moment = MeasurementCallback, EvalContext
@@ -36,4 +37,5 @@ __all__ = [
     "PortabilityCallback",
     "ReportCallback",
     "RippleCallback",
+    "RobustnessCallback",
 ]
