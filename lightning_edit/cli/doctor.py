@@ -10,7 +10,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lightning-edit doctor",
         description="Show which parts of a language model editors find, and the memory each method "
-        "needs. Reads the model's config only; no weights are loaded.",
+        "needs. Reads the model's config and tokenizer only; no weights are loaded.",
     )
     parser.add_argument(
         "model",
@@ -48,12 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # torch and transformers are imported late, so that --help and usage errors stay fast.
     from lightning_edit.cli.doctor_findings import (
+        chat_row,
         final_editors,
         methods_table,
         parts_table,
         summary_table,
     )
-    from lightning_edit.models.loading import build_empty
+    from lightning_edit.exceptions import ModelLoadError
+    from lightning_edit.models.loading import build_empty, load_tokenizer
     from lightning_edit.models.view import resolve
     from lightning_edit.report.console import VisibleConsole
 
@@ -66,7 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     )
     console = VisibleConsole()
-    console.print(summary_table(arguments.model, view))
+    try:
+        tokenizer = load_tokenizer(
+            arguments.model, arguments.revision, arguments.lm_trust_remote_code
+        )
+    except ModelLoadError:
+        tokenizer = None  # the structure can be shown without one, and the table says so
+    console.print(summary_table(arguments.model, view, chat_row(tokenizer)))
     console.print(parts_table(view))
     console.print(methods_table(view, final_editors()))
     console.print(

@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lightning_edit.models.prompt_format import own_system_message
 from lightning_edit.models.view import BlockView, ModelView
 from lightning_edit.models.weights import weight
 
@@ -38,12 +39,13 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def summary_table(name: str, view: ModelView) -> Table:
+def summary_table(name: str, view: ModelView, chat: str | None = None) -> Table:
     """Tabulate a model's class, architecture, parameter count, dtype, depth and widths.
 
     Args:
         name: Name of the model, as the user gave it.
         view: The model's structure.
+        chat: Its chat template in words, see :func:`chat_row`; ``None``: no row.
     """
     count = sum(parameter.numel() for parameter in view.model.parameters())
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in view.model.parameters()})
@@ -60,9 +62,28 @@ def summary_table(name: str, view: ModelView) -> Table:
         ("blocks", blocks),
         ("widths", f"{view.hidden_size} hidden, {view.intermediate_size} inside the MLP"),
         ("head", f"tied to {', '.join(tied)}" if tied else "has weights of its own"),
+        *([] if chat is None else [("chat template", chat)]),
     ):
         table.add_row(label, value)
     return table
+
+
+def chat_row(tokenizer: Any) -> str:
+    """Describe how a model is asked as a chat: its template, and the system message it adds.
+
+    Args:
+        tokenizer: The model's tokenizer; ``None``: it has none that can be read.
+    """
+    if tokenizer is None:
+        return "no tokenizer found"
+    if not getattr(tokenizer, "chat_template", None):
+        return "none: prompts are plain text"
+    try:
+        own = own_system_message(tokenizer)
+    except Exception as error:  # noqa: BLE001  # a template is a program of its author
+        return f"cannot be rendered ({type(error).__name__}: {error})"
+    added = "no system message of its own" if own is None else f"adds the system message {own!r}"
+    return f"yes ({added}); edit through it with --lm_chat true"
 
 
 def parts_table(view: ModelView) -> Table:

@@ -17,6 +17,7 @@ from lightning_edit.exceptions import ConfigError, DataError
 
 if TYPE_CHECKING:  # --help must not import torch
     from lightning_edit.analysis.tracing.restore import Prepared, Tracer
+    from lightning_edit.models.prompt_encoder import PromptEncoder
 
 #: Share of the blocks in a window: 10 of GPT-2 XL's 48 (the paper, section 2.2).
 _WINDOW = 10 / 48
@@ -26,6 +27,16 @@ def _positive(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {value!r}")
     return int(value)
+
+
+def _variables(value: str) -> dict[str, Any]:
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {value!r}")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--lm_trust_remote_code", type=boolean, nargs="?", const=True, default=False,
         help="true: run the Python code that the model brings",
+    )  # fmt: skip
+    model.add_argument(
+        "--lm_chat", type=boolean, nargs="?", const=True, default=False,
+        help="true: ask through the model's chat template",
+    )  # fmt: skip
+    model.add_argument("--lm_system", help="system message of the chat")
+    model.add_argument(
+        "--lm_chat_options", type=_variables, default={}, metavar="JSON",
+        help='variables of the chat template, such as \'{"enable_thinking": false}\'',
     )  # fmt: skip
     model.add_argument("--device", help="such as cuda:0; default: a GPU where there is one")
     facts = parser.add_argument_group("facts")
@@ -135,6 +155,8 @@ def _trace(
     from lightning_edit.analysis.tracing.restore import Tracer, embedding_std
     from lightning_edit.analysis.tracing.rows import TraceRows
     from lightning_edit.models.loading import load_language_model
+    from lightning_edit.models.prompt_encoder import PromptEncoder
+    from lightning_edit.models.prompt_format import PromptFormat
     from lightning_edit.models.view import resolve
     from lightning_edit.models.weights import weights_hash
 
@@ -147,7 +169,9 @@ def _trace(
     )
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     view = resolve(model.to(device))  # type: ignore[arg-type]  # transformers' stub of `to` wants no str
-    prepared = [_tokenise_fact(tokenizer, fact) for fact in facts]
+    form = PromptFormat(options.lm_chat, options.lm_system, None, options.lm_chat_options)
+    encoder = PromptEncoder.for_model(model, PromptEncoder(tokenizer, form))
+    prepared = [_tokenise_fact(encoder, fact) for fact in facts]
     usable = [one for one in prepared if not isinstance(one, str)]
     if not usable:
         raise ConfigError(f"no fact can be traced; of the first one: {prepared[0]}")
@@ -161,6 +185,7 @@ def _trace(
             "name": options.lm,
             "dtype": options.lm_dtype,
             "bos": options.lm_bos,
+            **({"prompts": form.to_dict()} if form.chat else {}),
             "sha256": weights_hash(model),
             "blocks": view.num_blocks,
         },
@@ -184,12 +209,12 @@ def _trace(
     return record | trace_rows.counts(options.limit), trace_rows.traced(options.limit)
 
 
-def _tokenise_fact(tokenizer: Any, fact: Fact) -> "Prepared | str":
+def _tokenise_fact(encoder: "PromptEncoder", fact: Fact) -> "Prepared | str":
     """Tokenise a fact, or return the reason why it cannot be traced; not fatal."""
     from lightning_edit.analysis.tracing.restore import Prepared
 
     try:
-        return Prepared.of(tokenizer, fact)
+        return Prepared.of(encoder, fact)
     except DataError as error:
         return str(error)
 

@@ -24,6 +24,42 @@ def write_edits(folder: Path, selection: Selection) -> None:
     write_rows(folder / EDITS, selection.requests)
 
 
+def asking_example(selection: Selection, model_name: str) -> str:
+    """Return Python code that asks an edited chat model its first edit; empty for plain prompts.
+
+    Args:
+        selection: The exported edits.
+        model_name: Python expression of the folder or hub name with the tokenizer.
+    """
+    form = selection.form
+    if not form.chat or not selection.requests:
+        return ""
+    messages = [] if form.system is None else [{"role": "system", "content": form.system}]
+    messages.append({"role": "user", "content": str(selection.requests[0]["prompt"])})
+    listed = "".join(
+        f'    {{"role": {_literal(one["role"])}, "content": {_literal(one["content"])}}},\n'
+        for one in messages
+    )
+    options = "".join(f", {name}={value!r}" for name, value in form.chat_options.items())
+    options = options.replace("`", "\\x60")
+    return (
+        f"\ntokenizer = AutoTokenizer.from_pretrained({model_name})\n"
+        f"messages = [\n{listed}]\n"
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True'
+        f"{options}\n"
+        ")\n"
+        "output = model.generate(**inputs, do_sample=False, max_new_tokens=16)\n"
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], '
+        "skip_special_tokens=True))"
+    )
+
+
+def _literal(text: str) -> str:
+    """Return a text as a Python literal that cannot end the card's block of code."""
+    return json.dumps(text, ensure_ascii=False).replace("`", "\\x60")
+
+
 def write_card(
     folder: Path, selection: Selection, head: Mapping[str, Any], use: str, notes: list[str]
 ) -> None:
@@ -46,6 +82,7 @@ def write_card(
         f"`{selection.model_hash}`",
         f"- editor: {escape_cell(editor)}, "
         f"protocol: {escape_cell(str(opening.get('protocol', 'unknown')))}",
+        f"- prompts: {escape_cell(selection.form.describe())}",
         *(f"- {note}" for note in notes),
     ]
     if selection.picked:

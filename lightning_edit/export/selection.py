@@ -13,6 +13,7 @@ from lightning_edit.edits.entries import Entry
 from lightning_edit.edits.in_force import load_entry
 from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import ExportError
+from lightning_edit.models.prompt_format import PromptFormat
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ class Selection:
                 "export from a run that `lightning-edit edit` made"
             )
         return str(facts[key])
+
+    @property
+    def form(self) -> PromptFormat:
+        """The format of prompts in which the edits were made."""
+        facts = self.opening.get("language_model") or {}
+        return PromptFormat(**(facts.get("prompts") or {}))
 
 
 def select_edits(run: Path, ids: Sequence[str] | None = None) -> Selection:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from lightning_edit.exceptions import ModelLoadError
 from lightning_edit.export.adapter import write_adapter
-from lightning_edit.export.card import write_card, write_edits
+from lightning_edit.export.card import asking_example, write_card, write_edits
 from lightning_edit.export.checkpoint import write_checkpoint
 from lightning_edit.export.folder import atomic_folder, human_size
 from lightning_edit.export.selection import Selection, combine, select_edits
@@ -89,8 +89,14 @@ def export(
             part = _delta(folder, selection)
         write_edits(folder, selection)
         imports, code, head, notes, kept = part
+        asked = asking_example(selection, "PATH" if format == "merged" else json.dumps(base))
+        if asked and format != "delta":
+            imports = [*imports[:-1], "from transformers import AutoTokenizer", ""]
+            use_code = f"{code}\n{asked}"
+        else:
+            use_code = code
         # The folder may be moved with its card, so the card uses the folder's name, not its path.
-        use = "\n".join([*imports, code.replace("PATH", json.dumps(out.name))])
+        use = "\n".join([*imports, use_code.replace("PATH", json.dumps(out.name))])
         write_card(folder, selection, {"tags": _TAGS, **head}, use, notes)
     shown = code.rpartition("\n")[2].replace("PATH", json.dumps(str(out)))
     return Exported(out, human_size(out), len(selection.ids), shown, kept)

@@ -19,7 +19,8 @@ from lightning_edit.cli.doctor_findings import (
 )
 from lightning_edit.exceptions import ArchitectureError, ModelLoadError
 from lightning_edit.models.view import ModelView, resolve
-from tests.models.tiny import build_tiny
+from tests.models.test_prompt_encoder import CHATML, OWN_SYSTEM
+from tests.models.tiny import build_tiny, build_tokenizer
 
 
 def text_of(table: Table) -> str:
@@ -39,6 +40,26 @@ def test_parts_are_listed(family: str) -> None:
     assert ("Conv1D, transposed" in shown) == (family == "gpt2")
     assert ("encoder MLP down" in shown) == (family == "t5")
     assert ("cross-attention out" in shown) == (family == "t5")
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        (None, "none: prompts are plain text"),
+        (CHATML, "yes (no system message of its own); edit through it with --lm_chat true"),
+        (OWN_SYSTEM, "yes (adds the system message 'You are Ada.'); edit"),
+        ("{{ raise_exception('broken') }}", "cannot be rendered (TemplateError: broken)"),
+    ],
+)
+def test_the_chat_template_is_named(
+    template: str | None, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = build_tokenizer(vocab_size=320)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    build_tiny("llama", vocab_size=320).config.save_pretrained(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    assert shown in " ".join(capsys.readouterr().out.split())
 
 
 def test_summary_counts() -> None:

@@ -9,6 +9,7 @@ from lightning_edit.__main__ import main
 from lightning_edit.analysis.tracing.facts import Fact
 from lightning_edit.analysis.tracing.restore import Prepared, Tracer
 from lightning_edit.exceptions import DataError
+from lightning_edit.models.loading import load_language_model
 
 SMALL = ["--samples", "2", "--limit", "3"]
 
@@ -123,3 +124,33 @@ def test_what_cannot_be_traced(
 ) -> None:
     assert trace(tmp_path, *options) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_chat_is_traced_through_its_template(traced: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_language_model("atlas")
+    # A template that adds no word: the model must do what it does in plain text.
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }} {% endfor %}"
+    model.save_pretrained(tmp_path / "chat")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    run = tmp_path / "run"
+    options = ["--lm", str(tmp_path / "chat"), "--lm_chat", "true", "--lm_chat_options", '{"a": 1}']
+    assert trace(run, *options) == 0
+    record = json.loads((run / "trace.json").read_text())
+    form = {"chat": True, "system": None, "separator": None, "chat_options": {"a": 1}}
+    assert record["language_model"]["prompts"] == form
+    tokenizer.chat_template = "{{ bos_token }}Why is {{ messages[0].content }} "
+    tokenizer.save_pretrained(tmp_path / "chat")
+    assert trace(tmp_path / "other", *options) == 0
+    plain, chat, other = (
+        (folder / "trace.jsonl").read_text().splitlines()[1:]
+        for folder in (traced, run, tmp_path / "other")
+    )
+    assert chat == plain
+    assert other != chat
+
+
+def test_a_model_without_a_template_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trace(tmp_path, "--lm_chat", "true") == 2
+    assert "has no chat template" in capsys.readouterr().err

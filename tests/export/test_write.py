@@ -1,5 +1,6 @@
 """Exports are whole or not there, say what they hold, and cost nothing to ask about."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,21 @@ import pytest
 
 from lightning_edit.cli.export import main
 from lightning_edit.cli.undo import main as undo
+from lightning_edit.editors import FTM
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.ledger import Ledger
 from lightning_edit.exceptions import ExportError
 from lightning_edit.export.card import escape_cell
 from lightning_edit.export.write import export
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.prompt_encoder import PromptEncoder
+from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.weights import weights_hash
+from lightning_edit.types import EditRequest
 from tests.disks import file_size_limit
 from tests.export.runs import several, start
+from tests.models.test_prompt_encoder import CHATML, chat_tokenizer
+from tests.models.tiny import build_tiny
 
 # peft 0.21 asks transformers 5.23 for an attribute under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -75,3 +85,41 @@ def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(SystemExit):
             main(["run", *options])
     assert "expected a whole number from 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["peft", "merged"])
+def test_the_card_of_a_chat_edit_asks_through_the_template(
+    kind: Literal["peft", "merged"],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = tmp_path / "base"
+    build_tiny("llama", vocab_size=320, max_position_embeddings=256).save_pretrained(base)
+    chat_tokenizer(CHATML).save_pretrained(base)
+    form = PromptFormat(True, 'Say "```" never.')
+    model, tokenizer = load_language_model(str(base))
+    editor = FTM(layers=[1], lr=1e-2).bind(model, PromptEncoder(tokenizer, form))
+    fact = EditRequest("a", "What is the capital of France?", "Lyon")
+    ledger = Ledger(model, editor, tmp_path / "run" / "ledger")
+    facts = {"name": str(base), "dtype": "float32", "prompts": form.to_dict()}
+    ledger.open(editor="FTM", language_model=facts, protocol="sequential")
+    ledger.commit(editor.edit(encode_batch(editor.prompts, [fact])), [fact])
+    said = editor.continuations([fact.prompt], 16, ledger.in_force)[0]
+    out = export(tmp_path / "run", kind, out=tmp_path / "out", max_rank=None).path
+    card = (out / "README.md").read_text()
+    assert "- prompts: chat template, system message" in card
+    # The example of the card, word for word, in plain transformers and peft.
+    (code,) = re.findall(r"^```python\n(.*?)^```", card, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.rstrip("\n") == said != ""
+    assert "lightning_edit" not in code
+
+
+def test_the_card_of_plain_edits_says_so(tmp_path: Path) -> None:
+    run = several(start(tmp_path, "gpt2"))
+    text = (export(run.path, "delta").path / "README.md").read_text()
+    assert "- prompts: plain text" in text
+    assert "chat" not in text
