@@ -4,10 +4,12 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightning_edit.__main__ import main
+from lightning_edit.models.loading import load_language_model
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
@@ -28,15 +30,28 @@ def run_shell(block: str) -> None:
         assert main(arguments) == 0, line
 
 
+def save_chat_model(folder: Path) -> None:
+    """Save the embedded model with a chat template, in the place of the README's instruct model."""
+    model, tokenizer = load_language_model("atlas")
+    turns = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    tokenizer.chat_template = "{{ bos_token }}" + turns
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.mark.slow
 def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    save_chat_model(Path("path/to/instruct-model"))
     kinds = [kind for kind, _ in BLOCKS]
     assert {"python", "bash", "json"} <= set(kinds)
     for kind, block in BLOCKS:
         if kind == "python":
-            exec(compile(block, "README.md", "exec"), {})
+            names: dict[str, Any] = {}
+            exec(compile(block, "README.md", "exec"), names)
+            if "chat=True" in block:
+                assert names["edited"].generate(names["fact"]["prompt"]).startswith("Oslo")
         elif kind == "json":
             Path("facts.jsonl").write_text(block)
         elif kind == "bash":
