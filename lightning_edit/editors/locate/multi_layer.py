@@ -214,9 +214,11 @@ class MultiLayerEditor(LocateThenEdit, family=True):
                 solved.out_of_reach = self._out_of_reach(targets, bare, rest)
                 if solved.out_of_reach is not None:
                     return solved
-            solved.residuals[number] = rest
+            # One column for every key: a request has one for each form of its prompt.
+            columns = rest.repeat_interleave(len(self.prompts.forms), 0)
+            solved.residuals[number] = columns
             with self.stage("solve"):
-                solution = self.solver.solve(layer, solved.keys[number].mT, rest.mT)
+                solution = self.solver.solve(layer, solved.keys[number].mT, columns.mT)
             update = self.transform(layer, solution)
             solved.updates[number] = update
             solved.solutions.append(solution)
@@ -289,7 +291,8 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     def mean_keys(self, texts: Sequence[TokenizedText], layers: Sequence[int]) -> dict[int, Tensor]:
         """Return keys per layer, (n, f): mean of the bare prompt's key and all other texts' mean.
 
-        Of a request that is written for chat and plain text, it is the mean of both forms.
+        A request that is written for chat and plain text has a key for either form, one behind the
+        other; their mean would be written too weakly at both.
 
         Args:
             texts: Every request in every template, the bare prompt of each first.
@@ -303,11 +306,8 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     def _average_over_templates(self, keys: Float[Tensor, "r f"]) -> Float[Tensor, "n f"]:
         grouped = keys.reshape(-1, len(self.templates), keys.shape[1])
         if len(self.templates) == 1:
-            found = grouped[:, 0]
-        else:
-            found = torch.stack([grouped[:, 0], grouped[:, 1:].mean(1)]).mean(0)
-        forms = len(self.prompts.forms)
-        return found if forms == 1 else found.reshape(-1, forms, keys.shape[1]).mean(1)
+            return grouped[:, 0]
+        return torch.stack([grouped[:, 0], grouped[:, 1:].mean(1)]).mean(0)
 
     def by_parameter(self, updates: Mapping[int, WeightUpdate]) -> dict[str, WeightUpdate]:
         """Map layer updates to parameter names."""
