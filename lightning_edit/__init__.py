@@ -11,7 +11,7 @@ from typing import Any
 _NAMES: dict[str, str] = {
     "callbacks": "CollapseCallback CollapseGuard DriftCallback EditEvaluation EfficiencyCallback "
     "LocalityCallback MeasurementCallback OverfittingCallback PortabilityCallback ReportCallback "
-    "RippleCallback",
+    "RippleCallback RobustnessCallback",
     "datamodules": "AtlasDataModule CounterFactDataModule EditDataModule FileDataModule "
     "JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule RippleEditsDataModule "
     "ZsREDataModule",

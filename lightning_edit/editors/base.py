@@ -16,7 +16,7 @@ from lightning_edit.editors.hypernetwork.checkpoint import EditorCheckpoint
 from lightning_edit.editors.loop_steps import LoopSteps
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
-from lightning_edit.edits.exclusive import exactly
+from lightning_edit.edits.exclusive import exactly, model_lock
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import Runtime
 from lightning_edit.exceptions import (
@@ -146,6 +146,7 @@ class Editor(HistoryHooks, LoopSteps, ABC):
             )
         require_finite_weights(model)
         self._prompts = prompts
+        model_lock(model)  # made before anything looks at the model's attributes
         self._bound = (model, self._prompts.tokenizer, view)
         self._remembered = []
         self.on_bind()

@@ -45,6 +45,7 @@ def test_rows_begin_a_text_and_weigh_the_answer() -> None:
         PackedRows(encoded, end_id, length=8, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*:FutureWarning")
 def test_a_few_steps_learn_and_save_a_model_that_loads(tmp_path: Path) -> None:
     data = AtlasTextDataModule(vocab_size=600, length=64, batch_size=2)

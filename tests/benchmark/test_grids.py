@@ -25,6 +25,7 @@ def untouched(cell: Cell) -> CellOutcome:
     return CellOutcome(cell, "open" if cell.absent is None else "absent", cell.absent or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_a_grid_expands_and_its_editors_can_be_made(
     path: Path, monkeypatch: pytest.MonkeyPatch

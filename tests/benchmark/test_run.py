@@ -49,6 +49,7 @@ def found(out: Path) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_shown_and_the_grid_goes_on(
     grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,7 @@ def test_single_reports_the_mean_over_edits(tmp_path: Path) -> None:
     assert results["points"][1]["metrics"]["drift/change"] == pytest.approx(sum(each) / 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail_at", ["fact-0", "fact-4", "fact-6", "fact-11"])
 def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(
     tmp_path: Path, fail_at: str

@@ -128,6 +128,7 @@ def test_half_precision_module(tmp_path: Path) -> None:
     assert 0 <= run.callback_metrics["locality/kept@tf"] <= 1
 
 
+@pytest.mark.slow
 def test_resume_compares_with_the_model_before_the_first_step(tmp_path: Path) -> None:
     module = FineTuning()
     facts = known_facts(module)

@@ -57,6 +57,7 @@ def in_force(run: Path) -> list[str]:
     return [name for entry in Journal(run / "ledger").active() for name in entry.ids]
 
 
+@pytest.mark.slow
 def test_the_stream_goes_on_without_the_edit_that_broke_the_model(tmp_path: Path) -> None:
     ruined = edit(tmp_path / "ruined", CollapseCallback(texts=TEXTS, every_n_commits=1))
     saved = edit(tmp_path / "saved", CollapseCallback(texts=TEXTS, every_n_commits=1), guard())
@@ -122,6 +123,7 @@ def test_single_edits_are_taken_back_once(tmp_path: Path) -> None:
     assert in_force(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail_at", ["fact-2", "fact-6"])
 def test_a_resumed_run_decides_as_an_uninterrupted_one(tmp_path: Path, fail_at: str) -> None:
     def callbacks() -> list[Any]:

@@ -52,6 +52,7 @@ def measured(run: Any) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_resumed_and_uninterrupted_trainings_agree(tmp_path: Path) -> None:
     half = trainer(tmp_path, *callbacks(tmp_path / "half"), max_epochs=2)
     half.fit(FineTuning(), loader(), loader(1))

@@ -94,6 +94,7 @@ def test_an_editor_that_does_nothing_makes_no_ripple(tmp_path: Path) -> None:
     assert values["locality/kept@tf"] == 1
 
 
+@pytest.mark.slow
 def test_an_editor_that_leaks_along_its_key_is_seen_where_keys_are_similar(tmp_path: Path) -> None:
     editor = Leaking().bind(*load_language_model("atlas"))
     facts = random.Random(0).sample(atlas_facts(load_atlas()), 400)
@@ -134,6 +135,7 @@ def test_rows_say_what_a_page_needs_and_edited_facts_are_in_no_set(tmp_path: Pat
     assert values["ripple.near/facts"] == len(near) == 40
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     options = {"protocol": "sequential", "eval_at": [2, "end"], "checkpoint_every": 1}
     whole = edit(tmp_path / "whole", ToyEditor(), **options)

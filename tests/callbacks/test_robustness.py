@@ -47,6 +47,7 @@ def generate(model: Any, tokenizer: Any, system: str | None, question: str) -> s
     return str(tokenizer.decode(written[read.shape[1] :], skip_special_tokens=True))
 
 
+@pytest.mark.slow
 def test_the_share_that_holds_is_that_of_the_models_own_answers(tmp_path: Path) -> None:
     model, tokenizer = wide_model(), chat_tokenizer()
     systems = (None, "the land", "the city", "of land")

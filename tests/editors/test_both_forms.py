@@ -73,6 +73,7 @@ def test_the_target_is_likelier_in_chat_and_in_plain_text(name: str) -> None:
     assert (nll(model, chat, fact), nll(model, plain, fact)) == before
 
 
+@pytest.mark.slow
 def test_an_edit_for_chat_alone_says_less_in_plain_text() -> None:
     model, tokenizer = tiny()
     plain = PromptEncoder(tokenizer)

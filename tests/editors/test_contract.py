@@ -158,6 +158,7 @@ def test_another_request_gives_another_delta(editor_class: type[Editor], family:
     assert not same(other, edited(editor_class, family), 0.1)
 
 
+@pytest.mark.slow
 @each
 @every
 def test_independent_edits_equal_edits_alone(editor_class: type[Editor], family: str) -> None:
@@ -187,6 +188,7 @@ def test_saved_deltas_load_equal(editor_class: type[Editor], tmp_path: Path) -> 
     assert (loaded.request_ids, loaded.prompts) == (delta.request_ids, dict(delta.prompts))
 
 
+@pytest.mark.slow
 @each
 def test_edits_where_gradients_are_off(editor_class: type[Editor]) -> None:
     own = case(editor_class, "gpt2")

@@ -120,6 +120,7 @@ def test_a_run_is_resumed_with_its_judge(tmp_path: Path) -> None:
         Evaluation(scorer, progress=False).take_baseline(requests, folder)
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_judge(tmp_path: Path) -> None:
     words = "edit --model FTM --model.steps 1 --data AtlasDataModule --data.limit 1 --modes [gen]"
     judge = "lightning_edit.evaluation.judges.exact"

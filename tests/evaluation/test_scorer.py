@@ -76,6 +76,7 @@ def flat(scores: list[ProbeScore]) -> Iterator[float]:
             yield from answer.nlls
 
 
+@pytest.mark.slow
 def test_outcomes_do_not_depend_on_batch_size_or_padding_side(model: nn.Module) -> None:
     reference = score(model, batch_size=1)
     for batch_size, side in [(1, "left"), (8, "right"), (8, "left"), (64, "left"), (64, "right")]:

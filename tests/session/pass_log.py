@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_edit.callbacks.base import MeasurementCallback
 from lightning_edit.editors.base import Editor
 from lightning_edit.session.edit_session import EditSession
+from lightning_edit.session.measurement_log import ScoreLog
 
 #: Bytes of a cache line, and of the widest vector register: kernels treat what does not begin at
 #: such a place on its own.
@@ -107,9 +108,14 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[PassLog]:
         with log.within(None):
             shown(self, *args)
 
-    shown = MeasurementCallback.show
+    def point(self: ScoreLog, *args: Any) -> None:
+        with log.within(None):
+            told(self, *args)
+
+    shown, told = MeasurementCallback.show, ScoreLog.point
     with monkeypatch.context() as patch, log:
         patch.setattr(MeasurementCallback, "show", show)
+        patch.setattr(ScoreLog, "point", point)
         patch.setattr(Editor, "stage", quiet)
         patch.setattr(EditSession, "training_step", step)
         patch.setattr(EditSession, "_commit", committed)

@@ -82,6 +82,7 @@ def test_single_logs_the_means_so_far(tmp_path: Path) -> None:
     assert logger.settings["protocol"] == "single"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_logs_the_means_of_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, cut, rest = Notebook(), Notebook(), Notebook()
     options: dict[str, Any] = {"protocol": "single", "checkpoint_every": 3}

@@ -147,7 +147,7 @@ def test_ctrl_c_ends_after_a_save_and_says_how_to_go_on(
 
     few = [*arguments, "--max_tokens", "5000"]
     monkeypatch.setattr(PartialSums, "save", interrupted)
-    assert main([*few, "--restart"]) == 1
+    assert main([*few, "--restart"]) == 130
     told = capsys.readouterr().err
     assert "go on where it ended with\n  lightning-edit stats --lm" in told
     assert "--restart" not in told

@@ -48,6 +48,7 @@ def test_the_curve_runs_from_the_original_to_the_edited_model(single: Path) -> N
     assert (single / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["single", "batch"])
 def test_numbers_are_those_of_edit_with_that_alpha(protocol: str, tmp_path: Path) -> None:
     ours = tmp_path / "ours"

@@ -73,6 +73,7 @@ def names_of(view: ModelView, kind: Kind, layer: int) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("rows_per_pass", [2, 64])
 def test_effects_are_those_of_one_state_at_a_time(family: str, rows_per_pass: int) -> None:

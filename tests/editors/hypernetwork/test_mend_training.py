@@ -32,6 +32,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_training_learns_validates_and_leaves_the_language_model_alone(
     gpt2: tuple[Any, Any], tmp_path: Path
 ) -> None:

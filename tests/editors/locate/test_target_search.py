@@ -68,6 +68,7 @@ def test_equals_plain_search(family: str, site: str) -> None:
 EASY = replace(OBJECTIVE, steps=14, lr=0.2, clamp=20.0, threshold=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["subject_last", "prompt_end"])
 @pytest.mark.parametrize(("site", "block"), [("mlp", 0), ("block", 0), ("mlp", 1)])
 def test_requests_leave_when_they_are_done(site: str, block: int, position: str) -> None:

@@ -18,6 +18,7 @@ from tests.models.tiny import TINY, build_tokenizer
 
 # Ten edits leave a model whose continuations are no whole characters: tokens that are found behind
 # the ids of those before, and not behind their text, make 13 of 512 neurons come out differently.
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["single", "seq10"])
 def test_deltas_agree_with_the_port(mode: str) -> None:
     example = golden(f"EasyEdit-KN/tiny-gpt2/{mode}")

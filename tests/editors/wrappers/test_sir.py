@@ -38,6 +38,7 @@ def memit(example: Golden, language_model: Any, folder: Path) -> MEMIT:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restore", ["residual", "search"])
 def test_moved_facts_are_restored_and_the_edits_hold(restore: Any, tmp_path: Path) -> None:
     example = golden("MEMIT/tiny-gpt2/ten-float32")
