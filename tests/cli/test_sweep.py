@@ -18,6 +18,8 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.weights import weights_hash
 
+pytestmark = pytest.mark.slow  # minutes in all: whole edits, studies and traces of a real model
+
 DATA = ["--data", "AtlasDataModule", "--facts", "2"]
 FTL_OPTIONS = ["--model", "FTL", "--model.lr", "5e-3", "--model.norm_constraint", "2e-2", *DATA]
 

@@ -11,6 +11,8 @@ from lightning_edit.analysis.tracing.restore import Prepared, Tracer
 from lightning_edit.exceptions import DataError
 from lightning_edit.models.loading import load_language_model
 
+pytestmark = pytest.mark.slow  # minutes in all: whole edits, studies and traces of a real model
+
 SMALL = ["--samples", "2", "--limit", "3"]
 
 
@@ -40,7 +42,6 @@ def test_the_last_subject_token_carries_facts_in_the_lower_mlps(traced: Path) ->
         assert (traced / f"trace-{kind}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_numbers(
     traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +65,6 @@ def test_another_run_is_refused(traced: Path, capsys: pytest.CaptureFixture[str]
     assert "another noise" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_an_interrupt_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +128,6 @@ def test_what_cannot_be_traced(
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_chat_is_traced_through_its_template(traced: Path, tmp_path: Path) -> None:
     model, tokenizer = load_language_model("atlas")
     # A template that adds no word: the model must do what it does in plain text.

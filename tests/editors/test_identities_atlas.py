@@ -14,6 +14,8 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import EditBatch
 
+pytestmark = pytest.mark.slow  # minutes in all: whole edits, studies and traces of a real model
+
 #: One layer and the bare prompt only: keys then do not move, and every identity is exact.
 ONE: dict[str, Any] = {"layers": [1], "context_templates": ["{}"], "steps": 8}
 FACTORS = 1e-5  # deltas are stored as float32 factors
@@ -153,7 +155,6 @@ def test_alphaedit_leaves_what_text_uses_untouched(atlas: Any) -> None:
     assert harm[0] < 0.1 * harm[1]
 
 
-@pytest.mark.slow
 def test_encore_ends_a_search_when_the_target_was_likeliest_often_enough(atlas: Any) -> None:
     model, tokenizer, batch = atlas
     search: dict[str, Any] = {"layers": [0], "clamp": 4.0, "steps": 25, "threshold": 0.0}
@@ -169,7 +170,6 @@ def test_encore_ends_a_search_when_the_target_was_likeliest_often_enough(atlas: 
     assert first.delta.norm() < never.delta.norm()
 
 
-@pytest.mark.slow
 def test_pmet_ends_a_search_when_it_is_certain_and_calm(atlas: Any) -> None:
     model, tokenizer, batch = atlas
     search: dict[str, Any] = {"clamp": 4.0, "layers": [0], "threshold": 0.0, "steps": 25}

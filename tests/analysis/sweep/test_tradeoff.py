@@ -14,6 +14,8 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.weights import weights_hash
 
+pytestmark = pytest.mark.slow  # minutes in all: whole edits, studies and traces of a real model
+
 DATA = ["--data", "AtlasDataModule", "--facts", "2"]
 HOST = {"lr": "5e-3", "norm_constraint": "2e-2", "layers": "[3]"}
 FTL_HOST = ["--model", "FTL", *(x for k, v in HOST.items() for x in (f"--model.{k}", v))]
@@ -48,7 +50,6 @@ def test_the_curve_runs_from_the_original_to_the_edited_model(single: Path) -> N
     assert (single / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["single", "batch"])
 def test_numbers_are_those_of_edit_with_that_alpha(protocol: str, tmp_path: Path) -> None:
     ours = tmp_path / "ours"

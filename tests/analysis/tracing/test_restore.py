@@ -14,6 +14,8 @@ from lightning_edit.functional.tracing import noise, window
 from lightning_edit.models.view import ModelView, resolve
 from tests.models.tiny import TINY, build_tokenizer
 
+pytestmark = pytest.mark.slow  # minutes in all: whole edits, studies and traces of a real model
+
 FACT = Fact("The mother tongue of Danielle Darrieux is", "Danielle Darrieux", 21, "French")
 DECODERS = sorted(set(TINY) - {"t5", "bart"})
 SCALE, SAMPLES, WIDTH = 0.7, 2, 2
@@ -73,7 +75,6 @@ def names_of(view: ModelView, kind: Kind, layer: int) -> list[str]:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("rows_per_pass", [2, 64])
 def test_effects_are_those_of_one_state_at_a_time(family: str, rows_per_pass: int) -> None:

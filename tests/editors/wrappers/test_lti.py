@@ -15,6 +15,8 @@ from lightning_edit.models.prompt_encoder import PromptText
 from tests.editors.golden import batch, golden, model, relative, statistics, tokenizer
 from tests.editors.wrappers.plain_lti import plain_lti
 
+pytestmark = pytest.mark.slow  # minutes in all: whole edits, studies and traces of a real model
+
 
 def bound(folder: Path, **arguments: Any) -> LTI:
     example = golden("MEMIT/tiny-gpt2/ten-float32")
@@ -34,7 +36,6 @@ def requests() -> list:
     return batch(golden("MEMIT/tiny-gpt2/ten-float32")).requests[:5]
 
 
-@pytest.mark.slow
 def test_without_constraints_it_is_the_search_of_the_host(tmp_path: Path) -> None:
     editor = bound(tmp_path, nll=1.0, last=0.0, middle=0.0)
     editor.host.objective = replace(editor.host.objective, kl_factor=0.0)
@@ -70,7 +71,6 @@ def test_the_reference_is_read_at_the_shifted_positions(tmp_path: Path) -> None:
         assert torch.allclose(found.middle[-1], expected.log_softmax(-1), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_all_requests_together_are_the_plain_search_one_by_one(tmp_path: Path) -> None:
     editor = bound(tmp_path, nll=0.5, last=0.1, middle=0.1)
     part = encode_batch(editor.tokenizer, requests())
@@ -90,7 +90,6 @@ def test_all_requests_together_are_the_plain_search_one_by_one(tmp_path: Path) -
         assert together.losses[number] == pytest.approx(apart.losses[0], rel=1e-4)
 
 
-@pytest.mark.slow
 def test_few_rows_a_pass_change_nothing(tmp_path: Path) -> None:
     editor = bound(tmp_path)
     part = encode_batch(editor.tokenizer, requests())

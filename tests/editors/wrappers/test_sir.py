@@ -15,6 +15,8 @@ from lightning_edit.exceptions import DataError
 from lightning_edit.types import EditRequest
 from tests.editors.golden import Golden, batch, golden, model, statistics, tokenizer
 
+pytestmark = pytest.mark.slow  # minutes in all: whole edits, studies and traces of a real model
+
 
 def neighbours(example: Golden) -> list[EditRequest]:
     facts = {}
@@ -38,7 +40,6 @@ def memit(example: Golden, language_model: Any, folder: Path) -> MEMIT:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("restore", ["residual", "search"])
 def test_moved_facts_are_restored_and_the_edits_hold(restore: Any, tmp_path: Path) -> None:
     example = golden("MEMIT/tiny-gpt2/ten-float32")
