@@ -10,6 +10,7 @@ from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor
 from lightning_edit.edits.request_rows import as_requests
+from lightning_edit.exceptions import LedgerError
 from lightning_edit.types import EditRequest
 
 
@@ -67,6 +68,7 @@ class EditedModel:
         Raises:
             DataError: If there are no requests, or one is not valid.
         """
+        self._require_own_editor()
         # Names are not used again after an undo: `edit-0` is one edit for the life of this handle.
         listed = as_requests(requests, first=self._named)
         self._named += len(listed)
@@ -91,8 +93,16 @@ class EditedModel:
         Returns:
             The continuation, without the prompt.
         """
+        self._require_own_editor()
         in_force = self.ledger.in_force
         return self.editor.continuations([prompt], max_new_tokens, in_force)[0]
+
+    def _require_own_editor(self) -> None:
+        if self.editor.language_model is not self.model:
+            raise LedgerError(
+                f"this {type(self.editor).__name__} has been bound to another model since, so it "
+                "can no longer edit or ask this one; make an editor object for each model"
+            )
 
     def undo(self, ids: str | Sequence[str] | None = None) -> "EditedModel":
         """Undo edits; after undoing all of them the model is bit-identical to the original.

@@ -8,7 +8,7 @@ starts fast.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,26 @@ class Journal:
         # Those undone by then are read by a later redo alone.
         gone = _undone_seqs(kept)
         self.require_files([one for one in _commits(kept) if one.seq not in gone])
+
+    def require_only(self, ids: Collection[str], lines: int) -> None:
+        """Check that nobody has written other edits behind a checkpoint, which a resume would lose.
+
+        Args:
+            ids: Requests of the run.
+            lines: Lines of the journal that the checkpoint knows.
+
+        Raises:
+            LedgerError: If there is a commit of another request.
+        """
+        others = [
+            name for entry in _commits(self._lines[lines:]) for name in entry.ids if name not in ids
+        ]
+        if others:
+            raise LedgerError(
+                f"{self.path}: {', '.join(others[:8])} {'was' if len(others) == 1 else 'were'} "
+                "written to this run after its last checkpoint, and resuming would lose that; go "
+                "on with EditedModel.open on this folder, or start a new run"
+            )
 
     def _check_lines(self, lines: int) -> None:
         if lines > len(self._lines):

@@ -136,7 +136,8 @@ def contains_answer(continuation: str, accepted: Sequence[str]) -> bool:
 def same_answer(first: str, second: str, accepted: Sequence[str]) -> bool:
     """Return whether two continuations of one prompt give the same answer.
 
-    If at least one of them starts with an accepted answer, both must start with the same one.
+    If at least one of them starts with an accepted answer, the other must start with it too, or
+    contain it as whole words: a model that answers in sentences keeps its answer in other words.
     Otherwise neither answer is known, and their first n words must agree, with n the number of
     words of the longest accepted answer.
 
@@ -148,12 +149,21 @@ def same_answer(first: str, second: str, accepted: Sequence[str]) -> bool:
     Example:
         >>> same_answer("Rome. It is old", "Rome, Italy", ["Rome"])
         True
+        >>> same_answer("Rome", "The capital is Rome.", ["Rome"])
+        True
         >>> same_answer("Rome", "Paris", ["Rome"]), same_answer("in Paris", "in Lyon", ["New York"])
         (False, False)
     """
     given = [given_answers(text, accepted) for text in (first, second)]
+    if given[0] & given[1]:
+        return True
     if any(given):
-        return bool(given[0] & given[1])
+        texts = (second, first)
+        return any(
+            contains_answer(text, [answer])
+            for text, answers in zip(texts, given, strict=True)
+            for answer in answers
+        )
     size = max(len(words(answer)) for answer in accepted)
     begins = [_texts(_from_first_word(words(text))[:size]) for text in (first, second)]
     return begins[0] == begins[1]

@@ -149,6 +149,9 @@ class EditSession(MeasurementDriver):
         if self._started:
             return
         journal = self.ledger.journal
+        lines = 1 if self._restored_state is None else self._restored_state["lines"]
+        if journal is not None and self.resume:
+            journal.require_only({request.id for request in self.stream.requests}, lines)
         if self._restored_state is not None:
             self.rows.cut(self._restored_state["rows"])
             self.measures.start(self._restored_state["measures"])
