@@ -42,11 +42,17 @@ _VERBS: dict[str, tuple[str, str]] = {
 
 _COMMON = (
     ("--model CLASS", "the editor; its arguments as --model.layers '[5]'"),
-    ("--data CLASS", "the facts; its arguments as --data.limit 20"),
+    ("--data CLASS", "the facts; its arguments as --data.limit 20, --data.separator ' -> '"),
     ("--lm NAME", "the language model: atlas (default), a folder of a saved model, or a hub name"),
     ("--lm_dtype TYPE", "type of its weights: float32 (default), bfloat16, float16, float64"),
     ("--lm_bos true", "put BOS before every text, for models that were trained so"),
-    ("--lm_chat true", "ask through the model's chat template: prompts are the user's turn"),
+    (
+        "--lm_chat true|both",
+        "ask through the model's chat template: prompts are the user's turn; both: write plain "
+        "text as well",
+    ),
+    ("--lm_system TEXT", "system message of the chat"),
+    ("--lm_chat_options MAP", "variables of the template, such as '{enable_thinking: false}'"),
     ("--lm_revision REV", "branch, tag or commit of a hub model"),
     ("--run FOLDER", "folder of everything that is written; default: runs/<time>-<class>"),
     ("--config FILE", "YAML with any of these options; several are stacked, the last one counts"),
