@@ -10,7 +10,7 @@ from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor
 from lightning_edit.edits.request_rows import as_requests
-from lightning_edit.exceptions import LedgerError
+from lightning_edit.exceptions import DataError, LedgerError
 from lightning_edit.types import EditRequest
 
 
@@ -92,7 +92,11 @@ class EditedModel:
 
         Returns:
             The continuation, without the prompt.
+
+        Raises:
+            DataError: If the prompt is not text, or no token may be generated.
         """
+        require_question(prompt, max_new_tokens)
         self._require_own_editor()
         in_force = self.ledger.in_force
         return self.editor.continuations([prompt], max_new_tokens, in_force)[0]
@@ -117,18 +121,35 @@ class EditedModel:
             self.ledger.undo(self.ledger.request_ids if ids is None else listed_ids(ids))
         return self
 
-    def redo(self, ids: str | Sequence[str]) -> "EditedModel":
+    def redo(self, ids: str | Sequence[str] | None = None) -> "EditedModel":
         """Redo undone edits: put them back into force at their old positions.
 
         Args:
-            ids: Requests that :meth:`undo` undid.
+            ids: Requests that :meth:`undo` undid; ``None``: all.
 
         Returns:
             This handle; the model has the bits that it had with these edits.
         """
         with exclusive(self.model):
-            self.ledger.redo(listed_ids(ids))
+            back = self.ledger.undone_ids if ids is None else listed_ids(ids)
+            self.ledger.redo(back)
         return self
+
+
+def require_question(prompt: object, max_new_tokens: int) -> None:
+    """Check what is to be continued.
+
+    Args:
+        prompt: Text to continue.
+        max_new_tokens: Maximum number of new tokens.
+
+    Raises:
+        DataError: If the prompt is not text or is empty, or no token may be generated.
+    """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise DataError(f"the prompt must be text to continue, one at a time; got {prompt!r}")
+    if max_new_tokens < 1:
+        raise DataError(f"max_new_tokens must be 1 or more; got {max_new_tokens}")
 
 
 def listed_ids(ids: str | Sequence[str]) -> Sequence[str]:

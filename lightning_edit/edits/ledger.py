@@ -73,6 +73,13 @@ class Ledger:
         return tuple(request for entry in self.in_force.entries for request in entry.ids)
 
     @property
+    def undone_ids(self) -> tuple[str, ...]:
+        """Undone requests that :meth:`redo` can put back, in the order of their commits."""
+        entries = (self._undone[seq][0] for seq in sorted(self._undone))
+        names = dict.fromkeys(request for entry in entries for request in entry.ids)
+        return tuple(name for name in names if name not in self._ids)
+
+    @property
     def deltas(self) -> list[Delta]:
         """Deltas in force, in the order of their commits, all of them in memory."""
         return list(self.in_force)
@@ -167,7 +174,8 @@ class Ledger:
             raise LedgerError(
                 f"the edit of {', '.join(delta.request_ids[:4])} acts at run time (it holds "
                 f"{held}), but this ledger has nothing that installs that, so nothing was written; "
-                "give the ledger a runtime"
+                "give the ledger a runtime, or open the run with its editor: "
+                "EditedModel.open(run, editor=...)"
             )
 
     def _commit(self, trial: StagedEdit) -> Entry:

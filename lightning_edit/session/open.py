@@ -15,7 +15,7 @@ from torch import nn
 
 import lightning_edit.editors as editors
 from lightning_edit.editors.base import Editor
-from lightning_edit.edits.edited_model import EditedModel, listed_ids
+from lightning_edit.edits.edited_model import EditedModel, listed_ids, require_question
 from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.journal import Journal
 from lightning_edit.edits.ledger import Ledger
@@ -116,6 +116,7 @@ class EditedRun(EditedModel):
         """
         if self.editor is not None:
             return super().generate(prompt, max_new_tokens)
+        require_question(prompt, max_new_tokens)
         responder = ModelResponder(self.model, self.prompts)
         return responder.generate_until([Question(prompt, max_new_tokens)], stop=())[0]
 
@@ -133,17 +134,18 @@ class EditedRun(EditedModel):
             self.ledger.undo(gone, by="user")
         return self
 
-    def redo(self, ids: str | Sequence[str]) -> "EditedRun":
+    def redo(self, ids: str | Sequence[str] | None = None) -> "EditedRun":
         """Redo undone edits: put them back into force at their old positions.
 
         Args:
-            ids: Requests that were undone.
+            ids: Requests that were undone; ``None``: all.
 
         Returns:
             This handle; the model has the bits that it had with these edits.
         """
         with run_lock(self.folder.path), exclusive(self.model):
-            self.ledger.redo(listed_ids(ids), by="user")
+            back = self.ledger.undone_ids if ids is None else listed_ids(ids)
+            self.ledger.redo(back, by="user")
         return self
 
     def report(self, page: str | Path | None = None) -> str:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_edit.edits.edited_model import EditedModel
-from lightning_edit.exceptions import LedgerError
+from lightning_edit.edits.edited_model import EditedModel, require_question
+from lightning_edit.exceptions import DataError, LedgerError
+from lightning_edit.models.weights import weights_hash
 from lightning_edit.report.undone import undone_edits
 from lightning_edit.session.trainer import EditTrainer
 from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
@@ -47,3 +48,22 @@ def test_a_handle_whose_editor_went_to_another_model_says_so() -> None:
         with pytest.raises(LedgerError, match="bound to another model since"):
             ask()
     first.undo()
+
+
+def test_a_handle_redoes_all_and_refuses_what_is_no_question() -> None:
+    handle = ToyEditor().edit_model(
+        toy_model(),
+        toy_tokenizer(),
+        [{"prompt": f"the capital of land{i} is", "target": f"city{i}"} for i in (1, 2)],
+    )
+    before = weights_hash(handle.model)
+    handle.undo()
+    assert weights_hash(handle.model) != before
+    handle.redo()
+    assert weights_hash(handle.model) == before
+    assert handle.ledger.undone_ids == ()
+    for prompt, limit in ((" ", 4), ("the capital", 0)):
+        with pytest.raises(DataError):
+            handle.generate(prompt, limit)
+    with pytest.raises(DataError, match="must be text"):
+        require_question(5, 4)
