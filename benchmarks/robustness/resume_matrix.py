@@ -76,6 +76,8 @@ CALLBACKS: dict[str, Callable[[], MeasurementCallback]] = {
     "ReportCallback": every_callback.ReportCallback,
     "RippleCallback": lambda: every_callback.RippleCallback(size=5),
 }
+#: Callbacks that the embedded model cannot have, with the reason.
+NOT_ASKED = {"RobustnessCallback": "asks through a chat template, which the model has not"}
 PROTOCOLS = ("single", "batch", "sequential")
 THREADS = (1, 2)
 #: What the kill interrupts.
@@ -278,7 +280,7 @@ def main() -> None:
         if isinstance(kind, type)
         and issubclass(kind, MeasurementCallback)
         and kind is not MeasurementCallback
-    } - CALLBACKS.keys()
+    } - CALLBACKS.keys() - NOT_ASKED.keys()
     if absent:
         parser.error(f"no settings for the callbacks {', '.join(sorted(absent))}; add them here")
     chosen = [cell for cell in cells(options.pairs) if options.only in cell.name]
