@@ -274,13 +274,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    absent = {
-        name
-        for name, kind in vars(every_callback).items()
-        if isinstance(kind, type)
-        and issubclass(kind, MeasurementCallback)
-        and kind is not MeasurementCallback
-    } - CALLBACKS.keys() - NOT_ASKED.keys()
+    absent = (
+        {
+            name
+            for name, kind in vars(every_callback).items()
+            if isinstance(kind, type)
+            and issubclass(kind, MeasurementCallback)
+            and kind is not MeasurementCallback
+        }
+        - CALLBACKS.keys()
+        - NOT_ASKED.keys()
+    )
     if absent:
         parser.error(f"no settings for the callbacks {', '.join(sorted(absent))}; add them here")
     chosen = [cell for cell in cells(options.pairs) if options.only in cell.name]
