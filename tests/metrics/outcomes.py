@@ -138,5 +138,16 @@ def _measures(row: dict) -> dict[str, float]:
         a, b = row["forced"][0]["argmax_ids"], pre["forced"][0]["argmax_ids"]
         values["kept@tf"] = sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
         if None not in (row["generated"], pre["generated"]):
-            values["kept@gen"] = float(row["generated"][:4] == pre["generated"][:4])
+            values["kept@gen"] = _same(row["generated"], pre["generated"], row["answers"])
     return values
+
+
+def _same(text: str, other: str, answers: list[str]) -> float:
+    def where(pattern: str, one: str) -> set[str]:
+        return {answer for answer in answers if re.search(pattern % re.escape(answer), one)}
+
+    starts = [where(r"^%s\b", one) for one in (text, other)]
+    if not any(starts):
+        return float(text[:4] == other[:4])
+    contains = [where(r"\b%s\b", one) for one in (text, other)]
+    return float(bool(starts[0] & contains[1] or starts[1] & contains[0]))
