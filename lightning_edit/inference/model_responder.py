@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_edit.functional.scores import token_scores
@@ -210,7 +211,8 @@ def _windows(ids: Ids, room: int | None) -> list[tuple[ReadRow, Ids]]:
 
 
 def _score(logits: Any, targets: Sequence[Ids]) -> list[TokenScores]:
-    flat = logits.new_tensor([token for ids in targets for token in ids]).long()
+    # Token ids must not pass through the logits' own type: bfloat16 rounds above 256.
+    flat = torch.tensor([token for ids in targets for token in ids], device=logits.device)
     nll, best = token_scores(logits, flat)
     nlls, chosen = nll.tolist(), best.tolist()
     found, start = [], 0

@@ -154,3 +154,18 @@ def test_a_task_of_lm_evaluation_harness_runs_on_an_edited_model(
     assert accuracy(editor, edited.ledger.in_force) == 1.0
     edited.undo()
     assert accuracy(editor, edited.ledger.in_force) == 0.0
+
+
+def test_running_text_in_half_precision_scores_the_tokens_that_stand_there() -> None:
+    model = build_tiny("gpt2", vocab_size=1000).bfloat16()
+    tokenizer = build_tokenizer(vocab_size=1000)
+    tokenizer.add_tokens([f"word{number}" for number in range(1000 - len(tokenizer))])
+    text = "word500 word501 word503"
+    ids = tokenizer(text)["input_ids"]
+    assert max(ids) > 512  # bfloat16 holds no odd number from there on
+    (score,) = ModelResponder(model, tokenizer).loglikelihood_rolling([text])
+    assert list(score.tokens) == ids[1:]
+    with torch.no_grad():
+        expected = -model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+    picked = expected[range(len(ids) - 1), ids[1:]].tolist()
+    assert score.nlls == pytest.approx(picked, rel=0.05, abs=0.05)
