@@ -14,6 +14,9 @@ from lightning_edit.edits.entries import Entry, require_file
 
 #: Deltas of a run on disk that stay in memory: as many as a key history looks back at.
 _CACHED = 64
+#: Deltas that act at run time and hold no more values than this stay in memory: what acts is built
+#: from the whole list at every commit.
+_SMALL = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class EditsInForce(Sequence[Delta]):
         self._load = load
         self.entries: list[Entry] = []
         self._deltas: OrderedDict[int, Delta] = OrderedDict()
+        self._small: dict[int, Delta] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -70,7 +74,7 @@ class EditsInForce(Sequence[Delta]):
         Raises:
             LedgerError: If its file is missing or was changed.
         """
-        found = self._deltas.get(entry.seq)
+        found = self._small.get(entry.seq) or self._deltas.get(entry.seq)
         if found is None:
             assert self._load is not None  # without a file every delta stays in memory
             found = self._load(entry)
@@ -111,8 +115,12 @@ class EditsInForce(Sequence[Delta]):
         self.entries = [entry for entry in self.entries if entry.seq not in seqs]
         for seq in seqs:
             self._deltas.pop(seq, None)
+            self._small.pop(seq, None)
 
     def _keep(self, entry: Entry, delta: Delta) -> None:
+        if (delta.state or delta.prompts) and delta.numel() <= _SMALL:
+            self._small[entry.seq] = delta
+            return
         self._deltas[entry.seq] = delta
         self._deltas.move_to_end(entry.seq)
         if self._load is not None and len(self._deltas) > _CACHED:

@@ -39,11 +39,12 @@ def first_tensor(value: Any) -> Tensor:
     return head
 
 
-def _replace_first(value: Any, new: Tensor) -> Any:
+def replace_first(value: Any, new: Tensor) -> Any:
+    """Return a module's output with another hidden state, keeping the rest of a tuple."""
     return (new, *value[1:]) if isinstance(value, tuple) else new
 
 
-def _hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """Return a module's hidden-state argument; Llama's attention gets it as a keyword."""
     return first_tensor(args[0] if args else kwargs.get("hidden_states"))
 
@@ -64,13 +65,44 @@ def hooked(
         after: A forward hook: gets the module, its arguments and its output, may return another.
         with_kwargs: Whether ``before`` gets keyword arguments too.
     """
-    with ExitStack() as stack:
-        if before is not None:
-            handle = module.register_forward_pre_hook(before, with_kwargs=with_kwargs)
-            stack.callback(handle.remove)
-        if after is not None:
-            stack.callback(module.register_forward_hook(after).remove)
+    remove = add_hooks(module, before, after, with_kwargs=with_kwargs)
+    try:
         yield
+    finally:
+        remove()
+
+
+def add_hooks(
+    module: nn.Module,
+    before: Callable[..., Any] | None = None,
+    after: Callable[..., Any] | None = None,
+    *,
+    with_kwargs: bool = False,
+    always: bool = False,
+) -> Callable[[], None]:
+    """Register forward hooks on a module until they are removed; see :func:`hooked`.
+
+    Args:
+        module: The module.
+        before: A forward pre-hook.
+        after: A forward hook.
+        with_kwargs: Whether ``before`` gets keyword arguments too.
+        always: Whether ``after`` is called after a forward pass that raised, too.
+
+    Returns:
+        What removes them.
+    """
+    handles = []
+    if before is not None:
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=with_kwargs))
+    if after is not None:
+        handles.append(module.register_forward_hook(after, always_call=always))
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return remove
 
 
 class _BatchShape:
@@ -145,7 +177,7 @@ def _capture_hook(
     if side == "input":
         return hooked(
             module,
-            lambda _, args, kwargs: record(key, _hidden_argument(args, kwargs)),
+            lambda _, args, kwargs: record(key, hidden_argument(args, kwargs)),
             with_kwargs=True,
         )
     return hooked(module, after=lambda _, args, output: record(key, first_tensor(output)))
@@ -178,7 +210,7 @@ def replace_output(
 
     def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         hidden = first_tensor(output)
-        return _replace_first(output, fn(batch.unflatten(hidden)).view(hidden.shape))
+        return replace_first(output, fn(batch.unflatten(hidden)).view(hidden.shape))
 
     with ExitStack() as stack:
         if within is not None:
@@ -197,7 +229,7 @@ def replace_input(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator
     """
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        new = fn(_hidden_argument(args, kwargs))
+        new = fn(hidden_argument(args, kwargs))
         if args:
             return (new, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": new}

@@ -18,6 +18,7 @@ from lightning_edit.inference.generation import (
     Prompt,
     follow,
 )
+from lightning_edit.inference.model_call import calls_of
 from lightning_edit.inference.pass_backends import PlainRows
 from lightning_edit.inference.pass_layout import PassLayout
 from lightning_edit.inference.responder import Question, Responder, Statement, TokenScores
@@ -60,15 +61,18 @@ class ModelResponder(Responder):
     def observe(self, prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:
         """Return the context in which the model is called; told where prompts end.
 
-        An editor that decides once a prompt overrides this, sets :attr:`shares_prompts` to false,
-        and decides at these positions in the first call of the model within the context; in a
-        generation the calls with a cache that follow keep the decision.
+        Adapters on the model that decide once a prompt
+        (:mod:`~lightning_edit.inference.model_call`) are told here. An editor that decides in
+        another way overrides this, sets :attr:`shares_prompts` to false, and decides at these
+        positions in the first call of the model within the context; in a generation the calls with
+        a cache that follow keep the decision.
 
         Args:
             prompt_ends: Position of the last token of the prompt in each line of the input, padded
                 on either side; of an encoder's input with two stacks. ``None`` for running text.
         """
-        return nullcontext()
+        calls = calls_of(self.model)
+        return nullcontext() if calls is None else calls.within(prompt_ends)
 
     def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
         """Score given answers by teacher forcing; equal rows are computed once."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_edit.exceptions import PassLayoutError
 from lightning_edit.inference.answer_pass import PassBackend
+from lightning_edit.inference.model_call import calls_of
 from lightning_edit.inference.packed.backend import packable
 from lightning_edit.inference.pass_backends import (
     EncoderDecoder,
@@ -55,23 +56,32 @@ class PassLayout:
 
         Args:
             model: A Hugging Face language model.
-            share: Whether prompts may share what they have in common.
+            share: Whether prompts may share what they have in common; not if edits on the model
+                decide once a prompt.
         """
         config: Any = model.config
-        if not share:
+        if not share or calls_of(model) is not None:
             return cls("plain")
         plain = not config.is_encoder_decoder and packable(model) and not hooked_modules(model)
         return cls("prefix_tree" if plain else "padded")
 
     def require(self, model: nn.Module) -> None:
-        """Check that a model can still run in the prefix-tree layout that was chosen for it.
+        """Check that a model can still run in the layout that was chosen for it.
 
         Args:
             model: The model that is about to run.
 
         Raises:
-            PassLayoutError: If it got hooks or another attention implementation since then.
+            PassLayoutError: If it got hooks or another attention implementation since then, or
+                edits that decide once a prompt.
         """
+        if self.kind != "plain" and calls_of(model) is not None:
+            raise PassLayoutError(
+                f"{type(model).__name__} got edits that decide once a prompt after this run had "
+                "begun with passes that prompts share, which would mix their decisions; edit "
+                "before the run begins (before the Trainer or Scorer), or ask through "
+                "editor.responder(...)"
+            )
         if self.kind != "prefix_tree":
             return
         if not packable(model):

@@ -1,0 +1,55 @@
+"""Runtime of editors whose edits act inside modules: adapters built from the edits in force."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+from torch import nn
+
+from lightning_edit.edits.delta import Delta
+from lightning_edit.inference.model_responder import ModelResponder
+from lightning_edit.inference.module_adapter import ModuleAdapter, attach
+
+
+class ModuleRuntime:
+    """Attaches adapters for the edits in force to modules of a model.
+
+    Args:
+        model: The language model.
+        build: Makes the adapters, by dotted module name, from a list of edits in force that is not
+            empty. It must not depend on anything else that changes.
+
+    Attributes:
+        adapters: The adapters that are attached.
+    """
+
+    def __init__(
+        self, model: nn.Module, build: Callable[[Sequence[Delta]], Mapping[str, ModuleAdapter]]
+    ) -> None:
+        self.model = model
+        self.build = build
+        self.adapters: Mapping[str, ModuleAdapter] = {}
+        self._detach: Callable[[], None] | None = None
+
+    def install(self, in_force: Sequence[Delta]) -> None:
+        """Attach the adapters of these edits in place of those that are attached.
+
+        Args:
+            in_force: Deltas, in the order of their commits; empty: nothing is left on the model.
+        """
+        adapters = self.build(in_force) if len(in_force) else {}  # before anything changes
+        if self._detach is not None:
+            self._detach()
+            self._detach = None
+        self.adapters = adapters
+        if adapters:
+            self._detach = attach(self.model, adapters)
+
+
+class PromptDecisionResponder(ModelResponder):
+    """Responder of editors that decide once a prompt: no pass shares what prompts have in common.
+
+    The adapters on the model are told where prompts end, so that a decision is the same for a
+    forced and a generated answer.
+    """
+
+    shares_prompts: ClassVar[bool] = False

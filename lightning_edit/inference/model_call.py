@@ -1,0 +1,253 @@
+"""Model calls seen from inside: which tokens are the prompt, and decisions once a prompt.
+
+An editor that routes (GRACE, WISE, MEMOIR, MELO) decides once a prompt whether an edit applies, and
+keeps the decision for every token of the answer: forced or generated, with or without a KV cache,
+alone or in a batch, padded on either side. Axis names: ``b`` -- rows; ``t`` -- positions; ``d`` --
+width.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lightning_edit.exceptions import ArchitectureError
+from lightning_edit.inference.hooks import add_hooks
+from lightning_edit.inference.packed.backend import NotPackableError, packable
+
+T = TypeVar("T")
+
+#: Attribute of a KV cache that holds the decisions of the prompts in it.
+_KEPT = "_lightning_edit_decisions"
+#: Attribute of a model that holds its :class:`ModelCalls`.
+_CALLS = "_lightning_edit_calls"
+_ROWS = "rows"
+
+
+class ModelCall:
+    """One forward call of a model, as a module inside it needs to know it.
+
+    Args:
+        ends: Position of each prompt's last token.
+        real: Positions that are no padding.
+        begins: Whether this call reads prompts; ``False`` for the steps of a generation that
+            continue a KV cache.
+        decisions: What was decided for these prompts, by name; shared with the calls that follow.
+        packed: Whether rows hold several texts, so that there is no decision a row.
+    """
+
+    def __init__(
+        self,
+        ends: Int[Tensor, " b"],
+        real: Bool[Tensor, "b t"],
+        begins: bool,
+        decisions: dict[str, Any],
+        packed: bool,
+    ) -> None:
+        self.ends = ends
+        self.real = real
+        self.begins = begins
+        self.decisions = decisions
+        self.packed = packed
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and positions of the call's input."""
+        return self.real.shape[0], self.real.shape[1]
+
+    @property
+    def prompt(self) -> Bool[Tensor, "b t"]:
+        """Positions of the prompts, the last token included; none in a step of a generation."""
+        if not self.begins:
+            return torch.zeros_like(self.real)
+        steps = torch.arange(self.real.shape[1], device=self.real.device)
+        return self.real & (steps <= self.ends[:, None])
+
+    def at_ends(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
+        """Return the hidden state at each prompt's last token.
+
+        Args:
+            hidden: Hidden states of a call that reads prompts.
+        """
+        return hidden[torch.arange(len(hidden), device=hidden.device), self.ends]
+
+    def prompt_mean(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
+        """Return the mean over each prompt's tokens, padding and answer left out.
+
+        Args:
+            hidden: Hidden states of a call that reads prompts.
+        """
+        weight = self.prompt.to(hidden.dtype)[..., None]
+        return (hidden * weight).sum(1) / weight.sum(1)
+
+    def decide(self, name: str, make: Callable[[], T]) -> T:
+        """Return what was decided for these prompts; decide now if this call reads them.
+
+        Args:
+            name: Name of the decision, unique on the model.
+            make: Takes the decision: tensors or lists with one entry a row.
+
+        Raises:
+            NotPackableError: If rows hold several texts; callers then pad.
+            ArchitectureError: If the call continues a KV cache whose prompts were read without this
+                decision.
+        """
+        if self.packed:
+            raise NotPackableError
+        if name not in self.decisions:
+            if not self.begins:
+                raise ArchitectureError(
+                    "this call continues a KV cache that was filled before the present edits came "
+                    "into force, so nothing was decided for its prompts; read the prompts again"
+                )
+            self.decisions[name] = make()
+        found: T = self.decisions[name]
+        return found
+
+
+class ModelCalls:
+    """Watches the calls of one model, so that modules inside know prompts from answers.
+
+    A call without a KV cache reads prompts. They end where :meth:`within` says; in somebody else's
+    call, at the last token that is no padding. A call that continues a cache keeps the decisions
+    that were taken when the cache was filled.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[int, list[ModelCall | None]] = {}
+        self._ends: dict[int, Sequence[int]] = {}
+
+    @property
+    def current(self) -> ModelCall:
+        """The call that is running in this thread.
+
+        Raises:
+            ArchitectureError: If none is, since a part of the model was called alone.
+        """
+        running = self._running.get(threading.get_ident())
+        if not running or running[-1] is None:
+            raise ArchitectureError(
+                "a module with edits that act at run time was called outside a call of its model, "
+                "so it cannot know which tokens are the prompt; call the whole model (gradient "
+                "checkpointing recomputes modules alone: switch it off, or undo the edits)"
+            )
+        return running[-1]
+
+    @contextmanager
+    def within(self, prompt_ends: Sequence[int] | None) -> Iterator[None]:
+        """Say where the prompts of the calls inside the block end.
+
+        Args:
+            prompt_ends: Position of the last token of the prompt in each row; ``None``: at the last
+                token that is no padding.
+        """
+        thread = threading.get_ident()
+        before = self._ends.pop(thread, None)
+        if prompt_ends is not None:
+            self._ends[thread] = prompt_ends
+        try:
+            yield
+        finally:
+            self._ends.pop(thread, None)
+            if before is not None:
+                self._ends[thread] = before
+
+    def watch(self, model: nn.Module) -> Callable[[], None]:
+        """Watch the calls of a model.
+
+        Args:
+            model: A decoder-only Hugging Face language model.
+
+        Returns:
+            What ends the watch and leaves the model as it was.
+        """
+        base = getattr(model, "base_model", model)  # feature extractors call it alone
+        removes = [
+            add_hooks(module, self._begin, self._end, with_kwargs=True, always=True)
+            for module in dict.fromkeys((model, base))
+        ]
+        model.__dict__[_CALLS] = self
+
+        def end() -> None:
+            del model.__dict__[_CALLS]
+            for remove in removes:
+                remove()
+
+        return end
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        running = self._running.setdefault(threading.get_ident(), [])
+        # `_end` is called even if the line after this one raises.
+        running.append(running[-1] if running else None)
+        if running[-1] is None:
+            running[-1] = self._call(module, args, kwargs)
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        thread = threading.get_ident()
+        running = self._running[thread]
+        call = running.pop()
+        if not running:
+            del self._running[thread]
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None and call is not None:  # one that the model made itself
+            cache.__dict__.setdefault(_KEPT, call.decisions)
+
+    def _call(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> ModelCall:
+        given = [args[0] if args else None, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+        ids = next(one for one in given if one is not None)
+        rows, length = ids.shape[:2]
+        cache = kwargs.get("past_key_values")
+        filled = 0 if cache is None else int(cache.get_seq_length())
+        real = _real_positions(kwargs.get("attention_mask"), rows, length, ids.device)
+        ends = self._ends.get(threading.get_ident())
+        if filled:
+            decisions = cache.__dict__.get(_KEPT, {})
+            if decisions.get(_ROWS, rows) != rows:
+                raise ArchitectureError(
+                    f"a KV cache of {decisions[_ROWS]} prompts is continued with {rows} rows, so "
+                    "decisions of edits cannot be told apart; read the prompts again"
+                )
+        else:
+            decisions = {_ROWS: rows}
+            if cache is not None:
+                cache.__dict__[_KEPT] = decisions
+        if ends is None:
+            steps = torch.arange(length, device=ids.device)
+            places = torch.where(real, steps, -1).amax(1).clamp_min(0)
+        else:
+            places = torch.tensor(ends, device=ids.device)
+        packed = hasattr(module, "config") and _replaced(module)
+        return ModelCall(places, real, not filled, decisions, packed)
+
+
+def calls_of(model: nn.Module) -> ModelCalls | None:
+    """Return what watches a model's calls: an editor in force that decides once a prompt.
+
+    Args:
+        model: A language model.
+
+    Returns:
+        The watch, or ``None`` if nothing on the model decides by prompt.
+    """
+    found = model.__dict__.get(_CALLS)
+    return found if isinstance(found, ModelCalls) else None
+
+
+def _real_positions(mask: Any, rows: int, length: int, device: torch.device) -> Bool[Tensor, "b t"]:
+    """Return which positions of a call's input are no padding."""
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
+        return mask[:, mask.shape[1] - length :].to(device).bool()
+    return torch.ones(rows, length, dtype=torch.bool, device=device)
+
+
+def _replaced(model: nn.Module) -> bool:
+    """Return whether the model's attention is replaced, so that rows hold several texts."""
+    config: Any = model.config
+    name = str(getattr(config, "_attn_implementation", ""))
+    return name.startswith("lightning_edit_") and not packable(model)

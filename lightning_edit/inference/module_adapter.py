@@ -1,0 +1,136 @@
+"""Module adapters: change what a module returns while edits are in force, and leave no trace.
+
+The module stays where it is, with its name, weights and type: for the time of the adapter its class
+is a subclass that passes input and output through the adapter. So parameter names, state dicts and
+copies of the model are those of the unedited one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lightning_edit.inference.hooks import first_tensor, hidden_argument, replace_first
+from lightning_edit.inference.model_call import ModelCall, ModelCalls, calls_of
+
+_STATE = "_lightning_edit_adapter"
+
+
+class ModuleAdapter(ABC):
+    """What acts at one module: a codebook, a side memory, extra neurons."""
+
+    by_prompt: ClassVar[bool] = False
+    """Whether it needs to know which tokens are the prompt (:class:`ModelCall`)."""
+
+    @abstractmethod
+    def act(self, hidden: Tensor, output: Tensor, call: ModelCall | None) -> Tensor:
+        """Return the output that the module gives instead of its own.
+
+        Args:
+            hidden: Input of the module; (b, t, d) if the adapter works by prompt, else as the
+                module gets it, (..., d).
+            output: Its own output, of the same leading shape.
+            call: The model's call; ``None`` if the adapter does not work by prompt.
+        """
+
+
+class _Adapted:
+    """Mixed into the class of a module for as long as it has an adapter."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]  # the module's own class
+        return _adapt(self.__dict__[_STATE], output, args, kwargs)
+
+
+@cache
+def _adapted_class(own: Any) -> type[nn.Module]:
+    return type(f"{own.__name__}WithEdits", (_Adapted, own), {})
+
+
+class _AdaptedForward:
+    """In the place of a `forward` that another library (accelerate) has put on the module."""
+
+    def __init__(self, module: nn.Module, inner: Callable[..., Any]) -> None:
+        self.module, self.inner = module, inner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.inner(*args, **kwargs)
+        return _adapt(self.module.__dict__[_STATE], output, args, kwargs)
+
+
+def _adapt(
+    state: tuple[ModuleAdapter, ModelCalls | None], output: Any, args: Any, kwargs: Any
+) -> Any:
+    adapter, calls = state
+    hidden, own = hidden_argument(args, kwargs), first_tensor(output)
+    if calls is None:
+        return replace_first(output, adapter.act(hidden, own, None))
+    call = calls.current
+    shape = call.shape
+    new = adapter.act(hidden.view(*shape, -1), own.view(*shape, -1), call)
+    return replace_first(output, new.view(own.shape))
+
+
+def attach(model: nn.Module, adapters: Mapping[str, ModuleAdapter]) -> Callable[[], None]:
+    """Attach adapters to modules of a model.
+
+    Args:
+        model: The language model.
+        adapters: Adapters by dotted module name. An adapter that is there already is replaced until
+            this one is detached; detach in the reverse order.
+
+    Returns:
+        What detaches them and leaves the model as it was.
+    """
+    stack = ExitStack()
+    calls = None
+    if any(adapter.by_prompt for adapter in adapters.values()):
+        calls = calls_of(model)
+        if calls is None:
+            calls = ModelCalls()
+            stack.callback(calls.watch(model))
+    for name, adapter in adapters.items():
+        module = model.get_submodule(name)
+        stack.callback(_attach(module, (adapter, calls if adapter.by_prompt else None)))
+    return stack.close
+
+
+@contextmanager
+def attached(model: nn.Module, adapters: Mapping[str, ModuleAdapter]) -> Iterator[None]:
+    """Attach adapters inside the ``with`` block, for example to train them.
+
+    Args:
+        model: The language model.
+        adapters: Adapters by dotted module name, in place of those that are there.
+    """
+    detach = attach(model, adapters)
+    try:
+        yield
+    finally:
+        detach()
+
+
+def _attach(
+    module: nn.Module, state: tuple[ModuleAdapter, ModelCalls | None]
+) -> Callable[[], None]:
+    before = module.__dict__.get(_STATE)
+    module.__dict__[_STATE] = state
+    if before is not None:
+        return lambda: module.__dict__.__setitem__(_STATE, before)
+    own, inner = type(module), module.__dict__.get("forward")
+    if inner is None:
+        module.__class__ = _adapted_class(own)  # type: ignore[arg-type]  # a class is hashable
+    else:
+        module.__dict__["forward"] = _AdaptedForward(module, inner)
+
+    def detach() -> None:
+        del module.__dict__[_STATE]
+        if inner is None:
+            module.__class__ = own
+        else:
+            module.__dict__["forward"] = inner
+
+    return detach
