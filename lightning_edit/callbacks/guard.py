@@ -1,6 +1,7 @@
 """Collapse guard: rollback of edits, or early stopping, when a quality bound is broken."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -66,17 +67,6 @@ class CollapseGuard(MeasurementCallback):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        bounds = (max_perplexity_ratio, max_perplexity, min_reliability, min_earlier)
-        if all(bound is None for bound in bounds):
-            raise ConfigError(
-                "CollapseGuard has no bound; give `max_perplexity_ratio`, `max_perplexity`, "
-                "`min_reliability` or `min_earlier`"
-            )
-        if action not in ("rollback", "stop") or every_n_commits < 1:
-            raise ConfigError(
-                "CollapseGuard needs action rollback or stop and every_n_commits of at least 1; "
-                f"got {action!r} and {every_n_commits}"
-            )
         self.max_perplexity_ratio = max_perplexity_ratio
         self.max_perplexity = max_perplexity
         self.min_reliability = min_reliability
@@ -87,6 +77,23 @@ class CollapseGuard(MeasurementCallback):
         self.limit = limit
         self.max_tokens = max_tokens
         self.batch_size = batch_size
+        bounds = (max_perplexity_ratio, max_perplexity, min_reliability, min_earlier)
+        if all(bound is None for bound in bounds):
+            raise ConfigError(
+                "CollapseGuard has no bound; give `max_perplexity_ratio`, `max_perplexity`, "
+                "`min_reliability` or `min_earlier`"
+            )
+        self.require(
+            action=(action in ("rollback", "stop"), "rollback or stop"),
+            max_perplexity_ratio=_bound(max_perplexity_ratio, math.inf),
+            max_perplexity=_bound(max_perplexity, math.inf),
+            min_reliability=_bound(min_reliability, 1.0),
+            min_earlier=_bound(min_earlier, 1.0),
+            every_n_commits=(every_n_commits >= 1, "1 or more"),
+            limit=(limit >= 1, "1 or more"),
+            max_tokens=(max_tokens >= 2, "2 or more"),
+            batch_size=(batch_size >= 1, "1 or more"),
+        )
         self._reset()
 
     def _reset(self) -> None:
@@ -264,6 +271,12 @@ class CollapseGuard(MeasurementCallback):
     def _measure_and_log(self, trainer: pl.Trainer, requests: Sequence[EditRequest] = ()) -> None:
         super()._measure_and_log(trainer, requests)
         trainer.should_stop = trainer.should_stop or self.stopped
+
+
+def _bound(value: float | None, most: float) -> tuple[bool, str]:
+    """Return whether a bound lies above 0 and not above ``most``, and what is allowed."""
+    allowed = value is None or 0 < value <= most
+    return allowed, "above 0, or None" if most == math.inf else f"above 0 and at most {most:g}"
 
 
 def _evenly_spaced(requests: Sequence[EditRequest], count: int = 20) -> list[EditRequest]:

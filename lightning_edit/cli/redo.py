@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_edit.cli.undo import join_ids, open_journal, print_table
+from lightning_edit.cli.undo import join_ids, print_table
 from lightning_edit.edits.entries import select_undone
 from lightning_edit.edits.journal import Journal
+from lightning_edit.edits.run_journal import open_journal
 from lightning_edit.exceptions import LedgerError, LightningEditError
 from lightning_edit.functional.visible import visible
 from lightning_edit.storage.run_lock import run_lock

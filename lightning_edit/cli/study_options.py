@@ -21,10 +21,12 @@ from lightning_edit.cli.lightning import (
 )
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.module_runtime import PromptDecisionResponder
 from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, LightningEditError
+from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import default_folder
@@ -158,7 +160,11 @@ class Study:
 
     def evaluation(self) -> Evaluation:
         """Return the evaluation with its pristine baseline; a resumed study reads it from disk."""
-        scorer = Scorer(self.model, self.prompts, self.config.eval_batch_size, (self.mode,))
+        # Editors that act at run time may ask in plain rows alone; the baseline is asked alike.
+        ask = ModelResponder if self.editor.edits_weights else PromptDecisionResponder
+        size = self.config.eval_batch_size
+        responder = ask(self.model, self.prompts, size)
+        scorer = Scorer(self.model, self.prompts, size, (self.mode,), responder=responder)
         evaluation = Evaluation(scorer)
         evaluation.take_baseline([one for case in self.cases for one in case], self.folder)
         return evaluation

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -26,6 +27,7 @@ from lightning_edit.edits.edit_loop import (
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.exceptions import ConfigError, LedgerError, SolveError
+from lightning_edit.functional.visible import visible
 from lightning_edit.models.view import resolve
 from lightning_edit.report import sweep_plots
 from lightning_edit.report.sweep_plots import label
@@ -154,7 +156,12 @@ def _run_trial(
     torch.manual_seed(study.config.seed)
     editor.to(study.model.device)
     editor.bind(study.model, study.prompts)
-    ledger = Ledger(study.model, editor)
+    ledger = Ledger(study.model, editor, runtime=editor.runtime())
+    if not editor.edits_weights:
+        layout = evaluation.scorer.layout
+        size = study.config.eval_batch_size
+        evaluation.scorer.responder = editor.responder(ledger.in_force, size)
+        evaluation.scorer.layout = layout
     outcomes, watch, config = [], Stopwatch(), study.config
     batches = encode_cases(editor.prompts, study.cases, config.batch_size, config.seed)
     try:
@@ -175,21 +182,23 @@ def _show(study: Study, trials: Sequence[LayerTrial], options: Sequence[str]) ->
     ranked = rate(trials, study.config.seed)
     for one in trials:
         if one.failed is not None:
-            console.print(f"Layer {label(one.layers)} could not be edited: {one.failed}")
+            reason = visible(f"Layer {label(one.layers)} could not be edited: {one.failed}")
+            console.print(reason, soft_wrap=True, markup=False)
     if not ranked:
         raise ConfigError("no layer could be edited; see the reasons above")
-    title = _title(study)
-    console.print(_table(ranked, title, study.mode))
+    title = visible(_title(study))
+    console.print(_table(ranked, escape(title), study.mode))
     console.print(_advice(ranked, len(study.cases)), soft_wrap=True)
     files = [study.folder.path / "sweep.json"]
     if sweep_plots.available():
         files += _plot(study, ranked, title)
-    console.print("Files: " + ", ".join(map(str, files)), soft_wrap=True, markup=False)
+    named = visible("Files: " + ", ".join(map(str, files)))
+    console.print(named, soft_wrap=True, markup=False)
     if ranked[0].score == 0:
         return
     *host, option = options
     line = " ".join([*host, option, f"'{json.dumps(ranked[0].tried.layers)}'"])
-    console.print(f"To edit there: {line}", soft_wrap=True, markup=False)
+    console.print(visible(f"To edit there: {line}"), soft_wrap=True, markup=False)
 
 
 def _title(study: Study) -> str:

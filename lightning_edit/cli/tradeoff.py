@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,6 +21,7 @@ from lightning_edit.edits.edit_loop import deltas_alone, encode_cases
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.functional.visible import visible
 from lightning_edit.report import sweep_plots
 from lightning_edit.types import Mode
 
@@ -155,9 +157,9 @@ def _show(study: Study, points: Sequence[Point], protocol: str) -> None:
     console = Console(highlight=False)
     name = str(study.config.lm).rstrip("/").rpartition("/")[2]
     how = "each alone" if protocol == "single" else "all at once"
-    title = f"{editor_name(study.editor)} on {name}: {len(study.cases)} facts, {how}"
+    title = visible(f"{editor_name(study.editor)} on {name}: {len(study.cases)} facts, {how}")
     best = max(points, key=lambda point: point.score)
-    console.print(_table(points, best, title, study.mode))
+    console.print(_table(points, best, escape(title), study.mode))
     console.print(
         f"★ largest harmonic mean, at α = {best.weight:g}. α = 1 is the host's own edit, α = 0 the "
         "original model.",
@@ -172,7 +174,8 @@ def _show(study: Study, points: Sequence[Point], protocol: str) -> None:
         }
         figure = sweep_plots.over_weights([point.weight for point in points], means, title)
         files += sweep_plots.save(figure, study.folder.path / "tradeoff", study.config.figures)
-    console.print("Files: " + ", ".join(map(str, files)), soft_wrap=True, markup=False)
+    named = visible("Files: " + ", ".join(map(str, files)))
+    console.print(named, soft_wrap=True, markup=False)
     console.print(f"To edit so: {_option_line(study, best.weight)}", soft_wrap=True, markup=False)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightning_edit.edits.entries import Entry, select
 from lightning_edit.edits.journal import Journal
+from lightning_edit.edits.run_journal import open_journal
 from lightning_edit.exceptions import LedgerError, LightningEditError
 from lightning_edit.functional.visible import visible
 from lightning_edit.storage.run_lock import run_lock
@@ -75,21 +76,6 @@ def _undo(journal: Journal, ids: Sequence[str] | None, last: int | None, everyth
         f"undid {visible(join_ids(undone))}; {active_count} of {total} in force. "
         "Scores in results.json are those from before.\n"
     )
-
-
-def open_journal(run: Path) -> Journal:
-    """Open the journal of a run.
-
-    Raises:
-        LedgerError: If the journal is missing or damaged.
-    """
-    journal = Journal(run / "ledger")
-    if journal.opening is None:
-        raise LedgerError(
-            f"{run} holds no edits (no {journal.path}); "
-            "give the folder that `lightning-edit edit` wrote"
-        )
-    return journal
 
 
 def select_commits(

@@ -213,6 +213,22 @@ class Journal:
         """Return every commit, including undone ones, in order."""
         return _commits(self._lines)
 
+    def require_end(self, lines: int, head: str) -> None:
+        """Check that the journal still holds what it held when its run ended.
+
+        Args:
+            lines: Its lines then; later undos and edits have added some.
+            head: Hash of the last of them.
+
+        Raises:
+            LedgerError: If lines are missing, or are others.
+        """
+        if len(self) < lines or (lines and self._lines[lines - 1]["chain"] != head):
+            raise LedgerError(
+                f"{self.path} has {len(self)} lines, but not the {lines} with which its run ended, "
+                "so edits are missing; restore the run folder as a whole"
+            )
+
     def check_truncation(self, lines: int, head: str | None = None) -> None:
         """Check that the journal can be truncated, and that the delta files then needed are there.
 

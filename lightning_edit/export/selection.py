@@ -12,6 +12,7 @@ from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
 from lightning_edit.edits.entries import Entry
 from lightning_edit.edits.in_force import load_entry
 from lightning_edit.edits.journal import Journal
+from lightning_edit.edits.run_journal import open_journal
 from lightning_edit.exceptions import ExportError
 from lightning_edit.models.prompt_format import PromptFormat
 
@@ -85,12 +86,13 @@ def select_edits(run: Path, ids: Sequence[str] | None = None) -> Selection:
         LedgerError: If the journal or a delta file is damaged.
     """
     folder = run / "ledger"
-    journal = Journal(folder)
-    if journal.opening is None:
+    if not (folder / "journal.jsonl").exists():
         raise ExportError(
             f"{run} holds no edits (no {folder / 'journal.jsonl'}); "
             "give the folder that `lightning-edit edit` wrote"
         )
+    journal = open_journal(run)
+    assert journal.opening is not None  # checked there
     entries = journal.active() if ids is None else _find_commits(journal, ids)
     if not entries:
         raise ExportError(_explain_no_edits(run, journal))

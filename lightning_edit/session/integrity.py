@@ -6,7 +6,7 @@ from typing import Any
 from lightning_edit.edits.entries import file_hash
 from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import LedgerError
-from lightning_edit.storage.content_hash import content_hash
+from lightning_edit.storage.content_hash import content_hash, is_plain
 from lightning_edit.storage.jsonl import RowFile
 from lightning_edit.storage.run_folder import RunFolder
 
@@ -61,18 +61,25 @@ class RunIntegrity:
 
 
 def history_record(checkpoint: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Record a hash of what a checkpoint holds of the editor, for :func:`check_history`.
+    """Record hashes of what a checkpoint holds of editor and callbacks, for :func:`check_history`.
 
     Args:
         checkpoint: Lightning's dictionary, with the editor's buffers.
         keys: What the editor has added itself.
     """
     content = [checkpoint.get("state_dict", {}), {key: checkpoint[key] for key in keys}]
-    return {"keys": list(keys), "hash": content_hash(content)}
+    states = {
+        name: state for name, state in checkpoint.get("callbacks", {}).items() if is_plain(state)
+    }
+    return {
+        "keys": list(keys),
+        "hash": content_hash(content),
+        "callbacks": content_hash(dict(sorted(states.items()))),
+    }
 
 
 def check_history(checkpoint: Mapping[str, Any], record: Mapping[str, Any] | None) -> None:
-    """Check that what a checkpoint holds of the editor is what was saved.
+    """Check that what a checkpoint holds of editor and callbacks is what was saved.
 
     Args:
         checkpoint: Lightning's dictionary.
@@ -84,8 +91,10 @@ def check_history(checkpoint: Mapping[str, Any], record: Mapping[str, Any] | Non
     if record is None:
         return
     keys = record["keys"]
-    if not set(keys) <= set(checkpoint) or history_record(checkpoint, keys) != record:
-        raise LedgerError(
-            "the editor's history in the checkpoint is not what was saved (SHA-256 differs); "
-            f"{_CHANGED}"
-        )
+    found = history_record(checkpoint, keys) if set(keys) <= set(checkpoint) else {}
+    for name, what in (("hash", "editor's history"), ("callbacks", "state of callbacks")):
+        # Checkpoints of older versions have no hash of callbacks.
+        if name in record and found.get(name) != record[name]:
+            raise LedgerError(
+                f"the {what} in the checkpoint is not what was saved (SHA-256 differs); {_CHANGED}"
+            )

@@ -17,9 +17,9 @@ import lightning_edit.editors as editors
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.edited_model import EditedModel, listed_ids, require_question
 from lightning_edit.edits.exclusive import exclusive
-from lightning_edit.edits.journal import Journal
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor
+from lightning_edit.edits.run_journal import open_journal
 from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question
@@ -206,12 +206,8 @@ def open_run(
         ModelLoadError: If the language model cannot be loaded.
     """
     folder = RunFolder(run)
-    opening = Journal(folder.ledger).opening
-    if opening is None:
-        raise LedgerError(
-            f"{folder.path} holds no edits (no {folder.ledger / 'journal.jsonl'}); give the folder "
-            "that `lightning-edit edit` or EditTrainer().edit wrote"
-        )
+    opening = open_journal(folder.path).opening
+    assert opening is not None  # checked there
     described, loading = _settings(folder)
     if language_model is None:
         if loading is None:

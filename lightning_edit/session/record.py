@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_edit.edits.run_journal import journal_end
 from lightning_edit.models.loading import adds_bos
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.session.describe import describe
@@ -66,6 +67,7 @@ def results_of(session: "EditSession", data: "EditDataModule", seconds: float) -
         ),
         events=events,
         status="interrupted" if stopped else "complete",
+        journal=journal_end(journal),
         timing={f"{stage}_seconds": round(value, 3) for stage, value in session.seconds.items()}
         | {"total_seconds": round(seconds, 3), "edits": len(session.stream.requests)},
     )

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 from lightning_edit.edits.edit_loop import encode_cases
 from lightning_edit.exceptions import ConfigError, DataError
 from lightning_edit.types import EditBatch, EditRequest, Protocol, cases_of
+
+log = logging.getLogger(__name__)
 
 EvalPoint = int | str
 
@@ -119,4 +122,11 @@ def evaluation_points(eval_at: Sequence[EvalPoint] | None, batches: Sequence[Siz
         reached = next((total for total in totals if total >= value), None)
         if reached:
             points.add(reached)
+        elif value:
+            log.warning(
+                "eval_at has %d, but the stream has %d edits, so there is nothing to evaluate "
+                "there",
+                value,
+                totals[-1],
+            )
     return points

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, RichProgr
 from lightning_edit.callbacks.schedule import publish
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
+from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.judges import JudgeLike
@@ -158,7 +159,8 @@ class EditTrainer(pl.Trainer):
                 model.subject_positions(batch)
         folder = RunFolder(run or default_folder(type(model).__name__))
         _checkpoint(folder, ckpt_path)  # before the lock makes a folder
-        with run_lock(folder.path):
+        # Another thread's edits of this model would be taken for those of this run.
+        with run_lock(folder.path), exclusive(model.language_model):
             evaluation = Evaluation(
                 Scorer(model.language_model, model.prompts, eval_batch_size, modes, max_new_tokens),
                 progress=self.progress_bar_callback is not None,

@@ -20,6 +20,19 @@ def content_hash(content: Any) -> str:
     return found.hexdigest()
 
 
+def is_plain(content: Any) -> bool:
+    """Return whether :func:`content_hash` is exact for some content.
+
+    Args:
+        content: Anything.
+    """
+    if isinstance(content, Mapping):
+        return all(is_plain(one) for pair in content.items() for one in pair)
+    if isinstance(content, list | tuple):
+        return all(is_plain(one) for one in content)
+    return content is None or isinstance(content, Tensor | bool | int | float | str | bytes)
+
+
 def _add(content: Any, found: Any) -> None:
     if isinstance(content, Tensor):
         plain = content.detach().cpu().contiguous()

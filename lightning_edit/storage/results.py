@@ -61,6 +61,7 @@ def build(
     timing: Mapping[str, float],
     status: str = "complete",
     events: Sequence[Mapping[str, Any]] = (),
+    journal: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build the ``results.json`` record of a run and validate it.
 
@@ -75,6 +76,7 @@ def build(
         timing: Seconds by stage, and ``edits``.
         status: One of :data:`STATUSES`.
         events: Actions of callbacks, such as a rollback: ``by``, ``after``, ``event``.
+        journal: Lines and last hash of the journal at the end of the run.
 
     Returns:
         Plain containers.
@@ -95,6 +97,8 @@ def build(
         "points": [dict(point) for point in points],
         "timing": dict(timing),
     }
+    if journal is not None:
+        results["journal"] = dict(journal)
     if events:
         results["events"] = [dict(event) for event in events]
     validate(results, "results")
@@ -120,6 +124,8 @@ def validate(results: Mapping[str, Any], source: str) -> None:
     for field, allowed in (("status", STATUSES), ("protocol", get_args(Protocol))):
         if results[field] not in allowed:
             _fail(source, field, f"one of {', '.join(allowed)}", results[field])
+    if "journal" in results:  # absent in records of older versions
+        _check(results, {"journal": {"lines": int, "head": str}}, source)
     for number, point in enumerate(results["points"]):
         where = f"{source}, points[{number}]"
         if not isinstance(point, Mapping):

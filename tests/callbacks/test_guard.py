@@ -162,8 +162,13 @@ def test_a_foreign_training_that_destroys_its_model_is_ended(tmp_path: Path) -> 
 def test_errors_say_what_to_give() -> None:
     with pytest.raises(ConfigError, match="has no bound"):
         CollapseGuard(max_perplexity_ratio=None)
-    with pytest.raises(ConfigError, match="every_n_commits of at least 1"):
-        CollapseGuard(every_n_commits=0)
+    with pytest.raises(ConfigError) as found:  # all of them at once
+        CollapseGuard(float("nan"), min_reliability=95, action="drop", every_n_commits=0)  # type: ignore[arg-type]  # wrong on purpose
+    said = str(found.value)
+    assert "`max_perplexity_ratio` must be above 0, or None, got nan" in said
+    assert "`min_reliability` must be above 0 and at most 1, got 95" in said
+    assert "`action` must be rollback or stop, got 'drop'" in said
+    assert "`every_n_commits` must be 1 or more, got 0" in said
 
 
 def test_states_are_small(tmp_path: Path) -> None:

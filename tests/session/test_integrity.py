@@ -1,18 +1,24 @@
 """A resume that is refused has changed nothing; what it goes on from is what was saved."""
 
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.journal import Journal
+from lightning_edit.edits.run_journal import open_journal
 from lightning_edit.exceptions import LedgerError, RunLockedError
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.storage.content_hash import content_hash
 from lightning_edit.storage.run_lock import LOCK, run_lock
+from lightning_edit.types import EditBatch
 from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
 
 
@@ -144,3 +150,71 @@ def test_content_hash_sees_values_types_and_nesting() -> None:
     assert len({content_hash(one) for one in others}) == len(others)
     assert content_hash(tensor.T.contiguous().T) == content_hash(tensor)
     assert content_hash(torch.tensor(1.0)) == content_hash(torch.tensor(1.0))
+
+
+def test_a_changed_state_of_a_callback_is_noticed(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    (name,) = (name for name in content["callbacks"] if "EditCheckpoint" in name)
+    content["callbacks"][name]["last_model_path"] = "another"
+    torch.save(content, path)
+    before = files(tmp_path)
+    with pytest.raises(LedgerError, match="state of callbacks in the checkpoint is not what was"):
+        edit(tmp_path, ckpt_path="last")
+    assert files(tmp_path) == before
+
+
+def test_a_journal_that_was_cut_between_two_lines_is_noticed(tmp_path: Path) -> None:
+    edit(tmp_path)
+    path = tmp_path / "ledger" / "journal.jsonl"
+    assert len(open_journal(tmp_path).active()) == 6
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(LedgerError, match=f"has {len(lines) - 1} lines, but not the {len(lines)}"):
+        open_journal(tmp_path)
+    with pytest.raises(LedgerError, match="edits are missing"):
+        EditedModel.open(tmp_path, language_model=(toy_model(), toy_tokenizer()))
+
+
+def test_an_unfinished_run_is_called_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    interrupted(tmp_path)
+    open_journal(tmp_path)
+    assert "is not finished (it has no results.json): these are its edits so far, 5" in caplog.text
+
+
+def test_a_point_beyond_the_stream_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    editor = ToyEditor().bind(toy_model(), toy_tokenizer())
+    trainer = EditTrainer(logger=False, accelerator="cpu", enable_progress_bar=False)
+    trainer.edit(editor, ToyData(2), run=str(tmp_path), modes=("tf",), eval_at=[1, 500, "end"])
+    assert "eval_at has 500, but the stream has 2 edits" in caplog.text
+
+
+def test_two_runs_on_one_model_follow_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer, order = toy_model(), toy_tokenizer(), []
+    own = ToyEditor.edit
+
+    def watched(editor: ToyEditor, batch: EditBatch) -> Delta:
+        order.append(threading.current_thread().name)
+        time.sleep(0.02)
+        return own(editor, batch)
+
+    monkeypatch.setattr(ToyEditor, "edit", watched)
+
+    def run(name: str) -> None:
+        trainer = EditTrainer(logger=False, accelerator="cpu", enable_progress_bar=False)
+        editor = ToyEditor().bind(model, tokenizer)
+        trainer.edit(editor, ToyData(4), run=str(tmp_path / name), protocol="single")
+
+    threads = [threading.Thread(target=run, args=(name,), name=name) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(order) == 8
+    assert order in (sorted(order), sorted(order, reverse=True))
+    assert weights_hash(model) == weights_hash(toy_model())
