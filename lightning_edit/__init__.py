@@ -25,6 +25,7 @@ _NAMES: dict[str, str] = {
     "models.prompt_format": "PromptFormat",
     "session.open": "open_run",
     "session.trainer": "EditTrainer",
+    "session.transaction": "Transaction",
     "types": "EditRequest Probe",
 }
 _HOME = {

@@ -48,6 +48,10 @@ class NotFiniteError(LedgerError):
     """
 
 
+class EditRefusedError(LedgerError):
+    """Edit that misses a condition of its transaction; nothing was committed."""
+
+
 class LedgerWriteError(LightningEditError, OSError):
     """Commit that could not be written to disk; the model is unchanged."""
 

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edit_loop import find
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
-from lightning_edit.edits.protocols import BoundEditor
+from lightning_edit.edits.protocols import BoundEditor, Conditions
 from lightning_edit.edits.request_rows import as_requests
-from lightning_edit.exceptions import DataError, LedgerError
+from lightning_edit.exceptions import DataError, EditRefusedError, LedgerError
+from lightning_edit.functional.visible import visible
 from lightning_edit.types import EditRequest
 
 
@@ -54,6 +56,7 @@ class EditedModel:
         self,
         requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]] | Any,
         seed: int = 0,
+        conditions: Conditions | None = None,
     ) -> "EditedModel":
         """Write further requests on top of the edits so far, all of them or none.
 
@@ -61,12 +64,15 @@ class EditedModel:
             requests: One or more requests, or rows with at least ``prompt`` and ``target``:
                 dictionaries, a ``datasets.Dataset``, a ``pandas.DataFrame``.
             seed: Seed of everything random in the edit.
+            conditions: What every commit must meet, a :class:`lightning_edit.Transaction`. Locality
+                and perplexity are compared with the model before the commit.
 
         Returns:
             This handle.
 
         Raises:
             DataError: If there are no requests, or one is not valid.
+            EditRefusedError: If a commit misses a condition; nothing of the call is left then.
         """
         self._require_own_editor()
         # Names are not used again after an undo: `edit-0` is one edit for the life of this handle.
@@ -76,12 +82,25 @@ class EditedModel:
         with exclusive(self.model):  # another thread waits until these edits are all written
             try:
                 for part, delta in find(self.editor, batch):
-                    self.ledger.commit(delta, part.requests)
+                    self._commit(delta, part.requests, conditions)
                     done += 1
             except BaseException:
                 self.ledger.rollback(done)
                 raise
         return self
+
+    def _commit(
+        self, delta: Delta, requests: Sequence[EditRequest], conditions: Conditions | None
+    ) -> None:
+        if conditions is None:
+            self.ledger.commit(delta, requests)
+            return
+        check = conditions.before(self.editor, self.ledger.in_force, requests)
+        with self.ledger.staged(delta, requests) as trial:
+            if reason := check.refusal(delta):
+                listed = ", ".join(request.id for request in requests[:4])
+                raise EditRefusedError(visible(f"the edit of {listed} was refused: {reason}"))
+            trial.commit()
 
     def generate(self, prompt: str, max_new_tokens: int = 16) -> str:
         """Generate a greedy continuation of a prompt, up to EOS.

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.models.prompt_encoder import PromptEncoder
-from lightning_edit.types import EditBatch
+from lightning_edit.types import EditBatch, EditRequest
 
 
 @runtime_checkable  # the tests check types while they run
@@ -67,3 +67,21 @@ class BoundEditor(EditHistory, Protocol):
 
     def edit_independent(self, batch: EditBatch) -> list[Delta]:
         """Compute one delta per request, each as the only edit of the current model."""
+
+
+@runtime_checkable
+class Conditions(Protocol):
+    """Conditions of a commit, see :class:`lightning_edit.Transaction`."""
+
+    def before(
+        self, editor: Any, in_force: Sequence[Delta], requests: Sequence[EditRequest]
+    ) -> "Check":
+        """Measure the model before an edit; what is returned then checks the edit."""
+
+
+@runtime_checkable
+class Check(Protocol):
+    """Check of one edit while the model has its bits."""
+
+    def refusal(self, delta: Delta) -> str | None:
+        """Return why the edit is refused, or ``None``."""

@@ -145,5 +145,6 @@ def events(results: Mapping[str, Any]) -> Iterator[str]:
     for row in results.get("events", ()):
         event = row["event"]
         edits = ", ".join(event["edits"][:3]) + (" …" if len(event["edits"]) > 3 else "")
-        what = f"took back {edits}" if event["action"] == "rollback" else "ended the run"
+        did = {"rollback": f"took back {edits}", "refuse": f"refused {edits}"}
+        what = did.get(event["action"], "ended the run")
         yield f"{row['by']} {what} after {row['after']} edits: {event['reason']}"

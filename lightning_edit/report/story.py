@@ -214,7 +214,11 @@ def warnings(run: Run) -> list[str]:
     for row in run.results.get("events", []):
         event = row["event"]
         ids = ", ".join(event.get("edits", ())) or "an edit"
-        did = {"rollback": f"took back {ids}", "stop": "stopped the run"}
+        did = {
+            "rollback": f"took back {ids}",
+            "refuse": f"refused {ids}",
+            "stop": "stopped the run",
+        }
         action = did.get(event["action"], event["action"])
         found.append(f"After {row['after']} edits {row['by']} {action}: {event.get('reason')}.")
     return found

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_edit.callbacks.base import Commit, EvalContext, MeasurementDriver
+from lightning_edit.callbacks.schedule import log_values
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.hypernetwork.checkpoint import SESSION
 from lightning_edit.edits.delta import Delta
@@ -20,10 +21,13 @@ from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import LedgerError, NotFiniteError
+from lightning_edit.functional.visible import visible
+from lightning_edit.metrics import summarise
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.session.integrity import RunIntegrity, check_history, history_record
 from lightning_edit.session.measurement_log import MeasurementLog, ScoreLog, tell_monitors
 from lightning_edit.session.stream import EditStream, EvalPoint, evaluation_points
+from lightning_edit.session.transaction import Transaction
 from lightning_edit.storage.jsonl import RowFile
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import EditBatch, EditRequest
@@ -68,6 +72,10 @@ class EditSession(MeasurementDriver):
         folder: Run folder.
         evaluation: Evaluation that scores the probes.
         resume: Whether to continue an unfinished run in ``folder``.
+        transaction: Conditions that a commit must meet, else it is dropped.
+
+    Raises:
+        ConfigError: If the run does not score what the conditions need.
     """
 
     def __init__(
@@ -78,8 +86,12 @@ class EditSession(MeasurementDriver):
         folder: RunFolder,
         evaluation: Evaluation,
         resume: bool = False,
+        transaction: Transaction | None = None,
     ) -> None:
         super().__init__()
+        self.transaction = transaction or Transaction()
+        self.transaction.require_modes(evaluation.scorer.modes)
+        self._pristine_perplexity: float | None = None
         self.automatic_optimization = False
         self.editor = editor
         self.stream = stream
@@ -130,6 +142,8 @@ class EditSession(MeasurementDriver):
         )
         self.evaluation.take_baseline(self.stream.requests, self.folder)
         pristine = self.evaluation.baseline.scores
+        responder = self.evaluation.scorer.responder
+        self._pristine_perplexity = self.transaction.perplexity(responder)
         self.measures.measure_pristine(
             self.trainer, self._eval_context(0, self.stream.requests, pristine)
         )
@@ -231,15 +245,49 @@ class EditSession(MeasurementDriver):
         self._edits_done += len(requests)
         begin, refusal = time.perf_counter(), None
         try:
-            self.ledger.commit(delta, requests)
+            reason = self._try(delta, requests)
         except NotFiniteError as error:
-            refusal = error
+            refusal, reason = error, None
         seconds["commit"] = time.perf_counter() - begin
         for stage, spent in seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        if reason is not None:
+            self._note_refusal(requests, reason)
+            return
         with self._timer("measure"):
             commit = Commit(self._eval_context(self._edits_done, requests), delta, seconds, self)
             self.measures.notify(self.trainer, commit, refusal)
+
+    def _try(self, delta: Delta, requests: Sequence[EditRequest]) -> str | None:
+        """Commit a delta that meets the conditions; return why it was dropped if it does not."""
+        if not self.transaction.has_conditions:
+            self.ledger.commit(delta, requests)
+            return None
+        if reason := self.transaction.refusal_by_size(delta):
+            return reason
+        with self.ledger.staged(delta, requests) as trial:
+            scores = self.evaluation.scores(requests) if self.transaction.modes else []
+            perplexity = self.transaction.perplexity(self.evaluation.scorer.responder)
+            reason = self.transaction.refusal(
+                summarise(scores), perplexity, self._pristine_perplexity
+            )
+            if reason is None:
+                trial.commit()
+        return reason
+
+    def _note_refusal(self, requests: Sequence[EditRequest], reason: str) -> None:
+        """Write a dropped edit into the run's events, and say it."""
+        ids = [request.id for request in requests]
+        event = {"action": "refuse", "edits": ids, "reason": reason}
+        self.measures.note(type(self.transaction).__name__, self._edits_done, event)
+        refused = sum(
+            len(row["event"]["edits"])
+            for row in self.measures.rows
+            if "event" in row and row["event"]["action"] == "refuse"
+        )
+        log_values(self.trainer, {"transaction/refused": float(refused)}, self._edits_done)
+        named = visible(", ".join(ids[:4])) + (", …" if len(ids) > 4 else "")
+        log.warning("The edit of %s was refused: %s", named, reason)
 
     def _restore(self, case: Sequence[EditRequest]) -> None:
         """Undo the edits of a case that no callback has undone."""

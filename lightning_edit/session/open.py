@@ -18,7 +18,7 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.edits.edited_model import EditedModel, listed_ids, require_question
 from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
-from lightning_edit.edits.protocols import BoundEditor
+from lightning_edit.edits.protocols import BoundEditor, Conditions
 from lightning_edit.edits.run_journal import open_journal
 from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.inference.model_responder import ModelResponder
@@ -82,12 +82,14 @@ class EditedRun(EditedModel):
         self,
         requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
         seed: int = 0,
+        conditions: Conditions | None = None,
     ) -> "EditedRun":
         """Write further requests on top of the run's edits, all of them or none.
 
         Args:
             requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
             seed: Seed of everything random in the edit.
+            conditions: What every commit must meet, see :meth:`EditedModel.edit`.
 
         Returns:
             This handle.
@@ -101,7 +103,7 @@ class EditedRun(EditedModel):
                 "not on disk; give it as `EditedModel.open(run, editor=…)` to edit further"
             )
         with run_lock(self.folder.path):
-            super().edit(requests, seed)
+            super().edit(requests, seed, conditions)
         return self
 
     def generate(self, prompt: str, max_new_tokens: int = 16) -> str:

@@ -28,6 +28,7 @@ from lightning_edit.session.open import EditedRun, RunResults
 from lightning_edit.session.progress_bar import EditProgressBar
 from lightning_edit.session.record import results_of, settings_of
 from lightning_edit.session.stream import EditStream, EvalPoint
+from lightning_edit.session.transaction import Transaction
 from lightning_edit.storage.atomic import write_error
 from lightning_edit.storage.checkpoint_file import require_file
 from lightning_edit.storage.run_folder import RunFolder
@@ -80,6 +81,9 @@ def default_folder(editor: str) -> Path:
     return Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{editor}"
 
 
+_NO_CONDITIONS = Transaction()
+
+
 class EditTrainer(pl.Trainer):
     """Lightning Trainer with :meth:`edit`, which runs a stream of edits.
 
@@ -105,6 +109,7 @@ class EditTrainer(pl.Trainer):
         ckpt_path: str | None = None,
         judge: JudgeLike = "answer_first",
         max_new_tokens: int | None = None,
+        transaction: Transaction = _NO_CONDITIONS,
     ) -> RunResults:
         """Write a stream of edits into the editor's language model and evaluate each point.
 
@@ -129,6 +134,8 @@ class EditTrainer(pl.Trainer):
                 generated text and accepted answers (a dotted path), such as an LLM judge.
             max_new_tokens: Tokens to generate at most, up to the natural stop. Default: for each
                 probe its longest accepted answer plus 8, rounded up to a multiple of 8.
+            transaction: Conditions of every commit; an edit that misses one is dropped, and the
+                stream goes on.
 
         Returns:
             The results, as in results.json.
@@ -173,6 +180,7 @@ class EditTrainer(pl.Trainer):
                 folder,
                 evaluation,
                 resume=ckpt_path is not None,
+                transaction=transaction,
             )
             _say_what_is_pristine(model, session.ledger, folder)
             self._prepare_for(session, checkpoint_every)
