@@ -14,6 +14,7 @@ from lightning_edit.editors.checks import require_finite_arguments, require_fini
 from lightning_edit.editors.history_hooks import HistoryHooks
 from lightning_edit.editors.hypernetwork.checkpoint import EditorCheckpoint
 from lightning_edit.editors.loop_steps import LoopSteps
+from lightning_edit.editors.parts import EditorParts
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.exclusive import exactly, model_lock
@@ -48,7 +49,7 @@ _FINAL = """{base} is final, so that its name stands for one method; wrap it ins
 or override `edit` of a WrappedEditor to change the requests or the whole update."""
 
 
-class Editor(HistoryHooks, LoopSteps, ABC):
+class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
     """Base class of all editors: requests in, weight deltas out.
 
     An editor is bound to one language model and turns batches of requests into deltas. It never

@@ -1,9 +1,9 @@
 """Configuration of an editor or data module: its class and arguments, as plain values."""
 
 import inspect
-from dataclasses import fields, is_dataclass
 from typing import Any
 
+from lightning_edit.editors.arguments import kept_values
 from lightning_edit.types import EditRequest
 
 
@@ -19,11 +19,7 @@ def describe(thing: object) -> dict[str, Any]:
     Returns:
         ``class`` and ``args``.
     """
-    kept: dict[str, Any] = {}
-    for value in list(vars(thing).values()):
-        if is_dataclass(value) and not isinstance(value, type):
-            kept |= {one.name: getattr(value, one.name) for one in fields(value)}
-    kept |= vars(thing) | vars(thing).get("_modules", {})
+    kept = kept_values(thing)
     names = [
         name
         for cls in type(thing).__mro__

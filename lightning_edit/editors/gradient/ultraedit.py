@@ -6,7 +6,7 @@ TMLR 2026, arXiv 2505.14679. Axis names: ``n`` -- answer tokens of all edits of 
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -120,6 +120,10 @@ class UltraEdit(Editor):
     def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
         """Keep the running sums of the batches in force."""
         self.seen.follow(in_force, change)
+
+    def renamed_arguments(self) -> dict[str, Any]:
+        """Return the argument ``modules``, whose name an ``nn.Module`` has taken."""
+        return {"modules": self.modules_to_edit}
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Save the running sums in checkpoints."""

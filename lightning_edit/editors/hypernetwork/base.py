@@ -226,6 +226,10 @@ class HypernetworkEditor(Editor, family=True):
             type(self).__name__, self._shapes, arguments, self.state_dict(), self._trained_on
         )
 
+    def renamed_arguments(self) -> dict[str, Any]:
+        """Return the argument ``modules``, whose name an ``nn.Module`` has taken."""
+        return {"modules": self.modules_to_edit}
+
     def save_weights(self, path: str | Path) -> None:
         """Save the trained parameters as safetensors, for the argument ``checkpoint``.
 

@@ -49,5 +49,6 @@ class ENCORE(MultiLayerEditor):
         super().__init__(clamp=clamp, keep_history=keep_history, **search)
         self.moment_weight = moment_weight
         self.norm_weight = norm_weight
+        self.patience = patience
         self.objective = replace(self.objective, early_stopping=EarlyStopping(patience=patience))
         self.solver = LeastSquares(moment_weight, norm_weight)

@@ -60,6 +60,8 @@ class PMET(MultiLayerEditor):
             **search,
         )
         self.moment_weight = moment_weight
+        self.ease = ease
+        self.calm = calm
         self.objective = replace(
             self.objective, early_stopping=EarlyStopping(answer_weight=ease, max_kl=calm)
         )

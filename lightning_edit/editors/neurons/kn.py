@@ -105,6 +105,8 @@ class KN(Editor):
         super().__init__()
         if rows_per_pass < 1:
             raise ValueError(f"rows_per_pass counts texts, expected 1 or more, got {rows_per_pass}")
+        self.steps = steps
+        self.variant = variant
         self.as_port = variant == "easyedit"
         self.points = path_points(steps, "ends" if self.as_port else "left")
         self.layers = layers
