@@ -148,6 +148,7 @@ class LoRAEdit(Editor):
             target_modules=names,
             fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
         )
+        configured_before = "peft_config" in vars(model)
         tuner = LoraModel(model, config, _ADAPTER)
         try:
             adapted = {name: model.get_submodule(name) for name in names}
@@ -160,6 +161,8 @@ class LoRAEdit(Editor):
             yield adapted
         finally:
             tuner.unload()
+            if not configured_before:
+                vars(model).pop("peft_config", None)  # older versions of PEFT leave it there
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(trained[name])
 

@@ -205,7 +205,8 @@ def test_every_method_over_several_layers(method: str, family: str, edited: Any)
 
 @pytest.mark.parametrize("family", ["gpt2", "granite", "gemma3_text"])
 def test_in_bfloat16_rounding_alone_is_left(family: str, edited: Any) -> None:
-    assert edited("MEMIT", family, [2], torch.bfloat16)["distance"].max() < 0.15
+    # 0.19 at most, with the oldest transformers that is allowed; 0.13 with the newest.
+    assert edited("MEMIT", family, [2], torch.bfloat16)["distance"].max() < 0.2
 
 
 # ---------------------------------------------------------------------------------- write paths
