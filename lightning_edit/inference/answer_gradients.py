@@ -24,6 +24,7 @@ from lightning_edit.inference.hooks import (
     replace_input,
     replace_output,
 )
+from lightning_edit.inference.model_call import telling
 from lightning_edit.models.view import ModelView
 
 
@@ -70,7 +71,8 @@ def answer_factors(
             hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
             stack.enter_context(hook)
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
-        logits = wide(logits_at(model, inputs, (batch.rows, batch.positions)))
+        with telling(model, batch.prompt_ends):
+            logits = wide(logits_at(model, inputs, (batch.rows, batch.positions)))
         nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
         losses = batch.per_row(nll)
         gradients = torch.autograd.grad(losses.sum(), [zeros[name] for name in modules])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_edit.inference.hooks import select_head_positions
+from lightning_edit.inference.model_call import telling
 
 Ids = tuple[int, ...]
 Places = tuple[Int[Tensor, " p"], Int[Tensor, " p"]]
@@ -110,7 +111,8 @@ def run_pass(
         one: The pass.
         observer: Told where prompts end, for editors that decide there.
     """
-    with observer(one.prompt_ends), one.within(model):
+    # The observer comes last: it may know better, as for running text.
+    with telling(model, one.prompt_ends), observer(one.prompt_ends), one.within(model):
         return logits_at(model, one.inputs, one.places)
 
 

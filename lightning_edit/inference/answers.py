@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_edit.functional.scores import token_scores
 from lightning_edit.inference.answer_pass import logits_at, wide
 from lightning_edit.inference.hooks import capture, hooked, replace_output
+from lightning_edit.inference.model_call import telling
 
 AnswerRow = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of its answer."""
@@ -70,6 +71,13 @@ class AnswerRows:
         row, position, token = torch.tensor(predictions, device=device).unbind(1)
         mask = torch.arange(width, device=device) < lengths[:, None]
         return cls(ids, mask, row, position, token)
+
+    @property
+    def prompt_ends(self) -> list[int]:
+        """Position of the last token of each row's prompt."""
+        ends = self.positions.new_full((self.ids.shape[0],), self.ids.shape[1])
+        found: list[int] = ends.scatter_reduce(0, self.rows, self.positions, "amin").tolist()
+        return found
 
     def buckets(self) -> list[tuple["AnswerRows", Int[Tensor, " b2"], Int[Tensor, " a2"]]]:
         """Bucket rows by length: split off short ones if that saves at least 1/4 of the positions.
@@ -164,7 +172,8 @@ def _logits(
     model: nn.Module, batch: AnswerRows, values: Mapping[str, Tensor]
 ) -> Float[Tensor, "a v"]:
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
-    return logits_at(model, inputs, (batch.rows, batch.positions), values)
+    with telling(model, batch.prompt_ends):
+        return logits_at(model, inputs, (batch.rows, batch.positions), values)
 
 
 def answer_logits_each(

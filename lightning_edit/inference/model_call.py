@@ -8,7 +8,7 @@ width.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -237,6 +237,18 @@ def calls_of(model: nn.Module) -> ModelCalls | None:
     """
     found = model.__dict__.get(_CALLS)
     return found if isinstance(found, ModelCalls) else None
+
+
+def telling(model: nn.Module, prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:
+    """Tell edits on a model that decide once a prompt where the prompts of the next calls end.
+
+    Args:
+        model: A language model, with such edits or without.
+        prompt_ends: Position of the last token of the prompt in each row; ``None``: at the last
+            token that is no padding.
+    """
+    calls = calls_of(model)
+    return nullcontext() if calls is None else calls.within(prompt_ends)
 
 
 def _real_positions(mask: Any, rows: int, length: int, device: torch.device) -> Bool[Tensor, "b t"]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from lightning_edit.inference.generation import (
     Prompt,
     follow,
 )
-from lightning_edit.inference.model_call import calls_of
+from lightning_edit.inference.model_call import telling
 from lightning_edit.inference.pass_backends import PlainRows
 from lightning_edit.inference.pass_layout import PassLayout
 from lightning_edit.inference.responder import Question, Responder, Statement, TokenScores
@@ -71,8 +71,7 @@ class ModelResponder(Responder):
             prompt_ends: Position of the last token of the prompt in each line of the input, padded
                 on either side; of an encoder's input with two stacks. ``None`` for running text.
         """
-        calls = calls_of(self.model)
-        return nullcontext() if calls is None else calls.within(prompt_ends)
+        return telling(self.model, prompt_ends)
 
     def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
         """Score given answers by teacher forcing; equal rows are computed once."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import ArchitectureError, PassLayoutError
+from lightning_edit.inference.answer_gradients import answer_factors
+from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.model_call import ModelCall, calls_of
 from lightning_edit.inference.model_responder import ModelResponder
@@ -230,3 +232,24 @@ class _Zero(ModuleAdapter):
     def act(self, hidden: Tensor, output: Tensor, call: ModelCall | None) -> Tensor:
         assert call is None
         return torch.zeros_like(output)
+
+
+def test_training_and_gradients_decide_at_the_prompts_end_too() -> None:
+    model, tokenizer, adapter = shifted("llama")
+    view = resolve(model)
+    asked = {tuple(ids): (5, 6, 7) for ids in ids_of(tokenizer, PROMPTS)}
+    rows = list(asked.items())
+    model(**padded([list(prompt) for prompt in asked], left=False))
+    expected = adapter.decided.pop().tolist()
+    batch = AnswerRows.pad(rows)
+    assert batch.prompt_ends == [len(prompt) - 1 for prompt in asked]
+    adapter.decided.clear()
+    answer_logits(model, batch)
+    taken = sorted(bool(one) for mask in adapter.decided for one in mask)
+    assert taken == sorted(expected)
+    adapter.decided.clear()
+    answer_factors(view, rows, [view.down_projection(2)])
+    assert adapter.decided[-1].tolist() == expected
+    adapter.decided.clear()
+    model(input_ids=batch.ids, attention_mask=batch.mask.long())  # a foreign call: the last token
+    assert adapter.decided[-1].tolist() != expected
