@@ -1,4 +1,6 @@
-"""Answer logits and gradient factors of decoder-only models under teacher forcing.
+"""Answer logits and gradient factors of language models under teacher forcing.
+
+With two stacks the encoder reads the prompt, and the decoder its start tokens and the answer.
 
 Axis names: ``b`` -- rows (a prompt with its answer); ``t`` -- positions; ``a`` -- answer tokens of
 all rows, row after row; ``v`` -- vocabulary; ``d_in``/``d_out`` -- width of a layer's input and
@@ -7,7 +9,7 @@ output.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lightning_edit.functional.padding import pad
 from lightning_edit.functional.scores import token_scores
 from lightning_edit.inference.answer_pass import logits_at, wide
 from lightning_edit.inference.hooks import capture, hooked, replace_output
@@ -29,11 +32,13 @@ class AnswerRows:
     """Right-padded batch of prompts and answers, with the positions that predict answer tokens.
 
     Args:
-        ids: Input tokens; an answer's last token predicts nothing and is left out.
+        ids: Input tokens, with two stacks the decoder's; an answer's last token predicts nothing
+            and is left out.
         mask: True where a row has a token.
         rows: Row index of each answer token.
         positions: Position that predicts it.
         targets: The answer token.
+        encoder: Input tokens of the encoder and their mask; ``None``: there is one stack.
     """
 
     ids: Int[Tensor, "b t"]
@@ -41,10 +46,40 @@ class AnswerRows:
     rows: Int[Tensor, " a"]
     positions: Int[Tensor, " a"]
     targets: Int[Tensor, " a"]
+    encoder: tuple[Int[Tensor, "b s"], Bool[Tensor, "b s"]] | None = None
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, rows: Sequence[AnswerRow], device: torch.device | str | None = None
+    ) -> "AnswerRows":
+        """Pad prompts and answers on the right into one batch for a model.
+
+        Args:
+            model: The language model, of one stack or two.
+            rows: Token ids of prompts and answers, see :meth:`pad`.
+            device: Device of the tensors; ``None``: that of the model's token embeddings.
+
+        Raises:
+            ValueError: If there is no row, or a prompt has no token.
+        """
+        whole: Any = model
+        if device is None:
+            device = whole.get_input_embeddings().weight.device
+        if not whole.config.is_encoder_decoder:
+            return cls.pad(rows, device)
+        begin = start_tokens(model)
+        padded = cls.pad([(begin, answer) for _, answer in rows], device)
+        if any(not prompt for prompt, _ in rows):
+            raise ValueError(
+                "every row needs a prompt of at least one token to predict its answer from; "
+                "put text before the answer"
+            )
+        ids, mask = pad([tuple(prompt) for prompt, _ in rows])
+        return replace(padded, encoder=(ids.to(device), mask.to(device).bool()))
 
     @classmethod
     def pad(cls, rows: Sequence[AnswerRow], device: torch.device | str = "cpu") -> "AnswerRows":
-        """Pad prompts and answers on the right into one batch.
+        """Pad prompts and answers of one stack on the right into one batch.
 
         Args:
             rows: Token ids of prompts and answers. An empty answer stands for the one position
@@ -73,8 +108,24 @@ class AnswerRows:
         return cls(ids, mask, row, position, token)
 
     @property
+    def inputs(self) -> dict[str, Tensor]:
+        """Arguments of the model, by name."""
+        if self.encoder is None:
+            return {"input_ids": self.ids, "attention_mask": self.mask.long()}
+        ids, mask = self.encoder
+        return {
+            "input_ids": ids,
+            "attention_mask": mask.long(),
+            "decoder_input_ids": self.ids,
+            "decoder_attention_mask": self.mask.long(),
+        }
+
+    @property
     def prompt_ends(self) -> list[int]:
-        """Position of the last token of each row's prompt."""
+        """Position of the last token of each row's prompt, with two stacks in the encoder."""
+        if self.encoder is not None:
+            sizes: list[int] = self.encoder[1].sum(1).tolist()
+            return [size - 1 for size in sizes]
         ends = self.positions.new_full((self.ids.shape[0],), self.ids.shape[1])
         found: list[int] = ends.scatter_reduce(0, self.rows, self.positions, "amin").tolist()
         return found
@@ -87,6 +138,9 @@ class AnswerRows:
         """
         lengths, order = self.mask.sum(1).sort()
         count, width = self.ids.shape
+        if self.encoder is not None:  # answers are short; the prompts' lengths would decide
+            whole = torch.arange(count, device=lengths.device)
+            return [(self, whole, torch.arange(len(self.rows), device=lengths.device))]
         # Cost of a split after each row: short rows at their own width, long ones at full width.
         cuts = torch.arange(1, count + 1, device=lengths.device)
         cost = cuts * lengths + (count - cuts) * width
@@ -142,14 +196,26 @@ class RowVerdicts:
     best: Int[Tensor, " a"]
 
 
+def start_tokens(model: Any) -> list[int]:
+    """Return the tokens that a decoder reads before an answer, with two stacks.
+
+    Args:
+        model: An encoder-decoder model.
+    """
+    start: list[int] = [model.config.decoder_start_token_id]
+    if model.generation_config.forced_bos_token_id is not None:
+        start.append(model.generation_config.forced_bos_token_id)
+    return start
+
+
 def answer_logits(
     model: nn.Module, batch: AnswerRows, parameters: Mapping[str, Tensor] | None = None
 ) -> Float[Tensor, "a v"]:
     """Return the logits that predict the answer tokens, from a teacher-forced pass.
 
     Args:
-        model: A decoder-only Hugging Face model.
-        batch: Rows on the model's device.
+        model: A Hugging Face language model.
+        batch: Rows on the model's device, made for this model (:meth:`AnswerRows.of`).
         parameters: Values that replace the model's parameters, by name. Gradients then flow to them
             only: the model's own parameters are constants.
     """
@@ -171,9 +237,8 @@ def _restore_order(parts: Sequence[Tensor], numbers: Sequence[Tensor]) -> Tensor
 def _logits(
     model: nn.Module, batch: AnswerRows, values: Mapping[str, Tensor]
 ) -> Float[Tensor, "a v"]:
-    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
     with telling(model, batch.prompt_ends):
-        return logits_at(model, inputs, (batch.rows, batch.positions), values)
+        return logits_at(model, batch.inputs, (batch.rows, batch.positions), values)
 
 
 def answer_logits_each(
@@ -185,7 +250,7 @@ def answer_logits_each(
     """Return the answer tokens' logits, with a separate low-rank update for each row.
 
     Args:
-        model: A decoder-only Hugging Face model.
+        model: A Hugging Face language model.
         batch: Rows on the model's device.
         changes: Low-rank factors of ``e`` alternative updates, by dotted name of the linear layer;
             gradients flow to them only.
@@ -212,7 +277,8 @@ def _add_change(
     output: Tensor,
 ) -> Tensor:
     # OPT flattens rows and positions to one axis before its MLP.
-    inputs = args[0].view(*shape, -1).to(right.dtype)
+    hidden = args[0] if args[0].dim() == 3 else args[0].view(*shape, -1)
+    inputs = hidden.to(right.dtype)
     change = inputs @ right.mT @ left.mT
     edited: Tensor = output + change.view(output.shape).to(output.dtype)
     return edited
@@ -234,9 +300,9 @@ def token_factors(
     has to.
 
     Args:
-        model: A decoder-only Hugging Face model.
+        model: A Hugging Face language model.
         rows: Token ids of prompts and answers, none of them empty.
-        modules: Dotted names of linear layers.
+        modules: Dotted names of linear layers, with two stacks of either.
         device: Device of the model's inputs.
         each: Take the gradient of each row's own mean loss, as in a batch of one, instead of the
             mean over the answer tokens of all rows.
@@ -256,7 +322,7 @@ def token_factors(
         for name in modules:
             hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
             stack.enter_context(hook)
-        batch = AnswerRows.pad(rows, device)
+        batch = AnswerRows.of(model, rows, device)
         logits = wide(_logits(model, batch, {}))
         nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
         loss = batch.per_row(nll).sum() if each else nll.mean()

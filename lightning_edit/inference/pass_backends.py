@@ -10,6 +10,7 @@ import torch
 from lightning_edit.functional.padding import pad, prediction_places
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_pass import ForwardPass, Ids, ReadRow
+from lightning_edit.inference.answers import start_tokens
 from lightning_edit.inference.prefix_tree import TokenTree, prefix_batches, tree_attention
 
 #: Maximum number of tokens in a prefix tree. Every token attends over all of them, so a larger tree
@@ -114,9 +115,7 @@ class EncoderDecoder:
             rows: The rows.
             batch_size: Most rows in a pass.
         """
-        start: list[int] = [model.config.decoder_start_token_id]
-        if model.generation_config.forced_bos_token_id is not None:
-            start.append(model.generation_config.forced_bos_token_id)
+        start = start_tokens(model)
         lengths = [len(row.context) + len(row.fed) for row in rows]
         for numbers in length_sorted(lengths, batch_size):
             batch = [rows[number] for number in numbers]

@@ -8,7 +8,7 @@ from lightning_edit.models.weights import weights_hash
 from tests.editors.test_contract import EDITORS, make
 from tests.models.tiny import TINY, build_tokenizer
 
-DECODER_ONLY = [editor for editor in EDITORS if editor.architectures == ("decoder-only",)]
+DECODER_ONLY = [one for one in EDITORS if make(one).architectures == ("decoder-only",)]
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
@@ -41,5 +41,5 @@ def test_an_editor_that_can_is_named() -> None:
 
         architectures = ("decoder-only", "encoder-decoder")
 
-    with pytest.raises(ArchitectureError, match="use BothKinds, or take a model"):
+    with pytest.raises(ArchitectureError, match=r"use .*BothKinds, .*or take a model"):
         make(EDITORS[0]).bind(TINY["t5"](), build_tokenizer(eos=True))

@@ -27,7 +27,7 @@ class GradientEditor(Editor, family=True):
 
     Args:
         layers: Blocks whose MLP down-projection (weight, and bias where there is one) is trained;
-            ``None``: by depth, see ``default_layers``.
+            ``None``: by depth, see ``default_layers``. With two stacks the decoder's.
         steps: Epochs over the batch (25 in ROME's and MEMIT's configs).
         lr: Adam's learning rate (5e-4 in those configs).
         weight_decay: Adam's weight decay (0 in those configs).
@@ -44,6 +44,7 @@ class GradientEditor(Editor, family=True):
     """
 
     both_forms: ClassVar[bool] = True
+    architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
 
     def __init__(
         self,
@@ -152,9 +153,8 @@ class GradientEditor(Editor, family=True):
         """
         model = self.language_model
         at_prompt = self.objective == "prompt_last"
-        rows = AnswerRows.pad(
-            [(item.prompt_ids, () if at_prompt else item.target_ids) for item in encoded],
-            self.view.embeddings.get_parameter("weight").device,
+        rows = AnswerRows.of(
+            model, [(item.prompt_ids, () if at_prompt else item.target_ids) for item in encoded]
         )
         logits = answer_logits(model, rows, values)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -30,7 +30,7 @@ class LoRAEdit(Editor):
     model's own weights are frozen.
 
     Args:
-        layers: Blocks with adapters; ``None``: all.
+        layers: Blocks with adapters; ``None``: all. With two stacks the decoder's.
         targets: Last name components of the adapted linear layers, such as ``q_proj``; ``None``:
             the defaults of ``peft`` for the model type (mostly queries and values).
         rank: r (8 in EasyEdit's configs).
@@ -49,6 +49,7 @@ class LoRAEdit(Editor):
     """
 
     both_forms: ClassVar[bool] = True
+    architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
 
     def __init__(
         self,
@@ -193,8 +194,8 @@ class LoRAEdit(Editor):
 
     def _loss(self, encoded: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """Return the mean cross-entropy over the answer tokens of each request."""
-        device = self.view.embeddings.get_parameter("weight").device
-        rows = AnswerRows.pad([(item.prompt_ids, item.target_ids) for item in encoded], device)
+        pairs = [(item.prompt_ids, item.target_ids) for item in encoded]
+        rows = AnswerRows.of(self.language_model, pairs)
         logits = answer_logits(self.language_model, rows)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nll = nn.functional.cross_entropy(logits, rows.targets, reduction="none")

@@ -399,7 +399,8 @@ class HypernetworkEditor(Editor, family=True):
 
     def rows(self, rows: Sequence[tuple[int, AnswerRow]]) -> AnswerRows:
         """Pad rows into a batch on the language model's device."""
-        return AnswerRows.pad([row for _, row in rows], self.language_model.device)
+        device = self.language_model.device
+        return AnswerRows.of(self.language_model, [row for _, row in rows], device)
 
     def validation_step(self, batch: MetaBatch | list[EditRequest], batch_idx: int) -> None:
         """Evaluate edits of the validation requests; see :meth:`evaluate`."""
