@@ -60,6 +60,10 @@ class ExportError(LightningEditError, ValueError):
     """Edit that cannot be exported in the requested format."""
 
 
+class ShippedEditsError(LightningEditError, ValueError):
+    """Folder of exported edits that is damaged, or does not fit the model or this installation."""
+
+
 class SubjectNotFoundError(DataError):
     """Request without the subject that the editor needs."""
 

@@ -1,4 +1,4 @@
-"""``lightning-edit export``: write a run's edits as LoRA adapter, merged checkpoint or delta."""
+"""``lightning-edit export``: write a run's edits as adapter, checkpoint, delta or editor."""
 
 import argparse
 import sys
@@ -15,6 +15,8 @@ Ship the edits of a run.
   peft    a LoRA adapter; loads with PeftModel.from_pretrained on the unedited model
   merged  a full checkpoint with the edits in its weights
   delta   one small safetensors file with what the edits add to each weight
+  runtime the editor with its edits, for those that act when the model is asked; loads with
+          lightning_edit.load_edited
 """
 
 
@@ -26,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
-    parser.add_argument("--format", choices=("peft", "merged", "delta"), default="peft")
+    parser.add_argument("--format", choices=("peft", "merged", "delta", "runtime"), default="peft")
     parser.add_argument("--out", type=Path, help="folder to write (default: RUN/export/FORMAT)")
     parser.add_argument(
         "--ids",

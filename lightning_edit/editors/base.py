@@ -139,7 +139,7 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
             raise ArchitectureError(self._architecture_message(model, kind))
         prompts = PromptEncoder.for_model(model, tokenizer)
         if len(prompts.forms) > 1 and not self.both_forms:
-            able = sorted(cls.__name__ for cls in _final_editors(Editor) if cls.both_forms)
+            able = sorted(cls.__name__ for cls in final_editors(Editor) if cls.both_forms)
             raise ConfigError(
                 f"{type(self).__name__} writes an edit for one form of its prompt, so it cannot "
                 'edit with chat="both" (--lm_chat both); use --lm_chat true or false, or one of '
@@ -165,7 +165,7 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
 
     def _architecture_message(self, model: nn.Module, kind: str) -> str:
         """Return the error message for an unsupported architecture, with a remedy."""
-        able = sorted(cls.__name__ for cls in _final_editors(Editor) if kind in cls.architectures)
+        able = sorted(cls.__name__ for cls in final_editors(Editor) if kind in cls.architectures)
         reason = f": {self.decoder_only_because}" if kind == "encoder-decoder" else ""
         remedy = f"use {', '.join(able)}, or" if able else f"no editor here edits {kind} models;"
         return (
@@ -199,7 +199,7 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
                 run.
         """
         stored = EditorCheckpoint.read(Path(checkpoint_path))
-        known = {kind.__name__: kind for kind in _final_editors(Editor)}
+        known = {kind.__name__: kind for kind in final_editors(Editor)}
         kind = known.get(stored.editor, cls) if cls._family else cls
         if stored.editor != kind.__name__:
             raise CheckpointError(
@@ -443,9 +443,9 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
             bare = PromptEncoder.of(tokenizer).tokenizer
             tokenizer = PromptEncoder(bare, PromptFormat(chat, system))
         self.bind(model, tokenizer)
-        edited = EditedModel(self).edit(requests, seed)
-        self.last_ledger = edited.ledger
-        return edited
+        edited = EditedModel(self)
+        self.last_ledger = edited.ledger  # before the edit, which may look at those in force
+        return edited.edit(requests, seed)
 
     # ------------------------------------------------------------------------------------- layers
 
@@ -504,9 +504,13 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
             )
 
 
-def _final_editors(base: type[Any]) -> Iterator[type[Editor]]:
-    """Yield the concrete editor classes below a base class, without the abstract families."""
+def final_editors(base: type[Any]) -> Iterator[type[Editor]]:
+    """Yield the concrete editor classes below a base class, without the abstract families.
+
+    Args:
+        base: The base class, such as ``Editor``.
+    """
     for child in base.__subclasses__():
-        yield from _final_editors(child)
+        yield from final_editors(child)
         if not child._family:
             yield child

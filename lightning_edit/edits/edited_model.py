@@ -1,6 +1,6 @@
 """Edited model: edit, generate and undo in Python, without a run folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,23 @@ class EditedModel:
         self.ledger = Ledger(self.model, editor, runtime=editor.runtime())
         self._named = 0
 
+    def take(self, edits: Sequence[tuple[Delta, Sequence[EditRequest]]]) -> "EditedModel":
+        """Put edits that were made elsewhere into force, all of them or none.
+
+        Args:
+            edits: Deltas in the order of their commits, each with its requests.
+
+        Returns:
+            This handle.
+
+        Raises:
+            LedgerError: If there are edits in force already, or a delta does not fit.
+        """
+        with exclusive(self.model):
+            self.ledger.take(edits)
+        self._named = next_number(self.ledger.request_ids)
+        return self
+
     @staticmethod
     def open(run: str | Path, **options: Any) -> "EditedModel":
         """Open the edited model of a run folder.
@@ -51,6 +68,26 @@ class EditedModel:
 
         opened: EditedModel = open_run(run, **options)
         return opened
+
+    def export(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Export the edits in force with their editor, to load with ``lightning_edit.load_edited``.
+
+        Args:
+            folder: Folder to write, complete or not at all.
+            overwrite: Whether to replace an earlier export there.
+
+        Returns:
+            The folder: safetensors, JSON, and a model card.
+
+        Raises:
+            ExportError: If no edit is in force, or something else lies there.
+            ConfigError: If an argument of the editor is no plain value.
+        """
+        # Exports are of a higher room, as runs are.
+        from lightning_edit import export_edited
+
+        written: Path = export_edited(self, Path(folder), overwrite)
+        return written
 
     def edit(
         self,
@@ -153,6 +190,12 @@ class EditedModel:
             back = self.ledger.undone_ids if ids is None else listed_ids(ids)
             self.ledger.redo(back)
         return self
+
+
+def next_number(ids: Iterable[str]) -> int:
+    """Return the first number ``n`` such that no later ``edit-n`` is among some request ids."""
+    numbers = [name.removeprefix("edit-") for name in ids if name.startswith("edit-")]
+    return 1 + max([int(number) for number in numbers if number.isdigit()], default=-1)
 
 
 def require_question(prompt: object, max_new_tokens: int) -> None:

@@ -7,7 +7,7 @@ same bits as the run that wrote it.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -316,19 +316,40 @@ class Ledger:
             raise LedgerError("replay needs a journal on disk and a ledger without edits in force")
         if lines is not None:
             self.journal.truncate(lines)
+        directory = self.journal.directory
+        self._fill((one, load_entry(directory, one)) for one in self.journal.active())
+        self._undone = {entry.seq: (entry, None) for entry in self.journal.undone()}
+        self._tell(HistoryChange("replayed" if remember else "restored"))
+
+    def take(self, edits: Sequence[tuple[Delta, Sequence[EditRequest]]]) -> None:
+        """Put edits that were made elsewhere into force on a pristine model, all or none.
+
+        Args:
+            edits: Deltas in the order of their commits, each with its requests.
+
+        Raises:
+            LedgerError: If the ledger is not empty or has a journal, or a delta does not fit.
+        """
+        if self.journal is not None or len(self.in_force):
+            raise LedgerError("edits are taken into a ledger in memory without edits in force")
+        self._fill((self._record(delta, requests), delta) for delta, requests in edits)
+        self._tell(HistoryChange("replayed"))
+
+    def _fill(self, edits: Iterable[tuple[Entry, Delta]]) -> None:
+        """Write edits into the empty model in order, and install what acts at run time once."""
         try:
-            for entry in self.journal.active():
-                self._replay_entry(entry, load_entry(self.journal.directory, entry))
+            for entry, delta in edits:
+                self._replay_entry(entry, delta)
+            if self.runtime is not None:
+                self.runtime.install(self.in_force)
         except BaseException:
             # A file may be missing in the middle; the model gets its own bits back.
             self.weights.rebuild(list(self.weights.touched), ())
             self.in_force.remove({entry.seq for entry in self.in_force.entries})
             self._ids.clear()
+            if self.runtime is not None:
+                self.runtime.install(self.in_force)
             raise
-        self._undone = {entry.seq: (entry, None) for entry in self.journal.undone()}
-        if self.runtime is not None:
-            self.runtime.install(self.in_force)
-        self._tell(HistoryChange("replayed" if remember else "restored"))
 
     def _replay_entry(self, entry: Entry, delta: Delta) -> None:
         self._check(delta)
@@ -340,9 +361,10 @@ class Ledger:
         self._ids.update(delta.request_ids)
 
     def _record(self, delta: Delta, requests: Sequence[EditRequest]) -> Entry:
+        records = [request.to_dict() for request in requests]
         if self.journal is None:
             self._next_seq += 1
-            return Entry(self._next_seq - 1, delta.request_ids, "", "", ())
+            return Entry(self._next_seq - 1, delta.request_ids, "", "", tuple(records))
         name = f"{self.journal.next_seq:06d}.safetensors"
         path = self.journal.directory / name
         new = path.with_name("new.safetensors")
@@ -359,5 +381,4 @@ class Ledger:
         except OSError as error:
             state = "The model and every earlier edit are unchanged."
             raise write_error(error, path, state) from error
-        records = [request.to_dict() for request in requests]
         return self.journal.commit(delta.request_ids, name, file_hash(path), records)

@@ -81,7 +81,7 @@ def check_expressible(delta: Delta, model: nn.Module) -> bool:
     if delta.state or delta.prompts:
         raise ExportError(
             "this edit acts at run time and changes no weight, which LoRA cannot hold; "
-            "use --format delta"
+            "use --format runtime"
         )
     if not delta.weights:
         raise ExportError("these edits changed no weight, so there is nothing to export")

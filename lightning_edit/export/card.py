@@ -8,10 +8,12 @@ from typing import Any
 
 from lightning_edit.export.folder import EDITS
 from lightning_edit.export.selection import Selection
+from lightning_edit.models.loading import locate
 from lightning_edit.storage.jsonl import write_rows
 
 #: Maximum rows of the card's table; ``edits.jsonl`` lists every request.
 MAX_ROWS = 200
+TAGS = ["knowledge-editing", "lightning-edit"]
 
 
 def write_edits(folder: Path, selection: Selection) -> None:
@@ -123,6 +125,15 @@ def write_card(
         "",
     ]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def base_model(base: str) -> dict[str, object]:
+    """Return the ``base_model`` entry of the card's front matter, for hub names only.
+
+    Args:
+        base: Folder or hub name of the unedited model.
+    """
+    return {} if Path(locate(base)).is_dir() else {"base_model": base}
 
 
 def escape_cell(text: str) -> str:

@@ -27,7 +27,7 @@ def write_checkpoint(
     if any(delta.state or delta.prompts for delta in selection.deltas):
         raise ExportError(
             "these edits act at run time, not in weights, so no checkpoint can hold them; "
-            "use --format delta"
+            "use --format runtime"
         )
     model, tokenizer = load_language_model(
         model_name, selection.language_model("dtype"), trust_remote_code=trust_remote_code

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
 from lightning_edit.edits.entries import Entry
@@ -136,7 +135,7 @@ def _find_commits(journal: Journal, ids: Sequence[str]) -> list[Entry]:
 
 
 def combine(selection: Selection) -> Delta:
-    """Sum the deltas of a selection into one delta.
+    """Sum the weight updates of a selection into one delta.
 
     Low-rank factors are concatenated, which is exact. Where the total rank exceeds the largest
     rank of the matrix, and for dense updates, the sum is dense, formed in float64 and stored in
@@ -147,9 +146,6 @@ def combine(selection: Selection) -> Delta:
 
     Returns:
         The summed delta.
-
-    Raises:
-        ExportError: If two edits have run-time state of the same name, which cannot be summed.
     """
     names = sorted({name for delta in selection.deltas for name in delta.weights})
     weights = {
@@ -158,19 +154,8 @@ def combine(selection: Selection) -> Delta:
         )
         for name in names
     }
-    state: dict[str, Tensor] = {}
-    prompts: dict[str, str] = {}
-    for delta in selection.deltas:
-        if double := sorted(state.keys() & delta.state.keys()):
-            raise ExportError(
-                f"several edits keep run-time state {double[0]!r}, which does not add up in one "
-                f"file; take the edits' own delta files in {selection.run / 'ledger'}, or export "
-                "one edit with --ids"
-            )
-        state.update(delta.state)
-        prompts.update(delta.prompts)
     info = {"commits": [entry.seq for entry in selection.entries], "model": selection.model_hash}
-    return Delta(selection.ids, weights, state, prompts, info)
+    return Delta(selection.ids, weights, info=info)
 
 
 def _sum_updates(updates: Sequence[WeightUpdate]) -> WeightUpdate:

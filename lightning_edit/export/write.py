@@ -7,23 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from lightning_edit.exceptions import ModelLoadError
+from lightning_edit.exceptions import ExportError, ModelLoadError
 from lightning_edit.export.adapter import write_adapter
-from lightning_edit.export.card import asking_example, write_card, write_edits
+from lightning_edit.export.card import TAGS, asking_example, base_model, write_card, write_edits
 from lightning_edit.export.checkpoint import write_checkpoint
 from lightning_edit.export.folder import atomic_folder, human_size
+from lightning_edit.export.runtime import runtime_use, write_runtime, write_runtime_card
 from lightning_edit.export.selection import Selection, combine, select_edits
-from lightning_edit.models.loading import ATLAS, auto_class, load_config, locate
+from lightning_edit.models.loading import ATLAS, auto_class, load_config
 
-Format = Literal["peft", "merged", "delta"]
+Format = Literal["peft", "merged", "delta", "runtime"]
 
 #: File name of an export of format ``delta``.
 DELTA = "delta.safetensors"
 
 #: Kept shares of the squared update above this differ from 1 only by rounding.
 EXACT = 1 - 1e-9
-
-_TAGS = ["knowledge-editing", "lightning-edit"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def export(
     Args:
         run: The run folder.
         format: ``peft``: LoRA adapter; ``merged``: full checkpoint; ``delta``: one safetensors
-            file that :meth:`~lightning_edit.edits.delta.Delta.load` reads.
+            file that :meth:`~lightning_edit.edits.delta.Delta.load` reads; ``runtime``: the editor
+            with its edits, for :func:`~lightning_edit.session.shipping.load_edited`.
         out: Folder to write; ``RUN/export/FORMAT`` when left out.
         ids: Ids of the requests to export, undone ones included; ``None``: all edits in force.
         max_rank: Largest LoRA rank; a larger update is truncated by its SVD.
@@ -80,6 +80,14 @@ def export(
     out = run / "export" / format if out is None else out
     base = model or selection.language_model("name")
     trust = lm_trust_remote_code
+    if format == "runtime":
+        with atomic_folder(out, overwrite) as folder:
+            write_runtime(folder, selection)
+            write_runtime_card(folder, out.name, selection, base)
+            code = runtime_use(folder, base).rpartition("\n")[2]
+        shown = code.replace("PATH", json.dumps(str(out)))
+        return Exported(out, human_size(out), len(selection.ids), shown)
+    _require_weights_only(selection, format)
     with _name_unfound_model(model is None), atomic_folder(out, overwrite) as folder:
         if format == "peft":
             part = _peft(folder, selection, base, max_rank, trust)
@@ -97,9 +105,21 @@ def export(
             use_code = code
         # The folder may be moved with its card, so the card uses the folder's name, not its path.
         use = "\n".join([*imports, use_code.replace("PATH", json.dumps(out.name))])
-        write_card(folder, selection, {"tags": _TAGS, **head}, use, notes)
+        write_card(folder, selection, {"tags": TAGS, **head}, use, notes)
     shown = code.rpartition("\n")[2].replace("PATH", json.dumps(str(out)))
     return Exported(out, human_size(out), len(selection.ids), shown, kept)
+
+
+def _require_weights_only(selection: Selection, format: Format) -> None:  # noqa: A002  # as above
+    """Refuse edits that act at run time in a format that holds weights."""
+    for delta in selection.deltas:
+        if delta.state or delta.prompts:
+            raise ExportError(
+                f"the edit of {', '.join(delta.request_ids[:4])} acts at run time (it holds "
+                f"{', '.join([*delta.state, *(['prompts'] if delta.prompts else [])][:4])}), which "
+                f"--format {format} cannot hold, since it holds updates of weights only; use "
+                "--format runtime"
+            )
 
 
 @contextmanager
@@ -140,7 +160,7 @@ def _peft(
     return _FormatResult(
         ["from peft import PeftModel", load[0], ""],
         f"base_model = {load[1]}\nmodel = PeftModel.from_pretrained(base_model, PATH)",
-        {"library_name": "peft", **_base_model(base)},
+        {"library_name": "peft", **base_model(base)},
         [note],
         kept,
     )
@@ -152,7 +172,7 @@ def _merged(folder: Path, selection: Selection, base: str, trust: bool) -> _Form
     return _FormatResult(
         [f"from transformers import {auto}", ""],
         f'model = {auto}.from_pretrained(PATH, dtype="auto")',
-        {"library_name": "transformers", **_base_model(base)},
+        {"library_name": "transformers", **base_model(base)},
         [],
     )
 
@@ -165,8 +185,3 @@ def _delta(folder: Path, selection: Selection) -> _FormatResult:
         {"library_name": "lightning-edit"},
         ["`with delta.applied(model):` adds the edits and takes them back."],
     )
-
-
-def _base_model(base: str) -> dict[str, object]:
-    """Return the ``base_model`` entry of the card's front matter, for hub names only."""
-    return {} if Path(locate(base)).is_dir() else {"base_model": base}

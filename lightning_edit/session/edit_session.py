@@ -26,6 +26,7 @@ from lightning_edit.metrics import summarise
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.session.integrity import RunIntegrity, check_history, history_record
 from lightning_edit.session.measurement_log import MeasurementLog, ScoreLog, tell_monitors
+from lightning_edit.session.shipping import keep_editor
 from lightning_edit.session.stream import EditStream, EvalPoint, evaluation_points
 from lightning_edit.session.transaction import Transaction
 from lightning_edit.storage.jsonl import RowFile
@@ -140,6 +141,7 @@ class EditSession(MeasurementDriver):
             },
             protocol=self.protocol,
         )
+        keep_editor(self.folder, self.editor)
         self.evaluation.take_baseline(self.stream.requests, self.folder)
         pristine = self.evaluation.baseline.scores
         responder = self.evaluation.scorer.responder

@@ -15,12 +15,15 @@ from torch import nn
 
 import lightning_edit.editors as editors
 from lightning_edit.editors.base import Editor
-from lightning_edit.edits.edited_model import EditedModel, listed_ids, require_question
+from lightning_edit.editors.build import build_editor as revive
+from lightning_edit.editors.build import find_editor
+from lightning_edit.edits.edited_model import EditedModel, listed_ids, next_number, require_question
 from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor, Conditions
 from lightning_edit.edits.run_journal import open_journal
 from lightning_edit.exceptions import ConfigError, LedgerError
+from lightning_edit.export.runtime_folder import EDITOR, read_shipped
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question
 from lightning_edit.models.loading import load_language_model
@@ -61,8 +64,7 @@ class EditedRun(EditedModel):
         self.editor = cast("BoundEditor", editor)  # `edit` refuses without one
         journal = ledger.journal
         made = [] if journal is None else [name for one in journal.commits() for name in one.ids]
-        numbers = [name.removeprefix("edit-") for name in made if name.startswith("edit-")]
-        self._named = 1 + max([int(number) for number in numbers if number.isdigit()], default=-1)
+        self._named = next_number(made)
 
     @property
     def results(self) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def open_run(
     Args:
         run: Folder that ``lightning-edit edit`` or ``EditTrainer.edit`` wrote.
         editor: Editor for further edits; ``None``: built as in the run, where it is one of this
-            library.
+            library or, if it acts at run time, a subclass of ``Editor`` that is imported.
         language_model: The unedited model and its tokenizer; ``None``: loaded as in the run.
 
     Returns:
@@ -224,12 +226,19 @@ def open_run(
             f"the language model ({getattr(model, 'name_or_path', 'given')}) has other weights "
             f"than the one that {folder.path} edited; give the unedited one as `language_model`"
         )
-    if editor is None and described is not None:
+    shipped = None
+    if editor is None and (folder.editor / EDITOR).is_file():
+        shipped = read_shipped(folder.editor)
+        if find_editor(shipped.editor["class"], shipped.module) is not None:
+            editor = revive(shipped.editor, shipped.module)
+    elif editor is None and described is not None:
         editor = build_editor(described)
     prompts = PromptEncoder.for_model(model, _with_format(tokenizer, opening))
     runtime = None
     if editor is not None:
         editor.bind(model, prompts)
+        if shipped is not None:
+            editor.load_parts(shipped.parts)
         runtime = editor.runtime()
     ledger = Ledger(model, editor, folder.ledger, runtime)
     ledger.replay()

@@ -3,7 +3,8 @@
 ``config.yaml`` (options), ``results.json`` (scores), ``cases.jsonl`` (one line per probe and
 evaluation point), ``baseline.jsonl`` (the same probes on the pristine model), ``passes.json``
 (layout of texts in forward passes), ``measures.jsonl`` (measurements of callbacks), ``ledger/``
-(the edits), ``checkpoints/`` (position in the stream and history).
+(the edits), ``editor/`` (an editor that acts at run time), ``checkpoints/`` (position in the stream
+and history).
 """
 
 import json
@@ -29,6 +30,11 @@ class RunFolder:
     def ledger(self) -> Path:
         """Folder of the ledger: the journal and the delta files."""
         return self.path / "ledger"
+
+    @property
+    def editor(self) -> Path:
+        """Folder of an editor that acts at run time: its arguments and its learned parts."""
+        return self.path / "editor"
 
     @property
     def checkpoints(self) -> Path:

@@ -30,13 +30,14 @@ def test_edits_that_act_at_run_time(tmp_path: Path, capsys: pytest.CaptureFixtur
     for name in "ab":
         state = {"keys": torch.ones(2), f"own-{name}": torch.zeros(1)}
         run.ledger.commit(Delta((name,), state=state, prompts={name: "Imagine"}), [request(name)])
-    for name in ("peft", "merged"):
+    for name in ("peft", "merged", "delta"):
         assert main([str(run.path), "--format", name, "--ids", "a"]) == 2
-        assert "use --format delta" in capsys.readouterr().err
-    done = export(run.path, "delta", ids=["a"])
-    assert Delta.load(done.path / "delta.safetensors").prompts == {"a": "Imagine"}
-    with pytest.raises(ExportError, match=r"several edits keep run-time state 'keys'.*ledger"):
-        export(run.path, "delta", overwrite=True)
+        said = capsys.readouterr().err
+        assert f"acts at run time (it holds keys, own-a, prompts), which --format {name}" in said
+        assert "use --format runtime" in said
+        assert not (run.path / "export").exists()
+    with pytest.raises(ExportError, match=r"keeps no editor that acts at run time.*warned"):
+        export(run.path, "runtime")
 
 
 def test_an_undo_is_not_exported(tmp_path: Path) -> None:

@@ -18,11 +18,7 @@ from torch import Tensor, nn
 
 from lightning_edit.datamodules.loader import StepRequests
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.hypernetwork.checkpoint import (
-    EditorCheckpoint,
-    describe_language_model,
-    differences,
-)
+from lightning_edit.editors.hypernetwork.checkpoint import EditorCheckpoint
 from lightning_edit.editors.hypernetwork.functional_weights import (
     patched_parameters,
     stacked_factors,
@@ -42,6 +38,7 @@ from lightning_edit.inference.answers import (
     answer_logits,
     answer_logits_each,
 )
+from lightning_edit.models.identity import describe_language_model, differences
 from lightning_edit.models.weights import Weight, weight
 from lightning_edit.types import EditBatch, EditRequest
 

@@ -11,9 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import CheckpointError
-from lightning_edit.models.loading import adds_bos
-from lightning_edit.models.prompt_encoder import PromptEncoder
-from lightning_edit.models.weights import Weight, weights_hash
+from lightning_edit.models.weights import Weight
 from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.storage.checkpoint_file import read_checkpoint, require_file
 from lightning_edit.storage.safetensors_files import to_safetensors
@@ -35,8 +33,8 @@ class EditorCheckpoint:
         shapes: Shape (d_out, d_in) of every edited weight, by parameter name, in order.
         arguments: Arguments that define the network's sizes.
         state: The state dict.
-        language_model: The language model it was trained on, see :func:`describe_language_model`;
-            empty in checkpoints of earlier versions.
+        language_model: The language model it was trained on, as described by
+            :mod:`lightning_edit.models.identity`; empty in checkpoints of earlier versions.
     """
 
     KEY: ClassVar[str] = "lightning_edit_editor"
@@ -180,50 +178,3 @@ class EditorCheckpoint:
                 f"the checkpoint does not fit {type(editor).__name__}: {error}; "
                 "it was written by another version, so train again with `lightning-edit fit`"
             ) from error
-
-
-def describe_language_model(model: Any, prompts: PromptEncoder) -> dict[str, Any]:
-    """Return what identifies a language model for a trained editor, as plain values.
-
-    Args:
-        model: The language model.
-        prompts: Its tokenizer, with the format of prompts.
-
-    Returns:
-        ``name``, ``dtype``, ``hash`` of the weights, ``bos`` (whether the tokenizer puts BOS before
-        every text) and ``prompts``, their format.
-    """
-    return {
-        "name": str(model.name_or_path),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "hash": weights_hash(model),
-        "bos": adds_bos(prompts.tokenizer),
-        "prompts": prompts.form.to_dict(),
-    }
-
-
-def differences(stored: Mapping[str, Any], bound: Mapping[str, Any]) -> str:
-    """Say how a language model differs from the one that an editor was trained on.
-
-    Args:
-        stored: Description of the one it was trained on.
-        bound: Description of the other.
-
-    Returns:
-        The differences in words; empty if there are none, or if nothing was stored. The name alone
-        is no difference: a folder may have moved.
-    """
-    said = []
-    if stored.get("dtype", bound["dtype"]) != bound["dtype"]:
-        said.append(f"its weights are {bound['dtype']}, not {stored['dtype']}")
-    elif stored.get("hash", bound["hash"]) != bound["hash"]:
-        said.append(
-            f"its weights are other ones ({bound['name']}, {bound['hash'][:8]}; trained on "
-            f"{stored['name']}, {stored['hash'][:8]})"
-        )
-    if stored.get("bos", bound["bos"]) != bound["bos"]:
-        here, there = ("with", "without") if bound["bos"] else ("without", "with")
-        said.append(f"it reads texts {here} BOS before them, not {there} (--lm_bos)")
-    if stored.get("prompts", bound["prompts"]) != bound["prompts"]:
-        said.append(f"prompts are given as {bound['prompts']}, not as {stored['prompts']}")
-    return " and ".join(said)
