@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.unedited import unedited
-from lightning_edit.exceptions import ExportError
+from lightning_edit.exceptions import ExportError, ModelLoadError
 from lightning_edit.export.card import TAGS, base_model, write_card
 from lightning_edit.export.data_files import read_json
 from lightning_edit.export.folder import atomic_folder
@@ -21,6 +22,9 @@ from lightning_edit.export.runtime_folder import (
 )
 from lightning_edit.export.selection import Selection
 from lightning_edit.storage.run_folder import RunFolder
+
+#: In the place of the name of a model that has none.
+_NAMELESS = "path/to/the/unedited/model"
 
 
 def export_edited(edited: EditedModel, folder: Path, overwrite: bool = False) -> Path:
@@ -92,7 +96,7 @@ def runtime_use(folder: Path, base: str) -> str:
     options = "" if model["dtype"] == "float32" else f", dtype={json.dumps(model['dtype'])}"
     options += ", add_bos=True" if model["bos"] else ""
     return (
-        f"model, tokenizer = load_language_model({json.dumps(base)}{options})\n"
+        f"model, tokenizer = load_language_model({json.dumps(base or _NAMELESS)}{options})\n"
         "edited = load_edited(PATH, model, tokenizer)"
     )
 
@@ -121,6 +125,8 @@ def write_runtime_card(folder: Path, name: str, selection: Selection, base: str)
         lines.append(f"print(edited.generate({prompt}))")
     if any(delta.weights for delta in selection.deltas):
         notes[0] = "Loading writes the edits into the weights; `edited.undo()` takes them out."
-    head = {"tags": TAGS, "library_name": "lightning-edit", **base_model(base)}
+    head = {"tags": TAGS, "library_name": "lightning-edit"}
+    with suppress(ModelLoadError):  # a folder that is elsewhere now, or a model without a name
+        head |= base_model(base)
     use = "\n".join(lines).replace("`", "\\x60")
     write_card(folder, selection, head, use, notes)

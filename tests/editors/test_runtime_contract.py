@@ -1,0 +1,485 @@
+"""Contracts of every editor that acts at run time: one list of tests, and a line for each editor.
+
+A new editor joins with a line in :data:`CASES`. Everything is asked of the handle of the editor:
+deltas are made once for each editor and architecture, and put into force on fresh models.
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lightning_edit
+from lightning_edit.editors.base import Editor
+from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.edited_model import EditedModel
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.ledger import Ledger
+from lightning_edit.exceptions import LedgerError
+from lightning_edit.functional.padding import pad
+from lightning_edit.inference.responder import Question, Statement, TokenScores
+from lightning_edit.types import EditRequest
+from tests.editors.runtime_toys import Book, Neurons, Sorter, Told
+from tests.models.tiny import build_tiny, build_tokenizer
+
+Factory = Callable[[Any, Any], Editor]
+"""Language model and tokenizer in; an editor out that is bound to them, and trained if need be."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An editor that keeps the contracts.
+
+    Args:
+        make: Makes it.
+        families: Architectures (``tests/models/tiny.py``) it is tested on.
+        scoped: Whether it leaves prompts alone that have nothing to do with an edit.
+        in_modules: Whether it acts inside the model, so that somebody else's calls see it.
+        by_prompt: Whether it then decides once a prompt. Each call of a generation without a KV
+            cache is a prompt of its own to it, where only the responder knows better.
+        undo_leaves: Why an undo in the middle does not equal never having edited, as the editor's
+            documentation says it; empty: it does.
+    """
+
+    make: Factory
+    families: tuple[str, ...] = ("gpt2", "llama")
+    scoped: bool = True
+    in_modules: bool = True
+    by_prompt: bool = True
+    undo_leaves: str = ""
+
+
+CASES: dict[str, Case] = {
+    "Told": Case(
+        lambda m, t: Told().bind(m, t), families=("gpt2",), scoped=False, in_modules=False
+    ),
+    "Sorter": Case(
+        lambda m, t: Sorter().train_on(2).bind(m, t), families=("llama",), in_modules=False
+    ),
+    "Book": Case(lambda m, t: Book().bind(m, t), families=("gpt2", "llama", "gemma2")),
+    "Neurons": Case(lambda m, t: Neurons().bind(m, t), scoped=False, by_prompt=False),
+}
+
+REQUESTS = [
+    EditRequest("a", "The capital of France is", "Lyon", "France"),
+    EditRequest("b", "The capital of Italy is", "Arles", "Italy"),
+    EditRequest("c", "Marseille lies in", "Italy", "Marseille"),
+]
+INSIDE = [request.prompt for request in REQUESTS]
+#: Prompts of other facts; one goes on where an edit's prompt ends, one is the beginning of it.
+OUTSIDE = ["Lyon", "The capital of France is in", "The capital"]
+PROMPTS = [INSIDE[0], OUTSIDE[0], *OUTSIDE[1:], INSIDE[2]]
+NEW_TOKENS = 4
+
+RUNS = [
+    pytest.param(name, family, id=f"{name}-{family}")
+    for name, case in CASES.items()
+    for family in case.families
+]
+every = pytest.mark.parametrize(("name", "family"), RUNS)
+
+
+def some(wanted: Callable[[Case], bool]) -> Any:
+    """Parametrise a test over the editors of which something holds."""
+    found = [one for one in RUNS if wanted(CASES[str(one.values[0])])]
+    return pytest.mark.parametrize(("name", "family"), found)
+
+
+def model_of(family: str) -> Any:
+    """Build a tiny model; its positions hold a few texts before a prompt."""
+    return build_tiny(family).requires_grad_(False)
+
+
+@cache
+def tokenizer_of(side: str = "right") -> Any:
+    """Build the tokenizer, padding on either side."""
+    tokenizer = build_tokenizer(bos=True)
+    tokenizer.padding_side = side
+    return tokenizer
+
+
+def bound(name: str, family: str, side: str = "right") -> Editor:
+    """Return the editor on a fresh model."""
+    return CASES[name].make(model_of(family), tokenizer_of(side))
+
+
+@cache
+def made(
+    name: str, family: str, ids: tuple[str, ...] = ("a", "b", "c")
+) -> tuple[tuple[Delta, tuple[EditRequest, ...]], ...]:
+    """Make the edits of some requests once, one after the other."""
+    edited = EditedModel(editor := bound(name, family))
+    editor.last_ledger = edited.ledger
+    for request in REQUESTS:
+        if request.id in ids:
+            edited.edit(request)
+    entries, deltas = edited.ledger.in_force.entries, edited.ledger.deltas
+    return tuple(
+        (delta, tuple(EditRequest.from_dict(row) for row in entry.requests))
+        for entry, delta in zip(entries, deltas, strict=True)
+    )
+
+
+def handle(
+    name: str, family: str, ids: tuple[str, ...] = ("a", "b", "c"), side: str = "right"
+) -> EditedModel:
+    """Return a handle of a fresh model with the edits in force."""
+    editor = bound(name, family, side)
+    edited = EditedModel(editor)
+    editor.last_ledger = edited.ledger
+    return edited.take(made(name, family, ids))
+
+
+class Answers(NamedTuple):
+    """What an edited model says: generated texts, and scores of given answers."""
+
+    texts: list[str]
+    scores: list[TokenScores]
+
+
+def ask(edited: EditedModel, prompts: Sequence[str] = PROMPTS) -> Answers:
+    """Ask for continuations, and score them and the answers of the edits."""
+    responder = edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
+    texts = responder.generate_until([Question(one, NEW_TOKENS) for one in prompts], ())
+    statements = [
+        Statement(prompt, answer)
+        for prompt, text in zip(prompts, texts, strict=True)
+        for answer in (text, "Lyon", "Arles")
+        if answer
+    ]
+    return Answers(texts, responder.loglikelihood(statements))
+
+
+def ask_texts(edited: EditedModel, limit: int = 0) -> list[str]:
+    """Ask for continuations alone."""
+    responder = edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
+    return responder.generate_until([Question(one, limit or NEW_TOKENS) for one in PROMPTS], ())
+
+
+def assert_alike(one: Sequence[TokenScores], other: Sequence[TokenScores]) -> None:
+    """Compare scores of passes of another shape, which round differently."""
+    assert [score.tokens for score in one] == [score.tokens for score in other]
+    assert [score.best for score in one] == [score.best for score in other]
+    for a, b in zip(one, other, strict=True):
+        assert a.nlls == pytest.approx(b.nlls, rel=1e-3, abs=1e-3)
+
+
+# ------------------------------------------------------------------------------------------ asking
+
+
+@every
+def test_forced_first_choices_are_the_greedy_continuation(name: str, family: str) -> None:
+    edited = handle(name, family)
+    responder = edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
+    tokenizer = edited.tokenizer
+    texts = responder.generate_until([Question(one, NEW_TOKENS) for one in PROMPTS], ())
+    statements = [
+        Statement(prompt, answer)
+        for prompt, text in zip(PROMPTS, texts, strict=True)
+        for answer in (text, "Lyon", "Italy")
+        if answer
+    ]
+    wanted: dict[Question, str] = {}
+    for asked, score in zip(statements, responder.loglikelihood(statements), strict=True):
+        pairs = zip(score.tokens, score.best, strict=True)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(score.best) - 1)
+        first = list(score.best[: same + 1])  # the last one follows tokens that it would choose
+        if tokenizer.eos_token_id in first:
+            first = first[: first.index(tokenizer.eos_token_id)]
+        expected = tokenizer.decode(first, skip_special_tokens=True).strip()
+        assert wanted.setdefault(Question(asked.prompt, same + 1), expected) == expected
+    assert len(wanted) >= len(PROMPTS)
+    assert dict(zip(wanted, responder.generate_until(list(wanted), ()), strict=True)) == wanted
+
+
+@every
+def test_edits_change_what_is_said(name: str, family: str) -> None:
+    edited = handle(name, family)
+    with_edits = ask(edited, INSIDE)
+    edited.undo()
+    without = ask(edited, INSIDE)
+    assert with_edits != without
+
+
+@every
+def test_a_mixed_batch_equals_one_by_one(name: str, family: str) -> None:
+    edited = handle(name, family)
+    together = ask(edited)
+    alone = [ask(edited, [prompt]) for prompt in PROMPTS]
+    assert together.texts == [text for one in alone for text in one.texts]
+    assert_alike(together.scores, [score for one in alone for score in one.scores])
+    backwards = ask(edited, PROMPTS[::-1])
+    assert backwards.texts == together.texts[::-1]
+
+
+@every
+def test_the_padding_side_and_the_batch_size_change_nothing(name: str, family: str) -> None:
+    right = handle(name, family)
+    left = handle(name, family, side="left")
+    expected = ask(right)
+    found = ask(left)
+    assert found.texts == expected.texts
+    assert_alike(found.scores, expected.scores)
+    small = right.editor.responder(right.ledger.in_force, 2)  # type: ignore[attr-defined]  # an Editor
+    assert small.generate_until([Question(p, NEW_TOKENS) for p in PROMPTS], ()) == expected.texts
+
+
+@every
+def test_a_handle_generates_what_its_responder_says(name: str, family: str) -> None:
+    edited = handle(name, family)
+    texts = ask(edited).texts
+    assert [edited.generate(prompt, NEW_TOKENS) for prompt in PROMPTS[:3]] == texts[:3]
+
+
+@some(lambda case: case.scoped)
+def test_prompts_out_of_scope_have_the_bits_of_the_unedited_model(name: str, family: str) -> None:
+    edited = handle(name, family)
+    responder = edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
+    plain = bound(name, family)
+    bare = plain.responder(())
+    statements = [Statement(prompt, "Lyon and Arles") for prompt in OUTSIDE]
+    assert responder.loglikelihood(statements) == bare.loglikelihood(statements)
+    questions = [Question(prompt, NEW_TOKENS) for prompt in OUTSIDE]
+    assert responder.generate_until(questions, ()) == bare.generate_until(questions, ())
+
+
+# --------------------------------------------------------------------------------- undo and redo
+
+
+@every
+def test_an_undo_in_the_middle_and_a_redo(name: str, family: str) -> None:
+    edited = handle(name, family)
+    before = ask(edited)
+    edited.undo("b")
+    rest = ask(edited)
+    # What stays acts from its own deltas alone.
+    editor = bound(name, family)
+    twin = EditedModel(editor)
+    editor.last_ledger = twin.ledger
+    first, _, last = made(name, family)
+    assert ask(twin.take([first, last])) == rest
+    if not CASES[name].undo_leaves:
+        assert ask(handle(name, family, ("a", "c"))) == rest
+    edited.redo("b")
+    assert ask(edited) == before
+
+
+@every
+def test_a_fourth_edit_after_an_undo_equals_one_without_the_undone_edit(
+    name: str, family: str
+) -> None:
+    if CASES[name].undo_leaves:
+        pytest.skip(CASES[name].undo_leaves)
+    fourth = EditRequest("d", "The mother tongue of Danielle Darrieux is", "Italian")
+    undone, never = handle(name, family), handle(name, family, ("a", "c"))
+    assert ask(undone.undo("b").edit(fourth)) == ask(never.edit(fourth))
+
+
+@every
+def test_nothing_is_left_on_the_model_after_undoing_all(name: str, family: str) -> None:
+    editor = bound(name, family)
+    model = editor.language_model
+    before, ids = snapshot(model), torch.tensor([[1, 7, 9, 11, 20]])
+    logits = model(ids).logits
+    edited = EditedModel(editor)
+    editor.last_ledger = edited.ledger
+    edited.take(made(name, family))
+    ask(edited, PROMPTS[:2])
+    edited.undo()
+    assert_unchanged(model, before)
+    assert torch.equal(model(ids).logits, logits)
+    edited.redo("a").undo("a")
+    assert_unchanged(model, before)
+
+
+# ---------------------------------------------------------------------------------------- editing
+
+
+@every
+@pytest.mark.parametrize("trainable", [False, True])
+def test_edit_leaves_the_model_as_it_was(name: str, family: str, trainable: bool) -> None:
+    editor = bound(name, family)
+    model = editor.language_model.requires_grad_(trainable)
+    batch = encode_batch(editor.prompts, REQUESTS[:1])
+    before, state = snapshot(model), torch.get_rng_state()
+    first = editor.edit(batch)
+    assert_unchanged(model, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not first.is_empty
+    edited = EditedModel(editor)
+    editor.last_ledger = edited.ledger
+    edited.take([(first, REQUESTS[:1])])
+    before, said = snapshot(model), ask(edited, PROMPTS[:2])
+    editor.edit(encode_batch(editor.prompts, REQUESTS[1:2]))
+    assert_unchanged(model, before)
+    assert ask(edited, PROMPTS[:2]) == said
+
+
+@every
+def test_a_delta_on_disk_acts_as_the_one_in_memory(name: str, family: str, tmp_path: Path) -> None:
+    edited = handle(name, family)
+    loaded = []
+    for place, (delta, requests) in enumerate(made(name, family)):
+        delta.save(path := tmp_path / f"{place}.safetensors")
+        loaded.append((Delta.load(path), requests))
+    editor = bound(name, family)
+    twin = EditedModel(editor)
+    editor.last_ledger = twin.ledger
+    assert ask(twin.take(loaded)) == ask(edited)
+
+
+@every
+def test_a_ledger_without_its_runtime_refuses(name: str, family: str) -> None:
+    editor = bound(name, family)
+    before = snapshot(editor.language_model)
+    with pytest.raises(LedgerError, match="acts at run time"):
+        Ledger(editor.language_model, editor).commit(made(name, family)[0][0], REQUESTS[:1])
+    assert_unchanged(editor.language_model, before)
+
+
+# ------------------------------------------------------------------------- somebody else's calls
+
+
+@some(lambda case: case.in_modules)
+def test_calls_of_somebody_else_act_as_the_responder_does(name: str, family: str) -> None:
+    edited = handle(name, family)
+    model, tokenizer = edited.model, edited.tokenizer
+    expected = ask_texts(edited)
+    rows = [tuple(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    first = [
+        edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
+        .loglikelihood([Statement(prompt, "Lyon")])[0]
+        .best[0]
+        for prompt in PROMPTS
+    ]
+    with torch.no_grad():
+        for left in (False, True):
+            ids, mask = pad(rows, left=left)
+            places = (mask.long().cumsum(1) - 1).clamp_min(0)
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=places).logits
+            ends = [-1 if left else len(row) - 1 for row in rows]
+            assert logits[torch.arange(len(rows)), torch.tensor(ends)].argmax(-1).tolist() == first
+        ids, mask = pad(rows, left=True)
+        for use_cache in (True, False):
+            steps = NEW_TOKENS if use_cache or not CASES[name].by_prompt else 1
+            options = {"max_new_tokens": steps, "do_sample": False, "use_cache": use_cache}
+            wanted = expected if steps == NEW_TOKENS else ask_texts(edited, steps)
+            alone = [model.generate(torch.tensor([row]), **options)[0, len(row) :] for row in rows]
+            assert [text_of(tokenizer, one) for one in alone] == wanted
+            output = model.generate(input_ids=ids, attention_mask=mask, **options)
+            assert [text_of(tokenizer, one[ids.shape[1] :]) for one in output] == wanted
+
+
+def text_of(tokenizer: Any, ids: Tensor) -> str:
+    """Decode generated ids up to the end token."""
+    listed = ids.tolist()
+    end = listed.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in listed else len(listed)
+    return str(tokenizer.decode(listed[:end], skip_special_tokens=True)).strip()
+
+
+@some(lambda case: case.in_modules)
+def test_a_copy_of_the_edited_model_has_its_own_state_dict(name: str, family: str) -> None:
+    edited = handle(name, family)
+    plain = model_of(family)
+    assert list(edited.model.state_dict()) == list(plain.state_dict())
+    ids = torch.tensor([[1, 7, 9, 11]])
+    twin = copy.deepcopy(edited.model)
+    edited.undo()
+    assert torch.equal(edited.model(ids).logits, plain(ids).logits)
+    assert twin(ids).logits.shape == plain(ids).logits.shape
+
+
+# ---------------------------------------------------------------------------------------- shipping
+
+
+@every
+def test_an_export_that_is_loaded_says_the_same(name: str, family: str, tmp_path: Path) -> None:
+    edited = handle(name, family)
+    before, said = snapshot(edited.model), ask(edited)
+    folder = edited.export(tmp_path / "shipped")
+    assert_unchanged(edited.model, before)
+    assert ask(edited) == said
+    model = model_of(family)
+    clean = snapshot(model)
+    loaded = lightning_edit.load_edited(folder, model, tokenizer_of())
+    assert ask(loaded) == said
+    assert ask(loaded.undo("b")) == ask(edited.undo("b"))
+    assert ask(loaded.redo("b")) == said
+    fourth = {"id": "d", "prompt": "The mother tongue of Danielle Darrieux is", "target": "Italian"}
+    assert ask(loaded.edit(fourth)) == ask(edited.redo("b").edit(fourth))
+    loaded.undo()
+    assert_unchanged(model, clean)
+
+
+_IN_A_CLEAN_PROCESS = """
+import sys
+import lightning_edit
+from tests.editors import test_runtime_contract as contract
+
+family, folder = sys.argv[1:]
+loaded = lightning_edit.load_edited(folder, contract.model_of(family), contract.tokenizer_of())
+print(repr(contract.ask(loaded)))
+"""
+
+
+@pytest.mark.slow
+@some(lambda case: case is CASES["Sorter"] or case is CASES["Book"])
+def test_an_export_says_the_same_in_a_clean_process(name: str, family: str, tmp_path: Path) -> None:
+    edited = handle(name, family)
+    folder = edited.export(tmp_path / "shipped")
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_A_CLEAN_PROCESS, family, str(folder)],
+        capture_output=True, text=True, check=False, cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == repr(ask(edited))
+
+
+# --------------------------------------------------------------------------------------- snapshots
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Return everything that an edit must leave on a model as it is."""
+    return {
+        "modules": [(name, id(one), type(one)) for name, one in model.named_modules()],
+        "attributes": {name: attributes(one) for name, one in model.named_modules()},
+        "training": [one.training for one in model.modules()],
+        "parameters": {
+            name: (id(one), one.requires_grad, one.grad is None, one.detach().clone())
+            for name, one in model.named_parameters()
+        },
+        "state": {name: one.clone() for name, one in model.state_dict().items()},
+    }
+
+
+def attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the names in a module's dictionary, and the hooks that are on it."""
+    kept = {key: value for key, value in vars(module).items() if key != "_lightning_edit_lock"}
+    hooks = {key: len(value) for key, value in kept.items() if key.endswith("_hooks")}
+    return {"names": sorted(kept), "hooks": hooks}
+
+
+def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
+    """Check that a model is what it was when the snapshot was taken, bit for bit."""
+    now = snapshot(model)
+    for key in ("modules", "attributes", "training"):
+        assert now[key] == before[key], key
+    assert list(now["state"]) == list(before["state"])
+    for name, value in now["state"].items():
+        assert torch.equal(value, before["state"][name]), name
+    assert now["parameters"].keys() == before["parameters"].keys()
+    for name, (own, grads, empty, value) in now["parameters"].items():
+        was, grad, clean, bits = before["parameters"][name]
+        assert (own, grads, empty) == (was, grad, clean), name
+        assert torch.equal(value, bits), name
