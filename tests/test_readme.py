@@ -52,6 +52,9 @@ def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             exec(compile(block, "README.md", "exec"), names)
             if "chat=True" in block:
                 assert names["edited"].generate(names["fact"]["prompt"]).startswith("Oslo")
+            if "load_edited" in block:
+                assert names["edited"].generate(names["fact"]["prompt"]).startswith("Oslo")
+                assert names["edited"].undo().generate(names["fact"]["prompt"]).startswith("Paris")
         elif kind == "json":
             Path("facts.jsonl").write_text(block)
         elif kind == "bash":

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from lightning_edit.callbacks.base import Commit, EvalContext, Measurement, MeasurementCallback
+from lightning_edit.callbacks.query_cost import add_cost
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.functional.spectrum import (
@@ -13,7 +14,7 @@ from lightning_edit.functional.spectrum import (
     squared_singular_values,
     squared_singular_values_of_product,
 )
-from lightning_edit.metrics import EditCost
+from lightning_edit.metrics import EditCost, RuntimeCost
 from lightning_edit.metrics.aspects import to_floats
 
 
@@ -30,27 +31,40 @@ class EfficiencyCallback(MeasurementCallback):
     * ``efficiency/energy@rank<r>``: share of the squared norm of all edits together that an export
       as a LoRA adapter of rank ``r`` keeps.
 
+    For editors that act when the model is asked also ``…/state_bytes`` and ``…/text_bytes`` per
+    edit in force, ``…/seconds_per_query`` beside ``…/seconds_per_query_unedited``,
+    ``…/query_slowdown``, and ``…/added_tokens`` per query.
+
     In other training only memory is measured. Definitions: ``docs/metrics.md``.
 
     Args:
         export_ranks: Ranks whose energy is measured, by eigenvalues of a matrix with as many rows
             as a weight: this takes seconds per layer for the largest models.
+        queries: With an editor that acts when the model is asked, number of prompts of the newest
+            edits that are asked with and without the edits at each evaluation; 0: none.
         options: See :class:`~lightning_edit.callbacks.base.MeasurementCallback`.
     """
 
     cumulative: ClassVar[bool] = True
 
-    def __init__(self, export_ranks: tuple[int, ...] = (8,), **options: Any) -> None:
+    def __init__(
+        self, export_ranks: tuple[int, ...] = (8,), queries: int = 8, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.export_ranks = tuple(export_ranks)
+        self.queries = queries
+        self.require(queries=(queries >= 0, "0 or more"))
         self._cost = EditCost(sync_on_compute=False)
+        self._runtime = RuntimeCost(sync_on_compute=False)
         self._seconds: dict[str, float] = {}
         self._counted: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checkpoint state: the costs so far."""
         states = {name: getattr(self._cost, name).clone() for name in self._cost.metric_state}
-        return super().state_dict() | {"cost": states, "counted": self._counted}
+        asked = {name: getattr(self._runtime, name).clone() for name in self._runtime.metric_state}
+        own = {"cost": states, "counted": self._counted, "runtime": asked}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the checkpoint state that :meth:`state_dict` returned.
@@ -62,11 +76,14 @@ class EfficiencyCallback(MeasurementCallback):
         for name, value in state_dict["cost"].items():
             setattr(self._cost, name, value)
         self._counted = dict(state_dict["counted"])
+        for name, value in state_dict.get("runtime", {}).items():  # not in earlier versions
+            setattr(self._runtime, name, value)
 
     def reset(self) -> None:
         """Reset the state before a new run."""
         super().reset()
         self._cost.reset()
+        self._runtime.reset()
         self._seconds, self._counted = {}, {}
 
     def on_commit(self, commit: Commit) -> None:
@@ -101,6 +118,11 @@ class EfficiencyCallback(MeasurementCallback):
             self._cost.update(0, spent)
             values = to_floats(self._cost.compute())
             values.pop("peak_bytes", None)
+        if not context.single_edit:
+            self._runtime.reset()  # the edits in force now; else the mean over all edits
+        add_cost(self._runtime, context, self.queries)
+        if self._runtime.update_count:
+            values |= to_floats(self._runtime.compute())
         values |= peak_memory(context.model.device)
         if context.ledger is not None and self.export_ranks:
             values |= energy_at_ranks(context.ledger, self.export_ranks)

@@ -52,14 +52,15 @@ class EditorParts(nn.Module):
     def save_parts(self, folder: Path) -> None:
         """Write the learned parts: by default parameters and buffers, nested editors included.
 
-        What is learnt for single edits belongs to their deltas. An editor with other parts, such as
-        a second model or a collection of texts, overrides this together with :meth:`load_parts`; it
-        writes safetensors, JSON and text files only.
+        What is learnt for single edits belongs to their deltas, and what a weight editor without
+        training keeps of earlier edits follows from them, so neither is written. An editor with
+        other parts, such as a second model or a collection of texts, overrides this together with
+        :meth:`load_parts`; it writes safetensors, JSON and text files only.
 
         Args:
             folder: An existing, empty folder. Nothing is written if there are no parts.
         """
-        if own := _tensors(self):
+        if own := self._learnt():
             write_atomic(folder / PARTS, to_safetensors(own, {"format": _FORMAT}))
 
     def load_parts(self, folder: Path) -> None:
@@ -72,7 +73,7 @@ class EditorParts(nn.Module):
             CheckpointError: If they are missing or damaged, or do not fit this editor by name,
                 shape or dtype.
         """
-        own, path = _tensors(self), folder / PARTS
+        own, path = self._learnt(), folder / PARTS
         if not own and not path.exists():
             return
         found = read_parts(path)
@@ -93,11 +94,13 @@ class EditorParts(nn.Module):
         # Not strict: the extra state of a run, such as key histories, follows from the edits.
         self.load_state_dict(found, strict=False)
 
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the parameters and buffers of a module, without its extra state."""
-    state = module.state_dict()
-    return {name: v.detach().clone() for name, v in state.items() if isinstance(v, Tensor)}
+    def _learnt(self) -> dict[str, Tensor]:
+        """Return copies of parameters and buffers; none if they are a history of edits alone."""
+        editors: list[Any] = [one for one in self.modules() if isinstance(one, EditorParts)]
+        if all(one.edits_weights and not one.needs_fit for one in editors):
+            return {}
+        state = self.state_dict()
+        return {name: v.detach().clone() for name, v in state.items() if isinstance(v, Tensor)}
 
 
 def _kind(tensor: Tensor) -> str:

@@ -125,7 +125,7 @@ def write_runtime_card(folder: Path, name: str, selection: Selection, base: str)
         lines.append(f"print(edited.generate({prompt}))")
     if any(delta.weights for delta in selection.deltas):
         notes[0] = "Loading writes the edits into the weights; `edited.undo()` takes them out."
-    head = {"tags": TAGS, "library_name": "lightning-edit"}
+    head: dict[str, object] = {"tags": TAGS, "library_name": "lightning-edit"}
     with suppress(ModelLoadError):  # a folder that is elsewhere now, or a model without a name
         head |= base_model(base)
     use = "\n".join(lines).replace("`", "\\x60")

@@ -73,6 +73,10 @@ class ModelResponder(Responder):
         """
         return telling(self.model, prompt_ends)
 
+    def added_tokens(self, questions: Sequence[Question]) -> list[int] | None:
+        """Return zeros: the model reads prompts as they are."""
+        return [0] * len(questions)
+
     def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
         """Score given answers by teacher forcing; equal rows are computed once."""
         return self.ask(statements, ())[0]

@@ -121,6 +121,20 @@ class Responder(ABC):
             One continuation per prompt, without white space around it.
         """
 
+    def added_tokens(self, questions: Sequence[Question]) -> list[int] | None:
+        """Return how many tokens of its own the editor has the model read for each question.
+
+        Editors that put texts before prompts override this.
+
+        Args:
+            questions: The prompts.
+
+        Returns:
+            Tokens beside those of the prompt itself, all calls of the model together; ``None``
+            where nobody has said it.
+        """
+        return None
+
     def ask(
         self,
         statements: Sequence[Statement],

@@ -4,7 +4,7 @@ from lightning_edit.metrics.aspects import ASPECTS, MEASURES, AspectScores, requ
 from lightning_edit.metrics.collapse import NgramEntropy, Perplexity
 from lightning_edit.metrics.criteria import CriterionScores, case_values
 from lightning_edit.metrics.drift import HiddenDistance, Retention, Trend, WeightGrowth
-from lightning_edit.metrics.efficiency import EditCost
+from lightning_edit.metrics.efficiency import EditCost, RuntimeCost
 from lightning_edit.metrics.overfitting import Leak, Overfitting
 from lightning_edit.metrics.ripple import RippleScores
 
@@ -21,6 +21,7 @@ __all__ = [
     "Perplexity",
     "Retention",
     "RippleScores",
+    "RuntimeCost",
     "Trend",
     "WeightGrowth",
     "case_values",

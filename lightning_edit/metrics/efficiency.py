@@ -1,4 +1,4 @@
-"""Editing cost metric: time, delta size, memory. Definitions: ``docs/metrics.md``."""
+"""Cost of edits, and of asking a model with them. Definitions: ``docs/metrics.md``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -93,3 +93,77 @@ class EditCost(Metric):
             "rank": self.rank,
             "peak_bytes": self.peak,
         }
+
+
+class RuntimeCost(Metric):
+    """Cost of edits that act when the model is asked: memory an edit, time and tokens a query.
+
+    ``compute`` returns ``state_bytes`` and ``text_bytes`` per edit in force; ``seconds_per_query``
+    with the edits and ``seconds_per_query_unedited`` without, ``query_slowdown``, their ratio; and
+    ``added_tokens`` per query, where the editor says them. What was not measured is absent. All
+    states are sums.
+
+    Example:
+        >>> metric = RuntimeCost()
+        >>> metric.update(edits=2, state_bytes=800, text_bytes=30)
+        >>> metric.update(queries=4, seconds=2.0, unedited_seconds=1.0, added_tokens=60)
+        >>> {name: value.item() for name, value in metric.compute().items()}["added_tokens"]
+        15.0
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    counts: Tensor
+    seconds: Tensor
+
+    #: Whole numbers that are summed.
+    _COUNTS = ("edits", "state_bytes", "text_bytes", "queries", "told", "added_tokens")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        counts = torch.zeros(len(self._COUNTS), dtype=torch.long)
+        self.add_state("counts", counts, dist_reduce_fx="sum")
+        self.add_state("seconds", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        edits: int = 0,
+        state_bytes: int = 0,
+        text_bytes: int = 0,
+        queries: int = 0,
+        seconds: float = 0.0,
+        unedited_seconds: float = 0.0,
+        added_tokens: int | None = None,
+    ) -> None:
+        """Add edits in force, or queries.
+
+        Args:
+            edits: Number of edits in force.
+            state_bytes: Bytes of their module state.
+            text_bytes: Bytes of their texts.
+            queries: Number of queries.
+            seconds: Wall time of the queries with the edits.
+            unedited_seconds: Wall time of the same queries without.
+            added_tokens: Tokens that the editor has added to them; ``None``: not known.
+        """
+        told, added = (0, 0) if added_tokens is None else (queries, added_tokens)
+        new = torch.tensor([edits, state_bytes, text_bytes, queries, told, added])
+        self.counts += new.to(self.counts.device)
+        self.seconds += torch.tensor([seconds, unedited_seconds], dtype=torch.float64).to(
+            self.seconds.device
+        )
+
+    def compute(self) -> dict[str, Tensor]:
+        """Compute the costs by name; empty if there was no edit."""
+        sums = dict(zip(self._COUNTS, self.counts.double(), strict=True))
+        values: dict[str, Tensor] = {}
+        if sums["edits"] > 0:
+            values |= {name: sums[name] / sums["edits"] for name in ("state_bytes", "text_bytes")}
+        if sums["queries"] > 0:
+            edited, unedited = self.seconds / sums["queries"]
+            values |= {"seconds_per_query": edited, "seconds_per_query_unedited": unedited}
+            if unedited > 0:
+                values["query_slowdown"] = edited / unedited
+        if sums["told"] > 0:
+            values["added_tokens"] = sums["added_tokens"] / sums["told"]
+        return values

@@ -61,6 +61,11 @@ class _ToldResponder(Responder):
     def _told(self, prompt: str) -> str:
         return self.editor.before(prompt) + prompt
 
+    def added_tokens(self, questions: Sequence[Question]) -> list[int]:
+        size = self.editor.prompts.tokenizer
+        told = [(q.prompt, self._told(q.prompt)) for q in questions]
+        return [len(size(b)["input_ids"]) - len(size(a)["input_ids"]) for a, b in told]
+
     def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
         return self.inner.loglikelihood(
             [s._replace(prompt=self._told(s.prompt)) for s in statements]

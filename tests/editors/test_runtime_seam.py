@@ -58,7 +58,8 @@ def test_a_session_asks_through_the_responder(tmp_path: Path, protocol: Any) -> 
     results = run_of(tmp_path / "run", Book(strength=1e4), protocol=protocol)
     (end,) = (point for point in results["points"] if point["after"])
     assert end["metrics"]["reliability/em@tf"] > 0.8 > end["before"]["reliability/em@tf"]
-    assert end["metrics"]["locality/kept@tf"] == 1.0
+    if protocol == "single":  # later, neighbours are edited themselves
+        assert end["metrics"]["locality/kept@tf"] == 1.0
 
 
 def test_a_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(

@@ -20,6 +20,7 @@ from lightning_edit.metrics import (
     Perplexity,
     Retention,
     RippleScores,
+    RuntimeCost,
     Trend,
     WeightGrowth,
 )
@@ -304,6 +305,44 @@ def _cost(items: Sequence[Any]) -> dict[str, float]:
     }
 
 
+def _queries(draw: random.Random) -> list[Any]:
+    return [
+        {
+            "edits": draw.randint(1, 3),
+            "state_bytes": draw.randrange(1000),
+            "text_bytes": draw.randrange(1000),
+            "queries": draw.randint(1, 4),
+            "seconds": draw.random(),
+            "unedited_seconds": 0.1 + draw.random(),
+            "added_tokens": draw.choice([None, draw.randrange(90)]),
+        }
+        for _ in range(6)
+    ]
+
+
+def _give_queries(metric: RuntimeCost, items: Sequence[Any]) -> None:
+    for item in items or [{}]:
+        metric.update(**item)
+
+
+def _runtime_cost(items: Sequence[Any]) -> dict[str, float]:
+    def total(name: str) -> float:
+        return sum(item[name] for item in items)
+
+    told = [item for item in items if item["added_tokens"] is not None]
+    said = {}
+    if told:
+        added = sum(item["added_tokens"] for item in told)
+        said["added_tokens"] = added / sum(item["queries"] for item in told)
+    return said | {
+        "state_bytes": total("state_bytes") / total("edits"),
+        "text_bytes": total("text_bytes") / total("edits"),
+        "seconds_per_query": total("seconds") / total("queries"),
+        "seconds_per_query_unedited": total("unedited_seconds") / total("queries"),
+        "query_slowdown": total("seconds") / total("unedited_seconds"),
+    }
+
+
 CASES: dict[str, Case] = {
     "AspectScores": Case(
         AspectScores,
@@ -335,4 +374,5 @@ CASES: dict[str, Case] = {
         Overfitting, _leaks, lambda metric, items: metric.update(_flat(items)), _overfitting
     ),
     "EditCost": Case(EditCost, _commits, _give_commits, _cost),
+    "RuntimeCost": Case(RuntimeCost, _queries, _give_queries, _runtime_cost),
 }

@@ -161,7 +161,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "argument of a wrong type": (
         lambda f: arguments(f, threshold="high"),
-        "`threshold` of Sorter: expected float, got 'high'",
+        "`threshold` of Sorter: expected float, got",
     ),
     "truth as a number": (lambda f: arguments(f, seed=True), "`seed` of Sorter: expected int"),
     "unknown argument": (lambda f: arguments(f, x=1), "Sorter has no argument 'x'; it has: thres"),
