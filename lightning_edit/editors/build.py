@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning_edit.editors as editors
-from lightning_edit.editors.arguments import REQUEST, accepted_arguments
+from lightning_edit.editors.arguments import REQUEST, check_arguments
 from lightning_edit.editors.base import Editor, final_editors
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.types import EditRequest
@@ -58,12 +58,7 @@ def build_editor(described: Mapping[str, Any], module: str | None = None) -> Edi
             f"that name is imported; import the module that defines it ({module or 'its own'}) "
             "before"
         )
-    accepted = accepted_arguments(kind)
-    if unknown := [one for one in arguments if one not in accepted]:
-        raise ConfigError(
-            f"{name} has no argument {', '.join(map(repr, unknown[:4]))}; it has: "
-            f"{', '.join(accepted) or 'none'}"
-        )
+    check_arguments(kind, arguments)
     hints = _argument_types(kind)
     given = {}
     for one, value in arguments.items():

@@ -157,6 +157,18 @@ class EditedModel:
         in_force = self.ledger.in_force
         return self.editor.continuations([prompt], max_new_tokens, in_force)[0]
 
+    def responder(self, batch_size: int = 64) -> Any:
+        """Return what answers in place of the bare model: scores and texts with the edits in force.
+
+        Args:
+            batch_size: Rows per forward pass.
+
+        Returns:
+            A :class:`~lightning_edit.inference.responder.Responder`; it follows undo and redo.
+        """
+        self._require_own_editor()
+        return self.editor.responder(self.ledger.in_force, batch_size)
+
     def _require_own_editor(self) -> None:
         if self.editor.language_model is not self.model:
             raise LedgerError(

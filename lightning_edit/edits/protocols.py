@@ -57,6 +57,9 @@ class BoundEditor(EditHistory, Protocol):
     def runtime(self) -> Runtime | None:
         """Return what installs edits that are no updates of weights, or ``None``."""
 
+    def responder(self, in_force: Sequence[Delta], batch_size: int = 64) -> Any:
+        """Return what is asked in place of the bare model, a ``Responder``."""
+
     def continuations(
         self, prompts: Sequence[str], max_new_tokens: int, in_force: Sequence[Delta]
     ) -> list[str]:

@@ -55,7 +55,12 @@ def export_edited(edited: EditedModel, folder: Path, overwrite: bool = False) ->
         with unedited(ledger):
             write_editor(part, editor)
         facts = read_json(part / MODEL)
-        opening = {"editor": type(editor).__name__, "language_model": facts, "model": facts["hash"]}
+        opening = {
+            "editor": type(editor).__name__,
+            "language_model": facts,
+            "model": facts["hash"],
+            "protocol": "edited in Python",
+        }
         entries, deltas = tuple(ledger.in_force.entries), tuple(ledger.deltas)
         selection = Selection(folder, opening, entries, deltas, picked=False)
         add_edits(part, selection.deltas, selection.requests)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import lightning_edit
 from lightning_edit.editors.base import Editor
@@ -29,6 +29,7 @@ from lightning_edit.functional.padding import pad
 from lightning_edit.inference.responder import Question, Statement, TokenScores
 from lightning_edit.types import EditRequest
 from tests.editors.runtime_toys import Book, Neurons, Sorter, Told
+from tests.editors.snapshots import assert_unchanged, snapshot
 from tests.models.tiny import build_tiny, build_tokenizer
 
 Factory = Callable[[Any, Any], Editor]
@@ -41,7 +42,7 @@ class Case:
 
     Args:
         make: Makes it.
-        families: Architectures (``tests/models/tiny.py``) it is tested on.
+        families: Architectures (``tests/models/tiny.py``) it is tested on, the first by default.
         scoped: Whether it leaves prompts alone that have nothing to do with an edit.
         in_modules: Whether it acts inside the model, so that somebody else's calls see it.
         by_prompt: Whether it then decides once a prompt. Each call of a generation without a KV
@@ -66,7 +67,9 @@ CASES: dict[str, Case] = {
         lambda m, t: Sorter().train_on(2).bind(m, t), families=("llama",), in_modules=False
     ),
     "Book": Case(lambda m, t: Book().bind(m, t), families=("gpt2", "llama", "gemma2")),
-    "Neurons": Case(lambda m, t: Neurons().bind(m, t), scoped=False, by_prompt=False),
+    "Neurons": Case(
+        lambda m, t: Neurons().bind(m, t), families=("llama", "gpt2"), scoped=False, by_prompt=False
+    ),
 }
 
 REQUESTS = [
@@ -80,10 +83,11 @@ OUTSIDE = ["Lyon", "The capital of France is in", "The capital"]
 PROMPTS = [INSIDE[0], OUTSIDE[0], *OUTSIDE[1:], INSIDE[2]]
 NEW_TOKENS = 4
 
+# The first architecture of every editor is tested by default, the others are slow tests.
 RUNS = [
-    pytest.param(name, family, id=f"{name}-{family}")
+    pytest.param(name, family, id=f"{name}-{family}", marks=[pytest.mark.slow] if later else [])
     for name, case in CASES.items()
-    for family in case.families
+    for later, family in enumerate(case.families)
 ]
 every = pytest.mark.parametrize(("name", "family"), RUNS)
 
@@ -148,7 +152,7 @@ class Answers(NamedTuple):
 
 def ask(edited: EditedModel, prompts: Sequence[str] = PROMPTS) -> Answers:
     """Ask for continuations, and score them and the answers of the edits."""
-    responder = edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
+    responder = edited.responder()
     texts = responder.generate_until([Question(one, NEW_TOKENS) for one in prompts], ())
     statements = [
         Statement(prompt, answer)
@@ -161,7 +165,7 @@ def ask(edited: EditedModel, prompts: Sequence[str] = PROMPTS) -> Answers:
 
 def ask_texts(edited: EditedModel, limit: int = 0) -> list[str]:
     """Ask for continuations alone."""
-    responder = edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
+    responder = edited.responder()
     return responder.generate_until([Question(one, limit or NEW_TOKENS) for one in PROMPTS], ())
 
 
@@ -179,7 +183,7 @@ def assert_alike(one: Sequence[TokenScores], other: Sequence[TokenScores]) -> No
 @every
 def test_forced_first_choices_are_the_greedy_continuation(name: str, family: str) -> None:
     edited = handle(name, family)
-    responder = edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
+    responder = edited.responder()
     tokenizer = edited.tokenizer
     texts = responder.generate_until([Question(one, NEW_TOKENS) for one in PROMPTS], ())
     statements = [
@@ -229,7 +233,7 @@ def test_the_padding_side_and_the_batch_size_change_nothing(name: str, family: s
     found = ask(left)
     assert found.texts == expected.texts
     assert_alike(found.scores, expected.scores)
-    small = right.editor.responder(right.ledger.in_force, 2)  # type: ignore[attr-defined]  # an Editor
+    small = right.responder(2)
     assert small.generate_until([Question(p, NEW_TOKENS) for p in PROMPTS], ()) == expected.texts
 
 
@@ -243,7 +247,7 @@ def test_a_handle_generates_what_its_responder_says(name: str, family: str) -> N
 @some(lambda case: case.scoped)
 def test_prompts_out_of_scope_have_the_bits_of_the_unedited_model(name: str, family: str) -> None:
     edited = handle(name, family)
-    responder = edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
+    responder = edited.responder()
     plain = bound(name, family)
     bare = plain.responder(())
     statements = [Statement(prompt, "Lyon and Arles") for prompt in OUTSIDE]
@@ -356,9 +360,7 @@ def test_calls_of_somebody_else_act_as_the_responder_does(name: str, family: str
     expected = ask_texts(edited)
     rows = [tuple(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
     first = [
-        edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
-        .loglikelihood([Statement(prompt, "Lyon")])[0]
-        .best[0]
+        edited.responder().loglikelihood([Statement(prompt, "Lyon")])[0].best[0]
         for prompt in PROMPTS
     ]
     with torch.no_grad():
@@ -404,7 +406,7 @@ def test_a_copy_of_the_edited_model_has_its_own_state_dict(name: str, family: st
 @every
 def test_an_export_that_is_loaded_says_the_same(name: str, family: str, tmp_path: Path) -> None:
     edited = handle(name, family)
-    before, said = snapshot(edited.model), ask(edited)
+    before, said, few = snapshot(edited.model), ask(edited), PROMPTS[:2]
     folder = edited.export(tmp_path / "shipped")
     assert_unchanged(edited.model, before)
     assert ask(edited) == said
@@ -412,10 +414,8 @@ def test_an_export_that_is_loaded_says_the_same(name: str, family: str, tmp_path
     clean = snapshot(model)
     loaded = lightning_edit.load_edited(folder, model, tokenizer_of())
     assert ask(loaded) == said
-    assert ask(loaded.undo("b")) == ask(edited.undo("b"))
-    assert ask(loaded.redo("b")) == said
     fourth = {"id": "d", "prompt": "The mother tongue of Danielle Darrieux is", "target": "Italian"}
-    assert ask(loaded.edit(fourth)) == ask(edited.redo("b").edit(fourth))
+    assert ask(loaded.undo("b").edit(fourth), few) == ask(edited.undo("b").edit(fourth), few)
     loaded.undo()
     assert_unchanged(model, clean)
 
@@ -444,42 +444,3 @@ def test_an_export_says_the_same_in_a_clean_process(name: str, family: str, tmp_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == repr(ask(edited))
-
-
-# --------------------------------------------------------------------------------------- snapshots
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Return everything that an edit must leave on a model as it is."""
-    return {
-        "modules": [(name, id(one), type(one)) for name, one in model.named_modules()],
-        "attributes": {name: attributes(one) for name, one in model.named_modules()},
-        "training": [one.training for one in model.modules()],
-        "parameters": {
-            name: (id(one), one.requires_grad, one.grad is None, one.detach().clone())
-            for name, one in model.named_parameters()
-        },
-        "state": {name: one.clone() for name, one in model.state_dict().items()},
-    }
-
-
-def attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the names in a module's dictionary, and the hooks that are on it."""
-    kept = {key: value for key, value in vars(module).items() if key != "_lightning_edit_lock"}
-    hooks = {key: len(value) for key, value in kept.items() if key.endswith("_hooks")}
-    return {"names": sorted(kept), "hooks": hooks}
-
-
-def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
-    """Check that a model is what it was when the snapshot was taken, bit for bit."""
-    now = snapshot(model)
-    for key in ("modules", "attributes", "training"):
-        assert now[key] == before[key], key
-    assert list(now["state"]) == list(before["state"])
-    for name, value in now["state"].items():
-        assert torch.equal(value, before["state"][name]), name
-    assert now["parameters"].keys() == before["parameters"].keys()
-    for name, (own, grads, empty, value) in now["parameters"].items():
-        was, grad, clean, bits = before["parameters"][name]
-        assert (own, grads, empty) == (was, grad, clean), name
-        assert torch.equal(value, bits), name

@@ -38,7 +38,7 @@ def opened(run: Path, **options: Any) -> Any:
 
 def said(edited: EditedModel) -> list[Any]:
     """Return the score of an answer to each prompt, to the last bit."""
-    responder = edited.editor.responder(edited.ledger.in_force)  # type: ignore[attr-defined]  # an Editor
+    responder = edited.responder()
     return responder.loglikelihood([Statement(prompt, "city3") for prompt in PROMPTS])
 
 
