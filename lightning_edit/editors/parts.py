@@ -67,7 +67,7 @@ class EditorParts(nn.Module):
         """Read the learned parts that :meth:`save_parts` wrote; the editor is bound by then.
 
         Args:
-            folder: The folder.
+            folder: The folder; there is none where nothing was saved.
 
         Raises:
             CheckpointError: If they are missing or damaged, or do not fit this editor by name,
