@@ -15,8 +15,8 @@ _NAMES: dict[str, str] = {
     "datamodules": "AtlasDataModule CounterFactDataModule EditDataModule FileDataModule "
     "JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule RippleEditsDataModule "
     "ZsREDataModule",
-    "editors": "AlphaEdit D4S EMMET ENCORE Editor FT FTL FTM KN LTI LoRAEdit MEMIT MEND NSE OneLI "
-    "PMET PRUNE RECT ROME RROME SIR UltraEdit",
+    "editors": "AlphaEdit D4S EMMET ENCORE Editor FT FTL FTM ICE IKE KN LTI LoRAEdit MEMIT MEND "
+    "MeLLo MemPrompt NSE OneLI PMET PRUNE RAG RECT ROME RROME SIR UltraEdit",
     "edits.delta": "Delta",
     "edits.edited_model": "EditedModel",
     "edits.ledger": "Ledger",

@@ -15,6 +15,11 @@ from lightning_edit.editors.locate.pmet import PMET
 from lightning_edit.editors.locate.r_rome import RROME
 from lightning_edit.editors.locate.rome import ROME
 from lightning_edit.editors.neurons.kn import KN
+from lightning_edit.editors.prompting.ice import ICE
+from lightning_edit.editors.prompting.ike import IKE
+from lightning_edit.editors.prompting.mello import MeLLo
+from lightning_edit.editors.prompting.memprompt import MemPrompt
+from lightning_edit.editors.prompting.rag import RAG
 from lightning_edit.editors.wrappers.lti import LTI
 from lightning_edit.editors.wrappers.one_li import OneLI
 from lightning_edit.editors.wrappers.prune import PRUNE
@@ -28,6 +33,8 @@ __all__ = [
     "FT",
     "FTL",
     "FTM",
+    "ICE",
+    "IKE",
     "KN",
     "LTI",
     "MEMIT",
@@ -35,6 +42,7 @@ __all__ = [
     "NSE",
     "PMET",
     "PRUNE",
+    "RAG",
     "RECT",
     "ROME",
     "RROME",
@@ -42,6 +50,8 @@ __all__ = [
     "AlphaEdit",
     "Editor",
     "LoRAEdit",
+    "MeLLo",
+    "MemPrompt",
     "OneLI",
     "UltraEdit",
 ]

@@ -447,6 +447,13 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         self.last_ledger = edited.ledger  # before the edit, which may look at those in force
         return edited.edit(requests, seed)
 
+    def on_stream(self, datamodule: Any) -> None:
+        """Take what the editor needs of the data, before a stream of its edits begins.
+
+        Args:
+            datamodule: Data module of the edits, set up.
+        """
+
     # ------------------------------------------------------------------------------------- layers
 
     @classmethod

@@ -160,6 +160,7 @@ class EditTrainer(pl.Trainer):
         datamodule.setup("edit")
         # Errors in requests are raised before any work is done.
         requests = datamodule.edit_requests()
+        model.on_stream(datamodule)
         stream = EditStream(requests, model.prompts, protocol, batch_size, seed)
         if model.needs_subject:
             for batch in stream.batches:

@@ -17,7 +17,7 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import NotBoundError, SubjectNotFoundError
 from lightning_edit.models.weights import weights_hash
-from lightning_edit.types import EditBatch, EditRequest
+from lightning_edit.types import EditBatch, EditRequest, Probe
 from tests.models.tiny import TINY, build_tokenizer
 
 #: Values that keep tiny models quick, for editors that have such an argument.
@@ -28,6 +28,15 @@ SMALL = {
     "moment_weight": 20.0,
     "eta": 1.0,
     "facts": [EditRequest("fact", "The capital of Italy is", "Rome", "Italy")],
+    "demonstrations": [
+        EditRequest(
+            "demo",
+            "Lyon lies in",
+            "Italy",
+            rephrases=("Lyon is in",),
+            probes=(Probe.of("neighborhood", "Arles lies in", "France"),),
+        )
+    ],
 }
 REQUESTS = [
     EditRequest("a", "The capital of France is", "Rome", "France"),
@@ -83,6 +92,8 @@ def edited(editor_class: type[Editor], family: str, dtype: torch.dtype = torch.f
 
 def same(one: Delta, other: Delta, tolerance: float = 0.0) -> bool:
     if one.weights.keys() != other.weights.keys() or one.state.keys() != other.state.keys():
+        return False
+    if one.prompts != other.prompts:
         return False
     pairs = [(one.weights[name].dense(), other.weights[name].dense()) for name in one.weights]
     pairs += [(one.state[name].double(), other.state[name].double()) for name in one.state]

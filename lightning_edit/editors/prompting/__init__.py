@@ -1,0 +1,1 @@
+"""Text editors: the new facts stand in the prompt, and no weight is changed."""
