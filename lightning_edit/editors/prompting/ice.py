@@ -17,33 +17,33 @@ class ICE(PromptingEditor):
     Args:
         form: ``imagine``: "Imagine that <fact>" before the prompt (RippleEdits, KnowEdit).
             ``new_fact``: "New Fact: <fact>", then "Prompt: <prompt>" (EasyEdit).
-        facts: Number of facts at most, the newest ones; ``None``: all in force.
+        newest: Number of facts at most, the newest ones; ``None``: all in force.
         answer_room: See :class:`PromptingEditor`.
     """
 
     def __init__(
         self,
         form: Literal["imagine", "new_fact"] = "imagine",
-        facts: int | None = None,
+        newest: int | None = None,
         answer_room: int = 24,
     ) -> None:
         super().__init__(answer_room=answer_room)
         self.form = form
-        self.facts = facts
+        self.newest = newest
 
     def require_arguments(self) -> None:
         """Check the arguments of this editor."""
         super().require_arguments()
         forms = ("imagine", "new_fact")
         self.require(self.form in forms, "form", " or ".join(forms), self.form)
-        most = self.facts
-        self.require(most is None or most >= 1, "facts", "1 or more, or null", most)
+        most = self.newest
+        self.require(most is None or most >= 1, "newest", "1 or more, or null", most)
 
     def context(self, prompt: str, memory: FactMemory) -> Context:
         """Put the facts in force before a prompt, the newest last."""
         opening, asked = ("Imagine that ", "")
         if self.form == "new_fact":
             opening, asked = "New Fact: ", "Prompt: "
-        kept = memory.facts if self.facts is None else memory.facts[-self.facts :]
-        *older, newest = [f"{opening}{fact.sentence}\n" for fact in kept]
-        return Context(f"{newest}{asked}{prompt}", older)
+        kept = memory.facts if self.newest is None else memory.facts[-self.newest :]
+        *older, last = [f"{opening}{fact.sentence}\n" for fact in kept]
+        return Context(f"{last}{asked}{prompt}", older)

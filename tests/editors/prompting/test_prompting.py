@@ -61,7 +61,7 @@ MAKERS: dict[str, Callable[[], PromptingEditor]] = {
     "RAG-threshold": lambda: RAG(k=2, threshold=0.5),
     "RAG-hidden": lambda: RAG(k=1, encoder="hidden"),
     "ICE": ICE,
-    "ICE-new_fact": lambda: ICE(form="new_fact", facts=2),
+    "ICE-new_fact": lambda: ICE(form="new_fact", newest=2),
     "IKE": lambda: IKE(corpus(), k=4),
     "IKE-easyedit": lambda: IKE(corpus(), k=2, order="easyedit"),
     "MemPrompt": MemPrompt,

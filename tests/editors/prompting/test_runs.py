@@ -67,7 +67,7 @@ def test_a_resumed_run_has_the_results_of_an_uninterrupted_one(
     tmp_path: Path, protocol: str
 ) -> None:
     def own() -> PromptingEditor:
-        return IKE(k=1, order="easyedit") if protocol == "single" else ICE(facts=1)
+        return IKE(k=1, order="easyedit") if protocol == "single" else ICE(newest=1)
 
     options: dict[str, Any] = {"protocol": protocol}
     if protocol == "sequential":

@@ -63,7 +63,7 @@ def test_ice_puts_all_facts_in_force_or_the_newest_before_a_prompt() -> None:
         "Imagine that The capital of France is Lyon\nImagine that The capital of Italy is Arles\n"
         "Hello"
     )
-    assert told(ICE("new_fact", facts=1), FRANCE, ITALY, prompt="Hello ") == (
+    assert told(ICE("new_fact", newest=1), FRANCE, ITALY, prompt="Hello ") == (
         "New Fact: The capital of Italy is Arles\nPrompt: Hello "
     )
 
@@ -261,7 +261,7 @@ def test_room_is_used_to_the_last_text_that_fits(count: int, least_last: bool) -
     [
         (RAG(k=0), "`k` of RAG must be 1 or more; got 0"),
         (RAG(threshold=2.0), "`threshold` of RAG must be from 0 to 1, or null; got 2.0"),
-        (ICE(facts=0), "`facts` of ICE"),
+        (ICE(newest=0), "`newest` of ICE"),
         (IKE(k=0), "`k` of IKE"),
         (MemPrompt(distance=0), "`distance` of MemPrompt"),
         (MemPrompt(similarity=1.0), "`similarity` of MemPrompt"),
