@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.prompting.base import PromptingEditor
@@ -15,7 +15,7 @@ from lightning_edit.editors.prompting.demonstrations import (
     records_of,
 )
 from lightning_edit.editors.prompting.facts import FactMemory
-from lightning_edit.exceptions import ConfigError
+from lightning_edit.exceptions import CheckpointError, ConfigError, DataError
 from lightning_edit.storage.jsonl import read_rows, write_rows
 from lightning_edit.types import EditRequest
 
@@ -43,6 +43,8 @@ class IKE(PromptingEditor):
         encoder: See :class:`PromptingEditor`; the paper and EasyEdit take all-MiniLM-L6-v2.
         answer_room: See :class:`PromptingEditor`.
     """
+
+    arguments_in_parts: ClassVar[tuple[str, ...]] = ("demonstrations",)
 
     def __init__(
         self,
@@ -161,6 +163,16 @@ class IKE(PromptingEditor):
 
         Args:
             folder: The folder.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged.
         """
-        self._records = [Record.from_row(row) for row in read_rows(folder / _FILE)]
+        path = folder / _FILE
+        try:
+            self._records = [Record.from_row(row) for row in read_rows(path)]
+        except (OSError, DataError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read as demonstrations ({error}); export the editor again, or "
+                "restore the folder as a whole"
+            ) from error
         self._corpus, self._chosen = None, {}

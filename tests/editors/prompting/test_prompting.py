@@ -18,7 +18,7 @@ from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.types import EditRequest, Probe
 from tests.models.test_prompt_encoder import CHATML, chat_tokenizer
-from tests.models.tiny import build_tiny
+from tests.models.tiny import build_tiny, build_tokenizer
 
 REQUESTS = [
     EditRequest("a", "The capital of France is", "Lyon", "France"),
@@ -189,6 +189,7 @@ def test_saved_edits_and_parts_ask_the_same_in_a_new_editor(name: str, tmp_path:
         deltas.append(Delta.load(tmp_path / f"{number}.safetensors"))
     other = MAKERS[name]()
     if isinstance(other, IKE):
+        assert handle.editor.plain_arguments()["args"]["demonstrations"] is None
         handle.editor.save_parts(tmp_path)
         other.demonstrations = None
         other.load_parts(tmp_path)
@@ -231,3 +232,21 @@ def test_a_bos_in_the_prompt_stays_in_front_of_the_texts() -> None:
     assert told.endswith(
         "New Fact: The capital of France is Lyon\nPrompt: The capital of France is"
     )
+
+
+@pytest.mark.parametrize("name", ["RAG-hidden", "IKE", "MemPrompt"])
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_reads_the_texts_before_the_prompt(family: str, name: str) -> None:
+    sizes = {} if family == "t5" else {"max_position_embeddings": 600}
+    model = build_tiny(family, vocab_size=320, **sizes)
+    tokenizer = build_tokenizer(eos=True, vocab_size=320)
+    handle = MAKERS[name]().edit_model(model, tokenizer, REQUESTS[:2])
+    own, bare = responder(handle), ModelResponder(model, tokenizer)
+    prompt = REQUESTS[0].prompt
+    told = handle.editor.told_prompt(prompt)
+    assert told != prompt
+    statement, question = Statement(prompt, "Lyon"), Question(prompt, 3)
+    assert own.loglikelihood([statement]) == bare.loglikelihood([Statement(told, "Lyon")])
+    assert own.generate_until([question]) == bare.generate_until([Question(told, 3)])
+    handle.undo()
+    assert own.loglikelihood([statement]) == bare.loglikelihood([statement])
