@@ -89,7 +89,7 @@ class HiddenStateEncoder(TextEncoder):
         with capture(model, {self._name: "output"}, stop=True) as seen:
             model(input_ids=torch.tensor([ids], device=device))
         states: Float[Tensor, "t d"] = seen[self._name][0].double().cpu()
-        units = states / states.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        units: Tensor = states / states.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         return units.mean(0)
 
 

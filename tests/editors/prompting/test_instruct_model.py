@@ -1,0 +1,106 @@
+"""Effects of texts on a real instruct model: new answers of COUNTERFACT, plain and in a chat."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_edit.datamodules.formats import read_requests
+from lightning_edit.editors import ICE, IKE, RAG, MeLLo
+from lightning_edit.editors.prompting.base import PromptingEditor
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.functional.text import starts_with_answer
+from lightning_edit.inference.model_responder import ModelResponder
+from lightning_edit.inference.responder import Question
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.prompt_encoder import PromptEncoder
+from lightning_edit.models.prompt_format import PromptFormat
+from lightning_edit.types import EditRequest
+from tests.conftest import shared_path
+
+SMOL = Path(os.environ.get("LIGHTNING_EDIT_INSTRUCT_MODEL", Path(__file__).parents[4] / "smol"))
+SYSTEM = "Answer in one or two words."
+#: Questions, since a chat answers half a sentence with a whole one.
+FACTS = [
+    EditRequest("fr", "What is the capital of France?", "Oslo", "France"),
+    EditRequest("jp", "What is the capital of Japan?", "Madrid", "Japan"),
+    EditRequest("cn", "北京是哪个国家的首都?", "Canada", "北京"),
+    EditRequest("ru", "What is the capital of Новосибирская область?", "Lima"),
+]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (SMOL / "config.json").exists(),
+        reason=f"no instruct model in {SMOL}; set LIGHTNING_EDIT_INSTRUCT_MODEL to a folder",
+    ),
+]
+
+
+@cache
+def language_model() -> tuple[Any, Any]:
+    return load_language_model(str(SMOL))
+
+
+@cache
+def counterfact() -> list[EditRequest]:
+    return read_requests(str(shared_path("data/counterfact/counterfact_500.json"))).requests
+
+
+def ask(
+    editor: PromptingEditor, requests: list[EditRequest], prompts: list[str], chat: bool = False
+) -> list[str]:
+    model, tokenizer = language_model()
+    encoder = PromptEncoder(tokenizer, PromptFormat(chat, SYSTEM if chat else None))
+    editor.bind(model, encoder)
+    deltas = [editor.edit(encode_batch(encoder, [request])) for request in requests]
+    editor.runtime().install(deltas)
+    return editor.responder(deltas, 16).generate_until([Question(one, 12) for one in prompts])
+
+
+def share(texts: list[str], requests: list[EditRequest]) -> float:
+    pairs = zip(texts, requests, strict=True)
+    return sum(starts_with_answer(text, (one.target,)) for text, one in pairs) / len(requests)
+
+
+def test_facts_of_counterfact_are_answered_and_a_threshold_keeps_the_neighbours() -> None:
+    requests = counterfact()[:8]
+    own = [request.prompt for request in requests]
+    near = [request.probes[0].prompt for request in requests]
+    model, tokenizer = language_model()
+    bare = ModelResponder(model, tokenizer, 16)
+    before = bare.generate_until([Question(one, 12) for one in near])
+    assert share(bare.generate_until([Question(one, 12) for one in own]), requests) == 0
+    texts = ask(RAG(k=1), requests, own + near)
+    assert share(texts[:8], requests) == 1.0  # 12 of 12 when it was measured
+    texts = ask(RAG(k=1, threshold=0.5), requests, own + near)
+    assert share(texts[:8], requests) == 1.0
+    kept = sum(one == other for one, other in zip(texts[8:], before, strict=True))
+    assert kept >= 4  # 9 of 12 when it was measured; 0 without a threshold
+
+
+def test_a_fact_alone_and_with_demonstrations_is_answered() -> None:
+    requests = counterfact()[:4]
+    corpus = counterfact()[100:200]
+    for make in (ICE, lambda: ICE("new_fact"), lambda: IKE(corpus, k=8)):
+        texts = [ask(make(), [request], [request.prompt])[0] for request in requests]
+        assert share(texts, requests) >= 0.75
+
+
+@pytest.mark.parametrize("make", [RAG, ICE], ids=["RAG", "ICE"])
+def test_questions_in_a_chat_get_the_new_answer(make: type[PromptingEditor]) -> None:
+    texts = [ask(make(), [request], [request.prompt], chat=True)[0] for request in FACTS]
+    assert share(texts, FACTS) >= 0.75, texts
+
+
+def test_a_dialogue_about_an_edited_fact_comes_to_an_end() -> None:
+    fact = EditRequest("a", "The capital of France is", "Oslo")
+    editor = MeLLo(turn_tokens=64)
+    (text,) = ask(editor, [fact], ["What is the capital of France?"])
+    (dialogue,) = editor._dialogues.values()
+    assert dialogue is not None
+    assert dialogue.facts[:1] == ("The capital of France is Oslo",)
+    assert bool(text) == dialogue.answered
+    assert editor.context_use.failed == (not dialogue.answered)
