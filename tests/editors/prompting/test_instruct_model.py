@@ -21,15 +21,6 @@ from lightning_edit.types import EditRequest
 from tests.conftest import shared_path
 
 SMOL = Path(os.environ.get("LIGHTNING_EDIT_INSTRUCT_MODEL", Path(__file__).parents[4] / "smol"))
-SYSTEM = "Answer in one or two words."
-#: Questions, since a chat answers half a sentence with a whole one.
-FACTS = [
-    EditRequest("fr", "What is the capital of France?", "Oslo", "France"),
-    EditRequest("jp", "What is the capital of Japan?", "Madrid", "Japan"),
-    EditRequest("cn", "北京是哪个国家的首都?", "Canada", "北京"),
-    EditRequest("ru", "What is the capital of Новосибирская область?", "Lima"),
-]
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -53,11 +44,11 @@ def ask(
     editor: PromptingEditor, requests: list[EditRequest], prompts: list[str], chat: bool = False
 ) -> list[str]:
     model, tokenizer = language_model()
-    encoder = PromptEncoder(tokenizer, PromptFormat(chat, SYSTEM if chat else None))
+    encoder = PromptEncoder(tokenizer, PromptFormat(chat))
     editor.bind(model, encoder)
     deltas = [editor.edit(encode_batch(encoder, [request])) for request in requests]
     editor.runtime().install(deltas)
-    return editor.responder(deltas, 16).generate_until([Question(one, 12) for one in prompts])
+    return editor.responder(deltas, 16).generate_until([Question(one, 16) for one in prompts])
 
 
 def share(texts: list[str], requests: list[EditRequest]) -> float:
@@ -89,10 +80,22 @@ def test_a_fact_alone_and_with_demonstrations_is_answered() -> None:
         assert share(texts, requests) >= 0.75
 
 
-@pytest.mark.parametrize("make", [RAG, ICE], ids=["RAG", "ICE"])
-def test_questions_in_a_chat_get_the_new_answer(make: type[PromptingEditor]) -> None:
-    texts = [ask(make(), [request], [request.prompt], chat=True)[0] for request in FACTS]
-    assert share(texts, FACTS) >= 0.75, texts
+def test_a_chat_says_the_new_answer_in_its_own_words() -> None:
+    """In a chat the model answers half a sentence with a whole one: nothing begins with it."""
+    requests = counterfact()[:6]
+    prompts = [request.prompt for request in requests]
+    model, tokenizer = language_model()
+    bare = ModelResponder(model, PromptEncoder(tokenizer, PromptFormat(True)), 16)
+    before = bare.generate_until([Question(one, 16) for one in prompts])
+    assert said(before, requests) == 0
+    assert said(ask(RAG(k=1), requests, prompts, chat=True), requests) >= 3
+    texts = [ask(ICE(), [one], [one.prompt], chat=True)[0] for one in requests]
+    assert said(texts, requests) >= 3
+
+
+def said(texts: list[str], requests: list[EditRequest]) -> int:
+    pairs = zip(texts, requests, strict=True)
+    return sum(request.target.casefold() in text.casefold() for text, request in pairs)
 
 
 def test_a_dialogue_about_an_edited_fact_comes_to_an_end() -> None:
