@@ -62,8 +62,8 @@ def test_facts_of_counterfact_are_answered_and_a_threshold_keeps_the_neighbours(
     near = [request.probes[0].prompt for request in requests]
     model, tokenizer = language_model()
     bare = ModelResponder(model, tokenizer, 16)
-    before = bare.generate_until([Question(one, 12) for one in near])
-    assert share(bare.generate_until([Question(one, 12) for one in own]), requests) == 0
+    before = bare.generate_until([Question(one, 16) for one in near])
+    assert share(bare.generate_until([Question(one, 16) for one in own]), requests) == 0
     texts = ask(RAG(k=1), requests, own + near)
     assert share(texts[:8], requests) == 1.0  # 12 of 12 when it was measured
     texts = ask(RAG(k=1, threshold=0.5), requests, own + near)

@@ -353,6 +353,18 @@ def test_mello_retrieves_for_each_subquestion_and_answers_behind_the_dialogue() 
     assert (editor.context_use.told, editor.context_use.failed) == (1, 0)
 
 
+def test_what_is_generated_behind_a_dialogue_is_its_forced_first_choice() -> None:
+    handle = edited(MeLLo(), FRANCE, positions=3000)
+    inner = handle.editor.responder(handle.ledger.in_force).inner
+    transcript = "Question: x\nIntermediate answer: Lyon\nFinal answer:"
+    handle.editor._dialogues = {"x": mello.Dialogue(transcript, True)}
+    responder = mello.DialogueResponder(inner, handle.editor)
+    (text,) = responder.generate_until([Question("x", 1)], ())
+    (score,) = responder.loglikelihood([Statement("x", "Lyon")])
+    assert handle.editor.prompts.decode(score.best[:1]).strip() == text
+    assert score == inner.loglikelihood([Statement(transcript, "Lyon")])[0]
+
+
 @pytest.mark.parametrize(
     "turns",
     [
