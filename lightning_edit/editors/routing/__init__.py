@@ -1,0 +1,1 @@
+"""Editors that route a prompt to another model, such as SERAC."""

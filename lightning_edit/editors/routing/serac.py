@@ -1,0 +1,455 @@
+"""SERAC: Mitchell et al., Memory-Based Model Editing at Scale, ICML 2022, arXiv 2206.06520."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lightning_edit.datamodules.loader import StepRequests
+from lightning_edit.editors.hypernetwork.checkpoint import describe_language_model
+from lightning_edit.editors.routing.base import Mixing, RoutingEditor
+from lightning_edit.editors.routing.memory import ScopeMemory, stored_delta
+from lightning_edit.editors.routing.neighbours import Neighbours, prompt_vectors
+from lightning_edit.editors.routing.networks import ScopeKind
+from lightning_edit.editors.routing.scope_batch import (
+    VIEWS,
+    ScopeBatch,
+    ScopeCollate,
+    ScopeRow,
+    ScopeSampler,
+)
+from lightning_edit.exceptions import ConfigError, DataError
+from lightning_edit.functional.hypernet import drift_kl
+from lightning_edit.functional.measures import agreement, mean, means_by_request
+from lightning_edit.functional.scope import balanced_bce, mixed_log_probabilities
+from lightning_edit.inference.answers import AnswerRow, AnswerRows, answer_logits
+from lightning_edit.inference.responder import Responder, Statement
+from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
+from lightning_edit.types import EditRequest
+from lightning_edit.types.probes import ASPECT_OF_KIND
+
+log = logging.getLogger(__name__)
+
+
+class SERAC(RoutingEditor):
+    r"""Edits kept as text: a scope classifier sends questions about them to a small second model.
+
+    An edit is stored, and the language model never changes. A question :math:`x` gets the score
+    :math:`s_i = \exp(-\kappa\,\lVert \mathrm{enc}(x) - \mathrm{enc}(e_i)\rVert^2)` with each stored
+    edit; if the best score is above one half, strictly, a *counterfactual model* reads that edit
+    and then the question, and answers; otherwise the language model answers as it always did. Both
+    networks are trained, independently of each other, by
+
+    .. math:: c_e\,\mathrm{NLL}(h(e \oplus x_{in}), y) + c_l\,\Big(\mathrm{mean}_{in}(-\log s)
+              + \mathrm{mean}_{out}(-\log(1 - s))\Big).
+
+    Mitchell, Lin, Bosselut, Manning, Finn, section 3.
+
+    Args:
+        classifier: Encoder of the scope classifier: ``base`` (new, in DistilBERT's architecture,
+            with the language model's token embeddings to begin with), ``scratch`` (new, random), or
+            the folder of one such as DistilBERT with its own tokenizer.
+        classifier_kind: ``embedding``: distance of two vectors, as for question answering;
+            ``cross-attention``: a classifier that reads edit and question together, as for FNLI. It
+            reads every question once an edit.
+        classifier_hidden: Width of an encoder from scratch.
+        classifier_layers: Blocks of a new encoder.
+        classifier_heads: Attention heads of a new encoder.
+        dist_heads: Slices of the vector; the closest slice counts.
+        scale: :math:`\kappa`; 1 in the authors' code.
+        cosine: Cosine distance in place of the squared Euclidean one.
+        bounded: Put the vectors through tanh.
+        counterfactual: Counterfactual model: ``base`` (a copy of the language model with its first
+            blocks only: embeddings, blocks, last norm and head), ``scratch`` (new, random, Llama's
+            architecture), or the folder of a smaller causal language model with its own tokenizer.
+        counterfactual_hidden: Width of one from scratch.
+        counterfactual_layers: Its blocks, or those kept with ``base``.
+        counterfactual_heads: Attention heads of one from scratch.
+        training: ``supervised``, the paper's; or ``unsupervised``, EasyEdit's: the mixture's loss
+            on the edit and its divergence from the language model elsewhere, with no loss on the
+            classifier, no rephrases and no hard negatives.
+        mixing: ``hard`` sends a question to one model; ``soft`` answers with
+            :math:`(1-\beta)p_f + \beta p_h`, EasyEdit's way, which needs one vocabulary and answers
+            one prompt at a time.
+        lr: Adam's learning rate; 1e-5 in the authors' code, for pretrained networks.
+        counterfactual_lr: Learning rate of the counterfactual model; ``None``: ``lr``.
+        decay_steps: Optimiser steps of the linear decay of learning rates to zero; ``None``:
+            constant.
+        c_edit: Weight :math:`c_e`; the authors' ``cedit``.
+        c_loc: Weight :math:`c_l`; the authors' ``cloc``.
+        views: Kinds of questions in scope, drawn with equal probability among those that a request
+            has; ``None``: ``rewrite``, ``rephrase``, ``reversed_relation``, ``fact_check``.
+        negatives: Pairs out of scope: ``diagonal``, a question with its own edit; ``all``, with
+            every edit of the batch; ``batch``, also the questions in scope with the other edits.
+            Pairs that are known to be in scope are left out.
+        own_probes: Questions out of scope from each request's own probes in a training step.
+        other_facts: Such questions from other requests.
+        hard_neg_prob: Probability that one of the latter is a near neighbour.
+        hard_neg_exclude: Closest neighbours that are left out.
+        hard_neg_count: Neighbours behind them to draw from.
+        hard_neg_temperature: Temperature of that draw.
+        similarity: Where neighbours come from: mean hidden states of the language ``model``, or
+            vectors of the untrained ``encoder`` (for a pretrained one).
+        any_wording: Store an edit in any wording of its request in training: more variety.
+        any_target: Store it with any request's target in training, so that the counterfactual model
+            must read the answer instead of remembering it. Views whose answers depend on the target
+            then drop out.
+        end_answers: Train the counterfactual model to end its text behind the answer, as the
+            labels of the paper's T5 do.
+        seed: Seed of new weights and of all that is sampled.
+        checkpoint: Trained networks: a Lightning checkpoint or a file from ``save_weights``. All
+            arguments of the networks then come from the file.
+
+    Note:
+        Routing is decided from the prompt's text, once, for forced and generated answers alike.
+        Where the counterfactual model has another tokenizer, its answers are compared as text;
+        ``nll`` is then per token of its own, and so are the two sides of ``margin``. An undone edit
+        leaves the memory and no trace; an edit of one more wording of an older fact does not
+        replace it: the more similar one of the two answers. Running text goes to the base model.
+    """
+
+    def __init__(
+        self,
+        classifier: str = "base",
+        classifier_kind: ScopeKind = "embedding",
+        classifier_hidden: int = 256,
+        classifier_layers: int = 2,
+        classifier_heads: int = 4,
+        dist_heads: int = 1,
+        scale: float = 1.0,
+        cosine: bool = False,
+        bounded: bool = False,
+        counterfactual: str = "base",
+        counterfactual_hidden: int = 256,
+        counterfactual_layers: int = 2,
+        counterfactual_heads: int = 4,
+        training: Literal["supervised", "unsupervised"] = "supervised",
+        mixing: Mixing = "hard",
+        lr: float = 1e-5,
+        counterfactual_lr: float | None = None,
+        decay_steps: int | None = None,
+        c_edit: float = 0.1,
+        c_loc: float = 1.0,
+        views: list[str] | None = None,
+        negatives: Literal["diagonal", "all", "batch"] = "diagonal",
+        own_probes: int = 1,
+        other_facts: int = 1,
+        hard_neg_prob: float = 0.5,
+        hard_neg_exclude: int = 25,
+        hard_neg_count: int = 100,
+        hard_neg_temperature: float = 0.1,
+        similarity: Literal["model", "encoder"] = "model",
+        any_wording: bool = False,
+        any_target: bool = False,
+        end_answers: bool = True,
+        seed: int = 0,
+        checkpoint: str | None = None,
+    ) -> None:
+        super().__init__(
+            classifier=classifier,
+            classifier_kind=classifier_kind,
+            classifier_hidden=classifier_hidden,
+            classifier_layers=classifier_layers,
+            classifier_heads=classifier_heads,
+            dist_heads=dist_heads,
+            scale=scale,
+            cosine=cosine,
+            bounded=bounded,
+            counterfactual=counterfactual,
+            counterfactual_hidden=counterfactual_hidden,
+            counterfactual_layers=counterfactual_layers,
+            counterfactual_heads=counterfactual_heads,
+            mixing=mixing,
+            seed=seed,
+            checkpoint=checkpoint,
+        )
+        self.save_hyperparameters()
+        self.training_form = training
+        self.lr = lr
+        self.counterfactual_lr = counterfactual_lr
+        self.decay_steps = decay_steps
+        self.c_edit = c_edit
+        self.c_loc = c_loc
+        self.views = views
+        self.negatives = negatives
+        self.own_probes = own_probes
+        self.other_facts = other_facts
+        self.hard_neg_prob = hard_neg_prob
+        self.hard_neg_exclude = hard_neg_exclude
+        self.hard_neg_count = hard_neg_count
+        self.hard_neg_temperature = hard_neg_temperature
+        self.similarity = similarity
+        self.any_wording = any_wording
+        self.any_target = any_target
+        self.end_answers = end_answers
+        self._near: tuple[int, Neighbours] | None = None
+
+    def on_bind(self) -> None:
+        """Build the networks, or check that existing ones fit; see :meth:`RoutingEditor.on_bind`.
+
+        Raises:
+            ConfigError: If a kind of view is unknown, or training mixes two vocabularies.
+        """
+        super().on_bind()
+        if wrong := [kind for kind in self.views or () if kind not in ASPECT_OF_KIND]:
+            raise ConfigError(
+                f"expected kinds of probes as views, got {wrong[0]!r}; use some of "
+                f"{', '.join(ASPECT_OF_KIND)}"
+            )
+        if self.training_form == "unsupervised":
+            self.require_one_vocabulary('training="unsupervised"')
+        self._near = None
+
+    # ----------------------------------------------------------------------------------- training
+
+    @property
+    def sampler(self) -> ScopeSampler:
+        """Sampler of the texts of a training step."""
+        own = self.training_form == "unsupervised"
+        views = ("rewrite",) if own else VIEWS if self.views is None else tuple(self.views)
+        hard = 0.0 if own else self.hard_neg_prob
+        return ScopeSampler(
+            views, self.own_probes, self.other_facts, hard, self.any_wording, self.any_target
+        )
+
+    def collate_requests(self, stage: str, requests: Sequence[EditRequest]) -> ScopeCollate:
+        """Return the collate function of a loader of this editor.
+
+        Args:
+            stage: ``train``, ``val`` or ``test``.
+            requests: All requests of the loader; they provide the other facts.
+        """
+        sampler = self.sampler
+        hard = stage == "train" and sampler.other_facts > 0 and sampler.hard_neg_prob > 0
+        near = self._neighbours(requests) if hard else None
+        return ScopeCollate(sampler, stage, requests, near, self.seed)
+
+    def _neighbours(self, requests: Sequence[EditRequest]) -> Neighbours:
+        if self._near is None or self._near[0] != id(requests):
+            listed = [requests[number] for number in range(len(requests))]
+            texts = [request.prompt for request in listed]
+            if self.similarity == "model":
+                vectors = prompt_vectors(self.language_model, self.prompts, texts)
+            else:
+                vectors = self._encoder_vectors(texts)
+            place = {request.id: number for number, request in enumerate(listed)}
+            found = Neighbours(
+                vectors, place, self.hard_neg_exclude, self.hard_neg_count,
+                self.hard_neg_temperature,
+            )  # fmt: skip
+            self._near = (id(requests), found)
+        return self._near[1]
+
+    @torch.no_grad()
+    def _encoder_vectors(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        # The untrained encoder, so that a resumed training has the same neighbours.
+        scope = self.new_scope()
+        if scope.kind != "embedding":
+            raise ConfigError(
+                "similarity: encoder needs vectors, but a cross-attention classifier gives none; "
+                "use similarity: model"
+            )
+        rows = [scope.text.question(text) for text in texts]
+        parts = [scope.vectors(rows[start : start + 64]) for start in range(0, len(rows), 64)]
+        found = torch.cat(parts)
+        return nn.functional.normalize(found - found.mean(0), dim=-1)
+
+    def on_fit_start(self) -> None:
+        """Move the language model to the device and put it in eval mode (no dropout)."""
+        super().on_fit_start()
+        self.language_model.eval()
+        self._trained_on = describe_language_model(self.language_model, self.prompts)
+
+    def on_fit_end(self) -> None:
+        """Forget vectors of the networks before training."""
+        super().on_fit_end()
+        self.forget_vectors()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return Adam, with a linear learning-rate decay if :attr:`decay_steps` is set."""
+        assert self.scope is not None
+        rate = self.lr if self.counterfactual_lr is None else self.counterfactual_lr
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.scope.parameters())},
+            {"params": list(self.other.parameters()), "lr": rate},
+        ]
+        optimizer = torch.optim.Adam(groups, lr=self.lr)
+        if self.decay_steps is None:
+            return optimizer
+        line = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.decay_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": line, "interval": "step"}}
+
+    def training_step(self, batch: ScopeBatch | list[EditRequest], batch_idx: int) -> Tensor | None:
+        """Compute the training loss of one step.
+
+        Args:
+            batch: Edits with questions in and out of scope, or plain requests.
+            batch_idx: Batch index in the epoch.
+
+        Returns:
+            The loss; ``None`` (no update) if it is not finite.
+        """
+        texts = self._texts(batch, batch_idx, "train", self.trainer.train_dataloader)
+        terms = self.terms(texts)
+        if not torch.isfinite(terms["loss"]):
+            log.warning("step %d: the loss is not finite; the step is skipped", self.global_step)
+            return None
+        self.trained_batches += 1
+        for name, value in terms.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=True, batch_size=len(texts.edits))
+        return terms["loss"]
+
+    def _texts(
+        self, batch: ScopeBatch | list[EditRequest], batch_idx: int, stage: str, loader: Any
+    ) -> ScopeBatch:
+        """Return ready texts as they are; sample them from the plain requests of any loader."""
+        if isinstance(batch, ScopeBatch):
+            return batch
+        others = getattr(loader, "dataset", None)
+        if others is None or not hasattr(others, "__len__"):
+            raise DataError(
+                f"expected a loader of a map-style data set of requests, got "
+                f"{type(loader).__name__}; use a DataLoader or an EditDataModule"
+            )
+        collate = self.collate_requests(stage, others)
+        return collate(StepRequests(batch, self.current_epoch, batch_idx))
+
+    def terms(self, texts: ScopeBatch) -> dict[str, Tensor]:
+        """Return the training loss and its terms, in nats; see ``training``.
+
+        Args:
+            texts: Edits with questions in and out of scope.
+        """
+        if self.training_form == "unsupervised":
+            return self._mixture_terms(texts)
+        assert self.scope is not None
+        near = [(number, row.edit) for number, row in enumerate(texts.inside)]
+        far = _pairs_outside(texts, self.negatives)
+        questions = [row.prompt for row in (*texts.inside, *texts.outside)]
+        scores = self.scope.pair_scores(texts.edits, questions, [*near, *far])
+        labels = torch.zeros_like(scores)
+        labels[: len(near)] = 1
+        bce = balanced_bce(scores, labels)
+        edits = texts.edits
+        told = [self._told(row, edits[row.edit].context) for row in texts.inside]
+        rows = AnswerRows.pad(told, self.other.device)
+        nll = nn.functional.cross_entropy(answer_logits(self.other, rows).float(), rows.targets)
+        found = scores.detach().exp() > 0.5
+        return {
+            "loss": self.c_edit * nll + self.c_loc * bce,
+            "edit_nll": nll,
+            "scope_bce": bce,
+            "scope_inside": found[: len(near)].float().mean(),
+            "scope_outside": (~found[len(near) :]).float().mean(),
+        }
+
+    def _mixture_terms(self, texts: ScopeBatch) -> dict[str, Tensor]:
+        """Return EasyEdit's loss: the mixture on the edits, its divergence elsewhere."""
+        assert self.scope is not None
+        listed = (*texts.inside, *texts.outside)
+        pairs = [(q, e) for q in range(len(listed)) for e in range(len(texts.edits))]
+        scores = self.scope.pair_scores(texts.edits, [row.prompt for row in listed], pairs)
+        best, chosen = scores.view(len(listed), -1).max(-1)
+        contexts = [texts.edits[number].context for number in chosen.tolist()]
+        plain = [_row(self.prompts, row, "") for row in listed]
+        told = [_row(self.prompts, row, c) for row, c in zip(listed, contexts, strict=True)]
+        rows = AnswerRows.pad(plain, self.language_model.device)
+        with torch.no_grad():
+            base = answer_logits(self.language_model, rows).float()
+        other = answer_logits(self.other, AnswerRows.pad(told, self.other.device)).float()
+        mixed = mixed_log_probabilities(base, other, best.exp()[rows.rows])
+        inside = rows.rows < len(texts.inside)
+        nll = nn.functional.nll_loss(mixed[inside], rows.targets[inside])
+        kl = nll.new_zeros(())
+        if texts.outside:
+            kl = drift_kl(base[~inside], mixed[~inside])
+        return {"loss": self.c_edit * nll + self.c_loc * kl, "edit_nll": nll, "locality_kl": kl}
+
+    def _told(self, row: ScopeRow, context: str) -> AnswerRow:
+        """Return the token ids of an edit with a question, and of the answer with its end."""
+        encoder = self.other_prompts
+        prompt, answer = _row(encoder, row, context)
+        end = encoder.end_tokens(self.other)[:1] if self.end_answers else []
+        return prompt, (*answer, *end)
+
+    # --------------------------------------------------------------------------------- validation
+
+    def validation_step(self, batch: ScopeBatch | list[EditRequest], batch_idx: int) -> None:
+        """Evaluate edits of the validation requests; see :meth:`evaluate`."""
+        loader = self.trainer.val_dataloaders
+        self.evaluate(self._texts(batch, batch_idx, "val", loader), "val")
+
+    def test_step(self, batch: ScopeBatch | list[EditRequest], batch_idx: int) -> None:
+        """Evaluate edits of the test requests; see :meth:`evaluate`."""
+        loader = self.trainer.test_dataloaders
+        self.evaluate(self._texts(batch, batch_idx, "test", loader), "test")
+
+    @torch.no_grad()
+    def evaluate(self, texts: ScopeBatch, stage: str) -> None:
+        """Log the loss, and the scores of each edit alone, asked through the responder.
+
+        ``reliability/em@tf``, ``generalization/em@tf`` and ``locality/kept@tf`` as an evaluation
+        defines them (docs/metrics.md), means over requests.
+
+        Args:
+            texts: Edits of one batch with all their questions.
+            stage: ``val`` or ``test``, the prefix of the metric names.
+        """
+        assert self.scope is not None
+        base = super().responder_of(ScopeMemory(self.scope))
+        scores: dict[str, list[float]] = {}
+        for request in texts.requests:
+            memory = ScopeMemory(self.scope)
+            memory.install([stored_delta([request])])
+            for name, value in _scores(request, self.responder_of(memory), base).items():
+                scores.setdefault(name, []).append(value)
+        for name, values in scores.items():
+            self.log(f"{stage}/{name}", mean(values), prog_bar=True, batch_size=len(values))
+        for name, term in self.terms(texts).items():
+            size = len(texts.edits)
+            self.log(f"{stage}/{name}", term, prog_bar=name == "loss", batch_size=size)
+
+
+def _scores(request: EditRequest, edited: Responder, base: Responder) -> dict[str, float]:
+    """Score one edit that is alone in force."""
+    probes = list(request.all_probes())
+    own = [one for one in probes if one.aspect in ("reliability", "generalization")]
+    held = [one for one in probes if one.expect == "unchanged"]
+    asked = [Statement(one.prompt, one.answers[0], request.separator) for one in (*own, *held)]
+    found = edited.loglikelihood(asked)
+    before = base.loglikelihood(asked[len(own) :])
+    values: dict[str, list[float]] = {}
+    for probe, score in zip(own, found, strict=False):
+        values.setdefault(f"{probe.aspect}/em@tf", []).append(float(score.is_greedy))
+    kept = [
+        agreement(new.best, old.best) for new, old in zip(found[len(own) :], before, strict=True)
+    ]
+    scores = {name: mean(listed) for name, listed in values.items()}
+    if kept:
+        kinds = [one.kind for one in held]
+        scores["locality/kept@tf"] = means_by_request(kept, [0] * len(kept), kinds)[0]
+    return scores
+
+
+def _row(encoder: PromptEncoder, row: ScopeRow, context: str) -> AnswerRow:
+    try:
+        text = PromptText(context + row.prompt, row.answer, None, row.separator)
+        (encoded,) = encoder.encode([text])
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return encoded.prompt, encoded.answer
+
+
+def _pairs_outside(texts: ScopeBatch, negatives: str) -> list[tuple[int, int]]:
+    """List questions and edits that do not belong together, by the numbers of both."""
+    first = 0 if negatives == "batch" else len(texts.inside)
+    listed = (*texts.inside, *texts.outside)
+    pairs = []
+    for number, row in enumerate(listed[first:], first):
+        edits = (row.edit,) if negatives == "diagonal" else range(len(texts.edits))
+        pairs += [(number, edit) for edit in edits if edit not in row.scope]
+    return pairs
