@@ -16,7 +16,7 @@ _NAMES: dict[str, str] = {
     "JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule RippleEditsDataModule "
     "ZsREDataModule",
     "editors": "AlphaEdit D4S EMMET ENCORE Editor FT FTL FTM ICE IKE KN LTI LoRAEdit MEMIT MEND "
-    "MeLLo MemPrompt NSE OneLI PMET PRUNE RAG RECT ROME RROME SIR UltraEdit",
+    "MeLLo MemPrompt NSE OneLI PMET PRUNE RAG RECT ROME RROME SERAC SIR UltraEdit",
     "edits.delta": "Delta",
     "edits.edited_model": "EditedModel",
     "edits.ledger": "Ledger",

@@ -20,6 +20,7 @@ from lightning_edit.editors.prompting.ike import IKE
 from lightning_edit.editors.prompting.mello import MeLLo
 from lightning_edit.editors.prompting.memprompt import MemPrompt
 from lightning_edit.editors.prompting.rag import RAG
+from lightning_edit.editors.routing.serac import SERAC
 from lightning_edit.editors.wrappers.lti import LTI
 from lightning_edit.editors.wrappers.one_li import OneLI
 from lightning_edit.editors.wrappers.prune import PRUNE
@@ -46,6 +47,7 @@ __all__ = [
     "RECT",
     "ROME",
     "RROME",
+    "SERAC",
     "SIR",
     "AlphaEdit",
     "Editor",

@@ -114,6 +114,7 @@ class RoutingEditor(Editor, family=True):
         self.other: Any = None
         self.memory: ScopeMemory | None = None
         self._tokenizers: dict[str, Any] = {}
+        self._other_prompts: PromptEncoder | None = None
         self._vocabulary = ""
         self._trained_on: dict[str, Any] = {}
         self.register_buffer("trained_batches", torch.zeros((), dtype=torch.int64))
@@ -156,6 +157,10 @@ class RoutingEditor(Editor, family=True):
         self.other.to(device)
         if self.mixing == "soft":
             self.require_one_vocabulary('mixing="soft"')
+        tokenizer = self._tokenizers.get("counterfactual", self.tokenizer)
+        form = PromptFormat(separator=self.prompts.form.separator)
+        encoder = PromptEncoder(tokenizer, form)
+        self._other_prompts = PromptEncoder.for_model(self.other, encoder)
         self.memory = ScopeMemory(self.scope)
 
     @property
@@ -229,9 +234,8 @@ class RoutingEditor(Editor, family=True):
     @property
     def other_prompts(self) -> PromptEncoder:
         """Token ids of the counterfactual model, which reads plain text."""
-        tokenizer = self._tokenizers.get("counterfactual", self.tokenizer)
-        form = PromptFormat(separator=self.prompts.form.separator)
-        return PromptEncoder.for_model(self.other, PromptEncoder(tokenizer, form))
+        assert self._other_prompts is not None  # made when the editor was bound
+        return self._other_prompts
 
     # -------------------------------------------------------------------------------------- files
 
@@ -270,6 +274,15 @@ class RoutingEditor(Editor, family=True):
             path: File to write, ending in ``.safetensors``.
         """
         self.describe().write(Path(path))
+
+    def renamed_arguments(self) -> Mapping[str, Any]:
+        """Return the arguments that the parts stand for: a folder is of no use elsewhere."""
+        built = ("base", "scratch")
+        return {
+            name: "scratch"
+            for name in ("classifier", "counterfactual")
+            if getattr(self, name) not in built
+        }
 
     def save_parts(self, folder: Path) -> None:
         """Save the networks with their configs and tokenizers, to ship them with edits.

@@ -1,7 +1,7 @@
 """SERAC: Mitchell et al., Memory-Based Model Editing at Scale, ICML 2022, arXiv 2206.06520."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,20 +15,20 @@ from lightning_edit.editors.routing.base import Mixing, RoutingEditor
 from lightning_edit.editors.routing.memory import ScopeMemory, stored_delta
 from lightning_edit.editors.routing.neighbours import Neighbours, prompt_vectors
 from lightning_edit.editors.routing.networks import ScopeKind
+from lightning_edit.editors.routing.objectives import (
+    edit_nll,
+    edit_scores,
+    mixture_terms,
+    scope_terms,
+)
 from lightning_edit.editors.routing.scope_batch import (
     VIEWS,
     ScopeBatch,
     ScopeCollate,
-    ScopeRow,
     ScopeSampler,
 )
 from lightning_edit.exceptions import ConfigError, DataError
-from lightning_edit.functional.hypernet import drift_kl
-from lightning_edit.functional.measures import agreement, mean, means_by_request
-from lightning_edit.functional.scope import balanced_bce, mixed_log_probabilities
-from lightning_edit.inference.answers import AnswerRow, AnswerRows, answer_logits
-from lightning_edit.inference.responder import Responder, Statement
-from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
+from lightning_edit.functional.measures import mean
 from lightning_edit.types import EditRequest
 from lightning_edit.types.probes import ASPECT_OF_KIND
 
@@ -42,10 +42,9 @@ class SERAC(RoutingEditor):
     :math:`s_i = \exp(-\kappa\,\lVert \mathrm{enc}(x) - \mathrm{enc}(e_i)\rVert^2)` with each stored
     edit; if the best score is above one half, strictly, a *counterfactual model* reads that edit
     and then the question, and answers; otherwise the language model answers as it always did. Both
-    networks are trained, independently of each other, by
-
-    .. math:: c_e\,\mathrm{NLL}(h(e \oplus x_{in}), y) + c_l\,\Big(\mathrm{mean}_{in}(-\log s)
-              + \mathrm{mean}_{out}(-\log(1 - s))\Big).
+    networks are trained, independently of each other, by :math:`c_e L_e + c_l L_l`: the negative
+    log-likelihood :math:`L_e` of the answer under the counterfactual model behind the edit, and
+    :math:`L_l = \mathrm{mean}_{in}(-\log s) + \mathrm{mean}_{out}(-\log(1 - s))`.
 
     Mitchell, Lin, Bosselut, Manning, Finn, section 3.
 
@@ -204,6 +203,10 @@ class SERAC(RoutingEditor):
             self.require_one_vocabulary('training="unsupervised"')
         self._near = None
 
+    def renamed_arguments(self) -> Mapping[str, Any]:
+        """Return ``training``, which is another thing in a module; see :class:`RoutingEditor`."""
+        return {**super().renamed_arguments(), "training": self.training_form}
+
     # ----------------------------------------------------------------------------------- training
 
     @property
@@ -324,57 +327,18 @@ class SERAC(RoutingEditor):
         Args:
             texts: Edits with questions in and out of scope.
         """
+        assert self.scope is not None
+        own, other = self.prompts, self.other_prompts
         if self.training_form == "unsupervised":
-            return self._mixture_terms(texts)
-        assert self.scope is not None
-        near = [(number, row.edit) for number, row in enumerate(texts.inside)]
-        far = _pairs_outside(texts, self.negatives)
-        questions = [row.prompt for row in (*texts.inside, *texts.outside)]
-        scores = self.scope.pair_scores(texts.edits, questions, [*near, *far])
-        labels = torch.zeros_like(scores)
-        labels[: len(near)] = 1
-        bce = balanced_bce(scores, labels)
-        edits = texts.edits
-        told = [self._told(row, edits[row.edit].context) for row in texts.inside]
-        rows = AnswerRows.pad(told, self.other.device)
-        nll = nn.functional.cross_entropy(answer_logits(self.other, rows).float(), rows.targets)
-        found = scores.detach().exp() > 0.5
-        return {
-            "loss": self.c_edit * nll + self.c_loc * bce,
-            "edit_nll": nll,
-            "scope_bce": bce,
-            "scope_inside": found[: len(near)].float().mean(),
-            "scope_outside": (~found[len(near) :]).float().mean(),
-        }
-
-    def _mixture_terms(self, texts: ScopeBatch) -> dict[str, Tensor]:
-        """Return EasyEdit's loss: the mixture on the edits, its divergence elsewhere."""
-        assert self.scope is not None
-        listed = (*texts.inside, *texts.outside)
-        pairs = [(q, e) for q in range(len(listed)) for e in range(len(texts.edits))]
-        scores = self.scope.pair_scores(texts.edits, [row.prompt for row in listed], pairs)
-        best, chosen = scores.view(len(listed), -1).max(-1)
-        contexts = [texts.edits[number].context for number in chosen.tolist()]
-        plain = [_row(self.prompts, row, "") for row in listed]
-        told = [_row(self.prompts, row, c) for row, c in zip(listed, contexts, strict=True)]
-        rows = AnswerRows.pad(plain, self.language_model.device)
-        with torch.no_grad():
-            base = answer_logits(self.language_model, rows).float()
-        other = answer_logits(self.other, AnswerRows.pad(told, self.other.device)).float()
-        mixed = mixed_log_probabilities(base, other, best.exp()[rows.rows])
-        inside = rows.rows < len(texts.inside)
-        nll = nn.functional.nll_loss(mixed[inside], rows.targets[inside])
-        kl = nll.new_zeros(())
-        if texts.outside:
-            kl = drift_kl(base[~inside], mixed[~inside])
-        return {"loss": self.c_edit * nll + self.c_loc * kl, "edit_nll": nll, "locality_kl": kl}
-
-    def _told(self, row: ScopeRow, context: str) -> AnswerRow:
-        """Return the token ids of an edit with a question, and of the answer with its end."""
-        encoder = self.other_prompts
-        prompt, answer = _row(encoder, row, context)
-        end = encoder.end_tokens(self.other)[:1] if self.end_answers else []
-        return prompt, (*answer, *end)
+            models = self.language_model, self.other
+            found = mixture_terms(texts, self.scope, models, (own, other))
+            loss = self.c_edit * found["edit_nll"] + self.c_loc * found["locality_kl"]
+            return {"loss": loss, **found}
+        found = scope_terms(texts, self.scope, self.negatives)
+        end = tuple(other.end_tokens(self.other)[:1]) if self.end_answers else ()
+        nll = edit_nll(texts, self.other, other, end)
+        loss = self.c_edit * nll + self.c_loc * found["scope_bce"]
+        return {"loss": loss, "edit_nll": nll, **found}
 
     # --------------------------------------------------------------------------------- validation
 
@@ -400,56 +364,15 @@ class SERAC(RoutingEditor):
             stage: ``val`` or ``test``, the prefix of the metric names.
         """
         assert self.scope is not None
-        base = super().responder_of(ScopeMemory(self.scope))
+        base = self.responder_of(ScopeMemory(self.scope))  # nothing is in force
         scores: dict[str, list[float]] = {}
         for request in texts.requests:
             memory = ScopeMemory(self.scope)
             memory.install([stored_delta([request])])
-            for name, value in _scores(request, self.responder_of(memory), base).items():
+            for name, value in edit_scores(request, self.responder_of(memory), base).items():
                 scores.setdefault(name, []).append(value)
         for name, values in scores.items():
             self.log(f"{stage}/{name}", mean(values), prog_bar=True, batch_size=len(values))
         for name, term in self.terms(texts).items():
             size = len(texts.edits)
             self.log(f"{stage}/{name}", term, prog_bar=name == "loss", batch_size=size)
-
-
-def _scores(request: EditRequest, edited: Responder, base: Responder) -> dict[str, float]:
-    """Score one edit that is alone in force."""
-    probes = list(request.all_probes())
-    own = [one for one in probes if one.aspect in ("reliability", "generalization")]
-    held = [one for one in probes if one.expect == "unchanged"]
-    asked = [Statement(one.prompt, one.answers[0], request.separator) for one in (*own, *held)]
-    found = edited.loglikelihood(asked)
-    before = base.loglikelihood(asked[len(own) :])
-    values: dict[str, list[float]] = {}
-    for probe, score in zip(own, found, strict=False):
-        values.setdefault(f"{probe.aspect}/em@tf", []).append(float(score.is_greedy))
-    kept = [
-        agreement(new.best, old.best) for new, old in zip(found[len(own) :], before, strict=True)
-    ]
-    scores = {name: mean(listed) for name, listed in values.items()}
-    if kept:
-        kinds = [one.kind for one in held]
-        scores["locality/kept@tf"] = means_by_request(kept, [0] * len(kept), kinds)[0]
-    return scores
-
-
-def _row(encoder: PromptEncoder, row: ScopeRow, context: str) -> AnswerRow:
-    try:
-        text = PromptText(context + row.prompt, row.answer, None, row.separator)
-        (encoded,) = encoder.encode([text])
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    return encoded.prompt, encoded.answer
-
-
-def _pairs_outside(texts: ScopeBatch, negatives: str) -> list[tuple[int, int]]:
-    """List questions and edits that do not belong together, by the numbers of both."""
-    first = 0 if negatives == "batch" else len(texts.inside)
-    listed = (*texts.inside, *texts.outside)
-    pairs = []
-    for number, row in enumerate(listed[first:], first):
-        edits = (row.edit,) if negatives == "diagonal" else range(len(texts.edits))
-        pairs += [(number, edit) for edit in edits if edit not in row.scope]
-    return pairs

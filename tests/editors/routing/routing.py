@@ -1,6 +1,7 @@
 """What the tests of routing editors share: a tiny model, an editor whose memory splits prompts."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,16 +53,21 @@ def tuned(model: Any, tokenizer: Any, **options: Any) -> SERAC:
     return editor
 
 
-def split(editor: SERAC) -> None:
-    """Set the scale of the distance so that some prompts are in scope and some are not."""
+def split(
+    editor: SERAC,
+    requests: Sequence[EditRequest] = tuple(REQUESTS),
+    prompts: Sequence[str] = tuple(PROMPTS),
+) -> None:
+    """Set the scale of the distance so that half of the prompts are in scope."""
     assert editor.scope is not None
     if editor.scope.kind == "cross-attention":
         with torch.no_grad():  # outputs that depend on the text, around one half
             editor.scope.network.classifier.weight.normal_(0, 3.0)
     memory = ScopeMemory(editor.scope)
-    memory.install([stored_delta(REQUESTS)])
-    scores = sorted(choice.score for choice in memory.choose(PROMPTS).values())
-    middle = (scores[3] + scores[4]) / 2
+    memory.install([stored_delta(requests)])
+    scores = sorted(choice.score for choice in memory.choose(prompts).values())
+    half = len(scores) // 2
+    middle = (scores[half - 1] + scores[half]) / 2
     if editor.scope.kind == "cross-attention":
         with torch.no_grad():
             shift = math.log(middle / (1 - middle))

@@ -151,7 +151,9 @@ def test_an_edit_is_text_that_survives_its_file(tmp_path: Path) -> None:
     assert loaded.prompts["a"] == "The capital of France is Lyon"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["embedding", pytest.param("cross-attention", marks=pytest.mark.slow)]
+)
 def test_saved_loaded_and_asked_is_equal(kind: str, tmp_path: Path) -> None:
     model, tokenizer, editor, responder = edited(classifier_kind=kind)
     wanted = responder.generate_until(QUESTIONS, ())
