@@ -332,6 +332,7 @@ class RoutingEditor(Editor, family=True):
 
     def edit(self, batch: EditBatch) -> Delta:
         """Return the edits as text; nothing is computed."""
+        self._require_bound()
         if not self.is_trained:
             log.warning(
                 "%s is not trained, so neither does its classifier know the scope of an edit nor "
