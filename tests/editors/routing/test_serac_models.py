@@ -1,4 +1,4 @@
-"""SERAC on real models: the recipe of the atlas runs, and an instruct model with another vocabulary."""
+"""SERAC on real models: the recipe of the atlas, an instruct model with another vocabulary."""
 
 import json
 import os
