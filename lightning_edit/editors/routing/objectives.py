@@ -67,7 +67,7 @@ def edit_nll(texts: ScopeBatch, model: Any, prompts: PromptEncoder, end: Ids) ->
     """
     contexts = [texts.edits[row.edit].context for row in texts.inside]
     told = _rows(prompts, texts.inside, contexts)
-    rows = AnswerRows.pad([(prompt, (*answer, *end)) for prompt, answer in told], model.device)
+    rows = AnswerRows.of(model, [(prompt, (*answer, *end)) for prompt, answer in told])
     return nn.functional.cross_entropy(answer_logits(model, rows).float(), rows.targets)
 
 
@@ -93,8 +93,8 @@ def mixture_terms(
     scores = scope.pair_scores(texts.edits, [row.prompt for row in listed], pairs)
     best, chosen = scores.view(len(listed), -1).max(-1)
     contexts = [texts.edits[number].context for number in chosen.tolist()]
-    plain = AnswerRows.pad(_rows(prompts[0], listed, [""] * len(listed)), models[0].device)
-    told = AnswerRows.pad(_rows(prompts[1], listed, contexts), models[1].device)
+    plain = AnswerRows.of(models[0], _rows(prompts[0], listed, [""] * len(listed)))
+    told = AnswerRows.of(models[1], _rows(prompts[1], listed, contexts))
     with torch.no_grad():
         base = answer_logits(models[0], plain).float()
     other = answer_logits(models[1], told).float()

@@ -105,4 +105,4 @@ class SoftResponder(Responder):
 
 def _logits(model: Any, row: AnswerRow) -> Float[Tensor, "a v"]:
     with evaluating(model):
-        return answer_logits(model, AnswerRows.pad([row], model.device)).cpu().float()
+        return answer_logits(model, AnswerRows.of(model, [row])).cpu().float()
