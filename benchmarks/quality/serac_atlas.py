@@ -84,6 +84,7 @@ def measure(edits: int | None, checkpoint: Path) -> dict[str, Any]:
     for request in requests:
         handle.edit(request)
     sequential = [one for request in requests for one in score(request)]
+    overlap = about_other_edits(requests)
     return {
         "split": "test",
         "edits": len(requests),
@@ -99,7 +100,11 @@ def measure(edits: int | None, checkpoint: Path) -> dict[str, Any]:
         "sequential": _summary(sequential),
         "single_by_kind": _by_kind(single),
         "sequential_by_kind": _by_kind(sequential),
-        "locality_probes_about_other_edits": _overlap(requests),
+        "locality_probes": sum(one.expect == "unchanged" for one in sequential),
+        "locality_probes_about_other_edits": len(overlap),
+        "sequential_without_these": _summary(
+            [one for one in sequential if (one.edit_id, one.prompt) not in overlap]
+        ),
     }
 
 
@@ -120,11 +125,15 @@ def _by_kind(scores: list[ProbeScore]) -> dict[str, dict[str, float]]:
     }
 
 
-def _overlap(requests: list[EditRequest]) -> int:
-    """Count locality probes whose own fact is edited too: they should change in a sequence."""
+def about_other_edits(requests: list[EditRequest]) -> set[tuple[str, str]]:
+    """List locality probes whose own fact is edited too: they should change in a sequence."""
     edited = {one.triple[:2] for one in requests if one.triple is not None}
-    probes = [p for one in requests for p in one.probes if p.expect == "unchanged" and p.path]
-    return sum(probe.path[-1][:2] in edited for probe in probes)
+    return {
+        (request.id, probe.prompt)
+        for request in requests
+        for probe in request.probes
+        if probe.expect == "unchanged" and probe.path and probe.path[-1][:2] in edited
+    }
 
 
 def main() -> None:
