@@ -10,7 +10,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_edit.datamodules.loader import StepRequests
-from lightning_edit.editors.hypernetwork.checkpoint import describe_language_model
 from lightning_edit.editors.routing.base import Mixing, RoutingEditor
 from lightning_edit.editors.routing.memory import ScopeMemory, stored_delta
 from lightning_edit.editors.routing.neighbours import Neighbours, prompt_vectors
@@ -29,6 +28,7 @@ from lightning_edit.editors.routing.scope_batch import (
 )
 from lightning_edit.exceptions import ConfigError, DataError
 from lightning_edit.functional.measures import mean
+from lightning_edit.models.identity import describe_language_model
 from lightning_edit.types import EditRequest
 from lightning_edit.types.probes import ASPECT_OF_KIND
 
