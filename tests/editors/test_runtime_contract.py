@@ -21,6 +21,7 @@ from torch import Tensor
 import lightning_edit
 from lightning_edit.editors import ICE, IKE, RAG, MeLLo, MemPrompt
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.routing.serac import SERAC
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.encoding import encode_batch
@@ -104,6 +105,23 @@ CASES: dict[str, Case] = {
         silent="a dialogue that leaves its format, as those of a random model, has no answer",
     ),
 }
+
+
+def _serac(model: Any, tokenizer: Any) -> Editor:
+    """An untrained classifier, with a scale that parts the prompts below as a trained one would."""
+    editor = SERAC(
+        classifier="scratch",
+        classifier_hidden=32,
+        classifier_layers=1,
+        counterfactual_layers=1,
+        scale=2650.0,
+        seed=8,
+    )
+    editor.trained_batches += 1
+    return editor.bind(model, tokenizer)
+
+
+CASES["SERAC"] = Case(_serac, families=("llama", "gpt2"), in_modules=False)
 
 REQUESTS = [
     EditRequest("a", "The capital of France is", "Lyon", "France"),
