@@ -1,0 +1,143 @@
+"""Memory of hidden states: what feed-forward networks read in text that an edit must not touch.
+
+Axis names: ``m`` -- hidden states; ``d`` -- hidden width; ``n`` -- extra neurons.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_edit.atlas.text import corpus
+from lightning_edit.editors.neurons.answer_pass import read_states
+from lightning_edit.exceptions import DataError
+from lightning_edit.models.prompt_encoder import Ids, PromptEncoder, PromptText
+from lightning_edit.models.view import ModelView
+from lightning_edit.statistics.texts import texts_of
+from lightning_edit.types import EditRequest
+
+#: Every so many texts one is kept for the stopping rule instead of the training.
+_HELD_OUT = 5
+#: Longest part of a text that is read, in tokens.
+_LONGEST = 64
+#: Hidden states closer than this share of their length are the same one.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class FFNMemory:
+    """Hidden states that enter a block's network, text by text.
+
+    Args:
+        texts: The texts.
+        states: The states of each at all positions but the first.
+    """
+
+    texts: tuple[str, ...]
+    states: tuple[Float[Tensor, "m d"], ...]
+
+    @classmethod
+    def read(
+        cls, view: ModelView, prompts: PromptEncoder, texts: Sequence[str], block: int, tokens: int
+    ) -> "FFNMemory":
+        """Read the memory of texts, as many of them as the budget of tokens allows.
+
+        With a chat template texts are read as the user's turn, template included, since answers
+        begin there.
+
+        Args:
+            view: The language model's structure.
+            prompts: Its tokenizer, with the format of prompts.
+            texts: The texts.
+            block: Number of the block.
+            tokens: Most tokens to read.
+
+        Raises:
+            DataError: If there is no text of two tokens.
+        """
+        kept: list[tuple[str, Ids]] = []
+        room = tokens
+        for text, ids in _tokenised(prompts, texts):
+            if len(ids) > room:
+                break
+            kept.append((text, ids))
+            room -= len(ids)
+        if len(kept) < 2:
+            raise DataError(
+                f"the memory needs at least two texts of two tokens, got {len(kept)} within "
+                f"memory_tokens={tokens}; give more text or a larger budget"
+            )
+        rows = [ids for _, ids in kept]
+        # What all texts begin with (a chat template) is remembered once; the first position, which
+        # attends to nothing but itself, never.
+        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows)))  # noqa: B905  # the shortest text decides
+        read = read_states(view, rows, block)
+        states = [read[0][1:], *(state[max(1, min(shared, len(state) - 1)) :] for state in read[1:])]
+        return cls(tuple(text for text, _ in kept), tuple(states))
+
+    def halves(
+        self, request: EditRequest
+    ) -> tuple[list[Float[Tensor, "m d"]], list[Float[Tensor, "m d"]]]:
+        """Return the states for training and those for the stopping rule.
+
+        Texts that state what a request edits are left out: those with its prompt, or with its
+        subject and its old or new answer.
+
+        Args:
+            request: The request.
+        """
+        train, held_out = [], []
+        for number, (text, states) in enumerate(zip(self.texts, self.states, strict=True)):
+            if not _states(text, request):
+                (held_out if number % _HELD_OUT == _HELD_OUT - 1 else train).append(states)
+        return train, held_out or train
+
+
+def without(
+    memory: Float[Tensor, "m d"], own: Float[Tensor, "n d"]
+) -> Float[Tensor, "m d"]:
+    """Leave out hidden states on which neurons must act: none could be told from its own.
+
+    Args:
+        memory: The memory.
+        own: The neurons' hidden states.
+    """
+    if not len(own) or not len(memory):
+        return memory
+    nearest = torch.cdist(memory, own).min(1).values
+    kept: Tensor = memory[nearest > _SAME * own.norm(dim=1).min()]
+    return kept
+
+
+def memory_texts(source: str | Sequence[str] | None) -> Sequence[str] | Iterator[str]:
+    """Return the texts of a memory.
+
+    Args:
+        source: A file or data set (one text per line or row), the texts themselves, or ``None`` for
+            the training text of the embedded atlas, plain English about geography.
+    """
+    if source is None:
+        return corpus(shuffled=True)
+    return iter(texts_of(source)) if isinstance(source, str) else source
+
+
+def _states(text: str, request: EditRequest) -> bool:
+    """Return whether a text states a request's fact, the old one or the new one."""
+    answers = [one for one in (request.target, request.old_target) if one]
+    about = request.subject is not None and request.subject in text
+    return request.prompt in text or (about and any(answer in text for answer in answers))
+
+
+def _tokenised(prompts: PromptEncoder, texts: Sequence[str]) -> Iterator[tuple[str, Ids]]:
+    for text in texts:
+        if prompts.form.chat:
+            (encoded,) = prompts.encode([PromptText(text)])
+            ids = encoded.prompt
+        else:
+            longest = min(_LONGEST, prompts.limits.positions or _LONGEST)
+            ids = prompts.running(text, longest)
+        if len(ids) > 1:
+            yield text, ids
