@@ -15,8 +15,9 @@ _NAMES: dict[str, str] = {
     "datamodules": "AtlasDataModule CounterFactDataModule EditDataModule FileDataModule "
     "JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule RippleEditsDataModule "
     "ZsREDataModule",
-    "editors": "AlphaEdit D4S EMMET ENCORE Editor FT FTL FTM ICE IKE KN LTI LoRAEdit MEMIT MEND "
-    "MeLLo MemPrompt NSE OneLI PMET PRUNE RAG RECT ROME RROME SERAC SIR UltraEdit",
+    "editors": "AlphaEdit CaliNet D4S EMMET ENCORE Editor FT FTL FTM ICE IKE KN LTI LoRAEdit MEMIT "
+    "MEND MeLLo MemPrompt NSE OneLI PMET PRUNE RAG RECT ROME RROME SERAC SIR TPatcher "
+    "UltraEdit",
     "edits.delta": "Delta",
     "edits.edited_model": "EditedModel",
     "edits.ledger": "Ledger",

@@ -16,6 +16,7 @@ LIGHT: dict[str, str] = {
     "doctor": "MODEL: editable parts of a model, and its memory",
     "stats": "collect the key statistics that ROME and MEMIT need",
     "trace": "which states of a model carry facts: causal tracing",
+    "detect": "which facts a model does not know (CaliNET's CKA)",
     "report": "RUN…: tables of finished runs, and one HTML page of them",
     "benchmark": "GRID.yaml: methods × models × data × protocols, as tables",
     "mine": "RUN: which single edits made the model collapse, as data",
@@ -92,6 +93,8 @@ def _load_verb(verb: str) -> Callable[[Sequence[str]], int]:
             from lightning_edit.cli.stats import main
         case "trace":
             from lightning_edit.cli.trace import main
+        case "detect":
+            from lightning_edit.cli.detect import main
         case "report":
             from lightning_edit.cli.report import main
         case "benchmark":

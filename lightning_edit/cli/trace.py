@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_edit.analysis.tracing.facts import Fact, of_request, read_facts
 from lightning_edit.analysis.tracing.show import finish
-from lightning_edit.cli.stats_options import boolean
+from lightning_edit.cli.model_options import add_model_options, load_model
 from lightning_edit.exceptions import ConfigError, DataError
 
 if TYPE_CHECKING:  # --help must not import torch
@@ -29,16 +29,6 @@ def _positive(value: str) -> int:
     return int(value)
 
 
-def _variables(value: str) -> dict[str, Any]:
-    try:
-        found = json.loads(value)
-    except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {value!r}")
-    return found
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-edit trace",
@@ -47,28 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "answer's probability returns. An interrupted run is resumed when it is given its folder "
         "with --run. How to use the result: docs/layers.md.",
     )
-    model = parser.add_argument_group("language model")
-    model.add_argument("--lm", default="atlas", help="atlas, a folder, or a hub name")
-    model.add_argument("--lm_dtype", default="float32", help="type of its weights (%(default)s)")
-    model.add_argument(
-        "--lm_bos", type=boolean, nargs="?", const=True, default=False,
-        help="true: put BOS before every text",
-    )  # fmt: skip
-    model.add_argument("--lm_revision", help="revision on the hub")
-    model.add_argument(
-        "--lm_trust_remote_code", type=boolean, nargs="?", const=True, default=False,
-        help="true: run the Python code that the model brings",
-    )  # fmt: skip
-    model.add_argument(
-        "--lm_chat", type=boolean, nargs="?", const=True, default=False,
-        help="true: ask through the model's chat template",
-    )  # fmt: skip
-    model.add_argument("--lm_system", help="system message of the chat")
-    model.add_argument(
-        "--lm_chat_options", type=_variables, default={}, metavar="JSON",
-        help='variables of the chat template, such as \'{"enable_thinking": false}\'',
-    )  # fmt: skip
-    model.add_argument("--device", help="such as cuda:0; default: a GPU where there is one")
+    add_model_options(parser)
     facts = parser.add_argument_group("facts")
     facts.add_argument(
         "--facts", type=Path, metavar="FILE",
@@ -150,27 +119,13 @@ def _trace(
     options: argparse.Namespace, facts: list[Fact], folder: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Trace facts up to ``--limit`` known ones; return the run's record and the traced rows."""
-    import torch
-
     from lightning_edit.analysis.tracing.restore import Tracer, embedding_std
     from lightning_edit.analysis.tracing.rows import TraceRows
-    from lightning_edit.models.loading import load_language_model
-    from lightning_edit.models.prompt_encoder import PromptEncoder
-    from lightning_edit.models.prompt_format import PromptFormat
     from lightning_edit.models.view import resolve
     from lightning_edit.models.weights import weights_hash
 
-    model, tokenizer = load_language_model(
-        options.lm,
-        options.lm_dtype,
-        options.lm_revision,
-        options.lm_bos,
-        options.lm_trust_remote_code,
-    )
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    view = resolve(model.to(device))  # type: ignore[arg-type]  # transformers' stub of `to` wants no str
-    form = PromptFormat(options.lm_chat, options.lm_system, None, options.lm_chat_options)
-    encoder = PromptEncoder.for_model(model, PromptEncoder(tokenizer, form))
+    model, encoder = load_model(options)
+    view, tokenizer, form = resolve(model), encoder.tokenizer, encoder.form
     prepared = [_tokenise_fact(encoder, fact) for fact in facts]
     usable = [one for one in prepared if not isinstance(one, str)]
     if not usable:

@@ -80,9 +80,7 @@ def memory_loss(
     """
     apart = torch.exp(memory[None] - own[:, None] + margins.apart)
     silent = torch.exp(memory - margins.silent)
-    return mean_of_largest(apart, worst, copies) + mean_of_largest(
-        silent, worst, copies * len(own)
-    )
+    return mean_of_largest(apart, worst, copies) + mean_of_largest(silent, worst, copies * len(own))
 
 
 def smoothed_nll(

@@ -8,9 +8,9 @@ Axis names: ``a`` -- answer tokens of all rows, row after row; ``t`` -- tokens; 
 width; ``v`` -- vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -32,11 +32,16 @@ from lightning_edit.models.prompt_encoder import Ids
 from lightning_edit.models.view import ModelView
 
 
-class AnswerPass(Protocol):
-    """Rows of prompts and answers, and their logits with branches beside networks."""
+class AnswerPass(ABC):
+    """Rows of prompts and answers, and their logits with branches beside networks.
+
+    Attributes:
+        targets: The answer tokens.
+    """
 
     targets: Int[Tensor, " a"]
 
+    @abstractmethod
     def logits(self, branches: Mapping[int, Branch]) -> Float[Tensor, "a v"]:
         """Return the logits that predict the answer tokens, in at least float32.
 
@@ -65,7 +70,7 @@ def answer_pass(
 
 
 @dataclass(frozen=True)
-class LastBlockPass:
+class LastBlockPass(AnswerPass):
     """Answer pass of branches beside the last block's network.
 
     Args:
@@ -115,7 +120,7 @@ class LastBlockPass:
 
 
 @dataclass(frozen=True)
-class WholePass:
+class WholePass(AnswerPass):
     """Answer pass of branches anywhere: the whole model runs.
 
     Args:
@@ -176,9 +181,7 @@ def read_inputs(view: ModelView, rows: Sequence[AnswerRow], block: int) -> Float
     return read.to(dtype)
 
 
-def read_states(
-    view: ModelView, rows: Sequence[Ids], block: int
-) -> list[Float[Tensor, "t d"]]:
+def read_states(view: ModelView, rows: Sequence[Ids], block: int) -> list[Float[Tensor, "t d"]]:
     """Return what a block's network reads at every token of texts.
 
     Args:
@@ -197,9 +200,7 @@ def read_states(
     for numbers in length_sorted([len(row) for row in rows], 32):
         ids, mask = pad([rows[number] for number in numbers])
         with evaluating(view.model), capture(view.model, {name: "input"}, stop=True) as seen:
-            view.model(
-                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-            )
+            view.model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
         for line, number in enumerate(numbers):
             found[number] = seen[name][line, : len(rows[number])].detach().to(dtype)
     return [found[number] for number in range(len(rows))]

@@ -83,9 +83,7 @@ class CalibrationBlock(NamedTuple):
             state: Named tensors.
             module: Name of the module that the block adds to.
         """
-        return cls(
-            state[f"{module}.read"], state[f"{module}.write"], state.get(f"{module}.gate")
-        )
+        return cls(state[f"{module}.read"], state[f"{module}.write"], state.get(f"{module}.gate"))
 
     def branch(self) -> Branch:
         """Return what the block adds, as a function of hidden states."""
@@ -231,7 +229,9 @@ class CaliNet(Editor):
         for request in batch.requests:
             prompts = [request.prompt, *(request.rephrases if self.use_rephrases else ())]
             texts += [
-                PromptText(template.replace("{}", prompt, 1), request.target, None, request.separator)
+                PromptText(
+                    template.replace("{}", prompt, 1), request.target, None, request.separator
+                )
                 for template in self.templates
                 for prompt in prompts
                 if (template, prompt) != ("{}", request.prompt)
@@ -281,7 +281,7 @@ class CaliNet(Editor):
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
-        """Estimate extra memory: two matrices per block, their gradients and Adafactor's moments."""
+        """Estimate extra memory: two matrices per block, with gradients and moments."""
         return 4 * 3 * len(layers) * 2 * 64 * view.hidden_size
 
 

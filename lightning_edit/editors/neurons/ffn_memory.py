@@ -75,7 +75,10 @@ class FFNMemory:
         # attends to nothing but itself, never.
         shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows)))  # noqa: B905  # the shortest text decides
         read = read_states(view, rows, block)
-        states = [read[0][1:], *(state[max(1, min(shared, len(state) - 1)) :] for state in read[1:])]
+        states = [
+            read[0][1:],
+            *(state[max(1, min(shared, len(state) - 1)) :] for state in read[1:]),
+        ]
         return cls(tuple(text for text, _ in kept), tuple(states))
 
     def halves(
@@ -96,9 +99,7 @@ class FFNMemory:
         return train, held_out or train
 
 
-def without(
-    memory: Float[Tensor, "m d"], own: Float[Tensor, "n d"]
-) -> Float[Tensor, "m d"]:
+def without(memory: Float[Tensor, "m d"], own: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
     """Leave out hidden states on which neurons must act: none could be told from its own.
 
     Args:

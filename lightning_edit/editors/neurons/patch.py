@@ -1,7 +1,7 @@
 """T-Patcher's patch: extra neurons of a feed-forward network, and their training.
 
-Axis names: ``n`` -- extra neurons; ``d`` -- hidden width; ``m`` -- hidden states in memory; ``a`` --
-answer tokens; ``v`` -- vocabulary.
+Axis names: ``n`` -- extra neurons; ``d`` -- hidden width; ``m`` -- hidden states in memory;
+``a`` -- answer tokens; ``v`` -- vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -103,8 +103,8 @@ class Patch(nn.Module):
         self.scale = nn.Parameter(torch.full_like(self.raw, scale))
 
     def added(
-        self, hidden: Float[Tensor, "a d"], activation: Activation
-    ) -> Float[Tensor, "a d"]:
+        self, hidden: Float[Tensor, "... d"], activation: Activation
+    ) -> Float[Tensor, "... d"]:
         """Return what the neurons add at hidden states.
 
         Args:
@@ -151,15 +151,11 @@ class PatchObjective:
         """
         fires = ((own * patch.key).sum(1) + patch.bias)[None]
         silent = pre_activations(memory, patch.key, patch.bias)
-        activation = activation_loss(
-            fires, self.margins.fire, self.activation_worst, self.copies
-        )
+        activation = activation_loss(fires, self.margins.fire, self.activation_worst, self.copies)
         # Without memory the second loss is nothing, not the mean of an empty list.
         if not len(memory):
             return activation, activation.new_zeros(())
-        return activation, memory_loss(
-            fires, silent, self.margins, self.memory_worst, self.copies
-        )
+        return activation, memory_loss(fires, silent, self.margins, self.memory_worst, self.copies)
 
 
 @dataclass(frozen=True)

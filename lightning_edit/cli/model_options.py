@@ -1,0 +1,74 @@
+"""Options of verbs without a Trainer that name a language model. Importing this loads no torch."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from lightning_edit.cli.stats_options import boolean
+
+if TYPE_CHECKING:  # --help must not import torch
+    from lightning_edit.models.prompt_encoder import PromptEncoder
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a language model and say how it is asked.
+
+    Args:
+        parser: The verb's parser.
+    """
+    model = parser.add_argument_group("language model")
+    model.add_argument("--lm", default="atlas", help="atlas, a folder, or a hub name")
+    model.add_argument("--lm_dtype", default="float32", help="type of its weights (%(default)s)")
+    switches = {
+        "--lm_bos": "true: put BOS before every text",
+        "--lm_trust_remote_code": "true: run the Python code that the model brings",
+        "--lm_chat": "true: ask through the model's chat template",
+    }
+    for name, text in switches.items():
+        model.add_argument(name, type=boolean, nargs="?", const=True, default=False, help=text)
+    model.add_argument("--lm_revision", help="revision on the hub")
+    model.add_argument("--lm_system", help="system message of the chat")
+    model.add_argument(
+        "--lm_chat_options", type=_variables, default={}, metavar="JSON",
+        help='variables of the chat template, such as \'{"enable_thinking": false}\'',
+    )  # fmt: skip
+    model.add_argument("--device", help="such as cuda:0; default: a GPU where there is one")
+
+
+def load_model(options: argparse.Namespace) -> tuple[Any, "PromptEncoder"]:
+    """Load the language model of :func:`add_model_options` on its device.
+
+    Args:
+        options: The parsed options.
+
+    Returns:
+        The model, and its tokenizer with the format of prompts.
+    """
+    import torch
+
+    from lightning_edit.models.loading import load_language_model
+    from lightning_edit.models.prompt_encoder import PromptEncoder
+    from lightning_edit.models.prompt_format import PromptFormat
+
+    found, tokenizer = load_language_model(
+        options.lm,
+        options.lm_dtype,
+        options.lm_revision,
+        options.lm_bos,
+        options.lm_trust_remote_code,
+    )
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = found  # transformers' stub of `to` wants no str
+    model.to(device)
+    form = PromptFormat(options.lm_chat, options.lm_system, None, options.lm_chat_options)
+    return model, PromptEncoder.for_model(model, PromptEncoder(tokenizer, form))
+
+
+def _variables(value: str) -> dict[str, Any]:
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {value!r}")
+    return found
