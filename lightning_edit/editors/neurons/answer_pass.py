@@ -181,7 +181,7 @@ def read_inputs(view: ModelView, rows: Sequence[AnswerRow], block: int) -> Float
     return read.to(dtype)
 
 
-def read_states(view: ModelView, rows: Sequence[Ids], block: int) -> list[Float[Tensor, "t d"]]:
+def read_states(view: ModelView, rows: Sequence[Ids], block: int) -> list[Float[Tensor, "_ d"]]:
     """Return what a block's network reads at every token of texts.
 
     Args:

@@ -37,7 +37,7 @@ class FFNMemory:
     """
 
     texts: tuple[str, ...]
-    states: tuple[Float[Tensor, "m d"], ...]
+    states: tuple[Float[Tensor, "_ d"], ...]
 
     @classmethod
     def read(
@@ -83,7 +83,7 @@ class FFNMemory:
 
     def halves(
         self, request: EditRequest
-    ) -> tuple[list[Float[Tensor, "m d"]], list[Float[Tensor, "m d"]]]:
+    ) -> tuple[list[Float[Tensor, "_ d"]], list[Float[Tensor, "_ d"]]]:
         """Return the states for training and those for the stopping rule.
 
         Texts that state what a request edits are left out: those with its prompt, or with its
@@ -99,7 +99,7 @@ class FFNMemory:
         return train, held_out or train
 
 
-def without(memory: Float[Tensor, "m d"], own: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+def without(memory: Float[Tensor, "m d"], own: Float[Tensor, "n d"]) -> Float[Tensor, "k d"]:
     """Leave out hidden states on which neurons must act: none could be told from its own.
 
     Args:

@@ -6,7 +6,7 @@ Axis names: ``n`` -- extra neurons; ``d`` -- hidden width; ``m`` -- hidden state
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -224,7 +224,7 @@ def train_patch(
     objective: PatchObjective,
     schedule: PatchSchedule,
     progress: Callable[[int, int], None],
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train the neurons of one edit; the last weights are kept, whatever came of them.
 
     Training stops when the greedy answer is the target and the loss on the held-out memory falls no
@@ -248,7 +248,7 @@ def train_patch(
         optimizer, factor=0.5, patience=1, threshold=0.05
     )
     lowest, stalled = float("inf"), False
-    found = {"steps": 0.0}
+    found: dict[str, Any] = {"steps": 0}
     for step in range(1, schedule.steps + 1):
         progress(step - 1, schedule.steps)
         edit, _ = edit_loss(patch)
@@ -268,7 +268,7 @@ def train_patch(
             "edit_loss": float(edit),
             "activation_loss": float(activation),
             "memory_loss": memory_now,
-            "right": float(right),
+            "right": right,
         }
         if step >= schedule.earliest and right and stalled:
             break

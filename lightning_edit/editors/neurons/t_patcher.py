@@ -216,10 +216,10 @@ class TPatcher(Editor):
         request: EditRequest,
         encoded: Encoded,
         memory: FFNMemory,
-        earlier: Sequence[Float[Tensor, "m d"]],
+        earlier: Sequence[Float[Tensor, "_ d"]],
         parts: Sequence[Neurons],
         seed: int,
-    ) -> tuple[Neurons, dict[str, float]]:
+    ) -> tuple[Neurons, dict[str, Any]]:
         """Train the neurons of one request beside those of this batch so far."""
         row = (encoded.prompt_ids, encoded.target_ids)
         with self.stage("keys"):

@@ -21,7 +21,9 @@ Loss = Callable[[Patch], Tensor]
 def loaded(model: nn.Module, example: Golden, prefix: str) -> nn.Module:
     own = {n.removeprefix(prefix): v for n, v in example.tensors.items() if n.startswith(prefix)}
     missing, _ = model.to(next(iter(own.values())).dtype).load_state_dict(own, strict=False)
-    assert not [name for name in missing if "position_ids" not in name and "embed_tokens" not in name]
+    assert not [
+        name for name in missing if "position_ids" not in name and "embed_tokens" not in name
+    ]
     return model.eval().requires_grad_(False)
 
 
@@ -42,7 +44,9 @@ def beside(up: nn.Module, down: nn.Module, patch: Patch) -> Iterator[None]:
 
 
 def bart_loss(example: Golden) -> Loss:
-    model: Any = loaded(BartForConditionalGeneration(BartConfig(**config(example))), example, "model.")
+    model: Any = loaded(
+        BartForConditionalGeneration(BartConfig(**config(example))), example, "model."
+    )
     edit = {n.removeprefix("edit."): v for n, v in example.tensors.items() if "edit." in n}
     targets, real = edit["trg_input_ids"][:, 1:], edit["trg_attention_mask"][:, 1:].bool()
     layer = model.model.decoder.layers[5]
