@@ -97,6 +97,8 @@ def same(one: Delta, other: Delta, tolerance: float = 0.0) -> bool:
         return False
     pairs = [(one.weights[name].dense(), other.weights[name].dense()) for name in one.weights]
     pairs += [(one.state[name].double(), other.state[name].double()) for name in one.state]
+    if any(a.shape != b.shape for a, b in pairs):
+        return False
     return all((a - b).norm() <= tolerance * b.norm() for a, b in pairs)
 
 

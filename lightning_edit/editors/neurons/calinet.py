@@ -183,7 +183,7 @@ class CaliNet(Editor):
 
     def on_bind(self) -> None:
         """Find the networks beside which blocks will stand."""
-        self._modules = {one: self.view.block(one).mlp_down for one in self.edited_layers}
+        self._beside = {one: self.view.block(one).mlp_down for one in self.edited_layers}
         self._runtime = BranchRuntime(self.view, self._branches)
 
     def runtime(self) -> BranchRuntime:
@@ -195,7 +195,7 @@ class CaliNet(Editor):
             layer: total(
                 CalibrationBlock.from_state(one.state, module).branch() for one in in_force
             )
-            for layer, module in self._modules.items()
+            for layer, module in self._beside.items()
         }
 
     # ------------------------------------------------------------------------------------ editing
@@ -217,7 +217,7 @@ class CaliNet(Editor):
             losses = self._train(asked, rows, blocks, generator)
         state: dict[str, Tensor] = {}
         for layer, block in blocks.items():
-            state |= block.state(self._modules[layer])
+            state |= block.state(self._beside[layer])
         return Delta(batch.ids, state=state, info={"loss": losses, "steps": len(losses)})
 
     def _rows(self, batch: EditBatch) -> list[AnswerRow]:
@@ -244,7 +244,7 @@ class CaliNet(Editor):
         return rows
 
     def _fresh(self, generator: torch.Generator) -> CalibrationBlock:
-        weight = self.view.model.get_parameter(f"{self._modules[self.edited_layers[0]]}.weight")
+        weight = self.view.model.get_parameter(f"{self._beside[self.edited_layers[0]]}.weight")
         dtype = torch.promote_types(weight.dtype, torch.float32)
         size = self.view.hidden_size
         block = CalibrationBlock.fresh(size, self.width, self.kind, self.start, generator)
@@ -296,7 +296,7 @@ def adafactor(weights: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
     """
     from transformers.optimization import Adafactor  # a slow import that only this editor needs
 
-    optimizer: torch.optim.Optimizer = Adafactor(
+    optimizer: torch.optim.Optimizer = Adafactor(  # type: ignore[no-untyped-call]  # theirs is untyped
         list(weights), lr=lr, scale_parameter=False, relative_step=False
     )
     return optimizer
@@ -348,7 +348,7 @@ def mini_batches(
             yield asked
             continue
         order: Int[Tensor, " r"] = torch.randperm(len(rows), generator=generator)
-        for chosen in order.split(size):
+        for chosen in torch.split(order, size):
             if isinstance(asked, LastBlockPass):
                 places = torch.isin(owner, chosen).nonzero().squeeze(1)
                 yield asked.select(places.to(asked.targets.device))
@@ -358,4 +358,5 @@ def mini_batches(
 
 def _uniform(outputs: int, inputs: int, generator: torch.Generator) -> Float[Tensor, "o i"]:
     bound = inputs**-0.5
-    return torch.rand(outputs, inputs, generator=generator) * 2 * bound - bound
+    drawn: Tensor = torch.rand(outputs, inputs, generator=generator) * 2 * bound - bound
+    return drawn

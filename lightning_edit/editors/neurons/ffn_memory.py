@@ -3,7 +3,7 @@
 Axis names: ``m`` -- hidden states; ``d`` -- hidden width; ``n`` -- extra neurons.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -41,7 +41,7 @@ class FFNMemory:
 
     @classmethod
     def read(
-        cls, view: ModelView, prompts: PromptEncoder, texts: Sequence[str], block: int, tokens: int
+        cls, view: ModelView, prompts: PromptEncoder, texts: Iterable[str], block: int, tokens: int
     ) -> "FFNMemory":
         """Read the memory of texts, as many of them as the budget of tokens allows.
 
@@ -92,7 +92,8 @@ class FFNMemory:
         Args:
             request: The request.
         """
-        train, held_out = [], []
+        train: list[Tensor] = []
+        held_out: list[Tensor] = []
         for number, (text, states) in enumerate(zip(self.texts, self.states, strict=True)):
             if not _states(text, request):
                 (held_out if number % _HELD_OUT == _HELD_OUT - 1 else train).append(states)
@@ -113,7 +114,7 @@ def without(memory: Float[Tensor, "m d"], own: Float[Tensor, "n d"]) -> Float[Te
     return kept
 
 
-def memory_texts(source: str | Sequence[str] | None) -> Sequence[str] | Iterator[str]:
+def memory_texts(source: str | Sequence[str] | None) -> Iterable[str]:
     """Return the texts of a memory.
 
     Args:
@@ -122,7 +123,7 @@ def memory_texts(source: str | Sequence[str] | None) -> Sequence[str] | Iterator
     """
     if source is None:
         return corpus(shuffled=True)
-    return iter(texts_of(source)) if isinstance(source, str) else source
+    return texts_of(source) if isinstance(source, str) else source
 
 
 def _states(text: str, request: EditRequest) -> bool:
@@ -132,7 +133,7 @@ def _states(text: str, request: EditRequest) -> bool:
     return request.prompt in text or (about and any(answer in text for answer in answers))
 
 
-def _tokenised(prompts: PromptEncoder, texts: Sequence[str]) -> Iterator[tuple[str, Ids]]:
+def _tokenised(prompts: PromptEncoder, texts: Iterable[str]) -> Iterator[tuple[str, Ids]]:
     for text in texts:
         if prompts.form.chat:
             (encoded,) = prompts.encode([PromptText(text)])

@@ -35,6 +35,7 @@ from lightning_edit.editors.neurons.patch import (
 )
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.functional.extra_neurons import Activation
 from lightning_edit.functional.patch_losses import MARGINS, smoothed_nll
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch, EditRequest, Encoded
@@ -144,9 +145,14 @@ class TPatcher(Editor):
     def on_bind(self) -> None:
         """Find the network and its activation function."""
         self._module = self.view.block(self.layer).mlp_down
-        self._act = activation_of(self.view, self.layer, self.activation)
+        # In a tuple, so that a module of the language model does not become one of the editor.
+        self._activation = (activation_of(self.view, self.layer, self.activation),)
         self._texts: FFNMemory | None = None
         self._runtime = BranchRuntime(self.view, self._branches)
+
+    @property
+    def _act(self) -> Activation:
+        return self._activation[0]
 
     def runtime(self) -> BranchRuntime:
         """Return what puts the neurons of the edits in force beside the network."""
