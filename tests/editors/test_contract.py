@@ -24,6 +24,7 @@ from tests.models.tiny import TINY, build_tokenizer
 SMALL = {
     "statistics": "identity",
     "steps": 6,
+    "memory_tokens": 300,
     "rank": 4,
     "moment_weight": 20.0,
     "eta": 1.0,

@@ -160,8 +160,9 @@ class CaliNet(Editor):
         self.layers = layers
         self.width = width
         self.kind: Kind = kind
-        self.start = start
+        self.start: Literal["random", "zero"] = start
         self.use_rephrases = use_rephrases
+        self.context_templates = context_templates
         self.templates = with_bare_prompt(context_templates or [])
         self.steps = steps
         self.lr = lr
