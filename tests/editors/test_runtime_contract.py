@@ -20,6 +20,7 @@ from torch import Tensor
 
 import lightning_edit
 from lightning_edit.editors import ICE, IKE, RAG, MeLLo, MemPrompt
+from lightning_edit.editors import CaliNet, TPatcher
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.routing.serac import SERAC
 from lightning_edit.edits.delta import Delta
@@ -32,7 +33,7 @@ from lightning_edit.inference.responder import Question, Statement, TokenScores
 from lightning_edit.types import EditRequest, Probe
 from tests.editors.runtime_toys import Book, Neurons, Sorter, Told
 from tests.editors.snapshots import assert_unchanged, snapshot
-from tests.models.tiny import build_tiny, build_tokenizer
+from tests.models.tiny import CORPUS, build_tiny, build_tokenizer
 
 Factory = Callable[[Any, Any], Editor]
 """Language model and tokenizer in; an editor out that is bound to them, and trained if need be."""
@@ -103,6 +104,13 @@ CASES: dict[str, Case] = {
         scoped=False,
         in_modules=False,
         silent="a dialogue that leaves its format, as those of a random model, has no answer",
+    "TPatcher": Case(
+        lambda m, t: TPatcher(memory=list(CORPUS), steps=10, scale=1.0).bind(m, t),
+        by_prompt=False,
+        undo_leaves="later neurons were trained beside the earlier ones and on their states",
+    "CaliNet": Case(
+        lambda m, t: CaliNet(width=8, steps=15).bind(m, t),
+        undo_leaves="later blocks were trained beside the earlier ones",
     ),
 }
 
