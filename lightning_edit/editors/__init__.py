@@ -16,13 +16,13 @@ from lightning_edit.editors.locate.r_rome import RROME
 from lightning_edit.editors.locate.rome import ROME
 from lightning_edit.editors.neurons.calinet import CaliNet
 from lightning_edit.editors.neurons.kn import KN
+from lightning_edit.editors.neurons.t_patcher import TPatcher
 from lightning_edit.editors.prompting.ice import ICE
 from lightning_edit.editors.prompting.ike import IKE
 from lightning_edit.editors.prompting.mello import MeLLo
 from lightning_edit.editors.prompting.memprompt import MemPrompt
 from lightning_edit.editors.prompting.rag import RAG
 from lightning_edit.editors.routing.serac import SERAC
-from lightning_edit.editors.neurons.t_patcher import TPatcher
 from lightning_edit.editors.wrappers.lti import LTI
 from lightning_edit.editors.wrappers.one_li import OneLI
 from lightning_edit.editors.wrappers.prune import PRUNE

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 import lightning_edit
-from lightning_edit.editors import ICE, IKE, RAG, MeLLo, MemPrompt
-from lightning_edit.editors import CaliNet, TPatcher
+from lightning_edit.editors import ICE, IKE, RAG, CaliNet, MeLLo, MemPrompt, TPatcher
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.routing.serac import SERAC
 from lightning_edit.edits.delta import Delta
@@ -104,12 +103,17 @@ CASES: dict[str, Case] = {
         scoped=False,
         in_modules=False,
         silent="a dialogue that leaves its format, as those of a random model, has no answer",
+    ),
     "TPatcher": Case(
         lambda m, t: TPatcher(memory=list(CORPUS), steps=10, scale=1.0).bind(m, t),
+        scoped=False,
         by_prompt=False,
         undo_leaves="later neurons were trained beside the earlier ones and on their states",
+    ),
     "CaliNet": Case(
         lambda m, t: CaliNet(width=8, steps=15).bind(m, t),
+        scoped=False,
+        by_prompt=False,
         undo_leaves="later blocks were trained beside the earlier ones",
     ),
 }
