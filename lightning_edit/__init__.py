@@ -15,9 +15,9 @@ _NAMES: dict[str, str] = {
     "datamodules": "AtlasDataModule CounterFactDataModule EditDataModule FileDataModule "
     "JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule RippleEditsDataModule "
     "ZsREDataModule",
-    "editors": "AlphaEdit CaliNet D4S EMMET ENCORE Editor FT FTL FTM ICE IKE KN LTI LoRAEdit MEMIT "
-    "MEND MeLLo MemPrompt NSE OneLI PMET PRUNE RAG RECT ROME RROME SERAC SIR TPatcher "
-    "UltraEdit",
+    "editors": "AlphaEdit CaliNet D4S EMMET ENCORE Editor FT FTL FTM ICE IKE KN LTI LoRAEdit "
+    "LocFTBF MEMIT MEND MeLLo MemPrompt NSE OneLI PMET PRUNE RAG RECT ROME RROME SERAC SIR "
+    "TPatcher UltraEdit",
     "edits.delta": "Delta",
     "edits.edited_model": "EditedModel",
     "edits.ledger": "Ledger",
@@ -25,6 +25,7 @@ _NAMES: dict[str, str] = {
     "models.loading": "load_language_model",
     "models.prompt_encoder": "PromptEncoder",
     "models.prompt_format": "PromptFormat",
+    "session.hold": "hold_model",
     "session.open": "open_run",
     "session.shipping": "load_edited",
     "session.trainer": "EditTrainer",

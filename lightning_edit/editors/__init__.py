@@ -2,6 +2,7 @@
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.gradient.ft import FT, FTL, FTM
+from lightning_edit.editors.gradient.locft_bf import LocFTBF
 from lightning_edit.editors.gradient.lora import LoRAEdit
 from lightning_edit.editors.gradient.ultraedit import UltraEdit
 from lightning_edit.editors.hypernetwork.mend import MEND
@@ -55,6 +56,7 @@ __all__ = [
     "CaliNet",
     "Editor",
     "LoRAEdit",
+    "LocFTBF",
     "MeLLo",
     "MemPrompt",
     "OneLI",

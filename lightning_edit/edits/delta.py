@@ -4,7 +4,7 @@ Axis names: ``d_out``/``d_in`` -- a weight acts as ``y = W k``; ``r`` -- rank of
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +149,55 @@ class Delta:
         for name in ("state", "history"):
             tensors: dict[str, Tensor] = getattr(self, name)
             object.__setattr__(self, name, {key: _own_contiguous(v) for key, v in tensors.items()})
+
+    @classmethod
+    def between(
+        cls,
+        before: nn.Module | Mapping[str, Tensor] | str | Path,
+        after: nn.Module | Mapping[str, Tensor] | str | Path,
+        ids: str | Sequence[str] = "fine-tuning",
+        max_rank: int = 256,
+    ) -> "Delta":
+        """Return the difference of two checkpoints: anybody's own fine-tuning as an edit.
+
+        The difference can then be committed, scored, undone and exported like every edit. A matrix
+        whose difference has low rank is kept as two factors; committing them gives the weights of
+        ``after`` up to their rounding in float32 (what is left has a Frobenius norm of at most
+        2⁻²³ of the weight's). Any other difference is kept whole, and committing it on ``before``
+        gives ``after`` bit for bit. Embeddings, norms and biases are parameters like others.
+
+        Example::
+
+            before = {name: value.clone() for name, value in model.state_dict().items()}
+            train(model)  # any training loop
+            delta = Delta.between(before, model, ids="capitals")
+            model.load_state_dict(before)
+            edited = EditedModel.of(model, tokenizer).commit(delta)
+
+        Args:
+            before: The unedited weights: a model, a state dict, or the folder or hub name of a
+                saved model, which is loaded in its own dtype.
+            after: The weights with the edit, likewise; or the folder of a LoRA adapter that
+                ``peft`` wrote, whose factors are taken as they are.
+            ids: Ids of the edit's requests.
+            max_rank: Highest rank that is kept as factors; 0: every difference is kept whole.
+
+        Returns:
+            The delta; empty if the two are equal.
+
+        Raises:
+            ArchitectureError: If names, shapes or ties of the two differ, weights are quantised, or
+                ``after`` is stored in a narrower dtype, so that rounding would look like an edit.
+            ConfigError: If both are state dicts, which do not say how layers store their weights,
+                or an adapter is no plain LoRA.
+            NotFiniteError: If a weight is not finite.
+            ModelLoadError: If a folder holds no model.
+        """
+        # Forms deltas, so it cannot be imported before them.
+        from lightning_edit.edits.between import weight_differences
+
+        named = (ids,) if isinstance(ids, str) else tuple(ids)
+        return cls(named, weight_differences(before, after, max_rank))
 
     @property
     def is_empty(self) -> bool:

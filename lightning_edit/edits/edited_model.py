@@ -1,6 +1,7 @@
 """Edited model: edit, generate and undo in Python, without a run folder."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,55 @@ class EditedModel:
 
         written: Path = export_edited(self, Path(folder), overwrite)
         return written
+
+    @staticmethod
+    def of(model: Any, tokenizer: Any, run: str | Path | None = None) -> "EditedModel":
+        """Return a handle without an editor, for deltas that were made elsewhere.
+
+        Args:
+            model: The unedited language model.
+            tokenizer: Its fast tokenizer, or a prompt encoder.
+            run: New folder for a journal on disk, which ``lightning-edit undo``, ``redo`` and
+                ``export`` read; ``None``: the edits are in memory only.
+
+        Returns:
+            The handle; see :meth:`commit`.
+
+        Raises:
+            LedgerError: If the folder holds a run already.
+        """
+        # As in `open`.
+        from lightning_edit import hold_model
+
+        held: EditedModel = hold_model(model, tokenizer, run)
+        return held
+
+    def commit(
+        self,
+        delta: Delta,
+        requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]] = (),
+    ) -> "EditedModel":
+        """Commit a delta that was made elsewhere, such as that of :meth:`Delta.between`.
+
+        Args:
+            delta: The update of the model's weights.
+            requests: The facts that it teaches, as for :meth:`edit`; their ids become those of the
+                edit. Without any the delta's own ids stay.
+
+        Returns:
+            This handle.
+
+        Raises:
+            LedgerError: If an id is in force already.
+            DataError: If a request is not valid.
+        """
+        listed = as_requests(requests, first=self._named, may_be_empty=True)
+        self._named += len(listed)
+        if listed:
+            delta = replace(delta, request_ids=tuple(request.id for request in listed))
+        with exclusive(self.model):
+            self.ledger.commit(delta, listed)
+        return self
 
     def edit(
         self,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.prompt_format import (
     PromptFormat,
     RenderedPrompt,
@@ -234,15 +235,32 @@ class PromptEncoder:
         """
         own = model.generation_config.eos_token_id
         ends = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id}
-        if self.form.chat:
-            ids = self.tokenizer(end_of_turn(self.tokenizer, self.form), add_special_tokens=False)[
-                "input_ids"
-            ]
-            if ids and ids[0] in set(self.tokenizer.all_special_ids) | set(
-                self.tokenizer.added_tokens_decoder
-            ):
-                ends.add(ids[0])
+        ends.add(self._turn_end())
         return sorted(token for token in ends if token is not None)
+
+    def answer_end(self) -> int:
+        """Return the token that ends an answer: a chat's end of turn, else EOS.
+
+        Raises:
+            ConfigError: If the tokenizer has none.
+        """
+        turn = self._turn_end()
+        end: int | None = self.tokenizer.eos_token_id if turn is None else turn
+        if end is None:
+            raise ConfigError(
+                f"{type(self.tokenizer).__name__} has no EOS token, so an answer has no end to "
+                "learn; set tokenizer.eos_token, or train without one (end_token=False)"
+            )
+        return end
+
+    def _turn_end(self) -> int | None:
+        """Return the special token that ends a chat's turn; ``None`` where there is none."""
+        if not self.form.chat:
+            return None
+        text = end_of_turn(self.tokenizer, self.form)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return ids[0] if ids and ids[0] in known else None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of generated tokens, without special tokens.

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 from lightning_edit.editors.arguments import kept_values
+from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.types import EditRequest
 
 
@@ -29,6 +30,21 @@ def describe(thing: object) -> dict[str, Any]:
     ]
     args = {name: _to_plain(kept[name]) for name in names if name in kept}
     return {"class": type(thing).__name__, "args": args}
+
+
+def describe_for_journal(model: Any, form: PromptFormat) -> dict[str, Any]:
+    """Return what a journal says of its language model, for exports and for opening it again.
+
+    Args:
+        model: The language model.
+        form: Format of its prompts.
+    """
+    return {
+        "name": str(model.name_or_path),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        # Runs of earlier versions have plain prompts and no such entry.
+        **({} if form == PromptFormat() else {"prompts": form.to_dict()}),
+    }
 
 
 def _to_plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import LedgerError, NotFiniteError
 from lightning_edit.functional.visible import visible
 from lightning_edit.metrics import summarise
-from lightning_edit.models.prompt_format import PromptFormat
+from lightning_edit.session.describe import describe_for_journal
 from lightning_edit.session.integrity import RunIntegrity, check_history, history_record
 from lightning_edit.session.measurement_log import MeasurementLog, ScoreLog, tell_monitors
 from lightning_edit.session.shipping import keep_editor
@@ -130,15 +130,11 @@ class EditSession(MeasurementDriver):
         self.editor.place_language_model()
         if self._restored_state is not None:
             self.integrity.check(self._restored_state)  # before anything is written
-        form = self.editor.prompts.form
         self.ledger.open(
             editor=type(self.editor).__name__,
-            language_model={
-                "name": str(self.editor.language_model.name_or_path),
-                "dtype": str(self.editor.language_model.dtype).removeprefix("torch."),
-                # Runs of earlier versions have plain prompts and no such entry.
-                **({} if form == PromptFormat() else {"prompts": form.to_dict()}),
-            },
+            language_model=describe_for_journal(
+                self.editor.language_model, self.editor.prompts.form
+            ),
             protocol=self.protocol,
         )
         keep_editor(self.folder, self.editor)

@@ -17,6 +17,7 @@ import lightning_edit.editors as editors
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.build import build_editor as revive
 from lightning_edit.editors.build import find_editor
+from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel, listed_ids, next_number, require_question
 from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
@@ -106,6 +107,24 @@ class EditedRun(EditedModel):
             )
         with run_lock(self.folder.path):
             super().edit(requests, seed, conditions)
+        return self
+
+    def commit(
+        self,
+        delta: Delta,
+        requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]] = (),
+    ) -> "EditedRun":
+        """Commit a delta that was made elsewhere, in the model and in the run's journal.
+
+        Args:
+            delta: The update of the model's weights.
+            requests: The facts that it teaches; see :meth:`EditedModel.commit`.
+
+        Returns:
+            This handle.
+        """
+        with run_lock(self.folder.path):
+            super().commit(delta, requests)
         return self
 
     def generate(self, prompt: str, max_new_tokens: int = 16) -> str:

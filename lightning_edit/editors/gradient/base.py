@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.editors.base import Editor
-from lightning_edit.edits.delta import Delta, Dense
+from lightning_edit.editors.gradient.master_copies import MasterCopies
+from lightning_edit.edits.delta import Delta
 from lightning_edit.functional.losses import bag_nll
 from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.models.view import ModelView
@@ -103,46 +104,55 @@ class GradientEditor(Editor, family=True):
             return self._train(batch)
 
     def _train(self, batch: EditBatch) -> Delta:
-        handles = self.trained_weights()
-        dtype = torch.promote_types(handles[0].dtype, torch.float32)
-        start = [handle.raw().detach().to(dtype) for handle in handles]
-        master = [value.clone().requires_grad_() for value in start]
-        optimizer = torch.optim.Adam(master, lr=self.lr, weight_decay=self.weight_decay)
+        copies = MasterCopies(self.trained_weights())
+        losses = self.descend(copies, batch)
+        info = {"loss": losses, "steps": len(losses)}
+        return Delta(batch.ids, copies.updates(), info=info)
+
+    def descend(self, copies: MasterCopies, batch: EditBatch) -> list[float]:
+        """Train the copies, epoch after epoch over the batch.
+
+        Args:
+            copies: Master copies of the trained weights.
+            batch: The requests.
+
+        Returns:
+            Mean loss of each epoch.
+        """
+        optimizer = copies.adam(self.lr, self.weight_decay)
         losses: list[float] = []
         for step in range(self.steps):
             self.progress(step, self.steps)
-            each = []
-            for part in mini_batches(batch.encoded, self.batch_size):
-                # The model computes in its own dtype; the gradient passes through the cast.
-                values = {
-                    handle.name: value.to(handle.dtype)
-                    for handle, value in zip(handles, master, strict=True)
-                }
-                loss = self.loss(part, values).mean()
-                each.append((loss.item(), len(part)))
-                if each[-1][0] < self.threshold:
-                    continue
-                for value, gradient in zip(master, torch.autograd.grad(loss, master), strict=True):
-                    value.grad = gradient
-                optimizer.step()
-                self._clip_to_norm_constraint(master, start)
+            parts = mini_batches(batch.encoded, self.batch_size)
+            each = [(self.step(copies, optimizer, part), len(part)) for part in parts]
             losses.append(sum(loss * size for loss, size in each) / sum(size for _, size in each))
             if losses[-1] < self.threshold:
                 break
         self.progress(self.steps, self.steps)
-        updates = {
-            handle.name: Dense(_in_update_layout(handle, after.detach() - before))
-            for handle, after, before in zip(handles, master, start, strict=True)
-        }
-        return Delta(batch.ids, updates, info={"loss": losses, "steps": len(losses)})
+        return losses
 
-    @torch.no_grad()
-    def _clip_to_norm_constraint(self, master: Sequence[Tensor], start: Sequence[Tensor]) -> None:
-        if self.norm_constraint is None:
-            return
-        for value, before in zip(master, start, strict=True):
-            limit = self.norm_constraint
-            value.copy_(torch.clamp(value, min=before - limit, max=before + limit))
+    def step(
+        self, copies: MasterCopies, optimizer: torch.optim.Optimizer, part: Sequence[Encoded]
+    ) -> float:
+        """Make one optimiser step on a mini-batch, or none where its loss is below the threshold.
+
+        Args:
+            copies: Master copies of the trained weights.
+            optimizer: Their optimiser.
+            part: The mini-batch.
+
+        Returns:
+            Its loss before the step.
+        """
+        loss = self.loss(part, copies.values()).mean()
+        if loss.item() < self.threshold:
+            return loss.item()
+        gradients = torch.autograd.grad(loss, copies.master)
+        for value, gradient in zip(copies.master, gradients, strict=True):
+            value.grad = gradient
+        optimizer.step()
+        copies.clip(self.norm_constraint)
+        return loss.item()
 
     def loss(self, encoded: Sequence[Encoded], values: dict[str, Tensor]) -> Float[Tensor, " n"]:
         """Return the loss per request with replaced weights (a functional call of the model).
@@ -178,8 +188,3 @@ def mini_batches(items: Sequence[Encoded], size: int) -> Iterator[list[Encoded]]
     """
     for start in range(0, len(items), size):
         yield [row for item in items[start : start + size] for row in item.forms]
-
-
-def _in_update_layout(handle: Weight, value: Tensor) -> Tensor:
-    """Transpose an update of the stored parameter to (d_out, d_in) if needed, in float32."""
-    return (value.mT if handle.transposed else value).float().contiguous()
