@@ -15,7 +15,7 @@ _NAMES: dict[str, str] = {
     "datamodules": "AtlasDataModule CounterFactDataModule EditDataModule FileDataModule "
     "JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule RippleEditsDataModule "
     "ZsREDataModule",
-    "editors": "AlphaEdit CaliNet D4S EMMET ENCORE Editor FT FTL FTM ICE IKE KN LTI LoRAEdit "
+    "editors": "AlphaEdit CaliNet D4S EMMET ENCORE Editor FT FTL FTM ICE IKE KE KN LTI LoRAEdit "
     "LocFTBF MEMIT MEND MeLLo MemPrompt NSE OneLI PMET PRUNE RAG RECT ROME RROME SERAC SIR "
     "TPatcher UltraEdit",
     "edits.delta": "Delta",

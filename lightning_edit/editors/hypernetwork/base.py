@@ -7,7 +7,7 @@ are here. Axis names: ``a`` -- answer tokens; ``b`` -- rows, a prompt with its a
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -436,8 +436,17 @@ class HypernetworkEditor(Editor, family=True):
         for name, values in scores.items():
             if values:
                 self.log(f"{stage}/{name}", mean(values), prog_bar=True, batch_size=len(values))
+        self.on_evaluated(stage, scores)
         outer = (batch.rows >= len(rewrites)) & ~held if examples.outer else ~held
         terms = self.terms(logits[outer], batch.targets[outer], logits[held], examples.locality)
         for name, value in terms.items():
             size = len(examples.inner)
             self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=size)
+
+    def on_evaluated(self, stage: str, scores: Mapping[str, Sequence[float]]) -> None:
+        """Follow the scores of each batch of :meth:`evaluate`; does nothing by default.
+
+        Args:
+            stage: ``val`` or ``test``.
+            scores: Scores of each request, by metric name.
+        """

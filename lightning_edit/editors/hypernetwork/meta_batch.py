@@ -67,7 +67,12 @@ def _choose_wording(request: EditRequest, rng: Random) -> EditRequest:
     wordings = [request.prompt, *request.rephrases]
     prompt = wordings.pop(rng.randrange(len(wordings)))
     return EditRequest(
-        request.id, prompt, request.target, rephrases=tuple(wordings), separator=request.separator
+        request.id,
+        prompt,
+        request.target,
+        old_target=request.old_target,
+        rephrases=tuple(wordings),
+        separator=request.separator,
     )
 
 
