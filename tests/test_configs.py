@@ -45,7 +45,8 @@ def command(path: Path, folder: Path) -> list[str]:
             # One file is every split.
             file = records.write(folder / f"{data}.json", [RECORDS[data]])
             paths = [f"--data.{key}={file}" for key in ("path", "train_path", "val_path")]
-            small = [*paths, "--model.rank", "8", "--model.other_facts", "0"]
+            size = "hidden" if name.startswith("ke_") else "rank"
+            small = [*paths, f"--model.{size}", "8", "--model.other_facts", "0"]
             return ["fit", "--config", str(path), *small, "--trainer.fast_dev_run", "2"]
         case _:
             return ["fit", "--config", str(path), "--trainer.fast_dev_run", "2"]

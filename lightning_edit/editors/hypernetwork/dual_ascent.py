@@ -91,8 +91,11 @@ class Lagrangian(nn.ModuleDict):
 
     def state(self) -> dict[str, Tensor]:
         """Return multipliers and margins by name, for the log."""
-        named = {f"alpha_{name}": one.alpha for name, one in self.items()}
-        return named | {f"margin_{name}": one.margin for name, one in self.items()}  # type: ignore[dict-item]
+        found: dict[str, Tensor] = {}
+        for name, one in self.items():
+            assert isinstance(one, Constraint)  # nothing else is put in
+            found |= {f"alpha_{name}": one.alpha, f"margin_{name}": one.margin}
+        return found
 
 
 def centred_rmsprop(parameters: list[nn.Parameter], lr: float) -> torch.optim.RMSprop:

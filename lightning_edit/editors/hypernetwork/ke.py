@@ -414,7 +414,8 @@ class KE(HypernetworkEditor):
         seen = training and not self.trainer.sanity_checking and self.success.update_called
         if seen and float(self.success.compute()) > self.anneal_above:
             self.constraints.anneal(self.anneal)
-        self.success.reset()
+        with torch.inference_mode(False):  # else its states cannot be used in a later training
+            self.success.reset()
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
