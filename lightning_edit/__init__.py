@@ -13,11 +13,11 @@ _NAMES: dict[str, str] = {
     "LocalityCallback MeasurementCallback OverfittingCallback PortabilityCallback ReportCallback "
     "RippleCallback RobustnessCallback",
     "datamodules": "AtlasDataModule CounterFactDataModule EditDataModule FileDataModule "
-    "JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule RippleEditsDataModule "
-    "ZsREDataModule",
-    "editors": "AlphaEdit CaliNet D4S EMMET ENCORE Editor FT FTL FTM ICE IKE KE KN LTI LoRAEdit "
-    "LocFTBF MEMIT MEND MeLLo MemPrompt NSE OneLI PMET PRUNE RAG RECT ROME RROME SERAC SIR "
-    "TPatcher UltraEdit",
+    "InstructedDataModule JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule "
+    "RippleEditsDataModule ZsREDataModule",
+    "editors": "AlphaEdit CaliNet D4S EMMET ENCORE Editor FT FTL FTM ICE IKE InstructEdit KE KN "
+    "LTI LoRAEdit LocFTBF MEMIT MEND MeLLo MemPrompt NSE OneLI PMET PRUNE RAG RECT ROME RROME "
+    "SERAC SIR TPatcher UltraEdit",
     "edits.delta": "Delta",
     "edits.edited_model": "EditedModel",
     "edits.ledger": "Ledger",

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
         RippleEditsDataModule as RippleEditsDataModule,
     )
     from lightning_edit.datamodules.files import ZsREDataModule as ZsREDataModule
+    from lightning_edit.datamodules.instructed import (
+        InstructedDataModule as InstructedDataModule,
+    )
 
 _HOME = {
     "AtlasDataModule": "atlas",
     "CounterFactDataModule": "files",
     "EditDataModule": "base",
     "FileDataModule": "files",
+    "InstructedDataModule": "instructed",
     "JSONLDataModule": "files",
     "KnowEditDataModule": "files",
     "MQuAKEDataModule": "files",

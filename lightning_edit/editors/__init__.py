@@ -5,6 +5,7 @@ from lightning_edit.editors.gradient.ft import FT, FTL, FTM
 from lightning_edit.editors.gradient.locft_bf import LocFTBF
 from lightning_edit.editors.gradient.lora import LoRAEdit
 from lightning_edit.editors.gradient.ultraedit import UltraEdit
+from lightning_edit.editors.hypernetwork.instructedit import InstructEdit
 from lightning_edit.editors.hypernetwork.ke import KE
 from lightning_edit.editors.hypernetwork.mend import MEND
 from lightning_edit.editors.locate.alphaedit import AlphaEdit
@@ -57,6 +58,7 @@ __all__ = [
     "AlphaEdit",
     "CaliNet",
     "Editor",
+    "InstructEdit",
     "LoRAEdit",
     "LocFTBF",
     "MeLLo",
