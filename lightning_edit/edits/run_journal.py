@@ -16,6 +16,9 @@ from lightning_edit.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+#: Protocol of a journal without a stream of edits: its deltas were made elsewhere.
+OWN = "own"
+
 
 def journal_end(journal: Journal) -> dict[str, Any]:
     """Return what identifies the present end of a journal, for ``results.json``.
@@ -45,6 +48,8 @@ def open_journal(run: Path) -> Journal:
             f"{run} holds no edits (no {journal.path}); give the folder that `lightning-edit edit` "
             "or EditTrainer().edit wrote"
         )
+    if journal.opening.get("protocol") == OWN:
+        return journal
     if not folder.results.exists():
         log.warning(
             "%s is not finished (it has no results.json): these are its edits so far, %d in force; "

@@ -10,6 +10,7 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.no_editor import NoEditor
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.ledger import Ledger
+from lightning_edit.edits.run_journal import OWN
 from lightning_edit.exceptions import LedgerError
 from lightning_edit.session.describe import describe_for_journal
 from lightning_edit.session.open import EditedRun
@@ -43,6 +44,6 @@ def hold_model(model: Any, tokenizer: Any, run: str | Path | None = None) -> Edi
         ledger.open(
             editor=type(holder).__name__,
             language_model=describe_for_journal(model, holder.prompts.form),
-            protocol="sequential",
+            protocol=OWN,
         )
     return EditedRun(folder.path, ledger, holder.prompts, holder)

@@ -258,7 +258,9 @@ def test_a_handle_without_an_editor_refuses_to_edit(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_run_folder_exports_it_and_opens_again(family: str, tmp_path: Path) -> None:
+def test_a_run_folder_exports_it_and_opens_again(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     base = saved(build_tiny(family), tmp_path / "base")
     model, tokenizer = load_language_model(str(base))
     part = {"gpt2": "mlp.c_proj.weight", "llama": "down_proj.weight"}[family]
@@ -279,6 +281,7 @@ def test_a_run_folder_exports_it_and_opens_again(family: str, tmp_path: Path) ->
     adapted.unload()
     with Delta.load(tmp_path / "delta" / "delta.safetensors").applied(fresh):
         assert torch.equal(fresh(ids).logits, wanted)
+    assert "not finished" not in caplog.text  # there is no stream to go on with
     again = EditedModel.open(run, language_model=(fresh, tokenizer))
     assert torch.equal(fresh(ids).logits, wanted)
     again.undo()
