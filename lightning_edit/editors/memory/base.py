@@ -1,0 +1,224 @@
+"""Memory editors: what they learn is kept beside the weights, and a prompt decides what is read.
+
+Axis names: ``b`` -- rows; ``t`` -- positions; ``d_in``/``d_out`` -- width of a module's input and
+output.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_edit.editors.base import Editor
+from lightning_edit.editors.module_runtime import ModuleRuntime, PromptDecisionResponder
+from lightning_edit.edits.delta import Delta
+from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.eval_mode import evaluating
+from lightning_edit.inference.model_call import ModelCall
+from lightning_edit.inference.model_responder import ModelResponder
+from lightning_edit.inference.module_adapter import ModuleAdapter, attached
+from lightning_edit.types import EditBatch
+
+M = TypeVar("M", bound="Memory")
+Projection = Literal["down", "up"]
+"""MLP projection at which a memory sits: the one that writes the hidden state back, or the first
+of those that read it."""
+
+
+class Memory:
+    """What a memory editor's edits in force come to, such as a codebook; built edit by edit."""
+
+    def add(self, delta: Delta) -> None:
+        """Add the next edit in force.
+
+        Args:
+            delta: The edit, which was committed after all those that were added before.
+        """
+        raise NotImplementedError
+
+
+class MemoryEditor(Editor, Generic[M], family=True):
+    """Family of editors whose edits are entries of a memory at modules of the model.
+
+    A subclass makes an empty memory, turns it into module adapters, and computes what an edit adds.
+    The memory follows from the edits in force alone: it is built by adding them in the order of
+    their commits.
+    """
+
+    edits_weights: ClassVar[bool] = False
+    batched: ClassVar[bool] = False
+
+    def on_bind(self) -> None:
+        """Prepare the runtime; nothing is put on the model before there is an edit."""
+        self._runtime = ModuleRuntime(self.language_model, self._adapters)
+        self._members: list[Delta] = []
+        self._memory = self.empty_memory()
+
+    @abstractmethod
+    def empty_memory(self) -> M:
+        """Return the memory without an edit."""
+
+    @abstractmethod
+    def adapters(self, memory: M) -> Mapping[str, ModuleAdapter]:
+        """Return what acts on the model, by dotted module name.
+
+        Args:
+            memory: A memory with at least one edit. Copy what acts: the memory grows later on.
+        """
+
+    @abstractmethod
+    def learn(self, part: EditBatch, memory: M) -> Delta:
+        """Learn what an edit adds to a memory; gradients are on, the model has no memory on it.
+
+        Args:
+            part: One request, or a batch of them if the editor is ``batched``.
+            memory: The memory of the edits in force, which must stay as it is.
+        """
+
+    def edit(self, batch: EditBatch) -> Delta:
+        """Learn the entries of a batch, on top of those that are in force.
+
+        Args:
+            batch: The requests.
+
+        Returns:
+            A delta with state, which acts at run time.
+        """
+        parts = [batch] if self.batched else batch.split()
+        earlier: list[Delta] = list(self.edits_in_force)
+        found: list[Delta] = []
+        with torch.inference_mode(False), torch.enable_grad(), self.stage("search"), self._bare():
+            for part in parts:
+                found.append(self.learn(part, self.memory_of([*earlier, *found])))
+        return found[0] if len(found) == 1 else self.join(batch, found)
+
+    def join(self, batch: EditBatch, deltas: Sequence[Delta]) -> Delta:
+        """Return one delta in the place of those of a batch's requests.
+
+        Args:
+            batch: The requests.
+            deltas: One delta each, in order; their tensors are concatenated along the first axis,
+                filled up with -1 where their other axes differ.
+        """
+        state = {name: _stack([one.state[name] for one in deltas]) for name in deltas[0].state}
+        info = {name: [one.info[name] for one in deltas] for name in deltas[0].info}
+        return Delta(batch.ids, state=state, info=info)
+
+    def edit_independent(self, batch: EditBatch) -> list[Delta]:
+        """Learn every request as if it were the only one.
+
+        Args:
+            batch: The requests.
+        """
+        return [self.edit(part) for part in batch.split()]
+
+    def memory_of(self, deltas: Sequence[Delta]) -> M:
+        """Return the memory of a list of edits in force.
+
+        Args:
+            deltas: The edits, in the order of their commits.
+        """
+        listed = list(deltas)
+        known = self._members
+        if len(listed) < len(known) or any(
+            a is not b for a, b in zip(known, listed, strict=False)
+        ):
+            known, self._memory = [], self.empty_memory()
+        for delta in listed[len(known) :]:
+            self._memory.add(delta)
+        self._members = listed
+        return self._memory
+
+    def _adapters(self, in_force: Sequence[Delta]) -> Mapping[str, ModuleAdapter]:
+        return self.adapters(self.memory_of(in_force))
+
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """Run a block on the model without what is in force, in eval mode."""
+        nothing = {name: Identity() for name in self._runtime.adapters}
+        with ExitStack() as stack:
+            grad = torch.is_grad_enabled()
+            stack.enter_context(evaluating(self.language_model))
+            stack.enter_context(torch.set_grad_enabled(grad))
+            stack.enter_context(attached(self.language_model, nothing))
+            yield
+
+    def runtime(self) -> ModuleRuntime:
+        """Return what attaches the memory to the model."""
+        return self._runtime
+
+    def responder(self, in_force: Sequence[Delta], batch_size: int = 64) -> ModelResponder:
+        """Return what asks the model; every prompt decides once what it reads.
+
+        Args:
+            in_force: The edits in force.
+            batch_size: Rows per forward pass.
+        """
+        return PromptDecisionResponder(self.language_model, self.prompts, batch_size)
+
+    @property
+    def input_device(self) -> torch.device:
+        """Device of the model's input ids."""
+        device: torch.device = self.view.embeddings.get_parameter("weight").device
+        return device
+
+    def site(self, block: int, projection: Projection) -> str:
+        """Return the dotted name of a block's MLP projection.
+
+        Args:
+            block: Number of the block.
+            projection: Which one.
+        """
+        found = self.view.block(block)
+        return found.mlp_down if projection == "down" else found.mlp_up[0]
+
+
+class Identity(ModuleAdapter):
+    """Leaves a module's output as it is: stands where a memory must not act."""
+
+    def act(self, hidden: Tensor, output: Tensor, call: ModelCall | None) -> Tensor:
+        """Return the module's own output."""
+        return output
+
+
+class TrialAdapter(ModuleAdapter):
+    """Changes a module's output while an entry is learnt, over rows that are known beforehand.
+
+    Args:
+        rows: The rows.
+        change: Takes the module's input (b, t, d_in) and its own output (b, t, d_out); returns the
+            new output.
+    """
+
+    def __init__(self, rows: AnswerRows, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.shape = rows.ids.shape
+        self.change = change
+
+    def act(self, hidden: Tensor, output: Tensor, call: ModelCall | None) -> Tensor:
+        """Return the changed output."""
+        # OPT flattens rows and positions to one axis before its MLP.
+        new = self.change(hidden.view(*self.shape, -1), output.view(*self.shape, -1))
+        return new.view(output.shape)
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate along the first axis; other axes are filled up with -1."""
+    tail = [max(one.shape[axis] for one in tensors) for axis in range(1, tensors[0].dim())]
+    filled: list[Any] = []
+    for one in tensors:
+        wide = one.new_full((one.shape[0], *tail), -1)
+        wide[tuple(slice(size) for size in one.shape)] = one
+        filled.append(wide)
+    return torch.cat(filled)
+
+
+def at_least_single(values: Tensor) -> Tensor:
+    """Return values of a floating-point type in at least single precision.
+
+    Args:
+        values: Any values.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))

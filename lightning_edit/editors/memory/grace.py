@@ -1,0 +1,237 @@
+"""GRACE: Hartvigsen et al., Aging with GRACE: Lifelong Model Editing with Discrete Key-Value ...
+
+... Adaptors, NeurIPS 2023, arXiv 2211.11031.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_edit.editors.memory.base import Identity, MemoryEditor, Projection, TrialAdapter, at_least_single
+from lightning_edit.editors.memory.codebook import (
+    Codebook,
+    CodebookAdapter,
+    Expansion,
+    Label,
+    Replacement,
+)
+from lightning_edit.edits.delta import Delta
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.functional.adam import AdamVector
+from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.hooks import capture
+from lightning_edit.inference.module_adapter import ModuleAdapter, attached
+from lightning_edit.inference.suffix.build import build_suffix_forward
+from lightning_edit.inference.suffix.upper_blocks import UpperBlocks
+from lightning_edit.inference.tokenized_text import TokenizedText
+from lightning_edit.models.view import ModelView
+from lightning_edit.types import EditBatch, Encoded
+
+
+class GRACE(MemoryEditor[Codebook]):
+    """GRACE: a codebook of keys, radii and values at one MLP projection; weights stay as they are.
+
+    The key of an edit is the projection's input at the prompt's last token, its value what the
+    projection returns there instead, learnt by gradient descent on the answer. A prompt whose own
+    last token lies in the ball of a key reads that value. Near edits fit their radii: a ball of the
+    same answer widens, two of different answers shrink until they touch.
+
+    Args:
+        layer: Block with the codebook; ``None``: by depth, see ``default_layers``.
+        projection: MLP projection in it: ``down`` (the authors' T5 and BERT, EasyEdit's Llama) or
+            ``up`` (the authors' GPT-2 XL); the first of two where there is a gate.
+        steps: Optimiser steps on a value (100; EasyEdit 50 to 200).
+        lr: Adam's learning rate (1.0).
+        radius: Radius of a new key, epsilon (1.0), in units of the activation.
+        replacement: Tokens that get the value: ``replace_last``, the prompt's last token
+            (EasyEdit); ``replace_prompt``, those before it (the authors'); ``replace_all``.
+        expansion: What an edit does to a near key of the same answer: ``coverage`` or
+            ``moving_average`` (eps_expand).
+        initial_value: Where a value begins: ``cold``, uniform in [0, 1); ``warm``, the projection's
+            own output.
+        threshold: Loss (nats per token) below which training stops; 0: never, as the authors.
+        same_label: When two answers are the same: ``tokens``, equal ids; ``mean_id``, equal mean of
+            the ids, as in the authors' code, where answers can collide.
+
+    Note:
+        An undo in the middle is an undo of the key: radii are fitted again without it. A value that
+        an edit learnt from that of an earlier one with the same answer keeps this beginning. An
+        edit of the very prompt of an earlier one takes its place; in the authors' code its radius
+        would be zero, and rounding would decide which of the two answers.
+        A token that is replaced is the prompt's own, so a decision is kept for the whole answer.
+    """
+
+    def __init__(
+        self,
+        layer: int | None = None,
+        projection: Projection = "down",
+        steps: int = 100,
+        lr: float = 1.0,
+        radius: float = 1.0,
+        replacement: Replacement = "replace_last",
+        expansion: Expansion = "coverage",
+        initial_value: Literal["cold", "warm"] = "cold",
+        threshold: float = 0.0,
+        same_label: Literal["tokens", "mean_id"] = "tokens",
+    ) -> None:
+        super().__init__()
+        if steps < 1 or lr <= 0 or radius <= 0:
+            raise ValueError(
+                f"GRACE needs steps >= 1, lr > 0 and radius > 0, got {steps}, {lr}, {radius}"
+            )
+        self.layer = layer
+        self.projection: Projection = projection
+        self.steps = steps
+        self.lr = lr
+        self.radius = radius
+        self.replacement: Replacement = replacement
+        self.expansion: Expansion = expansion
+        self.initial_value = initial_value
+        self.threshold = threshold
+        self.same_label = same_label
+
+    @property
+    def block(self) -> int:
+        """Number of the block with the codebook, in the bound model."""
+        return self.default_layers(self.view.num_blocks)[0] if self.layer is None else self.layer
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the projection with the codebook."""
+        return self.site(self.block, self.projection)
+
+    def empty_memory(self) -> Codebook:
+        """Return a codebook without entries; checks that its place exists."""
+        assert self.module  # an unknown block raises
+        return Codebook(
+            self.radius, self.expansion, None if self.same_label == "tokens" else _equal_mean
+        )
+
+    def adapters(self, memory: Codebook) -> Mapping[str, ModuleAdapter]:
+        """Return the codebook's adapter."""
+        return {self.module: CodebookAdapter(memory, self.replacement)}
+
+    def learn(self, part: EditBatch, memory: Codebook) -> Delta:
+        """Read the key of a request and train its value."""
+        item = part.encoded[0]
+        with self.stage("keys"):
+            key, output = self._read(item)
+        found = memory.match(key, item.target_ids)
+        if found.kind == "same":
+            start = memory.balls[found.entry].value.clone()
+        else:
+            start = output if self.initial_value == "warm" else self.cold_value(output, part.seed)
+        value, losses = self._train(item, start)
+        state = {
+            "key": key[None],
+            "value": value[None],
+            "label": torch.tensor([item.target_ids]),
+        }
+        info = {"loss": losses[-1], "steps": len(losses), "match": found.kind}
+        return Delta(part.ids, state=state, info=info)
+
+    def cold_value(self, like: Float[Tensor, " d_out"], seed: int) -> Float[Tensor, " d_out"]:
+        """Return a random value to begin from.
+
+        Args:
+            like: The projection's own output.
+            seed: Seed of the edit.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(len(like), generator=generator).to(like.device)
+
+    @torch.no_grad()
+    def _read(self, item: Encoded) -> tuple[Tensor, Tensor]:
+        """Return the projection's input and output at the prompt's last token, float32."""
+        ids = torch.tensor([item.prompt_ids], device=self.input_device)
+        model = self.language_model
+        with capture(model, {self.module: "both"}, stop=True) as captured:
+            model(input_ids=ids, use_cache=False)
+        both = (captured[f"{self.module}@{side}"][0, -1] for side in ("input", "output"))
+        key, output = (at_least_single(one).clone() for one in both)
+        return key, output
+
+    def _train(self, item: Encoded, start: Tensor) -> tuple[Tensor, list[float]]:
+        """Train a value by Adam on the answer's mean negative log-likelihood."""
+        value = start.clone().requires_grad_()
+        optimizer = AdamVector(value, self.lr)
+        losses: list[float] = []
+        with ExitStack() as stack:
+            loss_of = self._loss(item, value, stack)
+            for step in range(self.steps):
+                self.progress(step, self.steps)
+                loss = loss_of()
+                losses.append(float(loss.detach()))
+                if losses[-1] < self.threshold:
+                    break
+                optimizer.step(torch.autograd.grad(loss, value)[0])
+        self.progress(self.steps, self.steps)
+        return value.detach(), losses
+
+    def _loss(self, item: Encoded, value: Tensor, stack: ExitStack) -> Callable[[], Tensor]:
+        """Return the loss as a function of the value; only what the value changes runs again."""
+        if self.replacement == "replace_last" and self.projection == "down":
+            return self._suffix_loss(item, value)
+        rows = AnswerRows.pad([(item.prompt_ids, item.target_ids)], self.input_device)
+        steps = torch.arange(rows.ids.shape[1], device=rows.ids.device)
+        last = len(item.prompt_ids) - 1
+        where = {
+            "replace_last": steps == last,
+            "replace_prompt": steps < last,
+            "replace_all": steps >= 0,
+        }[self.replacement]
+        if not bool(where.any()):
+            raise ConfigError(
+                "replace_prompt replaces the tokens before the prompt's last one, but a prompt has "
+                "only one token; write more of the prompt, or take replace_last"
+            )
+
+        def change(hidden: Tensor, output: Tensor) -> Tensor:
+            return torch.where(where[:, None], value.to(output.dtype), output)
+
+        upper = UpperBlocks(self.view, rows, self.block)
+        adapter = TrialAdapter(rows, change)
+        stack.enter_context(attached(self.language_model, {self.module: adapter}))
+        return lambda: upper.nll().mean()
+
+    def _suffix_loss(self, item: Encoded, value: Tensor) -> Callable[[], Tensor]:
+        """Return the loss where the value acts at one token: earlier tokens are computed once."""
+        last = len(item.prompt_ids) - 1
+        ids = (*item.prompt_ids, *item.target_ids[:-1])
+        with attached(self.language_model, {self.module: Identity()}):
+            suffix = build_suffix_forward(
+                self.view, [TokenizedText(0, ids, last, item.target_ids)], self.block, "mlp"
+            )
+        targets = torch.tensor(item.target_ids, device=value.device)
+        positions = torch.arange(len(targets), device=value.device)
+        rows = torch.zeros_like(positions)
+        own = at_least_single(suffix.values)
+
+        def loss() -> Tensor:
+            logits = suffix.logits((value - own[0])[None], rows, positions)
+            return torch.nn.functional.cross_entropy(logits, targets)
+
+        return loss
+
+    @classmethod
+    def default_layers(cls, num_blocks: int) -> list[int]:
+        """Return the default block, deep as in EasyEdit's Llama 2 (27 of 32)."""
+        return [round(27 / 31 * (num_blocks - 1))]
+
+    @classmethod
+    def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
+        """Estimate extra memory: a value, its gradient and Adam's moments, in float32."""
+        return 4 * 4 * len(layers) * view.hidden_size
+
+
+def _equal_mean(one: Label, other: Label) -> bool:
+    """Return whether two answers have the same mean token id, as in the authors' code."""
+    return _mean(one) == _mean(other)
+
+
+def _mean(ids: Sequence[int]) -> float:
+    return sum(ids) / len(ids)
