@@ -123,9 +123,7 @@ class MemoryEditor(Editor, Generic[M], family=True):
         """
         listed = list(deltas)
         known = self._members
-        if len(listed) < len(known) or any(
-            a is not b for a, b in zip(known, listed, strict=False)
-        ):
+        if len(listed) < len(known) or any(a is not b for a, b in zip(known, listed, strict=False)):
             known, self._memory = [], self.empty_memory()
         for delta in listed[len(known) :]:
             self._memory.add(delta)

@@ -11,7 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.memory.base import Identity, MemoryEditor, Projection, TrialAdapter, at_least_single
+from lightning_edit.editors.memory.base import (
+    Identity,
+    MemoryEditor,
+    Projection,
+    TrialAdapter,
+    at_least_single,
+)
 from lightning_edit.editors.memory.codebook import (
     Codebook,
     CodebookAdapter,

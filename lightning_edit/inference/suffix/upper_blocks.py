@@ -58,6 +58,4 @@ class UpperBlocks:
 
     def nll(self) -> Float[Tensor, " a"]:
         """Return the negative log-likelihood of every answer token, in nats, row after row."""
-        return torch.nn.functional.cross_entropy(
-            self.logits(), self.rows.targets, reduction="none"
-        )
+        return torch.nn.functional.cross_entropy(self.logits(), self.rows.targets, reduction="none")
