@@ -39,7 +39,7 @@ def _hinge(values: Tensor) -> Tensor:
     return (values * positive).sum() / positive.sum().clamp_min(1)
 
 
-def ties(updates: Float[Tensor, "k *shape"], density: float) -> Float[Tensor, "*shape"]:
+def ties(updates: Float[Tensor, "k ..."], density: float) -> Float[Tensor, "..."]:
     """Merge updates by TIES (Yadav et al., 2023): trim, elect a sign, average those that agree.
 
     Args:

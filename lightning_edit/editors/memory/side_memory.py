@@ -116,8 +116,8 @@ class SideMemory(Memory):
         for members in groups.values():
             full = all(n < numbers[-1] or self.shards[n].edits >= self.size for n in members)
             merges = not self.shards_per_memory or (full and len(members) == self.shards_per_memory)
-            for part in [members] if merges else [[one] for one in members]:
-                found.append(self._read([self.shards[one] for one in part]))
+            parts = [members] if merges else [[one] for one in members]
+            found += [self._read([self.shards[one] for one in part]) for part in parts]
         return found
 
     def _read(self, shards: Sequence[Shard]) -> ReadMemory:

@@ -3,7 +3,7 @@
 NeurIPS 2024, arXiv 2405.14768.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,10 +31,10 @@ from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, EditRequest
 
-#: First words of the context templates in the authors' code; each begins a text of 5 and of 10
-#: tokens.
+#: First words of the context templates in the authors' code.
 OPENINGS = ("I", "You", "Because", "Yes", "Q: ")
-_LENGTHS = (5, 10)
+#: Tokens of the templates that begin with each of them.
+LENGTHS = (5, 10)
 #: An edit stops once its loss is this low and has changed by no more than this.
 _LOW, _STILL = 0.02, 1e-4
 
@@ -282,8 +282,8 @@ class WISE(MemoryEditor[SideMemory]):
         if self.templates is not None:
             return self.templates
         if self._sampled is None:
-            openings = [opening for _ in _LENGTHS for opening in OPENINGS]
-            lengths = [length for length in _LENGTHS for _ in OPENINGS]
+            openings = [opening for _ in LENGTHS for opening in OPENINGS]
+            lengths = [length for length in LENGTHS for _ in OPENINGS]
             with torch.no_grad():
                 self._sampled = sample_templates(
                     self.language_model, self.tokenizer, openings, lengths, self.seed
@@ -333,9 +333,8 @@ class WISE(MemoryEditor[SideMemory]):
         with attached(self.language_model, {self.module: TrialAdapter(texts.rows, change)}):
             for step in range(self.steps):
                 self.progress(step, self.steps)
-                if len(losses) > 1 and losses[-1] <= _LOW:
-                    if abs(losses[-1] - losses[-2]) <= _STILL:
-                        break
+                if settled(losses):
+                    break
                 loss = texts.answer_loss(upper.nll())
                 loss = loss + margin_loss(seen[0][: texts.edited], seen[0][texts.edited :], margins)
                 losses.append(float(loss.detach()))
@@ -366,3 +365,14 @@ class WISE(MemoryEditor[SideMemory]):
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
         """Estimate extra memory: side matrix, gradient, step, and the shard in float64."""
         return (3 * 4 + 8) * len(layers) * view.intermediate_size * view.hidden_size
+
+
+def settled(losses: Sequence[float]) -> bool:
+    """Return whether an edit stops, by the rule of the authors of WISE: low and no longer falling.
+
+    Args:
+        losses: Losses of the steps that were made.
+    """
+    if len(losses) < 2 or losses[-1] > _LOW:
+        return False
+    return abs(losses[-1] - losses[-2]) <= _STILL

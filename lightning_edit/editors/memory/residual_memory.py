@@ -1,0 +1,104 @@
+"""Residual memory of MEMOIR: a matrix beside a down-projection, read through masks of its inputs.
+
+Axis names: ``b`` -- rows; ``t`` -- positions; ``m`` -- stored masks; ``k`` -- inputs in a mask;
+``c`` -- inputs that an edit has written to; ``d_in``/``d_out`` -- width of the projection.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightning_edit.editors.memory.base import Memory
+from lightning_edit.edits.delta import Delta
+from lightning_edit.functional.top_hash import overlaps
+from lightning_edit.inference.model_call import ModelCall
+from lightning_edit.inference.module_adapter import ModuleAdapter
+
+#: Name of the decision.
+_NAME = "residual_memory"
+
+
+@dataclass
+class ResidualMemory(Memory):
+    """What the edits in force have written, and the masks through which it is read.
+
+    Args:
+        shape: Shape (d_out, d_in) of the projection.
+        matrix: The memory, in float64, so that sums are those of a rebuild.
+        masks: Stored masks, (m, k); each once.
+    """
+
+    shape: tuple[int, int]
+    matrix: Float[Tensor, "d_out d_in"] = field(init=False)
+    masks: list[Int[Tensor, " k"]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.matrix = torch.zeros(self.shape, dtype=torch.float64)
+        self._known: set[tuple[int, ...]] = set()
+
+    def add(self, delta: Delta) -> None:
+        """Add what an edit has written, and its masks.
+
+        Args:
+            delta: An edit with ``columns``, ``values`` and ``masks``, one row per request; -1 fills
+                up rows.
+        """
+        state = delta.state
+        for columns, values, masks in zip(
+            state["columns"], state["values"], state["masks"], strict=True
+        ):
+            count = int((columns >= 0).sum())
+            written = values[:, :count].to("cpu", torch.float64)
+            self.matrix = self.matrix.index_add(1, columns[:count].long().cpu(), written)
+            for mask in masks[masks[:, 0] >= 0].long().cpu():
+                key = tuple(mask.tolist())
+                if key not in self._known:
+                    self._known.add(key)
+                    self.masks.append(mask)
+
+
+class ResidualMemoryAdapter(ModuleAdapter):
+    """Adds what a residual memory holds under the stored mask that a prompt's own is most like.
+
+    Args:
+        memory: The memory, of which it keeps a copy.
+        hash_of: Returns the masks of prompts from the mean of their inputs.
+        threshold: Smallest overlap at which a prompt reads the memory, τ.
+    """
+
+    by_prompt = True
+
+    def __init__(
+        self, memory: ResidualMemory, hash_of: Callable[[Tensor], Tensor], threshold: float
+    ) -> None:
+        self.matrix = memory.matrix.float()
+        self.masks = torch.stack(memory.masks)
+        self.hash_of = hash_of
+        self.threshold = threshold
+
+    def choose(self, features: Float[Tensor, "b d_in"]) -> Int[Tensor, " b"]:
+        """Return the stored mask that each prompt reads with, -1 for none.
+
+        Args:
+            features: Mean over the tokens of each prompt.
+        """
+        stored = self.masks.to(features.device)
+        share = overlaps(self.hash_of(features), stored, features.shape[1])
+        best, mask = share.max(1)
+        return torch.where(best >= self.threshold, mask, -1)
+
+    def act(self, hidden: Tensor, output: Tensor, call: ModelCall | None) -> Tensor:
+        """Return the output, with the memory's part in the rows that read it."""
+        assert call is not None
+        chosen = call.decide(_NAME, lambda: self.choose(call.prompt_mean(hidden.float())))
+        found = output
+        for number in sorted(set(chosen.tolist()) - {-1}):
+            rows = (chosen == number).nonzero().squeeze(1)
+            mask = self.masks[number].to(hidden.device)
+            part = self.matrix.to(hidden.device)[:, mask]
+            new = output[rows] + hidden[rows][..., mask].to(part.dtype) @ part.mT
+            found = found.index_copy(0, rows, new.to(output.dtype))
+        return found

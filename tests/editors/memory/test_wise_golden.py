@@ -1,0 +1,83 @@
+"""WISE against EasyEdit's own runs: the side matrix, and what the model then says."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_edit.editors.memory.wise import WISE
+from lightning_edit.edits.delta import Delta
+from tests.editors.golden import Golden, golden, model, relative, tokenizer
+from tests.editors.memory.golden_answers import log_probability, stored
+from tests.editors.memory.published_wise import MARGINS, PublishedWise
+
+modes = pytest.mark.parametrize("mode", ["single", pytest.param("seq10", marks=pytest.mark.slow)])
+
+
+def begin(mode: str, steps: int = 40) -> tuple[Golden, Any, PublishedWise, WISE]:
+    example = golden(f"EasyEdit-WISE/tiny-gpt2/{mode}")
+    bound, tok = model(example.model_name), tokenizer(example.model_name)
+    published = PublishedWise(example, bound, tok)
+    editor = WISE(
+        layer=4,
+        projection="up",
+        steps=steps,
+        margins=MARGINS,
+        act_ratio=0.8,
+        activation="outputs",
+        templates=[],
+    )
+    published.install(editor)
+    return example, bound, published, editor.bind(bound, tok)  # type: ignore[return-value]
+
+
+def change_of(editor: WISE, deltas: Any) -> torch.Tensor:
+    return editor.memory_of(deltas).shards[0].update
+
+
+def test_steps_are_those_of_the_published_code() -> None:
+    example, bound, published, editor = begin("single", 6)
+    weight = published.layer.weight.detach()
+    theirs = (published.train(example.requests, 6) - weight).T
+    handle = editor.edit_model(bound, tokenizer(example.model_name), example.requests)
+    assert relative(change_of(editor, handle.ledger.in_force), theirs) < 1e-4
+
+
+@pytest.mark.slow
+@modes
+def test_a_whole_run_is_that_of_the_published_code(mode: str) -> None:
+    example, bound, published, editor = begin(mode)
+    theirs = example.tensors["wise.new_weight"]
+    # The same operations in the same order, so that rows, loss and steps are known to be right.
+    assert relative(published.train(example.requests, 40), theirs) < 1e-4
+    assert published.lowest == pytest.approx(LOWEST[mode], abs=1e-2)
+    handle = editor.edit_model(bound, tokenizer(example.model_name), example.requests)
+    ours = change_of(editor, handle.ledger.in_force)
+    # The published code itself is 3.5e-3 away from its own float64 run after one edit: steps of
+    # SGD with a rate of 1 and hinges that switch on and off.
+    apart = relative(ours, (theirs - example.tensors["wise.original_weight"]).T)
+    assert apart < (2e-2 if mode == "single" else 0.2)
+
+
+@modes
+def test_a_stored_side_matrix_is_read_as_the_published_code_reads_it(mode: str) -> None:
+    example, bound, _, editor = begin(mode)
+    update = (example.tensors["wise.new_weight"] - example.tensors["wise.original_weight"]).T
+    state = {
+        "values": update.reshape(1, -1),
+        "shard": torch.tensor([0]),
+        "activation": torch.tensor([LOWEST[mode]]),
+    }
+    editor.runtime().install([Delta(("0",), state=state)])
+    tok = tokenizer(example.model_name)
+    asked = list(stored(example, "post"))
+    for prompt, answer, expected in asked:
+        # It averages over the answer as well, so all of the text is the prompt.
+        whole = len(tok(f"{prompt} {answer}").input_ids) - 1
+        found = log_probability(bound, tok, prompt, answer, whole)
+        assert found == pytest.approx(expected, abs=1e-3)
+    assert asked != list(stored(example, "pre"))
+
+
+#: Lowest activation of the run's edits; the stored run keeps none, so this is `published.lowest`.
+LOWEST = {"single": 24.963, "seq10": 21.0}
