@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.module_runtime import ModuleRuntime, PromptDecisionResponder
 from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.inference.answers import AnswerRows
 from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.model_call import ModelCall
@@ -54,8 +55,18 @@ class MemoryEditor(Editor, Generic[M], family=True):
     def on_bind(self) -> None:
         """Prepare the runtime; nothing is put on the model before there is an edit."""
         self._runtime = ModuleRuntime(self.language_model, self._adapters)
+        self._in_force: Sequence[Delta] = ()
         self._members: list[Delta] = []
         self._memory = self.empty_memory()
+
+    def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
+        """Follow the list of edits in force, on top of which the next edit is learnt.
+
+        Args:
+            in_force: Deltas in force, a live view.
+            change: What has just changed.
+        """
+        self._in_force = in_force
 
     @abstractmethod
     def empty_memory(self) -> M:
@@ -88,7 +99,7 @@ class MemoryEditor(Editor, Generic[M], family=True):
             A delta with state, which acts at run time.
         """
         parts = [batch] if self.batched else batch.split()
-        earlier: list[Delta] = list(self.edits_in_force)
+        earlier: list[Delta] = list(self._in_force)
         found: list[Delta] = []
         with torch.inference_mode(False), torch.enable_grad(), self.stage("search"), self._bare():
             for part in parts:
