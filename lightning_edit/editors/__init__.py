@@ -17,6 +17,10 @@ from lightning_edit.editors.locate.nse import NSE
 from lightning_edit.editors.locate.pmet import PMET
 from lightning_edit.editors.locate.r_rome import RROME
 from lightning_edit.editors.locate.rome import ROME
+from lightning_edit.editors.memory.grace import GRACE
+from lightning_edit.editors.memory.melo import MELO
+from lightning_edit.editors.memory.memoir import MEMOIR
+from lightning_edit.editors.memory.wise import WISE
 from lightning_edit.editors.neurons.calinet import CaliNet
 from lightning_edit.editors.neurons.kn import KN
 from lightning_edit.editors.neurons.t_patcher import TPatcher
@@ -39,12 +43,15 @@ __all__ = [
     "FT",
     "FTL",
     "FTM",
+    "GRACE",
     "ICE",
     "IKE",
     "KE",
     "KN",
     "LTI",
+    "MELO",
     "MEMIT",
+    "MEMOIR",
     "MEND",
     "NSE",
     "PMET",
@@ -55,6 +62,7 @@ __all__ = [
     "RROME",
     "SERAC",
     "SIR",
+    "WISE",
     "AlphaEdit",
     "CaliNet",
     "Editor",

@@ -1,6 +1,6 @@
-"""GRACE: Hartvigsen et al., Aging with GRACE: Lifelong Model Editing with Discrete Key-Value ...
+"""GRACE: Hartvigsen et al., Aging with GRACE: Lifelong Model Editing, NeurIPS 2023.
 
-... Adaptors, NeurIPS 2023, arXiv 2211.11031.
+Discrete key-value adaptors, arXiv 2211.11031.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ from lightning_edit.types import EditBatch, Encoded
 
 
 class GRACE(MemoryEditor[Codebook]):
-    """GRACE: a codebook of keys, radii and values at one MLP projection; weights stay as they are.
+    """GRACE: a codebook of keys and values at one MLP projection; weights stay as they are.
 
     The key of an edit is the projection's input at the prompt's last token, its value what the
     projection returns there instead, learnt by gradient descent on the answer. A prompt whose own
@@ -225,8 +225,11 @@ class GRACE(MemoryEditor[Codebook]):
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return the default block, deep as in EasyEdit's Llama 2 (27 of 32)."""
-        return [round(27 / 31 * (num_blocks - 1))]
+        """Return the default block, deep as in EasyEdit's Llama 2 (27 of 32).
+
+        Never the last: a value at the prompt's last token would reach only the answer's first.
+        """
+        return [max(0, min(round(27 / 31 * (num_blocks - 1)), num_blocks - 2))]
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
