@@ -24,7 +24,9 @@ def test_overlaps_are_shares_of_a_mask() -> None:
 def edit(name: str, columns: list[int], value: float, masks: list[list[int]]) -> Delta:
     state = {
         "columns": torch.tensor([[*columns, -1]]),
-        "values": torch.cat([torch.full((1, 2, len(columns)), value), torch.full((1, 2, 1), -1)], 2),
+        "values": torch.cat(
+            [torch.full((1, 2, len(columns)), value), torch.full((1, 2, 1), -1)], 2
+        ),
         "masks": torch.tensor([[*masks, [-1, -1]]]),
     }
     return Delta((name,), state=state)
