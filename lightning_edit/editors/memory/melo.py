@@ -134,8 +134,8 @@ class MELO(MemoryEditor[NeuronIndex]):
         """
         if not self.lora_layers or min(self.lora_layers) <= self.index_block:
             raise ArchitectureError(
-                "MELO decides at an index block and acts in blocks above it, but the index is block "
-                f"{self.index_block} and LoRA is in {self.lora_layers} of "
+                "MELO decides at an index block and acts in blocks above it, but the index is in "
+                f"block {self.index_block} and LoRA in {self.lora_layers} of "
                 f"{self.view.num_blocks} blocks; give index_layer and layers, or a deeper model"
             )
         super().on_bind()

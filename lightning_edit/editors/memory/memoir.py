@@ -174,15 +174,15 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         rows = self._rows(part.requests[0], part.seed)
         with self.stage("keys"):
             masks = self.hash_of(self._features([prompt for prompt, _ in rows]))
-        columns, places = masks.flatten().unique(return_inverse=True)
+        columns, places = torch.unique(masks, return_inverse=True)
         selected = torch.zeros(len(rows), len(columns), device=masks.device)
-        selected.scatter_(1, places.view(masks.shape), 1.0)
+        selected.scatter_(1, places, 1.0)
         before = memory.matrix[:, columns.cpu()].float().to(masks.device)
         after, losses = self._train(rows, before, columns, selected)
         state = {
             "columns": columns[None].int(),
             "values": (after - before)[None],
-            "masks": masks.unique(dim=0)[None].int(),
+            "masks": torch.unique(masks, dim=0)[None].int(),
         }
         return Delta(part.ids, state=state, info={"loss": losses[-1], "steps": len(losses)})
 
