@@ -145,6 +145,10 @@ def events(results: Mapping[str, Any]) -> Iterator[str]:
     for row in results.get("events", ()):
         event = row["event"]
         edits = ", ".join(event["edits"][:3]) + (" …" if len(event["edits"]) > 3 else "")
-        did = {"rollback": f"took back {edits}", "refuse": f"refused {edits}"}
+        did = {
+            "rollback": f"took back {edits}",
+            "refuse": f"refused {edits}",
+            "skip": f"left out {edits}",
+        }
         what = did.get(event["action"], "ended the run")
         yield f"{row['by']} {what} after {row['after']} edits: {event['reason']}"

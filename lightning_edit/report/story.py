@@ -218,6 +218,7 @@ def warnings(run: Run) -> list[str]:
             "rollback": f"took back {ids}",
             "refuse": f"refused {ids}",
             "stop": "stopped the run",
+            "skip": f"left out {ids}",
         }
         action = did.get(event["action"], event["action"])
         found.append(f"After {row['after']} edits {row['by']} {action}: {event.get('reason')}.")

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -74,6 +75,7 @@ class EditSession(MeasurementDriver):
         evaluation: Evaluation that scores the probes.
         resume: Whether to continue an unfinished run in ``folder``.
         transaction: Conditions that a commit must meet, else it is dropped.
+        only_wrong: Whether a case whose answers are generated already is left out.
 
     Raises:
         ConfigError: If the run does not score what the conditions need.
@@ -88,6 +90,7 @@ class EditSession(MeasurementDriver):
         evaluation: Evaluation,
         resume: bool = False,
         transaction: Transaction | None = None,
+        only_wrong: bool = False,
     ) -> None:
         super().__init__()
         self.transaction = transaction or Transaction()
@@ -101,6 +104,7 @@ class EditSession(MeasurementDriver):
         self.folder = folder
         self.evaluation = evaluation
         self.resume = resume
+        self.only_wrong = only_wrong
         self.seconds = {"edit": 0.0, "edit_cpu": 0.0, "evaluate": 0.0}
         self.rows = RowFile(folder.cases)
         self.measures = MeasurementLog(folder)
@@ -223,8 +227,29 @@ class EditSession(MeasurementDriver):
 
     def _write(self, batch: EditBatch) -> None:
         """Find and commit edits that stay in force."""
-        for part, delta in self._finding.over(find(self.editor, batch)):
+        wrong = self._still_wrong(batch) if self.only_wrong else batch
+        if wrong is None:
+            return
+        for part, delta in self._finding.over(find(self.editor, wrong)):
             self._commit(delta, part.requests)
+
+    def _still_wrong(self, batch: EditBatch) -> EditBatch | None:
+        """Leave out the cases that the model answers right now, and note them; ``None``: all."""
+        with self._timer("evaluate"):
+            bare = [replace(request, rephrases=(), probes=()) for request in batch.requests]
+            scores = self.evaluation.scores(bare)
+        right = {score.edit_id for score in scores if score.right_gen == 1.0}
+        cases = batch.cases()
+        wrong = [case for case in cases if not right.issuperset(case.ids)]
+        left_out = [name for case in cases if right.issuperset(case.ids) for name in case.ids]
+        if left_out:
+            event = {"action": "skip", "edits": left_out, "reason": "answered right already"}
+            self.measures.note(type(self).__name__, self._edits_done, event)
+            self._edits_done += len(left_out)
+        if not wrong:
+            return None
+        requests = tuple(request for case in wrong for request in case.requests)
+        return EditBatch(requests, tuple(e for case in wrong for e in case.encoded), batch.seed)
 
     def _write_alone(self, batch: EditBatch) -> None:
         """Find, commit, evaluate and undo each case of a batch (``single``)."""

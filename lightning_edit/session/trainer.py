@@ -110,6 +110,7 @@ class EditTrainer(pl.Trainer):
         judge: JudgeLike = "answer_first",
         max_new_tokens: int | None = None,
         transaction: Transaction = _NO_CONDITIONS,
+        only_wrong: bool = False,
     ) -> RunResults:
         """Write a stream of edits into the editor's language model and evaluate each point.
 
@@ -136,11 +137,15 @@ class EditTrainer(pl.Trainer):
                 probe its longest accepted answer plus 8, rounded up to a multiple of 8.
             transaction: Conditions of every commit; an edit that misses one is dropped, and the
                 stream goes on.
+            only_wrong: Leave out a request, or case, that the model answers right when its turn
+                comes, as in GRACE's paper; sequential or batch, with gen among the modes. What was
+                left out is an event of results.json.
 
         Returns:
             The results, as in results.json.
 
         Raises:
+            ConfigError: If only_wrong is asked for without generated answers, or of single.
             TypeError: If the model is not an editor, or the data not a data module of edits.
             LedgerError: If the folder holds another run.
             RunLockedError: If another process writes the folder.
@@ -154,6 +159,11 @@ class EditTrainer(pl.Trainer):
             raise ConfigError(
                 f"edit runs in one process, but the Trainer was given {self.world_size}; use "
                 "--trainer.devices 1, and start one run per device to edit independent streams"
+            )
+        if only_wrong and (protocol == "single" or "gen" not in modes):
+            raise ConfigError(
+                "only_wrong leaves out what is answered right by then, so it needs the protocol "
+                f"sequential or batch and gen among the modes, got {protocol} and {list(modes)}"
             )
         begin = time.perf_counter()
         datamodule.prepare_data()
@@ -182,6 +192,7 @@ class EditTrainer(pl.Trainer):
                 evaluation,
                 resume=ckpt_path is not None,
                 transaction=transaction,
+                only_wrong=only_wrong,
             )
             _say_what_is_pristine(model, session.ledger, folder)
             self._prepare_for(session, checkpoint_every)
