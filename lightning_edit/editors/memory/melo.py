@@ -72,7 +72,7 @@ class MELO(MemoryEditor[NeuronIndex]):
         rank: int = 2,
         scale: float = 20.0,
         radius: float | None = None,
-        radius_share: float = 0.1,
+        radius_share: float = 0.3,
         steps: int = 50,
         lr: float = 1e-2,
         decay_every: int = 20,
