@@ -20,6 +20,7 @@ from torch import Tensor
 
 import lightning_edit
 from lightning_edit.editors import ICE, IKE, RAG, CaliNet, MeLLo, MemPrompt, TPatcher
+from lightning_edit.editors import GRACE, ICE, IKE, MELO, MEMOIR, RAG, WISE, MeLLo, MemPrompt
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.routing.serac import SERAC
 from lightning_edit.edits.delta import Delta
@@ -82,6 +83,23 @@ CASES: dict[str, Case] = {
     "Book": Case(lambda m, t: Book().bind(m, t), families=("gpt2", "llama", "gemma2")),
     "Neurons": Case(
         lambda m, t: Neurons().bind(m, t), families=("llama", "gpt2"), scoped=False, by_prompt=False
+    ),
+    "GRACE": Case(lambda m, t: GRACE(layer=1, steps=20, radius=0.5).bind(m, t), ("llama", "gpt2")),
+    "WISE": Case(
+        lambda m, t: WISE(1, steps=20, lr=0.1, margins=(0.5, 4.0, 3.0), templates=[]).bind(m, t),
+        families=("llama", "gpt2"),
+        scoped=False,  # a random model has no room for several edits in one side matrix
+        undo_leaves="edits that stay keep what they learnt beside the one that is undone",
+    ),
+    "MEMOIR": Case(
+        lambda m, t: MEMOIR(1, steps=20, templates=[], threshold=0.9).bind(m, t),
+        families=("gpt2", "llama"),
+        scoped=False,  # nor its prompts features that tell them apart
+        undo_leaves="edits that stay keep what they learnt beside the one that is undone",
+    ),
+    "MELO": Case(
+        lambda m, t: MELO(0, layers=[1, 2], rank=8, steps=20, radius_share=0.05).bind(m, t),
+        families=("gpt2", "llama"),
     ),
     "RAG": Case(lambda m, t: RAG(k=1).bind(m, t), ("gpt2",), scoped=False, in_modules=False),
     "ICE": Case(lambda m, t: ICE(newest=1).bind(m, t), ("llama",), scoped=False, in_modules=False),
