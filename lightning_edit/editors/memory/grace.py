@@ -67,8 +67,8 @@ class GRACE(MemoryEditor[Codebook]):
         An undo in the middle is an undo of the key: radii are fitted again without it. A value that
         an edit learnt from that of an earlier one with the same answer keeps this beginning. An
         edit of the very prompt of an earlier one takes its place; in the authors' code its radius
-        would be zero, and rounding would decide which of the two answers.
-        A token that is replaced is the prompt's own, so a decision is kept for the whole answer.
+        would be zero, and rounding would decide which of the two answers. A token that is replaced
+        is the prompt's own, so a decision is kept for the whole answer.
     """
 
     def __init__(

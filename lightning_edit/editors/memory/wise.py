@@ -110,7 +110,9 @@ class WISE(MemoryEditor[SideMemory]):
         An edit trains on top of those before it in its shard, as fine-tuning does, and stores its
         own change of the shard's cells. Undoing the last edit is exact; undoing another takes its
         change out of the sum, while later ones keep what they learnt beside it. The shard of a new
-        edit is the number of edits in force, divided by the size of a shard.
+        edit is the number of edits in force, divided by the size of a shard. On the embedded model
+        the published rate of 1.0 overwrites: of 20 facts in a sequence 11 were there at the end; a
+        rate of 0.3 keeps neighbours better and reaches fewer rewordings.
     """
 
     def __init__(
