@@ -13,6 +13,8 @@ _NAMES: dict[str, str] = {
     "LocalityCallback MeasurementCallback OverfittingCallback PortabilityCallback ReportCallback "
     "RippleCallback RobustnessCallback",
     "datamodules": "AtlasDataModule CounterFactDataModule EditDataModule FileDataModule "
+    "InstructedDataModule JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule "
+    "RippleEditsDataModule ZsREDataModule",
     "editors": "AlphaEdit CaliNet D4S EMMET ENCORE Editor FT FTL FTM GRACE ICE IKE InstructEdit KE "
     "KN LTI LoRAEdit LocFTBF MELO MEMIT MEMOIR MEND MeLLo MemPrompt NSE OneLI PMET PRUNE "
     "RAG RECT ROME RROME SERAC SIR TPatcher UltraEdit WISE",

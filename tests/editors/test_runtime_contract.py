@@ -19,8 +19,19 @@ import torch
 from torch import Tensor
 
 import lightning_edit
-from lightning_edit.editors import ICE, IKE, RAG, CaliNet, MeLLo, MemPrompt, TPatcher
-from lightning_edit.editors import GRACE, ICE, IKE, MELO, MEMOIR, RAG, WISE, MeLLo, MemPrompt
+from lightning_edit.editors import (
+    GRACE,
+    ICE,
+    IKE,
+    MELO,
+    MEMOIR,
+    RAG,
+    WISE,
+    CaliNet,
+    MeLLo,
+    MemPrompt,
+    TPatcher,
+)
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.routing.serac import SERAC
 from lightning_edit.edits.delta import Delta
