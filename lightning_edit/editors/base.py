@@ -10,7 +10,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from lightning_edit.editors.checks import require_finite_arguments, require_finite_weights
+from lightning_edit.editors.checks import (
+    require_finite_arguments,
+    require_finite_weights,
+    require_nothing_in_force,
+)
 from lightning_edit.editors.history_hooks import HistoryHooks
 from lightning_edit.editors.hypernetwork.checkpoint import EditorCheckpoint
 from lightning_edit.editors.loop_steps import LoopSteps
@@ -130,9 +134,11 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
             ArchitectureError: If the editor cannot edit this kind of model.
             ConfigError: If an argument of the editor is not finite, or it cannot write one edit for
                 chat and plain text.
+            LedgerError: If its edits act at run time and some are in force.
             NotFiniteError: If a weight of the model is not finite.
         """
         self.check_arguments()
+        require_nothing_in_force(self)
         view = resolve(model)
         kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
         if kind not in self.architectures:

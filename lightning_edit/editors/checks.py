@@ -1,4 +1,4 @@
-"""Checks before an edit: finite arguments of the editor, finite weights of the model."""
+"""Checks before an edit: finite arguments and weights, no edits that would be dropped."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_edit.exceptions import ConfigError, NotFiniteError
+from lightning_edit.exceptions import ConfigError, LedgerError, NotFiniteError
 
 
 def require_finite_arguments(editor: Any) -> None:
@@ -30,6 +30,29 @@ def require_finite_arguments(editor: Any) -> None:
                 raise ConfigError(
                     f"{setting} of {type(editor).__name__} is {number}; give a finite number"
                 )
+
+
+def require_nothing_in_force(editor: Any) -> None:
+    """Check that an editor which acts at run time has no edits in force that would be dropped.
+
+    What acts is built from one list of edits: that of the newest binding, handle or run.
+
+    Args:
+        editor: The editor, with ``last_ledger``.
+
+    Raises:
+        LedgerError: If it has.
+    """
+    ledger = editor.last_ledger
+    if editor.edits_weights or ledger is None or not ledger.request_ids:
+        return
+    ids = ledger.request_ids
+    raise LedgerError(
+        f"this {type(editor).__name__} has {len(ids)} edits in force ({', '.join(ids[:4])}"
+        f"{', …' if len(ids) > 4 else ''}), which act at run time and would be dropped; go on with "
+        "their handle (`edited.edit(...)`), undo them first, or make another editor object for "
+        "another model"
+    )
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -6,8 +6,16 @@ from typing import ClassVar
 from torch import nn
 
 from lightning_edit.edits.delta import Delta
+from lightning_edit.exceptions import LedgerError
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.module_adapter import ModuleAdapter, attach
+
+#: Attribute of a model that says whose adapters are attached to it.
+_OWNER = "_lightning_edit_runtime"
+
+
+class _Owner:
+    """Stands for a runtime; in a copy of the model, for none that can detach."""
 
 
 class ModuleRuntime:
@@ -29,20 +37,33 @@ class ModuleRuntime:
         self.build = build
         self.adapters: Mapping[str, ModuleAdapter] = {}
         self._detach: Callable[[], None] | None = None
+        self._owner = _Owner()
 
     def install(self, in_force: Sequence[Delta]) -> None:
         """Attach the adapters of these edits in place of those that are attached.
 
         Args:
             in_force: Deltas, in the order of their commits; empty: nothing is left on the model.
+
+        Raises:
+            LedgerError: If the model has edits of another editor or handle in force.
         """
+        owner = vars(self.model).get(_OWNER)
+        if len(in_force) and owner is not None and owner is not self._owner:
+            raise LedgerError(
+                f"{type(self.model).__name__} has edits of another editor or handle in force that "
+                "act at run time, and two would hide each other; undo those first, or edit further "
+                "with their handle"
+            )
         adapters = self.build(in_force) if len(in_force) else {}  # before anything changes
         if self._detach is not None:
             self._detach()
             self._detach = None
+            del vars(self.model)[_OWNER]
         self.adapters = adapters
         if adapters:
             self._detach = attach(self.model, adapters)
+            vars(self.model)[_OWNER] = self._owner
 
 
 class PromptDecisionResponder(ModelResponder):

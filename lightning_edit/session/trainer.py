@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, RichProgr
 from lightning_edit.callbacks.schedule import publish
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.checks import require_nothing_in_force
 from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
@@ -165,6 +166,7 @@ class EditTrainer(pl.Trainer):
                 "only_wrong leaves out what is answered right by then, so it needs the protocol "
                 f"sequential or batch and gen among the modes, got {protocol} and {list(modes)}"
             )
+        require_nothing_in_force(model)
         begin = time.perf_counter()
         datamodule.prepare_data()
         datamodule.setup("edit")

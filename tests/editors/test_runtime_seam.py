@@ -9,6 +9,7 @@ import torch
 
 import lightning_edit
 from lightning_edit.cli.export import main
+from lightning_edit.editors import GRACE, MEMOIR
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.evaluation.scorer import Scorer, evaluate
@@ -16,6 +17,7 @@ from lightning_edit.exceptions import ExportError, LedgerError
 from lightning_edit.export.write import export
 from lightning_edit.inference.responder import Statement
 from lightning_edit.session.trainer import EditTrainer
+from lightning_edit.types import EditRequest
 from tests.editors.runtime_toys import Book, Sorter, Told
 from tests.models.tiny import build_tiny, build_tokenizer
 from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
@@ -154,3 +156,39 @@ def test_a_run_of_weights_has_no_run_time_export(tmp_path: Path) -> None:
     assert not (tmp_path / "editor").exists()
     with pytest.raises(ExportError, match="changes weights"):
         export(tmp_path, "runtime")
+
+
+FACTS = [
+    EditRequest("a", "The capital of France is", "Lyon", "France"),
+    EditRequest("b", "Marseille lies in", "Italy", "Marseille"),
+]
+
+
+def test_edits_in_force_are_never_dropped_by_another_binding_handle_or_run(tmp_path: Path) -> None:
+    model, tokenizer = build_tiny("gpt2"), build_tokenizer(bos=True)
+    editor = Book()
+    handle = editor.edit_model(model, tokenizer, FACTS[:1])
+    before = handle.generate(FACTS[0].prompt, 4)
+    with pytest.raises(LedgerError, match=r"has 1 edits in force \(a\), which act at run time"):
+        editor.edit_model(model, tokenizer, FACTS[1:])
+    trainer = EditTrainer(logger=False, enable_progress_bar=False)
+    with pytest.raises(LedgerError, match="go on with their handle"):
+        trainer.edit(editor, ToyData(2), run=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    assert handle.generate(FACTS[0].prompt, 4) == before
+    handle.undo()
+    again = editor.edit_model(model, tokenizer, FACTS[:1])
+    assert again.generate(FACTS[0].prompt, 4) == before
+
+
+def test_two_editors_cannot_hide_each_others_adapters() -> None:
+    model, tokenizer = build_tiny("llama"), build_tokenizer(bos=True)
+    first = GRACE(steps=5, radius=2.0).edit_model(model, tokenizer, FACTS[0])
+    said = first.generate(FACTS[0].prompt, 4)
+    with pytest.raises(LedgerError, match="two would hide each other"):
+        MEMOIR(steps=2).edit_model(model, tokenizer, FACTS[1])
+    assert first.generate(FACTS[0].prompt, 4) == said
+    first.undo()
+    GRACE(steps=5).edit_model(model, tokenizer, FACTS[1]).undo()
+    assert [type(m) for m in model.modules()] == [type(m) for m in build_tiny("llama").modules()]
+    assert not any("lightning_edit_runtime" in name for name in vars(model))
