@@ -15,9 +15,10 @@ _NAMES: dict[str, str] = {
     "datamodules": "AtlasDataModule CounterFactDataModule EditDataModule FileDataModule "
     "InstructedDataModule JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule "
     "RippleEditsDataModule ZsREDataModule",
-    "editors": "AlphaEdit CaliNet D4S EMMET ENCORE Editor FT FTL FTM GRACE ICE IKE InstructEdit KE "
-    "KN LTI LoRAEdit LocFTBF MELO MEMIT MEMOIR MEND MeLLo MemPrompt NSE OneLI PMET PRUNE "
-    "RAG RECT ROME RROME SERAC SIR TPatcher UltraEdit WISE",
+    "editors": "AlphaEdit CaliNet D4S EMMET ENCORE Editor FT FTL FTM GRACE ICE IKE "
+    "InstructEdit KE KN LTI LoRAEdit LocFTBF MALMEN MELO MEMIT MEMOIR MEND MeLLo "
+    "MemPrompt NSE OneLI PMET PRUNE RAG RECT RLEdit ROME RROME SERAC SIR TPatcher "
+    "UltraEdit WISE",
     "edits.delta": "Delta",
     "edits.edited_model": "EditedModel",
     "edits.ledger": "Ledger",

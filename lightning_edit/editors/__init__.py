@@ -7,7 +7,9 @@ from lightning_edit.editors.gradient.lora import LoRAEdit
 from lightning_edit.editors.gradient.ultraedit import UltraEdit
 from lightning_edit.editors.hypernetwork.instructedit import InstructEdit
 from lightning_edit.editors.hypernetwork.ke import KE
+from lightning_edit.editors.hypernetwork.malmen import MALMEN
 from lightning_edit.editors.hypernetwork.mend import MEND
+from lightning_edit.editors.hypernetwork.rledit import RLEdit
 from lightning_edit.editors.locate.alphaedit import AlphaEdit
 from lightning_edit.editors.locate.d4s import D4S
 from lightning_edit.editors.locate.emmet import EMMET
@@ -50,6 +52,7 @@ __all__ = [
     "KN",
     "LTI",
     "MELO",
+    "MALMEN",
     "MEMIT",
     "MEMOIR",
     "MEND",
@@ -72,6 +75,7 @@ __all__ = [
     "MeLLo",
     "MemPrompt",
     "OneLI",
+    "RLEdit",
     "TPatcher",
     "UltraEdit",
 ]

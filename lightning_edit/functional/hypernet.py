@@ -58,11 +58,13 @@ def merge_moments(
     """
     new = rows.shape[0]
     total = count + new
+    # Divided in the rows' dtype: integers would be divided in single precision.
+    share = new / total.to(rows.dtype)
     rows_mean = rows.mean(0)
     difference = rows_mean - mean
     within = (rows - rows_mean).square().sum(0)
-    between = difference.square() * (count * new / total)
-    return total, mean + difference * (new / total), squares + within + between
+    between = difference.square() * (count.to(rows.dtype) * share)
+    return total, mean + difference * share, squares + within + between
 
 
 def residual_block(
@@ -101,7 +103,10 @@ def drift_kl(before: Float[Tensor, "a v"], after: Float[Tensor, "a v"]) -> Float
         before: Logits of the unedited model.
         after: Logits of the edited model at the same positions.
     """
-    old, new = before.float().log_softmax(-1), after.float().log_softmax(-1)
+    old, new = (
+        logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        for logits in (before, after)
+    )
     return nn.functional.kl_div(new, old, log_target=True, reduction="sum") / before.shape[0]
 
 

@@ -5,7 +5,7 @@ all rows, row after row; ``d``, ``d_in``, ``d_out`` -- width of the hidden state
 and of its output.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +43,10 @@ class AnswerFactors:
 
 
 def answer_factors(
-    view: ModelView, rows: Sequence[AnswerRow], modules: Sequence[str]
+    view: ModelView,
+    rows: Sequence[AnswerRow],
+    modules: Sequence[str],
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> AnswerFactors:
     r"""Return each row's loss and, per layer, its gradient factors at the answer tokens.
 
@@ -55,6 +58,7 @@ def answer_factors(
         view: A decoder-only language model; its weights may be frozen.
         rows: Token ids of prompts and answers, none of them empty.
         modules: Dotted names of linear layers.
+        parameters: Values that replace the model's parameters, by name.
     """
     zeros: dict[str, Tensor] = {}
 
@@ -71,8 +75,9 @@ def answer_factors(
             hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
             stack.enter_context(hook)
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+        places = (batch.rows, batch.positions)
         with telling(model, batch.prompt_ends):
-            logits = wide(logits_at(model, inputs, (batch.rows, batch.positions)))
+            logits = wide(logits_at(model, inputs, places, parameters))
         nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
         losses = batch.per_row(nll)
         gradients = torch.autograd.grad(losses.sum(), [zeros[name] for name in modules])

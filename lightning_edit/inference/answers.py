@@ -290,6 +290,7 @@ def token_factors(
     modules: Sequence[str],
     device: torch.device | str = "cpu",
     each: bool = False,
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> tuple[float, dict[str, tuple[Float[Tensor, "b t d_in"], Float[Tensor, "b t d_out"]]]]:
     r"""Return the answers' loss and, per layer, its gradient factors at every token.
 
@@ -306,6 +307,7 @@ def token_factors(
         device: Device of the model's inputs.
         each: Take the gradient of each row's own mean loss, as in a batch of one, instead of the
             mean over the answer tokens of all rows.
+        parameters: Values that replace the model's parameters, by name.
 
     Returns:
         The mean loss in nats, and by module name inputs and output gradients of every position
@@ -323,7 +325,7 @@ def token_factors(
             hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
             stack.enter_context(hook)
         batch = AnswerRows.of(model, rows, device)
-        logits = wide(_logits(model, batch, {}))
+        logits = wide(_logits(model, batch, parameters or {}))
         nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
         loss = batch.per_row(nll).sum() if each else nll.mean()
         gradients = torch.autograd.grad(loss, [zeros[name] for name in modules])

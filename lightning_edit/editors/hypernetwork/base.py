@@ -28,6 +28,7 @@ from lightning_edit.editors.hypernetwork.meta_batch import (
     MetaBatchCollate,
     MetaBatchSampler,
 )
+from lightning_edit.editors.hypernetwork.scoring import EditedReader, OwnedRow
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.hypernet import drift_kl
@@ -346,7 +347,7 @@ class HypernetworkEditor(Editor, family=True):
         return terms["loss"]
 
     def logits_after(
-        self, edits: EditBatch, rows: Sequence[tuple[int, AnswerRow]], learn: bool = False
+        self, edits: EditBatch, rows: Sequence[OwnedRow], learn: bool = False
     ) -> tuple[AnswerRows, Float[Tensor, "a v"]]:
         """Return the edited model's logits at the answer tokens of some rows.
 
@@ -358,13 +359,32 @@ class HypernetworkEditor(Editor, family=True):
         Returns:
             The padded rows, and the logits with their autograd graph.
         """
-        batch = self.rows(rows)
+        return self.edited(edits, learn)(rows)
+
+    def edited(self, edits: EditBatch, learn: bool = False) -> EditedReader:
+        """Predict the update of a batch, and return a reader of the edited model's logits.
+
+        Args:
+            edits: The edits; written together or each alone, see :attr:`together`.
+            learn: Whether this is a training step.
+        """
+        model = self.language_model
         if self.together or len(edits) == 1:
             patched = patched_parameters(self.weights, self.propose(edits, learn))
-            return batch, answer_logits(self.language_model, batch, patched)
+
+            def read(rows: Sequence[OwnedRow]) -> tuple[AnswerRows, Tensor]:
+                batch = self.rows(rows)
+                return batch, answer_logits(model, batch, patched)
+
+            return read
         changes = stacked_factors(self.weights, self.propose_each(edits, learn))
-        numbers = torch.tensor([number for number, _ in rows], device=batch.ids.device)
-        return batch, answer_logits_each(self.language_model, batch, changes, numbers)
+
+        def read_each(rows: Sequence[OwnedRow]) -> tuple[AnswerRows, Tensor]:
+            batch = self.rows(rows)
+            numbers = torch.tensor([number for number, _ in rows], device=batch.ids.device)
+            return batch, answer_logits_each(model, batch, changes, numbers)
+
+        return read_each
 
     def terms(
         self,

@@ -43,6 +43,26 @@ class MetaBatch:
         """
         return self
 
+    def split(self, size: int) -> list["MetaBatch"]:
+        """Split into batches of consecutive edits, each with its own prompts.
+
+        Args:
+            size: Edits per batch; the last may have fewer.
+        """
+        parts = []
+        for start in range(0, len(self.inner), size):
+            own = range(start, start + size)
+            window = slice(start, start + size)
+            inner = EditBatch(
+                self.inner.requests[window], self.inner.encoded[window], self.inner.seed
+            )
+            outer = [(edit - start, row) for edit, row in self.outer if edit in own]
+            chosen = [n for n, (edit, _) in enumerate(self.locality) if edit in own]
+            local = [(self.locality[n][0] - start, self.locality[n][1]) for n in chosen]
+            kinds = tuple(self.kinds[n] for n in chosen) if self.kinds else ()
+            parts.append(MetaBatch(inner, tuple(outer), tuple(local), kinds))
+        return parts
+
     def scores(self, right: Sequence[float], kept: Sequence[float]) -> dict[str, list[float]]:
         """Average the scores of a validation batch within each request, by metric name.
 
