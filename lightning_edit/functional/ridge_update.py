@@ -7,6 +7,7 @@ through that solve, without an autograd graph of it.
 Axis names: ``n`` -- tokens; ``d_in``/``d_out`` -- an edited weight acts as ``y = W k``.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +59,7 @@ class RidgeUpdate:
             tensor([[1.5000]], dtype=torch.float64)
         """
         each = torch.eye(len(keys), dtype=torch.float64, device=keys.device)
-        ridge = Preserved.of(ridge=float(torch.tensor(log_ridge).double().exp()), where=where)
+        ridge = Preserved.of(ridge=math.exp(log_ridge), where=where)
         solution = least_squares(keys.mT, each, ridge)
         wide = shifts.double()
         written = keys.double() @ (solution.right.mT @ wide)
