@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_edit.exceptions import SolveError
 from lightning_edit.functional.solve import Preserved, least_squares
 
 
@@ -58,6 +59,11 @@ class RidgeUpdate:
             >>> RidgeUpdate.solve(one, 3 * one, log_ridge=0.0).dense()
             tensor([[1.5000]], dtype=torch.float64)
         """
+        if not bool(torch.isfinite(shifts).all()):
+            raise SolveError(
+                f"{where}: the wanted changes hold a number that is not finite; train the network "
+                "again with a lower learning rate, or load the model in float32"
+            )
         each = torch.eye(len(keys), dtype=torch.float64, device=keys.device)
         ridge = Preserved.of(ridge=math.exp(log_ridge), where=where)
         solution = least_squares(keys.mT, each, ridge)

@@ -26,6 +26,7 @@ from lightning_edit.editors.hypernetwork.edit_tokens import (
 from lightning_edit.editors.hypernetwork.meta_batch import MetaBatch
 from lightning_edit.editors.hypernetwork.outer_loss import OuterLoss, Processes, Reduction
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
+from lightning_edit.exceptions import SolveError
 from lightning_edit.functional.given_gradient import with_gradient
 from lightning_edit.functional.normalise import Variance
 from lightning_edit.functional.ridge_update import RidgeUpdate
@@ -274,11 +275,13 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
             The loss, with its gradient attached; ``None`` (no update) if one is not finite.
         """
         examples = self._meta_batch(batch, batch_idx, "train", self.trainer.train_dataloader)
-        terms, gradients = self.step_gradients(examples)
+        try:
+            terms, gradients = self.step_gradients(examples)
+        except SolveError as error:
+            log.warning("step %d is skipped: %s", self.global_step, error)
+            return None
         if not all(bool(torch.isfinite(one).all()) for one in (terms["loss"], *gradients)):
-            log.warning(
-                "step %d: loss or gradient is not finite; the step is skipped", self.global_step
-            )
+            log.warning("step %d is skipped: its loss or gradient is not finite", self.global_step)
             return None
         self.trained_batches += 1
         for name, value in terms.items():
