@@ -45,5 +45,7 @@ def with_gradient(
         tensor([2., 6.])
     """
     known = [gradient.detach() for gradient in gradients]
-    found: Tensor = _GivenGradient.apply(value.detach(), len(parameters), *parameters, *known)
+    found: Tensor = _GivenGradient.apply(  # type: ignore[no-untyped-call]  # torch's is untyped
+        value.detach(), len(parameters), *parameters, *known
+    )
     return found
