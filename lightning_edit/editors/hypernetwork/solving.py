@@ -189,9 +189,7 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
         for handle in self.weights:
             network, layer = self._network(handle)
             keys, gradients = (part.to(self.device) for part in tokens.factors[_module(handle)])
-            pairs = zip(
-                keys.split(self.tokens_per_pass), gradients.split(self.tokens_per_pass), strict=True
-            )
+            pairs = zip(*(self._passes(part) for part in (keys, gradients)), strict=True)
             shifts = torch.cat([network(k, g, layer) for k, g in pairs])
             ridge = float(network.log_ridges[layer])
             found[handle.name] = [
@@ -231,6 +229,11 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
             )
             for number, names in enumerate(ids)
         ]
+
+    def _passes(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Split tokens into passes of the network."""
+        starts = range(self.tokens_per_pass, len(rows), self.tokens_per_pass)
+        return rows.tensor_split(list(starts))
 
     def full_precision(self) -> AbstractContextManager[None]:
         """Return a context without mixed precision: the network divides by small deviations."""
@@ -322,9 +325,8 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
                 by_ridge = one.gradient_of_log_ridge(given)
                 total[places[id(network.log_ridges)]][layer] += by_ridge
             own = [p for p in network.parameters() if p is not network.log_ridges]
-            for k, g, wanted in zip(
-                *(part.split(self.tokens_per_pass) for part in (keys, gradients, flat)), strict=True
-            ):
+            passes = (self._passes(part) for part in (keys, gradients, flat))
+            for k, g, wanted in zip(*passes, strict=True):
                 with torch.enable_grad():
                     shifts = network(k, g, layer)
                     found = torch.autograd.grad(shifts, own, wanted.to(shifts.dtype))
