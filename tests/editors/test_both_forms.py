@@ -114,7 +114,7 @@ def test_several_requests_are_searched_as_one_by_one() -> None:
         torch.testing.assert_close(alone.delta[0], together.delta[number], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["KN", "MEND", "LTI", "SIR", "TPatcher"])
+@pytest.mark.parametrize("name", ["KN", "MALMEN", "MEND", "RLEdit", "LTI", "SIR", "TPatcher"])
 def test_editors_for_one_form_refuse(name: str) -> None:
     model, tokenizer = tiny()
     editor = getattr(editors, name)(**({"facts": FACTS} if name == "SIR" else {}))

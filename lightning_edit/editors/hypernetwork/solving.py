@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_edit.editors.hypernetwork.base import HypernetworkEditor
@@ -25,9 +24,11 @@ from lightning_edit.editors.hypernetwork.edit_tokens import (
 )
 from lightning_edit.editors.hypernetwork.meta_batch import MetaBatch
 from lightning_edit.editors.hypernetwork.outer_loss import OuterLoss, Processes, Reduction
+from lightning_edit.editors.hypernetwork.scoring import score_rows
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
 from lightning_edit.exceptions import SolveError
 from lightning_edit.functional.given_gradient import with_gradient
+from lightning_edit.functional.measures import mean
 from lightning_edit.functional.normalise import Variance
 from lightning_edit.functional.ridge_update import RidgeUpdate
 from lightning_edit.functional.value_network import ValueNetwork
@@ -296,7 +297,7 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
         self,
         tokens: EditTokens,
         solved: Mapping[str, Sequence[RidgeUpdate]],
-        by_shifts: Mapping[str, Sequence[Float[Tensor, "n d_out"]]],
+        by_shifts: Mapping[str, Sequence[Tensor]],
         requests: int | None,
     ) -> list[Tensor]:
         """Back-propagate gradients by wanted output changes to the network's parameters.
@@ -304,7 +305,7 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
         Args:
             tokens: Keys and gradients of the edits.
             solved: The updates, of :meth:`solve`.
-            by_shifts: By parameter name, the loss's gradient by each update's shifts.
+            by_shifts: By parameter name, the loss's gradient by each update's shifts, (n, d_out).
             requests: As for :meth:`solve`.
 
         Returns:
@@ -333,6 +334,36 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
                 for parameter, gradient in zip(own, found, strict=True):
                     total[places[id(parameter)]] += gradient
         return total
+
+    @torch.no_grad()
+    def evaluate(self, examples: MetaBatch, stage: str) -> None:
+        """Log the loss and scores of a batch of edits, in passes of bounded size.
+
+        The scores are those of every trained editor, whatever the number of edits.
+
+        Args:
+            examples: Edits of one batch with all their rephrases and locality prompts.
+            stage: ``val`` or ``test``, the prefix of the metric names.
+        """
+        encoded = enumerate(examples.inner.encoded)
+        found = score_rows(
+            self.edited(examples.inner),
+            self.base_logits,
+            [(edit, (one.prompt_ids, one.target_ids)) for edit, one in encoded],
+            examples.outer,
+            examples.locality,
+            max(self.mini_batch, 256),
+        )
+        scores = examples.scores(found.right, found.kept)
+        for name, values in scores.items():
+            if values:
+                self.log(f"{stage}/{name}", mean(values), prog_bar=True, batch_size=len(values))
+        self.on_evaluated(stage, scores)
+        loss = self.c_edit * found.nll + self.c_loc * found.kl
+        terms = {"loss": loss, "edit_nll": found.nll, "locality_kl": found.kl}
+        for name, value in terms.items():
+            size = len(examples.inner)
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=size)
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
