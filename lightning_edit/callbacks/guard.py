@@ -1,7 +1,6 @@
 """Collapse guard: rollback of edits, or early stopping, when a quality bound is broken."""
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -85,10 +84,10 @@ class CollapseGuard(MeasurementCallback):
             )
         self.require(
             action=(action in ("rollback", "stop"), "rollback or stop"),
-            max_perplexity_ratio=_bound(max_perplexity_ratio, math.inf),
-            max_perplexity=_bound(max_perplexity, math.inf),
-            min_reliability=_bound(min_reliability, 1.0),
-            min_earlier=_bound(min_earlier, 1.0),
+            max_perplexity_ratio=_positive(max_perplexity_ratio),
+            max_perplexity=_positive(max_perplexity),
+            min_reliability=_share(min_reliability),
+            min_earlier=_share(min_earlier),
             every_n_commits=(every_n_commits >= 1, "1 or more"),
             limit=(limit >= 1, "1 or more"),
             max_tokens=(max_tokens >= 2, "2 or more"),
@@ -273,10 +272,14 @@ class CollapseGuard(MeasurementCallback):
         trainer.should_stop = trainer.should_stop or self.stopped
 
 
-def _bound(value: float | None, most: float) -> tuple[bool, str]:
-    """Return whether a bound lies above 0 and not above ``most``, and what is allowed."""
-    allowed = value is None or 0 < value <= most
-    return allowed, "above 0, or None" if most == math.inf else f"above 0 and at most {most:g}"
+def _share(value: float | None) -> tuple[bool, str]:
+    """Return whether a bound is a share, and what is allowed."""
+    return value is None or 0 <= value <= 1, "a share from 0 to 1, or None"
+
+
+def _positive(value: float | None) -> tuple[bool, str]:
+    """Return whether a bound is above 0, and what is allowed; NaN is not."""
+    return value is None or value > 0, "above 0, or None"
 
 
 def _evenly_spaced(requests: Sequence[EditRequest], count: int = 20) -> list[EditRequest]:

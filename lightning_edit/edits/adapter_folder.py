@@ -24,6 +24,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 
+_WEIGHTS = "adapter_model.safetensors"
+
+
 def is_adapter(folder: str | Path) -> bool:
     """Return whether a path is the folder of an adapter.
 
@@ -54,6 +57,11 @@ def adapter_updates(model: nn.Module, folder: Path) -> dict[str, LowRank]:
                 "of two matrices; merge it (`PeftModel.merge_and_unload()`) and give the merged "
                 "model as `after`"
             )
+    if not (folder / _WEIGHTS).is_file():
+        raise ConfigError(
+            f"{folder} has no {_WEIGHTS}; other formats may run code when they are read, so save "
+            "the adapter again with `model.save_pretrained(folder)`"
+        )
     from peft import PeftModel  # a slow import that only this needs
     from peft.tuners.lora import LoraLayer
 

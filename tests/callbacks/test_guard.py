@@ -163,11 +163,11 @@ def test_errors_say_what_to_give() -> None:
     with pytest.raises(ConfigError, match="has no bound"):
         CollapseGuard(max_perplexity_ratio=None)
     with pytest.raises(ConfigError) as found:  # all of them at once
-        CollapseGuard(float("nan"), min_reliability=95, action="drop", every_n_commits=0)  # type: ignore[arg-type]  # wrong on purpose
+        CollapseGuard(float("nan"), min_reliability=95.0, every_n_commits=0, limit=0)
     said = str(found.value)
     assert "`max_perplexity_ratio` must be above 0, or None, got nan" in said
-    assert "`min_reliability` must be above 0 and at most 1, got 95" in said
-    assert "`action` must be rollback or stop, got 'drop'" in said
+    assert "`min_reliability` must be a share from 0 to 1, or None, got 95.0" in said
+    assert "`limit` must be 1 or more, got 0" in said
     assert "`every_n_commits` must be 1 or more, got 0" in said
 
 

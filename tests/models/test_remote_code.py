@@ -170,6 +170,8 @@ def test_every_loading_call_says_whose_code_it_trusts() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
+            if ast.unparse(node.func) == "PeftModel.from_pretrained":
+                continue  # an adapter brings no code: safetensors and JSON
             if node.func.attr in ("from_pretrained", "from_config"):
                 found += 1
                 if "trust_remote_code" not in {keyword.arg for keyword in node.keywords}:

@@ -228,7 +228,7 @@ class RoutingEditor(Editor, family=True):
                 f"{wanted} adds probabilities token by token, so it expects one vocabulary, but "
                 f"the counterfactual model ({self.counterfactual}) has another one than the "
                 'language model; take a counterfactual model with its tokenizer, or mixing="hard" '
-                'and training="supervised", which compare text'
+                'and objective="supervised", which compare text'
             )
 
     @property

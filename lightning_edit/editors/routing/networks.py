@@ -114,7 +114,7 @@ def build_encoder(
         pad_token_id=None,
     )
     with _seeded(seed):
-        network = _AUTO[kind].from_config(config)
+        network = _AUTO[kind].from_config(config, trust_remote_code=False)
     if from_model:
         with torch.no_grad():
             network.get_input_embeddings().weight.copy_(table)
@@ -151,7 +151,7 @@ def build_language_model(model: Any, hidden: int, layers: int, heads: int, seed:
         pad_token_id=None,
     )
     with _seeded(seed):
-        return trainable(_AUTO["language-model"].from_config(config))
+        return trainable(_AUTO["language-model"].from_config(config, trust_remote_code=False))
 
 
 def first_blocks(model: Any, layers: int) -> Any:
@@ -173,7 +173,7 @@ def first_blocks(model: Any, layers: int) -> Any:
         config.attention_types = [[_flat(nested)[:kept], 1]]
     config.num_hidden_layers = kept
     try:
-        small = _AUTO["language-model"].from_config(config)
+        small = _AUTO["language-model"].from_config(config, trust_remote_code=False)
         own = model.state_dict()
         missing, _ = small.load_state_dict(
             {name: own[name] for name in small.state_dict() if name in own}, strict=False
@@ -288,7 +288,9 @@ def rebuild_network(kind: NetworkKind, described: Mapping[str, Any]) -> PreTrain
     values = {name: value for name, value in described.items() if name != "model_type"}
     config: PretrainedConfig = AutoConfig.for_model(described["model_type"], **values)
     with _seeded(0):
-        network: PreTrainedModel = trainable(_AUTO[kind].from_config(config))
+        network: PreTrainedModel = trainable(
+            _AUTO[kind].from_config(config, trust_remote_code=False)
+        )
     return network
 
 

@@ -1,7 +1,7 @@
 """SERAC: Mitchell et al., Memory-Based Model Editing at Scale, ICML 2022, arXiv 2206.06520."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -68,7 +68,7 @@ class SERAC(RoutingEditor):
         counterfactual_hidden: Width of one from scratch.
         counterfactual_layers: Its blocks, or those kept with ``base``.
         counterfactual_heads: Attention heads of one from scratch.
-        training: ``supervised``, the paper's; or ``unsupervised``, EasyEdit's: the mixture's loss
+        objective: ``supervised``, the paper's; or ``unsupervised``, EasyEdit's: the mixture's loss
             on the edit and its divergence from the language model elsewhere, with no loss on the
             classifier, no rephrases and no hard negatives.
         mixing: ``hard`` sends a question to one model; ``soft`` answers with
@@ -126,7 +126,7 @@ class SERAC(RoutingEditor):
         counterfactual_hidden: int = 256,
         counterfactual_layers: int = 2,
         counterfactual_heads: int = 4,
-        training: Literal["supervised", "unsupervised"] = "supervised",
+        objective: Literal["supervised", "unsupervised"] = "supervised",
         mixing: Mixing = "hard",
         lr: float = 1e-5,
         counterfactual_lr: float | None = None,
@@ -167,7 +167,7 @@ class SERAC(RoutingEditor):
             checkpoint=checkpoint,
         )
         self.save_hyperparameters()
-        self.training_form = training
+        self.objective = objective
         self.lr = lr
         self.counterfactual_lr = counterfactual_lr
         self.decay_steps = decay_steps
@@ -199,20 +199,16 @@ class SERAC(RoutingEditor):
                 f"expected kinds of probes as views, got {wrong[0]!r}; use some of "
                 f"{', '.join(ASPECT_OF_KIND)}"
             )
-        if self.training_form == "unsupervised":
-            self.require_one_vocabulary('training="unsupervised"')
+        if self.objective == "unsupervised":
+            self.require_one_vocabulary('objective="unsupervised"')
         self._near = None
-
-    def renamed_arguments(self) -> Mapping[str, Any]:
-        """Return ``training``, which is another thing in a module; see :class:`RoutingEditor`."""
-        return {**super().renamed_arguments(), "training": self.training_form}
 
     # ----------------------------------------------------------------------------------- training
 
     @property
     def sampler(self) -> ScopeSampler:
         """Sampler of the texts of a training step."""
-        own = self.training_form == "unsupervised"
+        own = self.objective == "unsupervised"
         views = ("rewrite",) if own else VIEWS if self.views is None else tuple(self.views)
         hard = 0.0 if own else self.hard_neg_prob
         return ScopeSampler(
@@ -329,7 +325,7 @@ class SERAC(RoutingEditor):
         """
         assert self.scope is not None
         own, other = self.prompts, self.other_prompts
-        if self.training_form == "unsupervised":
+        if self.objective == "unsupervised":
             models = self.language_model, self.other
             found = mixture_terms(texts, self.scope, models, (own, other))
             loss = self.c_edit * found["edit_nll"] + self.c_loc * found["locality_kl"]

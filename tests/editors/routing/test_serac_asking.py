@@ -203,7 +203,7 @@ def test_another_vocabulary_is_compared_as_text_and_never_mixed(tmp_path: Path) 
         assert not wrong.is_greedy
         compared += 1
     assert compared
-    for options in ({"mixing": "soft"}, {"training": "unsupervised"}):
+    for options in ({"mixing": "soft"}, {"objective": "unsupervised"}):
         with pytest.raises(ConfigError, match="expects one vocabulary"):
             untuned(counterfactual=folder, **options).bind(model, tokenizer)
     editor.save_parts(tmp_path)
@@ -230,6 +230,8 @@ def test_first_choices_are_given_in_ones_own_tokens_by_their_text() -> None:
 
 def test_a_trained_editor_refuses_another_vocabulary() -> None:
     model, tokenizer, editor, _ = edited()
+    assert editor.last_ledger is not None
+    editor.last_ledger.undo(editor.last_ledger.request_ids)
     other = build_tiny("gpt2"), build_tokenizer()
     with pytest.raises(ArchitectureError, match="trained with another vocabulary"):
         editor.bind(*other)

@@ -192,6 +192,7 @@ def test_validation_scores_are_those_of_an_evaluation(tmp_path: Path) -> None:
         responder = editor.responder(handle.ledger.in_force)
         scorer = Scorer(model, tokenizer, modes=("tf",), responder=responder)
         scores += evaluate(scorer, [request], baseline)
+        handle.undo()
     wanted = summarise(scores)
     assert 0 < wanted["locality/kept@tf"] < 1
     for name in ("reliability/em@tf", "generalization/em@tf", "locality/kept@tf"):
@@ -237,7 +238,7 @@ def test_resumed_training_continues_identically(tmp_path: Path, similarity: str)
 
 @pytest.mark.slow
 def test_unsupervised_training_mixes_both_models(tmp_path: Path) -> None:
-    model, tokenizer, editor = bound(training="unsupervised", mixing="soft", scale=0.02)
+    model, tokenizer, editor = bound(objective="unsupervised", mixing="soft", scale=0.02)
     requests = facts(4)
     sampler = editor.sampler
     assert (sampler.views, sampler.hard_neg_prob) == (("rewrite",), 0.0)
