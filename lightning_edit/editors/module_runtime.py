@@ -28,6 +28,9 @@ class ModuleRuntime:
 
     Attributes:
         adapters: The adapters that are attached.
+
+    Raises:
+        LedgerError: If the model has edits of another editor or handle in force.
     """
 
     def __init__(
@@ -38,6 +41,16 @@ class ModuleRuntime:
         self.adapters: Mapping[str, ModuleAdapter] = {}
         self._detach: Callable[[], None] | None = None
         self._owner = _Owner()
+        self._require_free(vars(model).get(_OWNER))
+
+    def _require_free(self, owner: object) -> None:
+        if owner is None or owner is self._owner:
+            return
+        raise LedgerError(
+            f"{type(self.model).__name__} has edits of another editor or handle in force that act "
+            "at run time, and two would hide each other; undo those first, or edit further with "
+            "their handle (a copy of an edited model keeps its edits)"
+        )
 
     def install(self, in_force: Sequence[Delta]) -> None:
         """Attach the adapters of these edits in place of those that are attached.
@@ -48,13 +61,8 @@ class ModuleRuntime:
         Raises:
             LedgerError: If the model has edits of another editor or handle in force.
         """
-        owner = vars(self.model).get(_OWNER)
-        if len(in_force) and owner is not None and owner is not self._owner:
-            raise LedgerError(
-                f"{type(self.model).__name__} has edits of another editor or handle in force that "
-                "act at run time, and two would hide each other; undo those first, or edit further "
-                "with their handle"
-            )
+        if len(in_force):
+            self._require_free(vars(self.model).get(_OWNER))
         adapters = self.build(in_force) if len(in_force) else {}  # before anything changes
         if self._detach is not None:
             self._detach()

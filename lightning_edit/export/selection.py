@@ -101,6 +101,10 @@ def select_edits(run: Path, ids: Sequence[str] | None = None) -> Selection:
 
 def _explain_no_edits(run: Path, journal: Journal) -> str:
     made = journal.commits()
+    if not made and (run / "results.json").exists():
+        return (
+            f"{run} has no edit: all were refused, see its tables (`lightning-edit report {run}`)"
+        )
     if not made:
         return f"{run} has no edit yet; run `lightning-edit edit` to the end first"
     if journal.opening is not None and journal.opening.get("protocol") == "single":

@@ -332,3 +332,19 @@ def test_the_card_is_what_loads_it(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert names["edited"].ledger.request_ids == ("fact-0", "fact-1", "fact-2")
     assert "import tests.editors.runtime_toys" in code
     assert "no code and no pickle" in card
+
+
+def test_an_update_that_was_made_elsewhere_is_shipped_and_loaded(tmp_path: Path) -> None:
+    model, tokenizer = build_tiny("llama"), build_tokenizer(bos=True)
+    tuned = build_tiny("llama")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer in tuned.model.layers:  # type: ignore[union-attr]  # a module list
+            layer.mlp.down_proj.weight += torch.randn_like(layer.mlp.down_proj.weight)  # type: ignore[union-attr]  # modules
+    edited = lightning_edit.EditedModel.of(model, tokenizer)
+    edited.commit(Delta.between(build_tiny("llama"), tuned))
+    edited.export(tmp_path / "out")
+    again = lightning_edit.load_edited(tmp_path / "out", build_tiny("llama"), tokenizer)
+    assert weights_hash(again.model) == weights_hash(edited.model) == weights_hash(tuned)
+    again.undo()
+    assert weights_hash(again.model) == weights_hash(build_tiny("llama"))
