@@ -5,6 +5,7 @@ NeurIPS 2025, arXiv 2506.07899.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -59,6 +60,8 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
     Note:
         What an edit wrote is its own summand of the memory, so an undo takes out exactly that.
         Later edits whose masks share columns with it were trained beside it and stay as they are.
+        The mean of the background is read from the model once and kept in every edit, so that a
+        prompt selects the same columns where the edits are loaded, however sums are rounded there.
     """
 
     def __init__(
@@ -129,17 +132,20 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
 
     def adapters(self, memory: ResidualMemory) -> Mapping[str, ModuleAdapter]:
         """Return the memory's adapter."""
-        with self._bare():
-            self._background()
-        return {self.module: ResidualMemoryAdapter(memory, self.hash_of, self.threshold)}
+        assert memory.background is not None  # there is an edit
+        hash_of = partial(self.hash_of, background=memory.background)
+        return {self.module: ResidualMemoryAdapter(memory, hash_of, self.threshold)}
 
-    def hash_of(self, features: Float[Tensor, "r d_in"]) -> Int[Tensor, "r k"]:
+    def hash_of(
+        self, features: Float[Tensor, "r d_in"], background: Float[Tensor, " d_in"]
+    ) -> Int[Tensor, "r k"]:
         """Return the masks of prompts.
 
         Args:
             features: Mean over each prompt's tokens of the projection's input.
+            background: Mean of the features of unrelated texts, see ``background``.
         """
-        centred = features - self._background().to(features.device)
+        centred = features - background.to(features.device)
         return top_hash(centred, self._permutation.to(features.device), self._count)
 
     @torch.no_grad()
@@ -173,7 +179,10 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         """Write a request into the columns that its prompt selects in every context."""
         rows = self._rows(part.requests[0], part.seed)
         with self.stage("keys"):
-            masks = self.hash_of(self._features([prompt for prompt, _ in rows]))
+            # That of the edits in force, if any: a stored mask and a prompt's own are compared.
+            background = self._background() if memory.background is None else memory.background
+            features = self._features([prompt for prompt, _ in rows])
+            masks = self.hash_of(features, background)
         columns, places = torch.unique(masks, return_inverse=True)
         selected = torch.zeros(len(rows), len(columns), device=masks.device)
         selected.scatter_(1, places, 1.0)
@@ -183,6 +192,7 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
             "columns": columns[None].int(),
             "values": (after - before)[None],
             "masks": torch.unique(masks, dim=0)[None].int(),
+            "background": background[None].float(),
         }
         return Delta(part.ids, state=state, info={"loss": losses[-1], "steps": len(losses)})
 

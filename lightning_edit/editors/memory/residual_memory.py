@@ -29,11 +29,14 @@ class ResidualMemory(Memory):
         shape: Shape (d_out, d_in) of the projection.
         matrix: The memory, in float64, so that sums are those of a rebuild.
         masks: Stored masks, (m, k); each once.
+        background: What is subtracted before the hash, as the first edit in force holds it;
+            ``None`` without an edit.
     """
 
     shape: tuple[int, int]
     matrix: Float[Tensor, "d_out d_in"] = field(init=False)
     masks: list[Int[Tensor, " k"]] = field(default_factory=list)
+    background: Float[Tensor, " d_in"] | None = None
 
     def __post_init__(self) -> None:
         self.matrix = torch.zeros(self.shape, dtype=torch.float64)
@@ -43,10 +46,12 @@ class ResidualMemory(Memory):
         """Add what an edit has written, and its masks.
 
         Args:
-            delta: An edit with ``columns``, ``values`` and ``masks``, one row per request; -1 fills
-                up rows.
+            delta: An edit with ``columns``, ``values``, ``masks`` and ``background``, one row per
+                request; -1 fills up rows of the first three.
         """
         state = delta.state
+        if self.background is None:
+            self.background = state["background"][0].cpu()
         for columns, values, masks in zip(
             state["columns"], state["values"], state["masks"], strict=True
         ):

@@ -4,6 +4,7 @@ Random models, so that no answer is the model's own.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 
 from lightning_edit.editors import GRACE, MELO, MEMOIR, WISE, Editor
 from lightning_edit.edits.edited_model import EditedModel
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.ledger import Ledger
 from lightning_edit.inference.model_call import ModelCall
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Responder, Statement
@@ -225,3 +228,19 @@ def test_other_scripts_are_written(editor: type[Editor], target: str) -> None:
     if editor is not GRACE:
         (answer,) = responder.generate_until([Question(prompt, 12)], ())
         assert answer.startswith(target)
+
+
+def test_prompts_are_hashed_with_the_background_of_the_edits() -> None:
+    _, own, handle = edited(MEMOIR, "gpt2")
+    responder = own.responder(handle.ledger.in_force)
+    # As on a machine that rounds otherwise, but far more: its own background is another text.
+    model, tokenizer = build_tiny("gpt2"), build_tokenizer(bos=True)
+    there = MEMOIR(**ARGUMENTS[MEMOIR], background=["Lyon Lyon Lyon"]).bind(model, tokenizer)
+    ledger = Ledger(model, there, runtime=there.runtime())
+    ledger.take([(delta, ()) for delta in handle.ledger.in_force])
+    statements = [Statement(p, "Lyon") for p in [*(r.prompt for r in REQUESTS), *OTHERS]]
+    scores = there.responder(ledger.in_force).loglikelihood(statements)
+    assert scores == responder.loglikelihood(statements)
+    # A later edit joins them.
+    new = there.edit_independent(encode_batch(there.prompts, [replace(REQUESTS[0], id="new")], 0))
+    assert torch.equal(new[0].state["background"], handle.ledger.in_force[0].state["background"])

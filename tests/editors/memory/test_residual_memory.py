@@ -28,6 +28,7 @@ def edit(name: str, columns: list[int], value: float, masks: list[list[int]]) ->
             [torch.full((1, 2, len(columns)), value), torch.full((1, 2, 1), -1)], 2
         ),
         "masks": torch.tensor([[*masks, [-1, -1]]]),
+        "background": torch.tensor([[value, 0.0, 0.0, 0.0]]),
     }
     return Delta((name,), state=state)
 
@@ -47,6 +48,8 @@ def test_what_edits_write_is_summed_and_masks_are_stored_once() -> None:
     both = memory(FIRST, SECOND)
     assert both.matrix.tolist() == [[1.0, 1.0, 11.0, 10.0]] * 2
     assert [mask.tolist() for mask in both.masks] == [[0, 1], [1, 2], [2, 3]]
+    assert both.background is not None
+    assert both.background.tolist() == [1.0, 0.0, 0.0, 0.0]  # one for all: that of the first
     assert torch.equal(memory(SECOND).matrix, both.matrix - memory(FIRST).matrix)
 
 
