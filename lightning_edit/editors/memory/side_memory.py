@@ -9,6 +9,7 @@ an edit may change; ``d_in``/``d_out`` -- width of the projection's input and ou
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal, NamedTuple
 
 import torch
@@ -71,12 +72,13 @@ class SideMemory(Memory):
     shards_per_memory: int
     density: float
     shards: dict[int, Shard] = field(default_factory=dict)
-    edits: int = 0
+    _merged: dict[tuple[tuple[int, int], ...], ReadMemory] = field(default_factory=dict)
 
     @property
     def next_shard(self) -> int:
-        """Number of the shard to which the next edit goes."""
-        return self.edits // self.size
+        """Number of the shard to which the next edit goes: the first with room."""
+        free = (n for n in count() if n not in self.shards or self.shards[n].edits < self.size)
+        return next(free)
 
     def shard(self, number: int) -> Shard:
         """Return a shard, empty if it has no edit yet.
@@ -103,7 +105,6 @@ class SideMemory(Memory):
             )
             shard.lowest = min(shard.lowest, float(activation))
             shard.edits += 1
-            self.edits += 1
 
     def memories(self) -> list[ReadMemory]:
         """Return the memories that prompts can read: merged groups of full shards, and the rest."""
@@ -117,10 +118,20 @@ class SideMemory(Memory):
             full = all(n < numbers[-1] or self.shards[n].edits >= self.size for n in members)
             merges = not self.shards_per_memory or (full and len(members) == self.shards_per_memory)
             parts = [members] if merges else [[one] for one in members]
-            found += [self._read([self.shards[one] for one in part]) for part in parts]
+            found += [self._read(part) for part in parts]
         return found
 
-    def _read(self, shards: Sequence[Shard]) -> ReadMemory:
+    def _read(self, numbers: Sequence[int]) -> ReadMemory:
+        """Return the memory of some shards; those that are full are merged once."""
+        key = tuple((one, self.shards[one].edits) for one in numbers)
+        if key not in self._merged:
+            older = [one for one in self._merged if {n for n, _ in one} & set(numbers)]
+            for one in older:
+                del self._merged[one]
+            self._merged[key] = self._merge([self.shards[one] for one in numbers])
+        return self._merged[key]
+
+    def _merge(self, shards: Sequence[Shard]) -> ReadMemory:
         updates = torch.stack([one.update for one in shards])
         merged = updates[0] if len(shards) == 1 else ties(updates, self.density)
         return ReadMemory(merged.float(), min(one.lowest for one in shards))

