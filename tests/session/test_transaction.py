@@ -96,6 +96,7 @@ def test_a_killed_run_decides_like_an_uninterrupted_one(tmp_path: Path) -> None:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_scores_are_floors_and_a_batch_is_refused_whole(tmp_path: Path) -> None:
     """The toy editor writes noise, so no generated answer is right and neighbours move."""
     results = run(tmp_path / "r", Transaction(min_reliability=1.0), batch_size=2)

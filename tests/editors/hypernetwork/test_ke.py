@@ -61,6 +61,7 @@ def fit(folder: Path, epochs: int, resume: bool = False, **options: Any) -> Any:
     return editor
 
 
+@pytest.mark.slow
 @pytest.mark.bits
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
     """Network, both optimisers, multipliers, margins and learning rates."""
@@ -106,6 +107,7 @@ def test_it_learns_to_edit_under_the_constraint(tmp_path: Path) -> None:
     assert float(after["train/locality_kl"]) < 1.5
 
 
+@pytest.mark.slow
 def test_multipliers_rise_while_the_constraint_is_broken_and_never_fall_below_zero(
     tmp_path: Path,
 ) -> None:

@@ -86,6 +86,7 @@ def test_past_batches_run_again_give_the_gradient_of_one_graph(reference: Any) -
         assert bool(one.any()), name
 
 
+@pytest.mark.slow
 def test_published_choices_have_names_and_change_the_gradient() -> None:
     def gradient(**options: Any) -> torch.Tensor:
         editor = rledit(layers=[0, 1], **options)

@@ -21,6 +21,9 @@ from lightning_edit.inference.responder import Question, Responder, Statement
 from lightning_edit.types import EditRequest
 from tests.models.tiny import build_tiny, build_tokenizer
 
+# The contracts of test_runtime_contract.py and the embedded model are in the default tier.
+pytestmark = pytest.mark.slow
+
 REQUESTS = [
     EditRequest("a", "The capital of France is", "Lyon", "France"),
     EditRequest("b", "Marseille lies in", "capital", "Marseille"),

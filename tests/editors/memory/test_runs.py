@@ -47,6 +47,7 @@ def run(
     return cases, json.loads((folder / "results.json").read_text())["points"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("editor", ARGUMENTS, ids=lambda one: one.__name__)
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     editor: type[Editor], tmp_path: Path

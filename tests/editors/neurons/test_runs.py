@@ -60,6 +60,7 @@ def test_facts_are_written_and_a_failed_run_goes_on_with_the_same_bits(
     assert len(editor.edits_in_force) == len(toy_requests(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["single", "batch"])
 @pytest.mark.parametrize("name", ["TPatcher", "CaliNet"])
 def test_other_protocols(name: str, protocol: str, tmp_path: Path) -> None:

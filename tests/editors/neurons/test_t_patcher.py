@@ -116,6 +116,7 @@ def test_a_request_that_is_answered_already_gets_none_and_commits() -> None:
     assert torch.equal(model(ids).logits, build_tiny("gpt2")(ids).logits)
 
 
+@pytest.mark.slow
 def test_an_undo_in_the_middle_leaves_the_others_neurons() -> None:
     editor, model, tokenizer = bound(update_memory=False, steps=25)
     handle = editor.edit_model(model, tokenizer, REQUESTS)

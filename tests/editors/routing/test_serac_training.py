@@ -103,6 +103,7 @@ def bound(**options: Any) -> tuple[Any, Any, SERAC]:
     return model, tokenizer, small(**options).bind(model, tokenizer)
 
 
+@pytest.mark.slow
 def test_training_learns_to_answer_from_an_edit_in_other_scripts(tmp_path: Path) -> None:
     model, tokenizer, editor = bound(
         own_probes=2,
