@@ -52,6 +52,8 @@ def command(path: Path, folder: Path) -> list[str]:
             return ["fit", "--config", str(path), "--trainer.fast_dev_run", "2"]
 
 
+# SERAC trains its networks without dropout, as the paper does: in eval mode.
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

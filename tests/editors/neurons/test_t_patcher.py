@@ -202,7 +202,9 @@ def test_another_script() -> None:
         EditRequest("ja", "フランスの首都は", "リヨン", "フランス"),
     ]
     editor = TPatcher(
-        memory=["Η Ρώμη είναι στην Ιταλία", "ローマはイタリアにある", *MEMORY], max_neurons=20
+        memory=["Η Ρώμη είναι στην Ιταλία", "ローマはイタリアにある", *MEMORY],
+        max_neurons=20,
+        lr=3e-2,  # three bytes a letter: with 1e-2 one of nine is not learnt
     )
     handle = editor.edit_model(model, tokenizer, requests)
     for request in requests:

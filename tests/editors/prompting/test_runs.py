@@ -107,5 +107,5 @@ def test_the_command_line_edits_reports_and_undoes(tmp_path: Path) -> None:
     assert main(["report", run]) == 0
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     (first, *_) = Journal(tmp_path / "run" / "ledger").active()
-    assert main(["undo", run, *first.ids]) == 0
+    assert main(["undo", run, "--ids", *first.ids]) == 0
     assert len(Journal(tmp_path / "run" / "ledger").active()) == 1
