@@ -62,6 +62,13 @@ def open_journal(run: Path) -> Journal:
         end = json.loads(folder.results.read_bytes()).get("journal")
     except (ValueError, AttributeError):
         return journal  # whoever needs the scores says that they cannot be read
-    if end is not None:
-        journal.require_end(end["lines"], end["head"])
+    if end is not None:  # absent in records of older versions
+        try:
+            lines, head = int(end["lines"]), str(end["head"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise LedgerError(
+                f"{folder.results}: `journal` must hold `lines` and `head`, got {end!r}; restore "
+                "the run folder as a whole"
+            ) from error
+        journal.require_end(lines, head)
     return journal

@@ -25,7 +25,8 @@ T = TypeVar("T")
 _KEPT = "_lightning_edit_decisions"
 #: Attribute of a model that holds its :class:`ModelCalls`.
 _CALLS = "_lightning_edit_calls"
-_ROWS = "rows"
+#: Name of the number of rows among the decisions; no decision can have it.
+_ROWS = "(rows)"
 
 
 class ModelCall:

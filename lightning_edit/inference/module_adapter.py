@@ -70,8 +70,8 @@ def _adapt(
         return replace_first(output, adapter.act(hidden, own, None))
     call = calls.current
     shape = call.shape
-    new = adapter.act(hidden.view(*shape, -1), own.view(*shape, -1), call)
-    return replace_first(output, new.view(own.shape))
+    new = adapter.act(hidden.reshape(*shape, -1), own.reshape(*shape, -1), call)
+    return replace_first(output, new.reshape(own.shape))
 
 
 def attach(model: nn.Module, adapters: Mapping[str, ModuleAdapter]) -> Callable[[], None]:

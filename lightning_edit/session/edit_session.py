@@ -94,7 +94,8 @@ class EditSession(MeasurementDriver):
     ) -> None:
         super().__init__()
         self.transaction = transaction or Transaction()
-        self.transaction.require_modes(evaluation.scorer.modes)
+        self.transaction.check(editor, evaluation.scorer.modes)
+        self._refused = 0
         self._pristine_perplexity: float | None = None
         self.automatic_optimization = False
         self.editor = editor
@@ -144,11 +145,9 @@ class EditSession(MeasurementDriver):
         keep_editor(self.folder, self.editor)
         self.evaluation.take_baseline(self.stream.requests, self.folder)
         pristine = self.evaluation.baseline.scores
-        responder = self.evaluation.scorer.responder
-        self._pristine_perplexity = self.transaction.perplexity(responder)
-        self.measures.measure_pristine(
-            self.trainer, self._eval_context(0, self.stream.requests, pristine)
-        )
+        context = self._eval_context(0, self.stream.requests, pristine)
+        self._pristine_perplexity = self.transaction.perplexity(context)
+        self.measures.measure_pristine(self.trainer, context)
 
     def on_train_start(self) -> None:
         """Restore the edited model of the checkpoint, and log the pristine model's scores."""
@@ -187,6 +186,11 @@ class EditSession(MeasurementDriver):
         else:
             self.rows.cut(0)
             self.measures.start()
+        self._refused = sum(
+            len(row["event"]["edits"])
+            for row in self.measures.rows
+            if row.get("event", {}).get("action") == "refuse"
+        )
         self._started = True
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> None:
@@ -290,7 +294,7 @@ class EditSession(MeasurementDriver):
             return reason
         with self.ledger.staged(delta, requests) as trial:
             scores = self.evaluation.scores(requests) if self.transaction.modes else []
-            perplexity = self.transaction.perplexity(self.evaluation.scorer.responder)
+            perplexity = self.transaction.perplexity(self._eval_context(self._edits_done, requests))
             reason = self.transaction.refusal(
                 summarise(scores), perplexity, self._pristine_perplexity
             )
@@ -303,12 +307,8 @@ class EditSession(MeasurementDriver):
         ids = [request.id for request in requests]
         event = {"action": "refuse", "edits": ids, "reason": reason}
         self.measures.note(type(self.transaction).__name__, self._edits_done, event)
-        refused = sum(
-            len(row["event"]["edits"])
-            for row in self.measures.rows
-            if "event" in row and row["event"]["action"] == "refuse"
-        )
-        log_values(self.trainer, {"transaction/refused": float(refused)}, self._edits_done)
+        self._refused += len(ids)
+        log_values(self.trainer, {"transaction/refused": float(self._refused)}, self._edits_done)
         named = visible(", ".join(ids[:4])) + (", …" if len(ids) > 4 else "")
         log.warning("The edit of %s was refused: %s", named, reason)
 

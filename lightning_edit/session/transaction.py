@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lightning_edit.callbacks.collapse import read_perplexity
+from lightning_edit.callbacks.context import EvalContext
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta
 from lightning_edit.evaluation.baseline import Baseline
@@ -16,7 +18,6 @@ from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.outcomes import probes_of
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.inference.responder import Responder
 from lightning_edit.metrics import summarise
 from lightning_edit.types import EditRequest, Mode
 
@@ -84,35 +85,45 @@ class Transaction:
         )
         return tuple(mode for mode, bound in needs if bound is not None)
 
-    def require_modes(self, modes: Sequence[Mode]) -> None:
-        """Check that a run scores what the conditions need.
+    def check(self, editor: Editor, modes: Sequence[Mode]) -> None:
+        """Check that every condition can be decided, before any work is done.
 
         Args:
-            modes: Modes of the run.
+            editor: The editor of the run or handle.
+            modes: Modes in which probes are scored.
 
         Raises:
-            ConfigError: If one is missing.
+            ConfigError: If a mode is missing, or edits of this editor have no updates of weights,
+                so that ``max_norm`` would never refuse one.
+            DataError: If the texts cannot be read.
         """
         if missing := [mode for mode in self.modes if mode not in modes]:
             raise ConfigError(
                 f"the conditions of the transaction need the scoring modes {list(self.modes)}, but "
                 f"the run has {list(modes)}; add {', '.join(missing)} to --modes"
             )
+        if self.max_norm is not None and not editor.edits_weights:
+            raise ConfigError(
+                f"max_norm bounds updates of weights, but edits of {type(editor).__name__} act at "
+                "run time and have none; leave it out, and use min_locality or "
+                "max_perplexity_ratio"
+            )
+        if self.max_perplexity_ratio is not None:
+            fixed_texts(self.texts, self.limit)
 
-    def perplexity(self, responder: Responder) -> float | None:
+    def perplexity(self, context: EvalContext) -> float | None:
         """Return the perplexity on the fixed texts; ``None`` without a bound on it.
 
         Args:
-            responder: What is asked.
+            context: The model.
+
+        Raises:
+            ArchitectureError: If the model assigns no probability to running text.
         """
         if self.max_perplexity_ratio is None:
             return None
-        listed = fixed_texts(self.texts, self.limit)
-        scores = responder.loglikelihood_rolling(listed, self.max_tokens)
-        tokens = sum(len(score.nlls) for score in scores)
-        # A broken model's loss may be infinite; the ratio is then above every bound.
-        total = math.fsum(score.total for score in scores) / tokens
-        return math.exp(min(total, 700.0)) if not math.isnan(total) else math.inf
+        values, _ = read_perplexity(context, self.texts, self.limit, max_tokens=self.max_tokens)
+        return values["perplexity"]
 
     def refusal_by_size(self, delta: Delta) -> str | None:
         """Return why a delta is refused for its size, or ``None``.
@@ -193,21 +204,30 @@ class ConditionCheck:
         in_force: Sequence[Delta],
         requests: Sequence[EditRequest],
     ) -> None:
+        transaction.check(editor, transaction.modes)
         self.transaction = transaction
         self.requests = requests
-        self.responder = editor.responder(in_force)
+        responder = editor.responder(in_force)
         self.evaluation: Evaluation | None = None
         if transaction.modes:
             scorer = Scorer(
                 editor.language_model,
                 editor.prompts,
                 modes=transaction.modes,
-                responder=self.responder,
+                responder=responder,
             )
             self.evaluation = Evaluation(scorer, progress=False)
             probes = [probe for request in requests for probe in probes_of(request)]
             self.evaluation.baseline = Baseline(scorer.score(probes))
-        self.perplexity = transaction.perplexity(self.responder)
+        self.context = EvalContext(
+            len(in_force),
+            editor.language_model,
+            editor.tokenizer,
+            requests,
+            responder=responder,
+            prompts=editor.prompts,
+        )
+        self.perplexity = transaction.perplexity(self.context)
 
     def refusal(self, delta: Delta) -> str | None:
         """Return why an edit is refused, or ``None``; the model has its bits now.
@@ -217,6 +237,6 @@ class ConditionCheck:
         """
         return self.transaction.refusal_by_size(delta) or self.transaction.refusal(
             {} if self.evaluation is None else summarise(self.evaluation.scores(self.requests)),
-            self.transaction.perplexity(self.responder),
+            self.transaction.perplexity(self.context),
             self.perplexity,
         )

@@ -1,5 +1,6 @@
 """A resume that is refused has changed nothing; what it goes on from is what was saved."""
 
+import json
 import shutil
 import threading
 import time
@@ -175,6 +176,15 @@ def test_a_journal_that_was_cut_between_two_lines_is_noticed(tmp_path: Path) -> 
         open_journal(tmp_path)
     with pytest.raises(LedgerError, match="edits are missing"):
         EditedModel.open(tmp_path, language_model=(toy_model(), toy_tokenizer()))
+
+
+@pytest.mark.parametrize("end", [{}, 3, {"lines": "x", "head": ""}])
+def test_a_damaged_record_of_the_journals_end_is_named(end: object, tmp_path: Path) -> None:
+    edit(tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"journal": end}))
+    with pytest.raises(LedgerError, match="`journal` must hold `lines` and `head`"):
+        open_journal(tmp_path)
 
 
 def test_an_unfinished_run_is_called_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

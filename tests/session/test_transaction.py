@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_edit import FTM, Transaction
+from lightning_edit import FTM, GRACE, Transaction
 from lightning_edit.callbacks import MeasurementCallback
 from lightning_edit.callbacks.base import Commit, EvalContext, Measurement
 from lightning_edit.edits.journal import Journal
-from lightning_edit.exceptions import ConfigError, EditRefusedError
+from lightning_edit.exceptions import (
+    ArchitectureError,
+    ConfigError,
+    DataError,
+    EditRefusedError,
+)
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import EditTrainer
 from tests.callbacks.planted import Destroys, toy_texts
@@ -117,6 +122,10 @@ def test_scores_are_floors_and_a_batch_is_refused_whole(tmp_path: Path) -> None:
 def test_a_condition_needs_its_mode_and_a_range(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="add gen to --modes"):
         run(tmp_path, Transaction(min_reliability=1.0), modes=("tf",))
+    with pytest.raises(DataError, match=r"nope\.txt"):
+        run(tmp_path, Transaction(max_perplexity_ratio=2.0, texts=str(tmp_path / "nope.txt")))
+    assert not (tmp_path / "ledger").exists()
+    assert not (tmp_path / "baseline.jsonl").exists()
     with pytest.raises(ConfigError) as found:
         Transaction(min_reliability=95.0, max_norm=float("nan"), limit=0)
     for said in (
@@ -125,6 +134,19 @@ def test_a_condition_needs_its_mode_and_a_range(tmp_path: Path) -> None:
         "`limit`",
     ):
         assert said in str(found.value)
+
+
+def test_a_bound_that_could_never_refuse_is_refused_itself() -> None:
+    edited = GRACE(steps=2).edit_model(build_tiny("llama"), build_tokenizer(), FACTS[0])
+    with pytest.raises(ConfigError, match="edits of GRACE act at run time and have none"):
+        edited.edit(FACTS[1], conditions=Transaction(max_norm=1.0))
+    assert edited.ledger.request_ids == ("france",)
+
+
+def test_perplexity_of_two_stacks_is_refused_in_words() -> None:
+    edited = FTM(steps=2).edit_model(build_tiny("t5"), build_tokenizer(eos=True), FACTS[0])
+    with pytest.raises(ArchitectureError, match="assigns no probability to running text"):
+        edited.edit(FACTS[1], conditions=Transaction(max_perplexity_ratio=2.0))
 
 
 def test_a_handle_refuses_all_of_a_call_and_leaves_nothing() -> None:
