@@ -22,7 +22,7 @@ from lightning_edit.export.data_files import (
     require_type,
 )
 from lightning_edit.export.folder import EDITS
-from lightning_edit.models.identity import describe_language_model
+from lightning_edit.models.identity import describe_language_model, sizes_hash
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.storage.jsonl import write_rows
 from lightning_edit.storage.results import versions
@@ -64,7 +64,8 @@ class ShippedEdits:
         editor: The editor's ``class`` and ``args``.
         module: Name of the module that defines the class.
         model: The language model, see
-            :func:`~lightning_edit.models.identity.describe_language_model`.
+            :func:`~lightning_edit.models.identity.describe_language_model`, with ``sizes``, the
+            hash of its shapes.
         edits: The commits in order: each delta with its requests.
     """
 
@@ -98,7 +99,9 @@ def write_editor(folder: Path, editor: Shippable) -> None:
     editor.save_parts(parts)
     if not any(parts.iterdir()):
         parts.rmdir()
-    _write_json(folder / MODEL, describe_language_model(editor.language_model, editor.prompts))
+    model = editor.language_model
+    facts = describe_language_model(model, editor.prompts) | {"sizes": sizes_hash(model)}
+    _write_json(folder / MODEL, facts)
     _write_index(folder, described, type(editor).__module__, ())
 
 
@@ -200,7 +203,7 @@ def read_shipped(folder: Path) -> ShippedEdits:
     index, _ = _read_index(folder)
     path = folder / MODEL
     model = read_json(path)
-    kinds = {"name": str, "dtype": str, "hash": str, "bos": bool, "prompts": dict}
+    kinds = {"name": str, "dtype": str, "hash": str, "sizes": str, "bos": bool, "prompts": dict}
     for name, kind in kinds.items():
         require_type(model.get(name), kind, f"{path}, `{name}`")
     requests = _read_requests(folder / EDITS) if index["edits"] else {}

@@ -1,5 +1,7 @@
 """What identifies a language model, for whatever belongs to one: checkpoints, shipped edits."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +28,25 @@ def describe_language_model(model: Any, prompts: PromptEncoder) -> dict[str, Any
         "bos": adds_bos(prompts.tokenizer),
         "prompts": prompts.form.to_dict(),
     }
+
+
+def sizes_hash(model: Any) -> str:
+    """Return a hash of the names and shapes of a model's weights, without those of its vocabulary.
+
+    Models with the same hash are of one architecture and size, whatever their values are, and
+    whether or not tokens were added to one of them.
+
+    Args:
+        model: A Hugging Face language model.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    vocabulary = {id(one) for end in ends if end is not None for one in end.parameters()}
+    sizes = sorted(
+        (name, list(one.shape))
+        for name, one in model.named_parameters()
+        if id(one) not in vocabulary
+    )
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 
 def differences(stored: Mapping[str, Any], bound: Mapping[str, Any], made: str = "trained") -> str:

@@ -19,7 +19,7 @@ from lightning_edit.export.runtime_folder import (
     read_shipped,
     write_editor,
 )
-from lightning_edit.models.identity import describe_language_model, differences
+from lightning_edit.models.identity import describe_language_model, differences, sizes_hash
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.storage.run_folder import RunFolder
@@ -64,7 +64,8 @@ def load_edited(
         folder: The folder.
         model: The unedited language model.
         tokenizer: Its fast tokenizer. Prompts get the format (chat template) of the edits.
-        allow_other_model: Whether the weights may be others than those that were edited.
+        allow_other_model: Whether the weights may be others than those that were edited, in a model
+            of the same architecture and sizes; edits that are texts alone (RAG, ICE, IKE) fit any.
 
     Returns:
         A handle with all edits in force: ``generate``, ``edit``, ``undo``, ``redo``.
@@ -79,7 +80,9 @@ def load_edited(
     except ConfigError as error:
         raise ShippedEditsError(f"{shipped.folder / EDITOR}: {error}") from error
     prompts = _prompts(shipped, tokenizer)
-    if not allow_other_model:
+    if allow_other_model:
+        _require_sizes(shipped, model)
+    else:
         _require_model(shipped, model, prompts)
     editor.bind(model, prompts)
     editor.load_parts(shipped.parts)
@@ -101,6 +104,18 @@ def _prompts(shipped: ShippedEdits, tokenizer: Any) -> PromptEncoder:
             f"{tokenizer.form.describe()}; give the bare tokenizer"
         )
     return PromptEncoder(PromptEncoder.of(tokenizer).tokenizer, form)
+
+
+def _require_sizes(shipped: ShippedEdits, model: nn.Module) -> None:
+    """Check that tensors of edits have their places in a model of other weights."""
+    tensors = [delta for delta, _ in shipped.edits if delta.weights or delta.state]
+    if tensors and sizes_hash(model) != shipped.model["sizes"]:
+        raise ShippedEditsError(
+            f"the language model is of another architecture or size than {shipped.model['name']}, "
+            f"which {shipped.folder} was made on, and its edits ({shipped.editor['class']}) hold "
+            "tensors of that one's layers; give a model that differs from it in the values of its "
+            "weights alone, or make the edits again on this one"
+        )
 
 
 def _require_model(shipped: ShippedEdits, model: nn.Module, prompts: PromptEncoder) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lightning_edit
+from lightning_edit.editors import GRACE, ICE, MELO
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import (
@@ -348,3 +349,33 @@ def test_an_update_that_was_made_elsewhere_is_shipped_and_loaded(tmp_path: Path)
     assert weights_hash(again.model) == weights_hash(edited.model) == weights_hash(tuned)
     again.undo()
     assert weights_hash(again.model) == weights_hash(build_tiny("llama"))
+
+
+def frozen(family: str, **changes: Any) -> Any:
+    return build_tiny(family, **changes).requires_grad_(False)
+
+
+@pytest.mark.parametrize("editor", [GRACE(layer=1, steps=3), MELO(0, layers=[1], rank=2, steps=3)])
+def test_tensors_of_edits_need_the_architecture_and_sizes_of_their_model(
+    editor: Editor, tmp_path: Path
+) -> None:
+    tokenizer, fact = build_tokenizer(), {"prompt": "The capital of France is", "target": "Lyon"}
+    folder = editor.edit_model(frozen("llama"), tokenizer, fact).export(tmp_path / "x")
+    for other in (frozen("gpt2"), frozen("llama", hidden_size=64)):
+        before = weights_hash(other)
+        with pytest.raises(ShippedEditsError, match="of another architecture or size") as caught:
+            lightning_edit.load_edited(folder, other, tokenizer, allow_other_model=True)
+        assert "\n" not in str(caught.value)
+        assert weights_hash(other) == before
+    tuned = frozen("llama", seed=1)
+    tuned.resize_token_embeddings(104, mean_resizing=False)
+    loaded = lightning_edit.load_edited(folder, tuned, tokenizer, allow_other_model=True)
+    assert loaded.ledger.request_ids == ("edit-0",)
+
+
+def test_texts_fit_a_model_of_another_architecture(tmp_path: Path) -> None:
+    tokenizer, fact = build_tokenizer(), {"prompt": "The capital of France is", "target": "Lyon"}
+    folder = ICE().edit_model(frozen("llama"), tokenizer, fact).export(tmp_path / "x")
+    loaded = lightning_edit.load_edited(folder, frozen("gpt2"), tokenizer, allow_other_model=True)
+    told = loaded.editor.told_prompt("Hello")  # type: ignore[attr-defined]
+    assert told == "Imagine that The capital of France is Lyon\nHello"
