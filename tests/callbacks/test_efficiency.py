@@ -1,5 +1,6 @@
 """Cost of editors that act at run time: counts are exact, asking leaves no trace."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,12 @@ import pytest
 from lightning_edit.callbacks import EfficiencyCallback
 from lightning_edit.callbacks.base import EvalContext
 from lightning_edit.callbacks.query_cost import add_cost
+from lightning_edit.editors import RAG
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.prompting.context import Context
+from lightning_edit.editors.prompting.facts import FactMemory
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.inference.responder import Question
 from lightning_edit.metrics import RuntimeCost
 from lightning_edit.session.trainer import EditTrainer
 from tests.editors.runtime_toys import Book, Told
@@ -67,6 +72,29 @@ def test_a_weight_editor_has_no_cost_of_asking(tmp_path: Path) -> None:
     (now,) = measured(tmp_path, ToyEditor())
     assert "efficiency/delta_bytes" in now
     assert not {"efficiency/state_bytes", "efficiency/seconds_per_query"} & now.keys()
+
+
+def test_what_was_found_for_a_question_before_is_found_again_while_the_clock_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context, pause = RAG.context, 0.05
+
+    def slow(self: RAG, prompt: str, memory: FactMemory) -> Context | None:
+        time.sleep(pause)
+        return context(self, prompt, memory)
+
+    monkeypatch.setattr(RAG, "context", slow)
+    edited = (editor := RAG()).edit_model(toy_model(), toy_tokenizer(), requests := toy_requests(2))
+    responder = edited.responder()
+    responder.generate_until([Question(one.prompt, 2) for one in requests])  # an evaluation
+    given = EvalContext(
+        2, edited.model, edited.tokenizer, requests, ledger=edited.ledger, responder=responder,
+        prompts=editor.prompts,
+    )  # fmt: skip
+    add_cost(metric := RuntimeCost(), given, queries=2)
+    cost = metric.compute()
+    assert cost["seconds_per_query"] > pause
+    assert cost["added_tokens"] > 0
 
 
 def test_bytes_alone_without_queries() -> None:

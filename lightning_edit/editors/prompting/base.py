@@ -153,7 +153,8 @@ class PromptingEditor(Editor, family=True):
             in_force: The edits in force; the memory that the ledger fills is what is read.
             batch_size: Rows per forward pass.
         """
-        return PromptingResponder(super().responder(in_force, batch_size), self.told_prompt)
+        base = super().responder(in_force, batch_size)
+        return PromptingResponder(base, self.told_prompt, self.room.tokens)
 
     def told_prompt(self, prompt: str, answer: str = "", separator: str | None = None) -> str:
         """Return a prompt as it is asked, with what stands before it.

@@ -133,11 +133,13 @@ class Dialogue:
         transcript: What the model reads before its answer; ends with ``Final answer:``.
         answered: Whether the dialogue came to a final answer.
         facts: The retrieved facts, in order.
+        read: Tokens that the model has read in the turns of the dialogue, all calls together.
     """
 
     transcript: str
     answered: bool
     facts: tuple[str, ...] = ()
+    read: int = 0
 
 
 def ended(transcript: str, facts: tuple[str, ...]) -> Dialogue:

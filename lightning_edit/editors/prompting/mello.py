@@ -1,6 +1,7 @@
 """MeLLo: Zhong et al., MQuAKE, Multi-Hop Questions, EMNLP 2023, arXiv 2305.14795."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from lightning_edit.editors.prompting.base import PromptingEditor
 from lightning_edit.editors.prompting.context import Context
@@ -116,10 +117,13 @@ class MeLLo(PromptingEditor):
         going: dict[str, tuple[str, tuple[str, ...]]] = {
             prompt: (start, ()) for prompt, start in starts.items()
         }
+        read = dict.fromkeys(starts, 0)
         for step in range(self.steps + 1):
             fits = {prompt: said for prompt, said in going.items() if self._has_room(said[0])}
             found |= {one: ended(*said) for one, said in going.items() if one not in fits}
             asked = [Question(said[0], self.turn_tokens) for said in fits.values()]
+            for prompt, (transcript, _) in fits.items():
+                read[prompt] += self.room.tokens(transcript)
             texts = inner.generate_until(asked, STOPS)
             going = {}
             for (prompt, (transcript, facts)), text in zip(fits.items(), texts, strict=True):
@@ -142,9 +146,9 @@ class MeLLo(PromptingEditor):
             self._warn(
                 "failed",
                 f"the model left the format of the dialogue about {failed[0][:60]!r}…, which has "
-                "no answer and counts as wrong",
+                "no answer: nothing is generated, and given answers are scored behind what is said",
             )
-        return found
+        return {prompt: replace(one, read=read[prompt]) for prompt, one in found.items()}
 
     def _has_room(self, transcript: str) -> bool:
         most = self.room.most
@@ -194,6 +198,19 @@ class DialogueResponder(Responder):
             else:
                 rows.append(None)
         return self._texts(rows, held, stop)
+
+    def added_tokens(self, questions: Sequence[Question]) -> list[int]:
+        """Return what the model reads in all turns of each dialogue, beside the question."""
+        held = self._held([one.prompt for one in questions])
+        tokens, added = self.editor.room.tokens, []
+        for one in questions:
+            dialogue = held.get(one.prompt)
+            if dialogue is None:
+                added.append(0)
+            else:
+                last = tokens(dialogue.transcript) if dialogue.answered else 0
+                added.append(dialogue.read + last - tokens(one.prompt))
+        return added
 
     def ask(
         self,

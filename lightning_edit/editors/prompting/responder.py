@@ -7,6 +7,8 @@ from lightning_edit.inference.responder import Question, Responder, Statement, T
 
 #: From a prompt, an answer and the separator between them to the prompt that is asked.
 Tell = Callable[[str, str, str | None], str]
+#: Number of tokens of a prompt, as the model reads it.
+CountTokens = Callable[[str], int]
 
 
 class PromptingResponder(Responder):
@@ -15,11 +17,19 @@ class PromptingResponder(Responder):
     Args:
         inner: What is asked.
         tell: Returns a prompt with its texts; an empty answer stands for a generated one.
+        tokens: Counts the tokens of a prompt.
     """
 
-    def __init__(self, inner: Responder, tell: Tell) -> None:
+    def __init__(self, inner: Responder, tell: Tell, tokens: CountTokens) -> None:
         self.inner = inner
         self.tell = tell
+        self.tokens = tokens
+
+    def added_tokens(self, questions: Sequence[Question]) -> list[int]:
+        """Return the tokens of the texts that stand before each question."""
+        told = [self._question(one) for one in questions]
+        pairs = zip(told, questions, strict=True)
+        return [self.tokens(after.prompt) - self.tokens(before.prompt) for after, before in pairs]
 
     def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
         """Score answers behind prompts with their texts."""

@@ -353,6 +353,24 @@ def test_mello_retrieves_for_each_subquestion_and_answers_behind_the_dialogue() 
     assert (editor.context_use.told, editor.context_use.failed) == (1, 0)
 
 
+def test_added_tokens_are_those_of_the_texts_and_of_all_turns() -> None:
+    question, plain = Question("The capital of France is", 4), Question("The river Rhône", 4)
+    handle = edited(RAG(threshold=0.5), FRANCE)
+    tokens = handle.editor.room.tokens
+    responder = handle.responder()
+    extra = tokens(f"New Fact: The capital of France is Lyon\nPrompt: {question.prompt}")
+    assert responder.added_tokens([question, plain]) == [extra - tokens(question.prompt), 0]
+    asking, editor = asked({"x": [hop("Who?"), "Final answer: z"], "y": ["No."]})
+    asking.generate_until([Question("x", 8), Question("y", 8)])
+    read = [one for one in asking.inner.read if "Question: x\n" in one]
+    assert len(read) == 3  # two turns and the answer
+    count = editor.room.tokens
+    (other,) = [one for one in asking.inner.read if "Question: y\n" in one]
+    assert asking.added_tokens([Question("x", 8), Question("y", 8)]) == [
+        sum(map(count, read)) - count("x"), count(other) - count("y"),
+    ]  # fmt: skip
+
+
 def test_what_is_generated_behind_a_dialogue_is_its_forced_first_choice() -> None:
     handle = edited(MeLLo(), FRANCE, positions=3000)
     inner = handle.editor.responder(handle.ledger.in_force).inner
