@@ -257,7 +257,7 @@ class EditedModel:
 def next_number(ids: Iterable[str]) -> int:
     """Return the first number ``n`` such that no later ``edit-n`` is among some request ids."""
     numbers = [name.removeprefix("edit-") for name in ids if name.startswith("edit-")]
-    return 1 + max([int(number) for number in numbers if number.isdigit()], default=-1)
+    return 1 + max([int(number) for number in numbers if number.isdecimal()], default=-1)
 
 
 def require_question(prompt: object, max_new_tokens: int) -> None:

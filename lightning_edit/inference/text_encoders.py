@@ -88,7 +88,8 @@ class HiddenStateEncoder(TextEncoder):
         device = self._view.embeddings.get_parameter("weight").device
         with capture(model, {self._name: "output"}, stop=True) as seen:
             model(input_ids=torch.tensor([ids], device=device))
-        states: Float[Tensor, "t d"] = seen[self._name][0].double().cpu()
+        # On the CPU first: some devices lack float64.
+        states: Float[Tensor, "t d"] = seen[self._name][0].cpu().double()
         units: Tensor = states / states.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         return units.mean(0)
 

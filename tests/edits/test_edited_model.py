@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_edit.edits.edited_model import next_number
 from lightning_edit.exceptions import DataError, LedgerError
 from lightning_edit.models.weights import weights_hash
 from tests.toy import ToyEditor, toy_model, toy_requests, toy_tokenizer
@@ -97,3 +98,8 @@ def test_a_request_that_is_none_is_named(wrong: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         one_by_one().edit_model(model, toy_tokenizer(), wrong)
     assert weights_hash(model) == before
+
+
+def test_numbers_of_names_are_plain_digits_alone() -> None:
+    assert next_number(["edit-3", "edit-²", "edit-x", "mine-9"]) == 4
+    assert next_number([]) == 0

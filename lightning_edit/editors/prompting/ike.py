@@ -35,7 +35,8 @@ class IKE(PromptingEditor):
     Args:
         demonstrations: Corpus of other edits, with rephrasings and locality probes: a data file of
             any known form, or requests. ``None``: the training split of the data module that is
-            edited. Records without the two are left out, as is the edited prompt itself.
+            edited. Records without the two are left out, as is, in the order ``paper``, the edited
+            prompt itself.
         k: Demonstrations before the new fact, at most (paper: 32; EasyEdit: 16).
         order: ``paper``. ``easyedit``: the ``k`` nearest demonstrations of any type, the most
             similar one first, without a copy of the new fact.

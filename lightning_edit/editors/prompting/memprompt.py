@@ -41,7 +41,8 @@ class MemPrompt(PromptingEditor):
             punctuation and English stop words). ``semantic``: similarity by ``encoder``, which the
             paper trains for its tasks.
         distance: A question hits below this distance. It does not depend on the length: short names
-            of the same relation may hit each other.
+            of the same relation may hit each other; so do most questions in Chinese or Japanese,
+            where a character says more: there take 1 or 2, or ``semantic``.
         similarity: A question hits from this similarity on.
         examples: Whether the examples stand before the question.
         encoder: See :class:`PromptingEditor`.
