@@ -16,7 +16,7 @@ import torch
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.contrastive import contrastive_score
 from lightning_edit.functional.text import normalise
-from lightning_edit.inference.responder import Responder, Statement, TokenScores
+from lightning_edit.inference.responder import Responder, Statement
 from lightning_edit.types import EditRequest
 
 #: Below this a fact is not known: no threshold is in the authors' code, this one is the natural.
@@ -127,7 +127,7 @@ def contrasted(
             continue
         draw = random.Random(f"{seed}/{request.id}")
         chosen = [draw.choice(texts) for texts in draw.sample(others, count)]
-        wrong = tuple(text.replace("{}", request.subject, 1) for text in chosen)
+        wrong = tuple(request.subject.join(around) for around in chosen)
         found.append(ContrastedFact(request.id, request.prompt, said, wrong, request.separator))
     return found, impossible
 
@@ -161,30 +161,29 @@ def detect(
         for prompt in (fact.prompt, *fact.wrong)
     ]
     scores = responder.loglikelihood(statements)
-    each = iter([_probability(score, whole_answer) for score in scores])
+    each = iter([score.total if whole_answer else score.nlls[0] for score in scores])
     verdicts = []
     for fact in facts:
-        true, wrong = next(each), [next(each) for _ in fact.wrong]
-        score = contrastive_score(
-            torch.tensor([true], dtype=torch.float64),
-            torch.tensor([wrong], dtype=torch.float64),
-            smoothing,
-        )
+        nlls = torch.tensor([next(each) for _ in (fact.prompt, *fact.wrong)], dtype=torch.float64)
+        # The ratio is that of scaled probabilities too: those of a long answer underflow.
+        compared = (-nlls if smoothing else nlls.min() - nlls).exp()
+        score = contrastive_score(compared[:1], compared[None, 1:], smoothing).item()
+        true, *wrong = (-nlls).exp().tolist()
         by_prompt = dict(zip(fact.wrong, wrong, strict=True))
-        verdicts.append(Verdict(fact.id, fact.prompt, fact.answer, true, by_prompt, score.item()))
+        verdicts.append(Verdict(fact.id, fact.prompt, fact.answer, true, by_prompt, score))
     return verdicts
 
 
-def _probability(score: TokenScores, whole_answer: bool) -> float:
-    return math.exp(-(score.total if whole_answer else score.nlls[0]))
+#: What stands before and behind a subject.
+Template = tuple[str, str]
 
 
-def _template(request: EditRequest) -> str | None:
-    """Return the prompt with ``{}`` in the place of its subject; ``None`` without a subject."""
+def _template(request: EditRequest) -> Template | None:
+    """Return the prompt around its subject; ``None`` without a subject."""
     start, end = request.subject_start, request.subject_end
     if start is None or end is None:
         return None
-    return f"{request.prompt[:start]}{{}}{request.prompt[end:]}"
+    return request.prompt[:start], request.prompt[end:]
 
 
 @dataclass
@@ -195,8 +194,8 @@ class _Wording:
 
 def _wordings(
     requests: Sequence[EditRequest], relations: Sequence[str | None]
-) -> dict[str, _Wording]:
-    found: dict[str, _Wording] = {}
+) -> dict[Template, _Wording]:
+    found: dict[Template, _Wording] = {}
     for request, relation in zip(requests, relations, strict=True):
         template = _template(request)
         if template is not None:
@@ -212,11 +211,11 @@ def _answers(request: EditRequest) -> Iterator[str]:
 
 
 def _other_relations(
-    wordings: Mapping[str, _Wording], template: str, relation: str | None
-) -> list[list[str]]:
+    wordings: Mapping[Template, _Wording], template: Template, relation: str | None
+) -> list[list[Template]]:
     """Return the wordings of every relation but one, by relation."""
     own = wordings[template]
-    groups: dict[str, list[str]] = {}
+    groups: dict[str | Template, list[Template]] = {}
     for text, other in wordings.items():
         if relation is not None and other.relation is not None:
             differs = other.relation != relation

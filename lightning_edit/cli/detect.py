@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         LightningEditError: An error that the user can fix; the caller prints it.
     """
     options = _parser().parse_args(argv)
-    if options.wrong < 1 or options.smoothing < 0 or (options.limit or 1) < 1:
+    limit_fits = options.limit is None or options.limit >= 1
+    if options.wrong < 1 or options.smoothing < 0 or not limit_fits:
         raise ConfigError(
             "detect: expected --wrong and --limit of 1 or more and --smoothing of 0 or more, got "
             f"{options.wrong}, {options.limit} and {options.smoothing:g}"

@@ -104,3 +104,22 @@ def test_what_cannot_be_assessed_is_said() -> None:
     old, why = contrasted(FACTS, answer="old_target")
     assert old == []
     assert why["a"] == "has no old_target"
+
+
+def test_braces_in_a_prompt_are_no_place_of_the_subject() -> None:
+    odd = fact("f", "In {} notation, the river of Peru is the", "Peru", "Amazon", "river")
+    pairs, _ = contrasted([*FACTS, odd], count=4)
+    assert "In {} notation, the river of France is the" in pairs[0].wrong
+
+
+def test_long_answers_are_told_apart_though_their_probabilities_underflow() -> None:
+    class Long(Table):
+        def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
+            found = super().loglikelihood(statements)
+            return [TokenScores((1,), (1,), (1000 + one.nlls[0],)) for one in found]
+
+    pairs, _ = contrasted(FACTS)
+    verdicts = detect(Long({FACTS[0].prompt: 0.4}, 0.1), pairs, whole_answer=True)
+    assert verdicts[0].score == pytest.approx(4.0)
+    assert verdicts[0].true == 0
+    assert verdicts[1].score == pytest.approx(1.0)

@@ -39,6 +39,8 @@ def test_arguments_and_data_that_do_not_fit(
 ) -> None:
     assert main(["detect", "--wrong", "0"]) == 2
     assert "--wrong" in capsys.readouterr().err
+    assert main(["detect", "--limit", "0"]) == 2
+    assert "--limit of 1 or more" in capsys.readouterr().err
     file = tmp_path / "facts.jsonl"
     file.write_text(
         '{"prompt": "The capital of France is", "target": "Lyon", "subject": "France"}\n'
