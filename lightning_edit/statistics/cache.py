@@ -99,7 +99,7 @@ def files_for(
     modules = {layer: view.down_projection(layer) for layer in layers}
     model_hash, specials = weights_hash(model), added_ids(tokenizer)
     found = {layer: find(model_hash, name, specials) for layer, name in modules.items()}
-    if None in found.values() and _is_embedded(model):
+    if None in found.values() and is_embedded(model):
         _log.info("collecting key statistics of the embedded model (once)")
         # That text is sorted by relation: its beginning covers a few relations only, and edits of
         # the others would be unconstrained (100 by MEMIT in one batch: 0.70 instead of 0.93).
@@ -170,7 +170,12 @@ def moments_for(
     return moments_in(files, resolve(model), layers)
 
 
-def _is_embedded(model: nn.Module) -> bool:
+def is_embedded(model: nn.Module) -> bool:
+    """Return whether a model is the embedded default model, by where it was loaded from.
+
+    Args:
+        model: A language model.
+    """
     name = str(getattr(model, "name_or_path", "") or "")
     return name == ATLAS or (bool(name) and Path(name).resolve() == atlas.MODEL_PATH.resolve())
 

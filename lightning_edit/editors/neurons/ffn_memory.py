@@ -6,6 +6,7 @@ Axis names: ``m`` -- hidden states; ``d`` -- hidden width; ``n`` -- extra neuron
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,8 +46,8 @@ class FFNMemory:
     ) -> "FFNMemory":
         """Read the memory of texts, as many of them as the budget of tokens allows.
 
-        With a chat template texts are read as the user's turn, template included, since answers
-        begin there.
+        Of each text the beginning is read. With a chat template it is read as the user's turn,
+        template included, since answers begin there.
 
         Args:
             view: The language model's structure.
@@ -91,12 +92,21 @@ class FFNMemory:
 
         Args:
             request: The request.
+
+        Raises:
+            DataError: If all texts for training state it.
         """
         train: list[Tensor] = []
         held_out: list[Tensor] = []
         for number, (text, states) in enumerate(zip(self.texts, self.states, strict=True)):
             if not _states(text, request):
                 (held_out if number % _HELD_OUT == _HELD_OUT - 1 else train).append(states)
+        if not train:
+            raise DataError(
+                f"request {request.id}: the memory needs a text that does not state what the "
+                f"request edits, got {len(self.texts)} texts that do or are for the stopping rule; "
+                "give other text as `memory`"
+            )
         return train, held_out or train
 
 
@@ -136,10 +146,22 @@ def _states(text: str, request: EditRequest) -> bool:
 def _tokenised(prompts: PromptEncoder, texts: Iterable[str]) -> Iterator[tuple[str, Ids]]:
     for text in texts:
         if prompts.form.chat:
-            (encoded,) = prompts.encode([PromptText(text)])
+            try:
+                (encoded,) = prompts.encode([PromptText(_beginning(prompts.tokenizer, text))])
+            except ValueError as error:
+                raise DataError(f"a text of the memory, {text[:40]!r}: {error}") from error
             ids = encoded.prompt
         else:
             longest = min(_LONGEST, prompts.limits.positions or _LONGEST)
             ids = prompts.running(text, longest)
         if len(ids) > 1:
             yield text, ids
+
+
+def _beginning(tokenizer: Any, text: str) -> str:
+    """Return the part of a text that its first tokens cover."""
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )  # fmt: skip
+    covered = encoded["offset_mapping"][:_LONGEST]
+    return text[: covered[-1][1]] if covered else text

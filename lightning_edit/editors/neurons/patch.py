@@ -189,6 +189,9 @@ class PatchSchedule:
         return torch.optim.Adam(patch.parameters(), lr=self.lr, weight_decay=self.weight_decay)
 
 
+#: What :func:`train_patch` returns, by name.
+FOUND = ("steps", "edit_loss", "activation_loss", "memory_loss", "right")
+
 EditLoss = Callable[[Patch], tuple[Float[Tensor, ""], bool]]
 """The edit loss with a patch in place, and whether the greedy answer is the target."""
 
@@ -248,7 +251,7 @@ def train_patch(
         optimizer, factor=0.5, patience=1, threshold=0.05
     )
     lowest, stalled = float("inf"), False
-    found: dict[str, Any] = {"steps": 0}
+    found: dict[str, Any] = {}
     for step in range(1, schedule.steps + 1):
         progress(step - 1, schedule.steps)
         edit, _ = edit_loss(patch)
@@ -263,13 +266,8 @@ def train_patch(
         memory_now = float(silence)
         stalled = memory_now > lowest - schedule.improvement
         lowest = min(lowest, memory_now)
-        found = {
-            "steps": step,
-            "edit_loss": float(edit),
-            "activation_loss": float(activation),
-            "memory_loss": memory_now,
-            "right": right,
-        }
+        values = (step, float(edit), float(activation), memory_now, right)
+        found = dict(zip(FOUND, values, strict=True))
         if step >= schedule.earliest and right and stalled:
             break
         plateau.step(

@@ -4,6 +4,7 @@ arXiv 2301.09785. Axis names: ``n`` -- extra neurons; ``d`` -- hidden width; ``m
 in memory; ``a`` -- answer tokens.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +27,7 @@ from lightning_edit.editors.neurons.beside_ffn import (
 )
 from lightning_edit.editors.neurons.ffn_memory import FFNMemory, memory_texts, without
 from lightning_edit.editors.neurons.patch import (
+    FOUND,
     Neurons,
     Patch,
     PatchObjective,
@@ -38,7 +40,10 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.extra_neurons import Activation
 from lightning_edit.functional.patch_losses import MARGINS, smoothed_nll
 from lightning_edit.models.view import ModelView
+from lightning_edit.statistics.cache import is_embedded
 from lightning_edit.types import EditBatch, EditRequest, Encoded
+
+log = logging.getLogger(__name__)
 
 
 class TPatcher(Editor):
@@ -58,8 +63,8 @@ class TPatcher(Editor):
         activation_weight: c_a (1 in the authors' scripts).
         memory_weight: c_m (10 in the zsRE script, 5 in the FEVER script).
         memory: Text on which neurons learn to be silent: a file or data set, or texts; ``None``:
-            the embedded atlas, plain English about geography. It should be of the domain in which
-            the model is used.
+            the embedded atlas, plain English about geography, with a warning for any other model.
+            It should be of the domain in which the model is used.
         memory_tokens: Tokens of it that are read; a fifth serves the stopping rule. The authors
             keep the states of 40,000 examples.
         update_memory: Whether hidden states of the edits in force join the memory.
@@ -228,6 +233,12 @@ class TPatcher(Editor):
 
     def _memory(self) -> FFNMemory:
         if self._texts is None:
+            if self.memory is None and not is_embedded(self.language_model):
+                log.warning(
+                    "TPatcher: the neurons learn to be silent on sentences of the embedded atlas "
+                    "(plain English about geography), not on text of this model's domain; give "
+                    "`memory` a file or data set of yours"
+                )
             with self.stage("keys"):
                 self._texts = FFNMemory.read(
                     self.view, self.prompts, memory_texts(self.memory), self.layer,
@@ -259,7 +270,7 @@ class TPatcher(Editor):
         own = inputs[wrong.to(inputs.device)]
         patch = Patch(own, self.scale, torch.Generator().manual_seed(seed))
         if not len(wrong):
-            return patch.neurons(), {"steps": 0}
+            return patch.neurons(), dict.fromkeys(FOUND) | {"steps": 0, "right": True}
         train, held_out = memory.halves(request)
         if self.update_memory:
             train = [*train, *(states.to(own) for states in earlier)]

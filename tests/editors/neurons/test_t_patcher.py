@@ -109,6 +109,8 @@ def test_a_request_that_is_answered_already_gets_none_and_commits() -> None:
     )
     first, second = handle.ledger.in_force
     assert (first.info["neurons"], len(second.state)) == ([0], 3)
+    assert first.info.keys() == second.info.keys()
+    assert (first.info["right"], first.info["edit_loss"]) == ([True], [None])
     assert said(editor, handle.ledger.in_force, [REQUESTS[0].prompt]) == [answer]
     handle.undo(second.request_ids)  # the commit without a neuron stays in force
     assert [type(m) for m in model.modules()] == [type(m) for m in build_tiny("gpt2").modules()]
@@ -222,6 +224,8 @@ def test_what_states_the_fact_is_no_memory_of_it() -> None:
     states = memory.states[0]
     kept = without(states, states[2:3])
     assert len(kept) == len(states) - 1
+    with pytest.raises(DataError, match="does not state what the request edits"):
+        FFNMemory.read(editor.view, editor.prompts, texts[:2], 2, 100).halves(request)
     with pytest.raises(DataError, match="at least two texts"):
         FFNMemory.read(editor.view, editor.prompts, texts, 2, 4)
 
@@ -243,6 +247,24 @@ def test_a_chat_template_is_in_the_memory_once() -> None:
     assert grown[0] > grown[1]  # the first text brings what all of them begin with
     assert lead > 0
     assert grown[1] > 0  # where the answer begins differs from text to text
+    # Of a long text the beginning is read, as without a template: it would not fit the model.
+    long = [" ".join([text] * 60) for text in CORPUS]
+    room = PromptEncoder.for_model(model, prompts)
+    cut = FFNMemory.read(resolve(model), room, long, 2, 1000)
+    assert cut.texts == tuple(long[: len(cut.texts)])
+    assert len(cut.states[0]) < 64 + len(prompts.prompts(["-"])[0])
+
+
+def test_the_embedded_atlas_as_memory_of_another_model_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    editor, model, tokenizer = bound(memory=None, memory_tokens=200, steps=1)
+    editor.edit_model(model, tokenizer, REQUESTS[1])
+    assert "give `memory`" in caplog.text
+    caplog.clear()
+    editor, model, tokenizer = bound(steps=1)
+    editor.edit_model(model, tokenizer, REQUESTS[1])
+    assert "give `memory`" not in caplog.text
 
 
 def test_the_activation_function_is_the_models_own() -> None:
