@@ -221,8 +221,16 @@ class RoutingEditor(Editor, family=True):
             wanted: The setting that mixes them, for the error message.
 
         Raises:
-            ConfigError: If the vocabularies differ.
+            ConfigError: If the vocabularies differ, or the language model is asked through a chat
+                template, behind which the same answer has other tokens.
         """
+        if self.prompts.form.chat:
+            raise ConfigError(
+                f"{wanted} adds probabilities token by token, but the language model answers "
+                "behind its chat template and the counterfactual model behind plain text, where an "
+                "answer's tokens are others; ask in plain text (--lm_chat false), or take "
+                'mixing="hard" and objective="supervised", which compare text'
+            )
         if not self.one_vocabulary:
             raise ConfigError(
                 f"{wanted} adds probabilities token by token, so it expects one vocabulary, but "
@@ -368,7 +376,9 @@ class RoutingEditor(Editor, family=True):
         if self.mixing == "soft":
             return SoftResponder(memory, base, (self.language_model, self.other), (own, foreign))
         other = ModelResponder(self.other, foreign, batch_size)
-        return RoutedResponder(memory, base, other, own, None if self.one_vocabulary else foreign)
+        # Behind a chat template an answer begins with other tokens than behind plain text.
+        same_tokens = self.one_vocabulary and not own.form.chat
+        return RoutedResponder(memory, base, other, own, None if same_tokens else foreign)
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:

@@ -94,9 +94,10 @@ class ScopeMemory:
 
     @property
     def edits(self) -> tuple[StoredEdit, ...]:
-        """The edits in force, in the order of their commits."""
+        """The edits in force, in the order of their commits; of one prompt the latest only."""
         if self._edits is None:
-            self._edits = tuple(one for delta in self._in_force for one in stored_edits(delta))
+            stored = (one for delta in self._in_force for one in stored_edits(delta))
+            self._edits = tuple({one.prompt: one for one in stored}.values())
         return self._edits
 
     @torch.no_grad()

@@ -26,9 +26,9 @@ class RoutedResponder(Responder):
         base: Asks the base model.
         other: Asks the counterfactual model.
         own: Token ids of the base model.
-        foreign: Token ids of the counterfactual model, where its vocabulary is another one; what it
-            says is then given in the base model's tokens, by its text, while ``nlls`` stay those of
-            its own tokens.
+        foreign: Token ids of the counterfactual model, where the base model has others for the same
+            answer: another vocabulary, or a chat template. What it says is then given in the base
+            model's tokens, by its text, while ``nlls`` stay those of its own tokens.
     """
 
     def __init__(

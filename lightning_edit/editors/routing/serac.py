@@ -105,10 +105,12 @@ class SERAC(RoutingEditor):
 
     Note:
         Routing is decided from the prompt's text, once, for forced and generated answers alike.
-        Where the counterfactual model has another tokenizer, its answers are compared as text;
+        The counterfactual model reads plain text, also where the language model is asked through a
+        chat template. There, and where it has another tokenizer, its answers are compared as text;
         ``nll`` is then per token of its own, and so are the two sides of ``margin``. An undone edit
-        leaves the memory and no trace; an edit of one more wording of an older fact does not
-        replace it: the more similar one of the two answers. Running text goes to the base model.
+        leaves the memory and no trace. A second edit of the same prompt stands for the first while
+        it is in force (our choice; the paper has none), but one of another wording does not: the
+        more similar one of the two answers. Running text goes to the base model.
     """
 
     def __init__(
@@ -185,7 +187,7 @@ class SERAC(RoutingEditor):
         self.any_wording = any_wording
         self.any_target = any_target
         self.end_answers = end_answers
-        self._near: tuple[int, Neighbours] | None = None
+        self._near: tuple[Sequence[EditRequest], Neighbours] | None = None
 
     def on_bind(self) -> None:
         """Build the networks, or check that existing ones fit; see :meth:`RoutingEditor.on_bind`.
@@ -228,7 +230,7 @@ class SERAC(RoutingEditor):
         return ScopeCollate(sampler, stage, requests, near, self.seed)
 
     def _neighbours(self, requests: Sequence[EditRequest]) -> Neighbours:
-        if self._near is None or self._near[0] != id(requests):
+        if self._near is None or self._near[0] is not requests:
             listed = [requests[number] for number in range(len(requests))]
             texts = [request.prompt for request in listed]
             if self.similarity == "model":
@@ -240,7 +242,7 @@ class SERAC(RoutingEditor):
                 vectors, place, self.hard_neg_exclude, self.hard_neg_count,
                 self.hard_neg_temperature,
             )  # fmt: skip
-            self._near = (id(requests), found)
+            self._near = (requests, found)
         return self._near[1]
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from lightning_edit.functional.scope import mixed_log_probabilities
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Responder, Statement, TokenScores
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
+from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import EditRequest
 from tests.editors.routing.routing import PROMPTS, REQUESTS, language_model, tuned, untuned
@@ -212,6 +213,57 @@ def test_another_vocabulary_is_compared_as_text_and_never_mixed(tmp_path: Path) 
     handle = loaded.edit_model(model, tokenizer, REQUESTS)
     again = loaded.responder(handle.ledger.in_force)
     assert again.generate_until(QUESTIONS, ()) == texts
+
+
+def chat_encoder(tokenizer: Any) -> PromptEncoder:
+    """The answer begins right behind this template, without the blank of plain text."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    return PromptEncoder(tokenizer, PromptFormat(True))
+
+
+def test_behind_a_chat_template_answers_are_given_in_the_base_models_tokens() -> None:
+    model, tokenizer = language_model()
+    encoder = PromptEncoder.for_model(model, chat_encoder(tokenizer))
+    editor = tuned(model, encoder)
+    handle = editor.edit_model(model, encoder, REQUESTS)
+    assert set(inside(editor)) == {True, False}
+    responder = editor.responder(handle.ledger.in_force)
+    statements = [Statement(prompt, "Paris") for prompt in PROMPTS]
+    base = ModelResponder(model, encoder).loglikelihood(statements)
+    for asked, before in zip(responder.loglikelihood(statements), base, strict=True):
+        assert asked.tokens == before.tokens
+        assert len(asked.best) == len(before.best)
+    texts = responder.generate_until(QUESTIONS, ())
+    compared = 0
+    for question, text, near in zip(QUESTIONS, texts, inside(editor), strict=True):
+        if near and text.strip():
+            (score,) = responder.loglikelihood([Statement(question.prompt, text)])
+            (encoded,) = encoder.encode([PromptText(question.prompt, text)])
+            assert score.tokens == encoded.answer
+            compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("options", [{"mixing": "soft"}, {"objective": "unsupervised"}])
+def test_predictions_are_not_mixed_across_a_chat_template(options: dict[str, Any]) -> None:
+    model, tokenizer = language_model()
+    with pytest.raises(ConfigError, match="behind its chat template"):
+        untuned(**options).bind(model, chat_encoder(tokenizer))
+
+
+def test_a_second_edit_of_a_prompt_stands_for_the_first_until_it_is_undone() -> None:
+    model, tokenizer = language_model()
+    editor = tuned(model, tokenizer)
+    again = EditRequest("a2", REQUESTS[0].prompt, "Nice", "France")
+    handle = editor.edit_model(model, tokenizer, REQUESTS)
+    handle.edit(again)
+    assert editor.memory is not None
+    assert sorted(edit.target for edit in editor.memory.edits) == sorted(["Nice", "Арль", "里昂"])
+    handle.undo("a2")
+    assert editor.memory.edits[0].target == "Lyon"
 
 
 def test_first_choices_are_given_in_ones_own_tokens_by_their_text() -> None:

@@ -1,5 +1,6 @@
 """SERAC is trained: the paper's loss, effects on facts of other scripts, validation, resume."""
 
+import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -279,6 +280,20 @@ def test_hard_negatives_leave_out_the_closest() -> None:
     sampler = ScopeSampler(("rewrite",), 0, 1, hard_neg_prob=1.0)
     batch = sampler.sample(facts(1), Random(0), facts(), near)
     assert batch.outside[0].prompt.split()[-2] in {LANDS[n] for n in (3, 4, 5)}
+
+
+def test_neighbours_are_those_of_the_requests_that_are_trained_on() -> None:
+    _, _, editor = bound()
+    first, second = facts(), facts(6)
+    near = editor.collate_requests("train", first).neighbours
+    assert near is not None
+    assert editor.collate_requests("train", first).neighbours is near
+    # The editor keeps what they belong to: the number of a freed object may come again.
+    count = sys.getrefcount(first)
+    other = editor.collate_requests("train", second).neighbours
+    assert other is not None
+    assert len(other.vectors) == 6
+    assert sys.getrefcount(first) == count - 1
 
 
 def test_a_step_samples_the_same_from_its_epoch_and_number() -> None:
