@@ -60,6 +60,8 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
     Note:
         What an edit wrote is its own summand of the memory, so an undo takes out exactly that.
         Later edits whose masks share columns with it were trained beside it and stay as they are.
+        An edit of the very prompt of an earlier one takes its place and is learnt without it; in
+        the authors' code the two are summed, and the newer would be lost with the older.
         The mean of the background is read from the model once and kept in every edit, so that a
         prompt selects the same columns where the edits are loaded, however sums are rounded there.
     """
@@ -186,9 +188,13 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         columns, places = torch.unique(masks, return_inverse=True)
         selected = torch.zeros(len(rows), len(columns), device=masks.device)
         selected.scatter_(1, places, 1.0)
-        before = memory.matrix[:, columns.cpu()].float().to(masks.device)
+        prompt = rows[0][0]  # the bare one
+        # An earlier edit of the very prompt is replaced, so nothing is learnt beside it.
+        matrix = memory.without(prompt).matrix
+        before = matrix[:, columns.cpu()].float().to(masks.device)
         after, losses = self._train(rows, before, columns, selected)
         state = {
+            "prompt": torch.tensor([prompt]),
             "columns": columns[None].int(),
             "values": (after - before)[None],
             "masks": torch.unique(masks, dim=0)[None].int(),

@@ -4,8 +4,9 @@ Axis names: ``b`` -- rows; ``t`` -- positions; ``m`` -- stored masks; ``k`` -- i
 ``c`` -- inputs that an edit has written to; ``d_in``/``d_out`` -- width of the projection.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,50 +20,98 @@ from lightning_edit.inference.module_adapter import ModuleAdapter
 
 #: Name of the decision.
 _NAME = "residual_memory"
+#: Token ids of an edited prompt.
+Prompt = tuple[int, ...]
+
+
+class WrittenEdit(NamedTuple):
+    """What one edit has written; -1 fills up columns and masks.
+
+    Args:
+        columns: Inputs that it has written to.
+        values: What it has added there.
+        masks: Masks of its prompt, in every context.
+    """
+
+    columns: Int[Tensor, " c"]
+    values: Float[Tensor, "d_out c"]
+    masks: Int[Tensor, "m k"]
 
 
 @dataclass
 class ResidualMemory(Memory):
     """What the edits in force have written, and the masks through which it is read.
 
+    An edit of a prompt takes the place of an earlier one of the very same prompt.
+
     Args:
         shape: Shape (d_out, d_in) of the projection.
-        matrix: The memory, in float64, so that sums are those of a rebuild.
-        masks: Stored masks, (m, k); each once.
         background: What is subtracted before the hash, as the first edit in force holds it;
             ``None`` without an edit.
+
+    Attributes:
+        matrix: The memory, in float64, so that sums are those of a rebuild.
+        masks: Stored masks, (m, k); each once.
     """
 
     shape: tuple[int, int]
-    matrix: Float[Tensor, "d_out d_in"] = field(init=False)
-    masks: list[Int[Tensor, " k"]] = field(default_factory=list)
     background: Float[Tensor, " d_in"] | None = None
 
     def __post_init__(self) -> None:
+        self._edits: dict[Prompt, WrittenEdit] = {}
+        self._sum()
+
+    def _sum(self) -> None:
+        """Add up the edits from the first on."""
         self.matrix = torch.zeros(self.shape, dtype=torch.float64)
+        self.masks: list[Int[Tensor, " k"]] = []
         self._known: set[tuple[int, ...]] = set()
+        for edit in self._edits.values():
+            self._write(edit)
+
+    def without(self, prompt: Sequence[int]) -> "ResidualMemory":
+        """Return the memory without the edit of a prompt: itself if there is none.
+
+        Args:
+            prompt: Token ids of the prompt.
+        """
+        if tuple(prompt) not in self._edits:
+            return self
+        found = ResidualMemory(self.shape, self.background)
+        found._edits = {one: edit for one, edit in self._edits.items() if one != tuple(prompt)}
+        found._sum()
+        return found
 
     def add(self, delta: Delta) -> None:
         """Add what an edit has written, and its masks.
 
         Args:
-            delta: An edit with ``columns``, ``values``, ``masks`` and ``background``, one row per
-                request; -1 fills up rows of the first three.
+            delta: An edit with ``prompt``, ``columns``, ``values``, ``masks`` and ``background``,
+                one row per request; -1 fills up rows of the first four.
         """
         state = delta.state
         if self.background is None:
             self.background = state["background"][0].cpu()
-        for columns, values, masks in zip(
-            state["columns"], state["values"], state["masks"], strict=True
-        ):
-            count = int((columns >= 0).sum())
-            written = values[:, :count].to("cpu", torch.float64)
-            self.matrix = self.matrix.index_add(1, columns[:count].long().cpu(), written)
-            for mask in masks[masks[:, 0] >= 0].long().cpu():
-                key = tuple(mask.tolist())
-                if key not in self._known:
-                    self._known.add(key)
-                    self.masks.append(mask)
+        names = ("prompt", "columns", "values", "masks")
+        for ids, *written in zip(*(state[name] for name in names), strict=True):
+            prompt, edit = tuple(one for one in ids.tolist() if one >= 0), WrittenEdit(*written)
+            again = self._edits.pop(prompt, None) is not None
+            self._edits[prompt] = edit
+            if again:
+                self._sum()
+            else:
+                self._write(edit)
+
+    def _write(self, edit: WrittenEdit) -> None:
+        """Add one edit to the sum."""
+        count = int((edit.columns >= 0).sum())
+        written = edit.values[:, :count].to("cpu", torch.float64)
+        self.matrix = self.matrix.index_add(1, edit.columns[:count].long().cpu(), written)
+        for mask in edit.masks[edit.masks[:, 0] >= 0].long().cpu():
+            key = tuple(mask.tolist())
+            if key not in self._known:
+                self._known.add(key)
+                self.masks.append(mask)
 
 
 class ResidualMemoryAdapter(ModuleAdapter):
@@ -103,7 +152,8 @@ class ResidualMemoryAdapter(ModuleAdapter):
         for number in sorted(set(chosen.tolist()) - {-1}):
             rows = (chosen == number).nonzero().squeeze(1)
             mask = self.masks[number].to(hidden.device)
-            part = self.matrix.to(hidden.device)[:, mask]
+            self.matrix = self.matrix.to(hidden.device)  # stays there: steps are many
+            part = self.matrix[:, mask]
             new = output[rows] + hidden[rows][..., mask].to(part.dtype) @ part.mT
             found = found.index_copy(0, rows, new.to(output.dtype))
         return found

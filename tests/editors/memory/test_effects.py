@@ -215,6 +215,20 @@ def test_a_prompt_edited_again_answers_with_the_newest_edit(editor: type[Editor]
     assert answers(responder, [REQUESTS[0].prompt])[0].startswith("Lyon")
 
 
+@pytest.mark.parametrize("editor", [GRACE, MEMOIR, MELO], ids=lambda one: one.__name__)
+def test_the_newer_edit_of_a_prompt_outlives_an_undo_of_the_older(editor: type[Editor]) -> None:
+    again = EditRequest("again", REQUESTS[0].prompt, "capital", "France")
+    model, tokenizer, own = bound(editor, "gpt2")
+    handle = own.edit_model(model, tokenizer, REQUESTS[:1]).edit(again).undo("a")
+    responder = own.responder(handle.ledger.in_force)
+    assert answers(responder, [again.prompt])[0].startswith("capital")
+    twin_model, _, twin = bound(editor, "gpt2")
+    other = twin.edit_model(twin_model, tokenizer, [again])
+    statements = [Statement(prompt, "Lyon") for prompt in [again.prompt, *OTHERS]]
+    scores = responder.loglikelihood(statements)
+    assert scores == twin.responder(other.ledger.in_force).loglikelihood(statements)
+
+
 @each
 @pytest.mark.parametrize("target", ["日", pytest.param("М", marks=pytest.mark.slow)])
 def test_other_scripts_are_written(editor: type[Editor], target: str) -> None:

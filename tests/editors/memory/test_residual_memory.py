@@ -23,6 +23,7 @@ def test_overlaps_are_shares_of_a_mask() -> None:
 
 def edit(name: str, columns: list[int], value: float, masks: list[list[int]]) -> Delta:
     state = {
+        "prompt": torch.tensor([[ord(name), -1]]),
         "columns": torch.tensor([[*columns, -1]]),
         "values": torch.cat(
             [torch.full((1, 2, len(columns)), value), torch.full((1, 2, 1), -1)], 2
@@ -51,6 +52,17 @@ def test_what_edits_write_is_summed_and_masks_are_stored_once() -> None:
     assert both.background is not None
     assert both.background.tolist() == [1.0, 0.0, 0.0, 0.0]  # one for all: that of the first
     assert torch.equal(memory(SECOND).matrix, both.matrix - memory(FIRST).matrix)
+
+
+def test_an_edit_of_the_same_prompt_takes_the_place_of_the_earlier_one() -> None:
+    again = edit("a", [0, 3], 5.0, [[0, 3]])
+    found = memory(FIRST, SECOND, again)
+    assert torch.equal(found.matrix, memory(SECOND, again).matrix)
+    assert [mask.tolist() for mask in found.masks] == [[2, 3], [1, 2], [0, 3]]
+    assert found.background is not None
+    assert found.background.tolist() == [1.0, 0.0, 0.0, 0.0]  # masks were hashed with it
+    assert torch.equal(found.without([ord("a")]).matrix, memory(SECOND).matrix)
+    assert found.without([1]) is found
 
 
 @pytest.mark.parametrize(("threshold", "read"), [(0.5, True), (0.6, False)])
