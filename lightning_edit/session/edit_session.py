@@ -369,6 +369,7 @@ class EditSession(MeasurementDriver):
             "seconds": dict(self.seconds),
             "protocol": self.protocol,
             "stream": self.stream.digest,
+            "only_wrong": self.only_wrong,
             "hashes": self.integrity.hashes(),
         }
         before = set(checkpoint)
@@ -396,6 +397,11 @@ class EditSession(MeasurementDriver):
                 f"the checkpoint was taken with protocol {state['protocol']} on other requests or "
                 f"another batch size than this run (protocol {self.protocol}); "
                 "resume with the config.yaml of the run"
+            )
+        if (began := state.get("only_wrong", False)) != self.only_wrong:
+            raise LedgerError(
+                f"the run began with only_wrong {began} and goes on with {self.only_wrong}, which "
+                "would leave out other edits; resume with the config.yaml of the run"
             )
         check_history(checkpoint, state.get("history"))
         self._restored_state = state

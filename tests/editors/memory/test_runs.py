@@ -10,7 +10,7 @@ import pytest
 from lightning_edit import EditTrainer
 from lightning_edit.editors import GRACE, MELO, MEMOIR, WISE, Editor
 from lightning_edit.edits.delta import Delta
-from lightning_edit.exceptions import ConfigError
+from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.types import EditBatch, EditRequest
 from tests.toy import ToyData, toy_model, toy_tokenizer
 
@@ -83,6 +83,8 @@ def test_what_is_answered_already_is_left_out_and_noted(tmp_path: Path) -> None:
     assert len(files) == 6 - len(left_out)
     with pytest.raises(RuntimeError, match="planted"):
         run(GRACE, tmp_path / "cut", fail_at="fact-2", **arguments)
+    with pytest.raises(LedgerError, match="only_wrong"):
+        run(GRACE, tmp_path / "cut", ckpt_path="last", **arguments | {"only_wrong": False})
     assert run(GRACE, tmp_path / "cut", ckpt_path="last", **arguments)[0] == whole[0]
     again = json.loads((tmp_path / "cut" / "results.json").read_text())
     assert again["events"] == results["events"]
