@@ -79,10 +79,12 @@ class MELO(MemoryEditor[NeuronIndex]):
         same_label: Literal["tokens", "sum_id"] = "tokens",
     ) -> None:
         super().__init__()
-        if steps < 1 or lr <= 0 or rank < 1 or decay_every < 1 or (radius or 1.0) <= 0:
+        own = radius_share if radius is None else radius
+        if steps < 1 or lr <= 0 or rank < 1 or decay_every < 1 or own <= 0 or targets == []:
             raise ValueError(
-                "MELO needs steps, rank and decay_every of at least 1, lr > 0 and radius > 0, got "
-                f"{steps}, {rank}, {decay_every}, {lr}, {radius}"
+                "MELO needs steps, rank and decay_every of at least 1, lr > 0, radius and "
+                "radius_share > 0 and a projection in targets, got "
+                f"{steps}, {rank}, {decay_every}, {lr}, {radius}, {radius_share}, {targets}"
             )
         self.index_layer = index_layer
         self.index_projection: Projection = index_projection

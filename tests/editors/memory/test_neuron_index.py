@@ -1,8 +1,11 @@
 """Clusters of MELO's index, by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 
+from lightning_edit.editors import MELO
 from lightning_edit.editors.memory.neuron_index import NO_BLOCK, NeuronIndex
 
 
@@ -53,3 +56,9 @@ def test_a_copy_stays_as_it_is() -> None:
     found.insert(torch.tensor([[0.5, 0.0]]), [(2,)], 1.0)
     assert blocks(copy, 0.5) == [0]
     assert blocks(found, 0.5) == [1]
+
+
+@pytest.mark.parametrize("wrong", [{"radius": 0.0}, {"radius_share": 0.0}, {"targets": []}])
+def test_settings_that_would_be_read_as_others_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        MELO(**wrong)
