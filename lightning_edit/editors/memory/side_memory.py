@@ -190,6 +190,8 @@ class SideMemoryAdapter(ModuleAdapter):
             memory: Number of the memory.
         """
         update = self.memories[memory].update.to(hidden.device)
+        # It stays there: a generation has many steps.
+        self.memories[memory] = self.memories[memory]._replace(update=update)
         return hidden.to(update.dtype) @ update.mT
 
     def choose(self, hidden: Tensor, output: Tensor, call: ModelCall) -> Tensor:
