@@ -61,9 +61,9 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         What an edit wrote is its own summand of the memory, so an undo takes out exactly that.
         Later edits whose masks share columns with it were trained beside it and stay as they are.
         An edit of the very prompt of an earlier one takes its place and is learnt without it; in
-        the authors' code the two are summed, and the newer would be lost with the older.
-        The mean of the background is read from the model once and kept in every edit, so that a
-        prompt selects the same columns where the edits are loaded, however sums are rounded there.
+        the authors' code the two are summed, and the newer would be lost with the older. The mean
+        of the background is read from the model once and kept in every edit, so that a prompt
+        selects the same columns where the edits are loaded, however sums are rounded there.
     """
 
     def __init__(
