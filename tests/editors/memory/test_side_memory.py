@@ -1,8 +1,11 @@
 """Margins, TIES, shards and thresholds of WISE, by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from lightning_edit.editors import WISE
 from lightning_edit.editors.memory.side_memory import (
     ReadMemory,
     SideMemory,
@@ -12,6 +15,7 @@ from lightning_edit.editors.memory.side_memory import (
 from lightning_edit.edits.delta import Delta
 from lightning_edit.functional.side_memory import margin_loss, ties
 from lightning_edit.inference.model_call import ModelCall
+from tests.toy import toy_model, toy_requests, toy_tokenizer
 
 
 def test_margins_count_only_the_rows_that_violate_them() -> None:
@@ -106,3 +110,14 @@ def test_a_prompt_reads_the_memory_that_it_activates_most_above_its_threshold() 
     assert adapter.choose(hidden, output, call).tolist() == [0, 1, -1, 0]
     changed = adapter.act(hidden, output, call)
     assert changed[..., 0].tolist() == [[3, 3, 99], [7.5, 7.5, 0], [0, 0, 0], [4, 4, 0]]
+
+
+def test_probes_that_score_an_edit_are_not_trained_on() -> None:
+    editor = WISE(layer=0, templates=[])
+    editor.bind(toy_model(), toy_tokenizer())
+    (scored,) = toy_requests(1)
+    assert [probe.aspect for probe in scored.probes] == ["locality"]
+    rows, bare = (editor.training_rows(one, 0).rows for one in (scored, replace(scored, probes=())))
+    assert torch.equal(rows.ids, bare.ids)
+    with pytest.raises(ValueError, match="unrelated"):
+        WISE(unrelated=[])
