@@ -5,6 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import nn
 
 from lightning_edit.edits.delta import LowRank
@@ -12,18 +14,42 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.weights import weight
 
 _FILE = "adapter_config.json"
-#: Settings of ``peft`` under which an adapter is more than a product of two matrices.
+#: Settings of ``peft`` that say where an adapter is, how large, and how it was trained.
+_FREE = frozenset(
+    [
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_dropout",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    ]
+)
+#: Values of the others under which an adapter is a product of two matrices beside a base model that
+#: stays as it is. (Initialisations such as PiSSA's subtract their start from the base weights.)
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
-    "use_dora": (False, None),
     "bias": ("none", None),
-    "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
-
-
+_UNSET: tuple[Any, ...] = (None, False, [], {})
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -40,22 +66,23 @@ def adapter_updates(model: nn.Module, folder: Path) -> dict[str, LowRank]:
     """Return the update of each weight that a LoRA adapter changes, exactly as its factors.
 
     Args:
-        model: The base model; it is bit for bit the same afterwards.
+        model: The base model; it is bit for bit the same afterwards, and in the same mode.
         folder: Folder of the adapter.
 
     Returns:
         By parameter name: scaled ``B`` and ``A``.
 
     Raises:
-        ConfigError: If the adapter is not a plain LoRA, or adapts tied weights.
+        ConfigError: If the adapter is not a plain LoRA, is for another base model, or adapts tied
+            weights.
     """
     config = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    for name, plain in _PLAIN.items():
-        if config.get(name) not in plain:
+    for name, value in config.items():
+        if name not in _FREE and value not in _PLAIN.get(name, _UNSET):
             raise ConfigError(
-                f"the adapter in {folder} has {name}={config[name]!r}, so it is no plain product "
-                "of two matrices; merge it (`PeftModel.merge_and_unload()`) and give the merged "
-                "model as `after`"
+                f"the adapter in {folder} has {name}={value!r}, so it may be no plain product of "
+                "two matrices beside its base model; merge it (`PeftModel.merge_and_unload()`) and "
+                "give the merged model as `after`"
             )
     if not (folder / _WEIGHTS).is_file():
         raise ConfigError(
@@ -65,6 +92,8 @@ def adapter_updates(model: nn.Module, folder: Path) -> dict[str, LowRank]:
     from peft import PeftModel  # a slow import that only this needs
     from peft.tuners.lora import LoraLayer
 
+    matrices = _matrices(model, folder)
+    modes = {module: module.training for module in model.modules()}
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with warnings.catch_warnings():
         # peft 0.21 reads a deprecated attribute name of transformers 5.23.
@@ -80,6 +109,13 @@ def adapter_updates(model: nn.Module, folder: Path) -> dict[str, LowRank]:
         adapted.unload()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trained[name])
+        for module, mode in modes.items():
+            module.training = mode
+    if matrices != 2 * len(layers):
+        raise ConfigError(
+            f"the adapter in {folder} has {matrices} matrices, but only {2 * len(layers)} have a "
+            f"place in {type(model).__name__}; give the base model that it was trained on"
+        )
     updates = {f"{name}.weight": update for name, update in layers.items()}
     for name in updates:
         if tied := weight(model, name).tied_to:
@@ -88,6 +124,24 @@ def adapter_updates(model: nn.Module, folder: Path) -> dict[str, LowRank]:
                 "untie them in the base model (tie_word_embeddings=False)"
             )
     return updates
+
+
+def _matrices(model: nn.Module, folder: Path) -> int:
+    """Count an adapter's matrices; other weights beside them must be those of the base model."""
+    base, count = dict(model.named_parameters(remove_duplicate=False)), 0
+    with safe_open(str(folder / _WEIGHTS), framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  # it is no mapping
+            if ".lora_" in key:
+                count += 1
+                continue
+            name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            if name not in base or not torch.equal(file.get_tensor(key), base[name].cpu()):
+                raise ConfigError(
+                    f"the adapter in {folder} brings own weights of {name} beside its matrices; "
+                    "save it with `save_pretrained(folder, save_embedding_layers=False)`, or merge "
+                    "it and give the merged model as `after`"
+                )
+    return count
 
 
 def _factors(layer: Any) -> LowRank:

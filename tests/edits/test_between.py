@@ -207,6 +207,50 @@ def test_adapters_that_are_more_than_a_product_are_refused(tmp_path: Path) -> No
         Delta.between(base, adapter)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Could not find a config file")
+@pytest.mark.filterwarnings("ignore:The OLoRA initialization")
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_adapters_that_take_their_start_off_the_base_weights_are_refused(
+    start: str, tmp_path: Path
+) -> None:
+    """Reading one would change the base model for good, and the update would miss the rest."""
+    base = build_tiny("llama")
+    before = weights_hash(base)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start)  # type: ignore[arg-type]
+    adapter = get_peft_model(copy.deepcopy(base), config)
+    adapter.save_pretrained(str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"init_lora_weights='{start}'.*merge_and_unload"):
+        Delta.between(base, tmp_path)
+    assert weights_hash(base) == before
+    merged = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).merge_and_unload()
+    with Delta.between(base, merged, max_rank=0).applied(base):
+        assert weights_hash(base) == weights_hash(merged)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Could not find a config file")
+def test_an_adapter_of_a_deeper_model_and_one_with_own_weights_are_refused(tmp_path: Path) -> None:
+    base = build_tiny("llama").train()
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    deeper = get_peft_model(build_tiny("llama", num_hidden_layers=6), config)
+    deeper.save_pretrained(str(tmp_path / "deeper"))
+    with pytest.raises(ConfigError, match=r"12 matrices, but only \d+ have a place"):
+        Delta.between(base, tmp_path / "deeper")
+    config = LoraConfig(r=2, target_modules=["embed_tokens"])
+    own = get_peft_model(copy.deepcopy(base), config)
+    own.save_pretrained(str(tmp_path / "same"), save_embedding_layers=True)
+    assert list(Delta.between(base, tmp_path / "same").weights) == ["model.embed_tokens.weight"]
+    assert all(module.training for module in base.modules())
+    with torch.no_grad():
+        own.get_input_embeddings().weight[3] += 1
+    own.save_pretrained(str(tmp_path / "other"), save_embedding_layers=True)
+    before = weights_hash(base)
+    with pytest.raises(ConfigError, match="own weights of model.embed_tokens.weight"):
+        Delta.between(base, tmp_path / "other")
+    assert weights_hash(base) == before
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model = build_tiny("llama")
     state = dict(model.state_dict())
