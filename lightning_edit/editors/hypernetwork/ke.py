@@ -26,6 +26,7 @@ from lightning_edit.editors.hypernetwork.dual_ascent import (
 )
 from lightning_edit.editors.hypernetwork.functional_weights import patched_parameters
 from lightning_edit.editors.hypernetwork.meta_batch import MetaBatch
+from lightning_edit.editors.hypernetwork.outer_loss import anywhere
 from lightning_edit.editors.one_by_one import concat_low_rank
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.conditioned_shift import (
@@ -104,7 +105,7 @@ class KE(HypernetworkEditor):
         compared by teacher forcing, not by beam search.
     """
 
-    structure = ("hidden", "condition", "max_scale", "vocabulary", "width")
+    structure = ("hidden", "condition", "max_scale", "divergences", "vocabulary", "width")
     batched: ClassVar[bool] = False
 
     def __init__(
@@ -168,12 +169,7 @@ class KE(HypernetworkEditor):
         self.vocabulary = self.width = 0
         self.reader: TextCondition | None = None
         self.heads = nn.ModuleList()
-        named = {
-            "kl": Constraint(margin_kl, margin_kl_floor),
-            "lp": Constraint(margin_lp, margin_lp_floor),
-        }
-        chosen = ("kl", "lp") if divergences == "both" else (divergences,)
-        self.constraints = Lagrangian({name: named[name] for name in chosen})
+        self.constraints = Lagrangian({})
         self.success = MeanMetric()
         self.automatic_optimization = loss == "plain"
         self._size: Tensor | None = None  # of the updates that were proposed last
@@ -198,7 +194,7 @@ class KE(HypernetworkEditor):
         ]
 
     def build(self) -> None:
-        """Build the LSTM on a copy of the model's token embeddings, and a head for each weight."""
+        """Build the LSTM on a copy of the model's token embeddings, heads, and the constraints."""
         if self._bound is not None:
             table = self.view.embeddings.get_parameter("weight").detach()
             self.vocabulary, self.width = table.shape
@@ -208,6 +204,14 @@ class KE(HypernetworkEditor):
         self.heads = nn.ModuleList(
             ShiftHead(self.condition, self.hidden, *handle.shape) for handle in self.weights
         ).to(self.device)
+        named = {
+            "kl": Constraint(self.margin_kl, self.margin_kl_floor),
+            "lp": Constraint(self.margin_lp, self.margin_lp_floor),
+        }
+        chosen = ("kl", "lp") if self.divergences == "both" else (self.divergences,)
+        self.constraints = Lagrangian({name: named[name] for name in chosen}).to(self.device)
+        # The plain loss has none; DDP waits for the gradient of every parameter that wants one.
+        self.constraints.requires_grad_(self.loss != "plain")
 
     def condition_texts(self, batch: EditBatch) -> list[str]:
         """Return what the LSTM reads of each request: old answer, new answer, prompt.
@@ -215,7 +219,7 @@ class KE(HypernetworkEditor):
         Args:
             batch: The requests.
         """
-        asked = [request for request in batch.requests if request.old_target is None]
+        asked = [request for request in batch.requests if not request.old_target]
         told = dict(zip((request.id for request in asked), self._answers(asked), strict=True))
         return [
             f"{request.old_target or told[request.id]} >> {request.target} || {request.prompt}"
@@ -332,7 +336,8 @@ class KE(HypernetworkEditor):
         edited = padded.rows < len(own) + len(rephrased)
         targets = padded.targets[edited]
         terms = self.terms(after[edited], targets, after[~edited], examples.locality)
-        if not torch.isfinite(terms["loss"]):
+        # Lightning refuses a step that one process skips in its own optimisation only.
+        if anywhere(not torch.isfinite(terms["loss"]), self.device):
             log.warning("step %d: the loss is not finite; the step is skipped", self.global_step)
             return None
         network, multipliers = cast("list[LightningOptimizer]", self.optimizers())

@@ -38,6 +38,16 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def anywhere(here: bool, device: torch.device) -> bool:
+    """Return whether something is so in any process, for steps that all of them skip together.
+
+    Args:
+        here: Whether it is in this process.
+        device: Device of the training.
+    """
+    return bool(summed(torch.tensor(int(here), device=device)))
+
+
 @dataclass(frozen=True)
 class OuterLoss:
     """Loss of an edited model: NLL of new answers on rephrases, KL drift on locality prompts.

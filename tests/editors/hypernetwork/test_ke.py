@@ -1,5 +1,8 @@
 """KE: constrained training that resumes exactly, single edits, the loop, and the ports' loss."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import EditRequest
 from tests.editors.hypernetwork.mending import trainer
 from tests.models.tiny import build_tiny, build_tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
@@ -144,6 +149,7 @@ def test_the_plain_loss_is_the_ports() -> None:
     nll = torch.nn.functional.cross_entropy(logits, padded.targets)
     kl = drift_kl(editor.base_logits(rows), logits)
     torch.testing.assert_close(told["loss"], 0.3 * nll + 2.0 * kl)
+    assert not any(parameter.requires_grad for parameter in editor.constraints.parameters())
     adam = editor.configure_optimizers()
     assert isinstance(adam, torch.optim.Adam)
     assert not {id(p) for p in editor.constraints.parameters()} & {
@@ -232,6 +238,70 @@ def test_a_trained_editor_is_stored_and_used(tmp_path: Path) -> None:
         assert loaded.hidden == 8
         for name, update in wanted.weights.items():
             assert torch.equal(loaded.edit(batch).weights[name].dense(), update.dense())
+
+
+def test_a_stored_editor_brings_its_constraints(tmp_path: Path) -> None:
+    editor = small(divergences="both")
+    editor.constraints.anneal(0.5)
+    editor.trained_batches += 1
+    editor.save_weights(tmp_path / "ke.safetensors")
+    stored: Any = KE(checkpoint=str(tmp_path / "ke.safetensors"))
+    stored.bind(editor.language_model, editor.tokenizer)
+    assert stored.divergences == "both"
+    assert float(stored.constraints["lp"].margin) == pytest.approx(5e-4)
+
+
+def test_an_empty_old_answer_is_none() -> None:
+    editor = small()
+    empty, asked = (EditRequest("x", "The river", "Arles", old_target=old) for old in ("", None))
+    texts = [editor.condition_texts(encode_batch(editor.prompts, [one])) for one in (empty, asked)]
+    assert texts[0] == texts[1]
+    assert not texts[0][0].startswith(" >>")
+
+
+_PROCESS = """
+import sys, warnings
+from pathlib import Path
+import torch
+warnings.simplefilter("ignore")
+from tests.editors.hypernetwork.mending import trainer
+from tests.editors.hypernetwork.test_ke import Facts, small
+
+root = Path(sys.argv[1])
+run = trainer(root, max_epochs=2, devices=2, strategy="ddp", limit_val_batches=0)
+editor = small(loss=sys.argv[2])
+whole = editor.terms
+calls = []
+
+def broken(*arguments):
+    terms = whole(*arguments)
+    calls.append(0)
+    here = sys.argv[2] == "constrained" and run.global_rank == 1 and len(calls) == 2
+    return {**terms, "loss": terms["loss"] * float("nan")} if here else terms
+
+editor.terms = broken
+run.fit(editor, datamodule=Facts(batch_size=1))
+torch.save([len(calls), editor.state_dict()], root / f"rank-{run.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "skipped"), [("constrained", 1), ("plain", 0)])
+def test_two_processes_skip_a_step_together(tmp_path: Path, loss: str, skipped: int) -> None:
+    """A loss that is not finite in one of them would leave the other waiting for its gradient."""
+    script = tmp_path / "worker.py"
+    script.write_text(_PROCESS)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), loss],
+        check=False, timeout=120, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (calls, one), (_, two) = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1))
+    assert int(one["trained_batches"]) == calls - skipped == 6 - skipped
+    for name, value in one.items():
+        assert bool(torch.isfinite(value.float()).all()), name
+        assert torch.equal(value, two[name]), name
 
 
 def test_rounds_must_be_one_or_more() -> None:
