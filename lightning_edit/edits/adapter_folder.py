@@ -16,7 +16,7 @@ from lightning_edit.models.weights import weight
 _FILE = "adapter_config.json"
 #: Settings of ``peft`` that say where an adapter is, how large, and how it was trained.
 _FREE = frozenset(
-    [
+    {
         "alpha_pattern",
         "auto_mapping",
         "base_model_name_or_path",
@@ -40,7 +40,7 @@ _FREE = frozenset(
         "target_modules",
         "task_type",
         "use_rslora",
-    ]
+    }
 )
 #: Values of the others under which an adapter is a product of two matrices beside a base model that
 #: stays as it is. (Initialisations such as PiSSA's subtract their start from the base weights.)
