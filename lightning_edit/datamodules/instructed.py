@@ -41,6 +41,11 @@ class InstructedDataModule(EditDataModule):
         if not self.tasks or (unknown := sorted(set(named) - INSTRUCTIONS.keys())):
             got = unknown if self.tasks else "none"
             raise DataError(f"`tasks` are some of {', '.join(INSTRUCTIONS)}; got {got}")
+        if missing := sorted(set(self.held_out or ()) - self.tasks.keys()):
+            raise DataError(
+                f"`held_out` names tasks among `tasks` ({', '.join(self.tasks)}), for validation "
+                f"and test; got {missing}, which have no data module there"
+            )
 
     def load_split(self, split: str) -> list[EditRequest]:
         """Load one split of every task, and put instructions before the prompts."""

@@ -129,6 +129,9 @@ def test_a_held_out_task_is_only_tested() -> None:
 def test_unknown_tasks_are_refused() -> None:
     with pytest.raises(DataError, match="'poetry'"):
         InstructedDataModule({"poetry": Facts()}).requests("train")
+    held = InstructedDataModule({"counterfactual": Facts()}, held_out=["question"])
+    with pytest.raises(DataError, match=r"\(counterfactual\).*\['question'\].*no data module"):
+        held.requests("train")  # else it would be trained on everything and validated on nothing
     with pytest.raises(ConfigError, match=r"no task 'poetry'.*question"):
         InstructEdit(task="poetry").bind(*tiny())
 
