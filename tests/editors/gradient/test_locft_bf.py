@@ -157,3 +157,20 @@ def test_a_learnt_batch_makes_no_step() -> None:
     delta = editor.edit(batch)
     assert delta.info["steps"] == 1
     assert all(not update.dense().any() for update in delta.weights.values())
+
+
+def test_it_warns_where_most_answers_are_not_learnt(caplog: pytest.LogCaptureFixture) -> None:
+    facts = FACTS[:1] + OTHER_SCRIPTS
+    options: dict[str, Any] = {"whole_block": True, "steps": 60}
+    _, editor, batch = bound(facts=facts, **options)
+    editor.edit(batch)
+    assert not caplog.records
+    _, slow, batch = bound(facts=facts, **options | {"lr": 1e-5})
+    slow.edit(batch)
+    assert "LocFTBF ends with 0 of 3 answers learnt" in caplog.text
+    assert "raise `lr` (1e-05) or `steps` (60)" in caplog.text
+    caplog.clear()
+    # One after the other: those that were learnt first are forgotten.
+    _, depth, batch = bound(**options | {"order": "depth", "batch_size": 1, "steps": 20})
+    depth.edit(batch)
+    assert "of 12 answers learnt" in caplog.text
