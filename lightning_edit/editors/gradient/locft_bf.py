@@ -135,7 +135,7 @@ class LocFTBF(GradientEditor):
         items = self.with_ends(batch.encoded)
         depth = self.order == "depth"
         losses = self._depth_first(copies, items) if depth else self._epochs(copies, items, batch)
-        learnt = self._learnt(copies, items)
+        learnt = self._verdicts(copies, items)
         if 2 * sum(learnt) < len(learnt):
             log.warning(
                 "%s ends with %d of %d answers learnt (loss %.2f nats per token); raise `lr` (%g) "
@@ -151,7 +151,7 @@ class LocFTBF(GradientEditor):
         return losses
 
     @torch.no_grad()
-    def _learnt(self, copies: MasterCopies, items: Sequence[Encoded]) -> list[bool]:
+    def _verdicts(self, copies: MasterCopies, items: Sequence[Encoded]) -> list[bool]:
         """Return of each row whether every token of its answer is the most likely one."""
         model, values = self.language_model, copies.values()
         learnt: list[bool] = []
