@@ -8,7 +8,8 @@ export OMP_NUM_THREADS ?= 2
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 
 # A test process a core, each with one thread: two threads in each of two processes would be slower.
-PARALLEL := -n auto --maxprocesses 4
+# A file stays in one process, so that what its tests share is made once.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup quickstart test test-all test-bits test-oldest resume-matrix lint typecheck check benchmark clean
 

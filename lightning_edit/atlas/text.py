@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from lightning_edit.atlas.graph import Atlas, load_atlas
 from lightning_edit.types import Triple
@@ -64,5 +65,12 @@ def corpus(shuffled: bool = False) -> list[str]:
         shuffled: Whether to shuffle, always into the same order. The sentences are sorted by topic,
             so a reader of only a part (such as second moments of keys) should shuffle.
     """
-    texts = [sentence.text for sentence in sentences(load_atlas())]
-    return random.Random(0).sample(texts, len(texts)) if shuffled else texts
+    return list(_texts(shuffled))
+
+
+@cache
+def _texts(shuffled: bool) -> tuple[str, ...]:
+    if shuffled:
+        texts = _texts(False)
+        return tuple(random.Random(0).sample(texts, len(texts)))
+    return tuple(sentence.text for sentence in sentences(load_atlas()))

@@ -76,8 +76,13 @@ class Case:
         return self.batch.split()[0]
 
 
-@cache
 def case(editor_class: type[Editor], family: str, dtype: torch.dtype = torch.float32) -> Case:
+    return _case(editor_class, family, dtype)
+
+
+# The caches tell calls apart by how they are written, so that defaults are filled in before.
+@cache
+def _case(editor_class: type[Editor], family: str, dtype: torch.dtype) -> Case:
     model = TINY[family]().to(dtype).requires_grad_(False)
     tokenizer = build_tokenizer(bos=family == "llama")
     before = weights_hash(model)
@@ -85,8 +90,12 @@ def case(editor_class: type[Editor], family: str, dtype: torch.dtype = torch.flo
     return Case(model, editor, encode_batch(tokenizer, REQUESTS, seed=3), before)
 
 
-@cache
 def edited(editor_class: type[Editor], family: str, dtype: torch.dtype = torch.float32) -> Delta:
+    return _edited(editor_class, family, dtype)
+
+
+@cache
+def _edited(editor_class: type[Editor], family: str, dtype: torch.dtype) -> Delta:
     own = case(editor_class, family, dtype)
     return own.editor.edit(own.first)
 
@@ -103,7 +112,23 @@ def same(one: Delta, other: Delta, tolerance: float = 0.0) -> bool:
     return all((a - b).norm() <= tolerance * b.norm() for a, b in pairs)
 
 
-every = pytest.mark.parametrize("family", FAMILIES)
+#: The first architecture is tested by default, others are slow tests.
+every = pytest.mark.parametrize(
+    "family", [FAMILIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])]
+)
+#: By default each architecture in one number format.
+typed = pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        pytest.param(family, dtype, marks=marks, id=f"{family}-{str(dtype).removeprefix('torch.')}")
+        for family, dtype, marks in [
+            ("gpt2", torch.float32, []),
+            ("llama", torch.bfloat16, []),
+            ("gpt2", torch.bfloat16, [pytest.mark.slow]),
+            ("llama", torch.float32, [pytest.mark.slow]),
+        ]
+    ],
+)
 each = pytest.mark.parametrize("editor_class", EDITORS, ids=lambda editor: editor.__name__)
 
 
@@ -113,8 +138,7 @@ def test_every_public_editor_is_here() -> None:
 
 
 @each
-@every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@typed
 def test_edit_leaves_the_model_bit_identical(
     editor_class: type[Editor], family: str, dtype: torch.dtype
 ) -> None:
@@ -128,8 +152,7 @@ def test_edit_leaves_the_model_bit_identical(
 
 
 @each
-@every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@typed
 def test_applied_changes_the_model_and_restores_every_bit(
     editor_class: type[Editor], family: str, dtype: torch.dtype
 ) -> None:
@@ -159,7 +182,7 @@ def test_delta_is_of_the_declared_kind(editor_class: type[Editor], family: str) 
 @each
 @every
 def test_same_seed_gives_the_same_delta(editor_class: type[Editor], family: str) -> None:
-    case.cache_clear()
+    _case.cache_clear()
     again = case(editor_class, family)
     assert same(again.editor.edit(again.first), edited(editor_class, family))
 
