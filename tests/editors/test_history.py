@@ -34,7 +34,12 @@ EDITORS: dict[str, Any] = {
     "NSE": lambda: NSE(20.0, **COMMON),
     "D4S": lambda: D4S(20.0, **COMMON),
 }
-each = pytest.mark.parametrize("name", EDITORS)
+#: The others keep the same sums as one of these; they are slow tests.
+DEFAULT = ("AlphaEdit", "NSE", "D4S")
+each = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in DEFAULT else pytest.mark.slow) for name in EDITORS],
+)
 
 
 def started(name: str, folder: Path | None = None) -> tuple[Any, Ledger, list[EditBatch]]:
@@ -153,7 +158,7 @@ def run(name: str, folder: Path, fail_at: str | None = None, **options: Any) -> 
     return weights_hash(model)
 
 
-@pytest.mark.parametrize("name", ["AlphaEdit", "D4S"])
+@pytest.mark.parametrize("name", ["D4S", pytest.param("AlphaEdit", marks=pytest.mark.slow)])
 def test_an_interrupted_session_goes_on_with_the_same_bits(name: str, tmp_path: Path) -> None:
     whole = run(name, tmp_path / "whole")
     with pytest.raises(RuntimeError, match="planted"):

@@ -151,8 +151,9 @@ def test_a_resumed_run_computes_what_an_uninterrupted_one_does(
     assert product(tmp_path / "cut") == product(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("protocol", ["single", pytest.param("batch", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["ToyEditor", pytest.param("MEMIT", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["single", "batch"])
+@pytest.mark.parametrize("name", ["ToyEditor", "MEMIT"])
 def test_other_protocols_resume_in_the_same_passes(
     tmp_path: Path, name: str, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

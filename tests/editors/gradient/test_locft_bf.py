@@ -159,6 +159,7 @@ def test_a_learnt_batch_makes_no_step() -> None:
     assert all(not update.dense().any() for update in delta.weights.values())
 
 
+@pytest.mark.slow
 def test_it_warns_where_most_answers_are_not_learnt(caplog: pytest.LogCaptureFixture) -> None:
     facts = FACTS[:1] + OTHER_SCRIPTS
     options: dict[str, Any] = {"whole_block": True, "steps": 60}

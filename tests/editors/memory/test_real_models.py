@@ -25,7 +25,10 @@ def ask(editor: Editor, deltas: Any, prompts: list[str]) -> list[str]:
     return editor.responder(deltas).generate_until([Question(prompt, 8) for prompt in prompts])
 
 
-@each
+@pytest.mark.parametrize(
+    "editor",
+    [MELO, *(pytest.param(one, marks=pytest.mark.slow) for one in (GRACE, MEMOIR, WISE))],
+)
 def test_an_edit_of_the_embedded_model_is_answered(editor: type[Editor]) -> None:
     model, tokenizer = load_language_model("atlas")
     # Its answer is one token: GRACE's one value is not always enough for the four of the first.

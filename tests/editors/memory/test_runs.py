@@ -71,6 +71,7 @@ class Repeated(ToyData):
         return [one for fact in facts for one in (fact, replace(fact, id=f"{fact.id}-again"))]
 
 
+@pytest.mark.slow
 def test_what_is_answered_already_is_left_out_and_noted(tmp_path: Path) -> None:
     arguments = {"only_wrong": True, "data": Repeated(), "eval_at": [2, "end"]}
     whole = run(GRACE, tmp_path / "whole", **arguments)

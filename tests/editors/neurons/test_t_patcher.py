@@ -53,7 +53,13 @@ def said(editor: TPatcher, in_force: Sequence[Delta], prompts: Sequence[str]) ->
     return editor.responder(in_force).generate_until([Question(one, 8) for one in prompts], ())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        name if number < 2 else pytest.param(name, marks=pytest.mark.slow)
+        for number, name in enumerate(FAMILIES)
+    ],
+)
 def test_answers_become_the_target_and_other_prompts_keep_theirs(family: str) -> None:
     assert_written(family, REQUESTS[1], **FAMILIES[family])
 
