@@ -109,9 +109,10 @@ def load_config(
     except _LOAD_ERRORS as error:
         raise _load_error("config", source, error) from error
     # transformers downloads and runs the kernel that a config names as `owner/name`.
-    attention = str(getattr(config, "_attn_implementation", None) or "")
-    if "/" in attention and not trust_remote_code:
-        raise _untrusted_error(source, f"the attention kernel {attention!r}")
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    for attention in (str(getattr(part, "_attn_implementation", None) or "") for part in parts):
+        if "/" in attention and not trust_remote_code:
+            raise _untrusted_error(source, f"the attention kernel {attention!r}")
     if getattr(config, "quantization_config", None) is not None:
         raise ModelLoadError(
             f"the weights of {name_or_path} are quantised and cannot be edited; give the "

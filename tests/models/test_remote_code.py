@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, Gemma3Config
 
 from lightning_edit.cli.main import main
 from lightning_edit.exceptions import ModelLoadError
@@ -136,11 +137,22 @@ def test_no_verb_runs_it(
     assert proof.exists()
 
 
-def test_a_kernel_named_by_the_config_is_not_fetched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_a_kernel_named_by_the_config_is_not_fetched(tmp_path: Path, key: str) -> None:
     build_tiny("gpt2").save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"attn_implementation": "a/b"}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: "a/b"}))
+    if AutoConfig.from_pretrained(tmp_path)._attn_implementation != "a/b":
+        pytest.skip(f"this release of transformers does not read {key}")
+    with pytest.raises(ModelLoadError, match="attention kernel 'a/b', which was not run"):
+        load_language_model(str(tmp_path))
+
+
+def test_a_kernel_named_for_a_part_of_the_model_is_not_fetched(tmp_path: Path) -> None:
+    config = Gemma3Config(text_config={"num_hidden_layers": 1}).to_dict()
+    config["_attn_implementation"] = {"text_config": "a/b"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelLoadError, match="attention kernel 'a/b', which was not run"):
         load_language_model(str(tmp_path))
 
