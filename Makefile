@@ -71,6 +71,10 @@ runs/mend-atlas/checkpoints/best.ckpt: | $(VENV)/.done  # an old checkpoint stay
 	@echo "Training MEND on the embedded model (once; 15 minutes) ..."
 	@$(BIN)/lightning-edit fit --config configs/train/mend_atlas.yaml
 
+runs/serac-atlas/checkpoints/best.ckpt: | $(VENV)/.done
+	@echo "Training SERAC on the embedded model (once; some minutes) ..."
+	@$(BIN)/lightning-edit fit --config configs/train/serac_atlas.yaml
+
 # The grid's second model lies outside the project; where it is absent, so is that half of the tables.
 SECOND := ../shared/models/counterfact-zsre-gpt2
 ifneq ($(wildcard $(SECOND)),)
@@ -83,7 +87,7 @@ runs/second-model/statistics.done: | $(VENV)/.done
 	@$(BIN)/lightning-edit stats --lm $(SECOND) --lm_bos true --text runs/second-model/text.txt
 	@touch $@
 
-benchmark: $(VENV)/.done runs/mend-atlas/checkpoints/best.ckpt $(STATISTICS)  ## every method on 100 facts, as tables (hours; goes on where it was stopped)
+benchmark: $(VENV)/.done runs/mend-atlas/checkpoints/best.ckpt runs/serac-atlas/checkpoints/best.ckpt $(STATISTICS)  ## every method on 100 facts, as tables (hours; goes on where it was stopped)
 	@$(BIN)/lightning-edit benchmark configs/benchmark/methods.yaml
 
 lint: $(VENV)/.done  ## check style, format and the direction of imports

@@ -37,6 +37,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shard", default="1/1", metavar="I/N", help="run only every N-th cell, from the I-th on"
     )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="run and tabulate only these methods"
+    )
     parser.add_argument("--retry", action="store_true", help="run cells that failed once more")
     parser.add_argument("--list", action="store_true", help="list the cells and their status")
     parser.add_argument(
@@ -50,6 +53,18 @@ def _shard(text: str, cells: Sequence[Cell]) -> list[Cell]:
     if not (number.isdigit() and of.isdigit()):
         raise ConfigError(f"--shard {text!r}: expected I/N, such as 1/4")
     return shard(cells, int(number), int(of))
+
+
+def _chosen(grid: Grid, names: Sequence[str] | None) -> list[Cell]:
+    """Return the cells of some methods; of all if none is named."""
+    if names is None:
+        return list(grid.cells)
+    known = list(dict.fromkeys(cell.method for cell in grid.cells))
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(
+            f"--methods {' '.join(unknown)}: not in {grid.path}, which has {', '.join(known)}"
+        )
+    return [cell for cell in grid.cells if cell.method in names]
 
 
 def _absent_models(grid: Grid) -> dict[str, str]:
@@ -74,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     grid = read_grid(options.grid)
     out = options.out or Path("runs") / "benchmark" / grid.path.stem
     absent = _absent_models(grid)
-    available = [cell for cell in grid.cells if cell.model not in absent]
+    chosen = _chosen(grid, options.methods)
+    available = [cell for cell in chosen if cell.model not in absent]
     if options.table is not None:
         width = shutil.get_terminal_size((_TABLE_WIDTH, 24)).columns
         sys.stdout.write(_render_tables(grid, available, out, options.table, width))

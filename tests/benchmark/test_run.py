@@ -81,6 +81,16 @@ def test_a_model_that_is_not_there_is_left_out_with_a_sentence(
     assert "no/such/model is absent" in capsys.readouterr().out
 
 
+def test_some_methods_of_a_grid(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(grid, tmp_path, "--list", "--methods", "FTM", "Wrong") == 0
+    shown = capsys.readouterr().out
+    assert [line.rsplit(" ", 1)[1] for line in shown.splitlines()] == ["FTM", "Wrong"] * 2
+    assert run(grid, tmp_path, "--methods", "FTM", "FTMM") == 2
+    assert f"--methods FTMM: not in {grid}, which has FTL, FTM, Wrong" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_shards_find_what_one_process_finds(grid: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
