@@ -6,6 +6,11 @@ of this process, taken in turns, so that a loaded machine disturbs both alike. T
 has five blocks, of which one (GRACE) or two (WISE) must run again in every step; so it is measured
 with sixteen blocks of random weights as well, where the share is that of larger models.
 
+On models as small as these a step is a row of small operators, and its time is their dispatch. The
+floor beside each row is the number of operators in an edit times the time of the cheapest one (an
+addition of two vectors of the model's width, without autograd): no loop of the same operators can
+be faster, however little it computes.
+
 Run:  python benchmarks/speed/memory_speed.py [--edits 4] [--rounds 3]
 Writes benchmarks/results/memory_speed.json.
 """
@@ -21,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from lightning_edit import load_language_model
@@ -111,6 +117,37 @@ def seconds(work: Callable[[EditBatch], Tensor], batches: list[EditBatch]) -> tu
     return (time.process_time() - begin) / len(batches), found
 
 
+class Counting(TorchDispatchMode):
+    """Counts the operators that run, those of the backward pass too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators(work: Callable[[EditBatch], Tensor], batch: EditBatch) -> int:
+    """Return the number of operators that an edit runs."""
+    with Counting() as counting:
+        work(batch)
+    return counting.count
+
+
+def cheapest(width: int, calls: int = 100_000) -> float:
+    """Return the CPU seconds of an addition of two vectors."""
+    one, other = torch.ones(width), torch.ones(width)
+    with torch.inference_mode():
+        begin = time.process_time()
+        for _ in range(calls):
+            torch.add(one, other)
+        return (time.process_time() - begin) / calls
+
+
 def deeper(model: Any, blocks: int) -> Any:
     """Return a model of the same widths with more blocks, of random weights."""
     config = copy.deepcopy(model.config)
@@ -138,6 +175,9 @@ def measure(name: str, blocks: int, edits: int, rounds: int) -> dict[str, Any]:
         spent, other = seconds(lambda one: plain(editor, one), batches)
         theirs.append(spent)
     ratio = [b / a for a, b in zip(ours, theirs, strict=True)]
+    own_calls = operators(lambda one: editor.edit(one).state[key][0], batches[0])
+    plain_calls = operators(lambda one: plain(editor, one), batches[0])
+    call = cheapest(editor.view.hidden_size)
     return {
         "editor": name,
         "blocks": blocks,
@@ -147,6 +187,11 @@ def measure(name: str, blocks: int, edits: int, rounds: int) -> dict[str, Any]:
         "seconds_per_edit": statistics.median(ours),
         "plain_seconds_per_edit": statistics.median(theirs),
         "times_as_fast": statistics.median(ratio),
+        "operators": own_calls,
+        "plain_operators": plain_calls,
+        "seconds_of_the_cheapest_operator": call,
+        "dispatch_floor_seconds": own_calls * call,
+        "times_the_floor": statistics.median(ours) / (own_calls * call),
         "apart": float((mine - other).norm() / other.norm()),
     }
 

@@ -48,6 +48,8 @@ def build_suffix_forward(
     Returns:
         The suffix forward of all texts.
     """
+    if len(texts) == 1:  # no padding to save, and fewer operators in every step
+        return _build_padded(view, texts, block, site)
     try:
         return _build_packed(view, texts, block, site)
     except NotPackableError:

@@ -106,7 +106,9 @@ class SuffixForward:
             stack.enter_context(select_head_positions(self.view.model, index))
             if self.block < self.view.num_blocks - 1:
                 # The last block's output at other positions is never read.
-                stack.enter_context(run_at_positions(self.view, places))
+                stack.enter_context(
+                    run_at_positions(self.view, places, self.inputs["input_ids"].numel())
+                )
             if self.site != "block":
                 for name, part in zip(
                     changed_modules(self.view, self.block, self.site),

@@ -16,15 +16,19 @@ from lightning_edit.models.view import BlockView, ModelView
 
 
 @contextmanager
-def run_at_positions(view: ModelView, places: Int[Tensor, " m"]) -> Iterator[None]:
+def run_at_positions(view: ModelView, places: Int[Tensor, " m"], tokens: int) -> Iterator[None]:
     """Run the layers after the last block's attention at some positions; others get zeros.
 
     Args:
         view: The language model's structure.
         places: Indices of the tokens, counted over all rows.
+        tokens: Number of tokens of all rows; where all are read, nothing is changed.
     """
     # A position may be read twice (answer and watched token), but is computed once.
     places = torch.unique(places)
+    if len(places) == tokens:
+        yield
+        return
     last = view.blocks[-1]
     attended: list[bool] = []
     with ExitStack() as stack:
