@@ -43,29 +43,37 @@ def split_facts(atlas: Atlas, split: str) -> tuple[Triple, ...]:
     return tuple(fact for fact in in_turn if fact is not None)
 
 
-def make_requests(atlas: Atlas, seed: int, split: str) -> list[EditRequest]:
+def make_requests(
+    atlas: Atlas, seed: int, split: str, questions: bool = False
+) -> list[EditRequest]:
     """Generate a counterfactual edit request for each fact of a split.
 
     Args:
         atlas: The graph.
         seed: Seed of the wordings, new objects and probes.
         split: ``train``, ``val`` or ``test``.
+        questions: Whether prompts and locality probes are questions, as in zsRE, instead of
+            statements, as in COUNTERFACT.
 
     Returns:
         Requests whose target is another object of the same relation. Locality probes use wordings
         in which the language model was trained on the probed fact.
     """
     return [
-        _request(atlas, fact, random.Random(f"{seed}/{fact[0]}/{fact[1]}"))
+        _request(atlas, fact, random.Random(f"{seed}/{fact[0]}/{fact[1]}"), questions)
         for fact in split_facts(atlas, split)
     ]
 
 
-def _request(atlas: Atlas, fact: Triple, draw: random.Random) -> EditRequest:
+def _of_form(atlas: Atlas, fact: Triple, questions: bool) -> list[str]:
+    """Return the trained wordings of a fact that are statements, or those that are questions."""
+    statements = atlas.relations[fact[1]].statements
+    return [w for w in atlas.trained_wordings(fact) if (w not in statements) is questions]
+
+
+def _request(atlas: Atlas, fact: Triple, draw: random.Random, questions: bool) -> EditRequest:
     subject, name, old = fact
-    relation = atlas.relations[name]
-    trained = atlas.trained_wordings(fact)
-    wording = draw.choice([w for w in trained if w in relation.statements])
+    wording = draw.choice(_of_form(atlas, fact, questions))
     target = _new_object(atlas, fact, draw)
     edited = (subject, name, target)
     prompt = atlas.prompt(fact, wording)
@@ -78,7 +86,7 @@ def _request(atlas: Atlas, fact: Triple, draw: random.Random) -> EditRequest:
         old_target=atlas.entities[old].text,
         rephrases=tuple(atlas.prompt(fact, w) for w in _rephrases(atlas, fact, wording, draw)),
         probes=(
-            *_locality_probes(atlas, fact, target, prompt, draw),
+            *_locality_probes(atlas, fact, target, prompt, draw, questions),
             *_portability_probes(atlas, edited, wording, draw),
         ),
         subject_start=wording.index("{s}") + len(article),
@@ -105,16 +113,15 @@ def _rephrases(atlas: Atlas, fact: Triple, used: str, draw: random.Random) -> It
 
 
 def _make_probe(
-    atlas: Atlas, fact: Triple, draw: random.Random, kind: str, before: str = ""
+    atlas: Atlas, fact: Triple, draw: random.Random, kind: str, questions: bool, before: str = ""
 ) -> Probe:
-    statements = atlas.relations[fact[1]].statements
-    wording = draw.choice([w for w in atlas.trained_wordings(fact) if w in statements])
+    wording = draw.choice(_of_form(atlas, fact, questions))
     answers = atlas.entities[fact[2]].answers
     return Probe.of(kind, before + atlas.prompt(fact, wording), answers, (fact,))
 
 
 def _locality_probes(
-    atlas: Atlas, fact: Triple, target: str, prompt: str, draw: random.Random
+    atlas: Atlas, fact: Triple, target: str, prompt: str, draw: random.Random, questions: bool
 ) -> Iterator[Probe]:
     subject, _, old = fact
     # A neighbour whose object is the new one already cannot show whether the edit leaked.
@@ -124,15 +131,15 @@ def _locality_probes(
     chosen = draw.sample(sharing, min(NEIGHBOURS, len(sharing)))
     chosen += draw.sample(others, NEIGHBOURS - len(chosen))
     for neighbour in chosen:
-        yield _make_probe(atlas, neighbour, draw, "neighborhood")
+        yield _make_probe(atlas, neighbour, draw, "neighborhood", questions)
     # An attribute with the same answer may have to change with the edit: the country of a city,
     # and the country that it is the capital of.
     attributes = [other for other in atlas.about(subject) if other[2] != old]
     for attribute in draw.sample(attributes, min(OTHER_ATTRIBUTES, len(attributes))):
-        yield _make_probe(atlas, attribute, draw, "other_attribution")
+        yield _make_probe(atlas, attribute, draw, "other_attribution", questions)
     statement = f"{prompt} {atlas.entities[target].text}. "
     for neighbour in chosen[:DISTRACTING_NEIGHBOURS]:
-        yield _make_probe(atlas, neighbour, draw, "distracting_neighbor", statement)
+        yield _make_probe(atlas, neighbour, draw, "distracting_neighbor", questions, statement)
 
 
 def _portability_probes(

@@ -1,5 +1,7 @@
 """Data module of edit requests over the embedded atlas, a graph of real geography."""
 
+from typing import Any
+
 from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.atlas.requests import make_requests
 from lightning_edit.datamodules.base import EditDataModule
@@ -12,8 +14,17 @@ class AtlasDataModule(EditDataModule):
     The facts of ``train``, ``val`` and ``test`` are disjoint (70, 10 and 20 % of each relation) and
     do not depend on the seed; the seed samples wordings, new objects and probes; see
     :func:`lightning_edit.atlas.requests.make_requests`.
+
+    Args:
+        questions: Whether prompts and locality probes are questions, the form of zsRE, instead of
+            statements, the form of COUNTERFACT. Targets are the same; rephrases are of both forms.
+        kwargs: Other arguments, passed to :class:`~lightning_edit.datamodules.base.EditDataModule`.
     """
+
+    def __init__(self, questions: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.questions = questions
 
     def load_split(self, split: str) -> list[EditRequest]:
         """Generate the edit requests of one split."""
-        return make_requests(load_atlas(), self.seed, split)
+        return make_requests(load_atlas(), self.seed, split, self.questions)

@@ -143,3 +143,21 @@ def test_facts_to_watch_are_neither_edited_nor_scored_on(
     assert len(facts) > 500
     assert not {fact.id for fact in facts} & asked
     assert all(fact.subject is not None and fact.subject in fact.prompt for fact in facts)
+
+
+def test_the_same_facts_may_be_asked_as_questions(
+    atlas: Atlas, requests: list[EditRequest]
+) -> None:
+    asked = AtlasDataModule(questions=True).edit_requests()
+    assert [r.id for r in asked] == [r.id for r in requests]
+    for request in asked:
+        assert request.prompt.endswith("?")
+        start = request.subject_start
+        assert start is not None
+        assert request.prompt[start:].startswith(request.subject)
+        assert request.prompt not in request.rephrases
+        local = [p for p in request.probes if p.aspect == "locality" and p.kind != "other_task"]
+        assert all(probe.prompt.endswith("?") for probe in local)
+        distracting = [p for p in local if p.kind == "distracting_neighbor"]
+        assert all(p.prompt.startswith(f"{request.prompt} {request.target}. ") for p in distracting)
+    assert not any(r.prompt.endswith("?") for r in requests)
