@@ -161,12 +161,13 @@ def methods_table(view: ModelView, editors: Sequence[type[Any]]) -> Table:
         if kind not in cls.architectures:
             table.add_row(cls.__name__, f"does not edit {kind} models", *[""] * 4)
             continue
-        layers = cls.default_layers(view.num_blocks)
+        stack, layers = cls.default_site(view)
+        where = f"{stack} " if view.is_encoder_decoder and layers else ""
         weights, extra = _model_bytes(view), cls.memory_bytes(view, layers)
         needs = (("fit", cls.needs_fit), ("stats", cls.needs_statistics))
         table.add_row(
             cls.__name__,
-            ", ".join(map(str, layers)) or "–",
+            where + (", ".join(map(str, layers)) or "–"),
             ", ".join(verb for verb, needed in needs if needed) or "–",
             format_bytes(weights),
             format_bytes(extra) if extra else "–",

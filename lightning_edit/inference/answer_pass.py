@@ -118,7 +118,7 @@ def run_pass(
 
 def logits_at(
     model: Any,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
     places: Places,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "p v"]:
@@ -126,13 +126,14 @@ def logits_at(
 
     Args:
         model: A Hugging Face language model.
-        inputs: Its arguments, without a cache.
+        inputs: Its arguments, tensors or tuples of some, without a cache.
         places: Lines and positions that are read.
         parameters: Values that replace the model's parameters, by name; gradients flow to them.
     """
     # A model that is sharded over devices expects its ids on the embedding's device.
     device = model.get_input_embeddings().weight.device
-    arguments = {name: value.to(device) for name, value in inputs.items()} | {"use_cache": False}
+    arguments = {name: _placed(value, device) for name, value in inputs.items()}
+    arguments["use_cache"] = False
     with select_head_positions(model, (places[0].to(device), places[1].to(device))):
         if parameters:
             output = functional_call(model, dict(parameters), kwargs=arguments)
@@ -140,6 +141,11 @@ def logits_at(
             output = model(**arguments)
     logits: Tensor = output.logits
     return logits.squeeze(1)
+
+
+def _placed(value: Any, device: torch.device) -> Any:
+    """Move tensors, also those of a tuple (the states of an encoder), to a device."""
+    return value.to(device) if isinstance(value, Tensor) else tuple(one.to(device) for one in value)
 
 
 def wide(logits: Float[Tensor, "p v"]) -> Float[Tensor, "p v"]:

@@ -39,6 +39,7 @@ class AnswerRows:
         positions: Position that predicts it.
         targets: The answer token.
         encoder: Input tokens of the encoder and their mask; ``None``: there is one stack.
+        encoded: What the encoder makes of them, where it is known; it does not run then.
     """
 
     ids: Int[Tensor, "b t"]
@@ -47,6 +48,7 @@ class AnswerRows:
     positions: Int[Tensor, " a"]
     targets: Int[Tensor, " a"]
     encoder: tuple[Int[Tensor, "b s"], Bool[Tensor, "b s"]] | None = None
+    encoded: Float[Tensor, "b s d"] | None = None
 
     @classmethod
     def of(
@@ -107,14 +109,34 @@ class AnswerRows:
         mask = torch.arange(width, device=device) < lengths[:, None]
         return cls(ids, mask, row, position, token)
 
+    @torch.no_grad()
+    def encode_prompts(self, model: nn.Module) -> "AnswerRows":
+        """Run the encoder once, for many passes of the decoder; one stack has nothing to run.
+
+        Args:
+            model: The language model of these rows, in evaluation mode. Nothing that changes
+                between the passes may act in its encoder.
+
+        Returns:
+            The rows with the encoder's states.
+        """
+        if self.encoder is None:
+            return self
+        ids, mask = self.encoder
+        whole: Any = model
+        with telling(model, self.prompt_ends):
+            states = whole.get_encoder()(input_ids=ids, attention_mask=mask.long())
+        return replace(self, encoded=states.last_hidden_state)
+
     @property
-    def inputs(self) -> dict[str, Tensor]:
-        """Arguments of the model, by name."""
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of the model, by name: tensors, and a tuple of one for ``encoder_outputs``."""
         if self.encoder is None:
             return {"input_ids": self.ids, "attention_mask": self.mask.long()}
         ids, mask = self.encoder
+        read = {"input_ids": ids} if self.encoded is None else {"encoder_outputs": (self.encoded,)}
         return {
-            "input_ids": ids,
+            **read,
             "attention_mask": mask.long(),
             "decoder_input_ids": self.ids,
             "decoder_attention_mask": self.mask.long(),

@@ -2,13 +2,18 @@
 
 An editor that routes (GRACE, WISE, MEMOIR, MELO) decides once a prompt whether an edit applies, and
 keeps the decision for every token of the answer: forced or generated, with or without a KV cache,
-alone or in a batch, padded on either side. Axis names: ``b`` -- rows; ``t`` -- positions; ``d`` --
-width.
+alone or in a batch, padded on either side.
+
+Of two stacks the encoder reads prompts only, once each; a decision in the decoder is taken at the
+first token that it reads, which attends to the encoder's states of the prompt and to nothing else.
+
+Axis names: ``b`` -- rows; ``t`` -- positions; ``d`` -- width.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +23,7 @@ from torch import Tensor, nn
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.inference.hooks import add_hooks
 from lightning_edit.inference.packed.backend import NotPackableError, packable
+from lightning_edit.models.view import Stack
 
 T = TypeVar("T")
 
@@ -32,8 +38,10 @@ _ROWS = "(rows)"
 class ModelCall:
     """One forward call of a model, as a module inside it needs to know it.
 
+    With two stacks it is the call of the stack that the module is in.
+
     Args:
-        ends: Position of each prompt's last token.
+        ends: Position of each prompt's last token; in a decoder of two stacks, of the first token.
         real: Positions that are no padding.
         begins: Whether this call reads prompts; ``False`` for the steps of a generation that
             continue a KV cache.
@@ -161,15 +169,15 @@ class ModelCalls:
         """Watch the calls of a model.
 
         Args:
-            model: A decoder-only Hugging Face language model.
+            model: A Hugging Face language model; of two stacks the calls of each are watched, since
+                a generation calls the encoder alone.
 
         Returns:
             What ends the watch and leaves the model as it was.
         """
-        base = getattr(model, "base_model", model)  # feature extractors call it alone
         removes = [
-            add_hooks(module, self._begin, self._end, with_kwargs=True, always=True)
-            for module in dict.fromkeys((model, base))
+            add_hooks(module, partial(self._begin, stack), self._end, with_kwargs=True, always=True)
+            for module, stack in _watched(model).items()
         ]
         model.__dict__[_CALLS] = self
 
@@ -180,12 +188,18 @@ class ModelCalls:
 
         return end
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(
+        self,
+        stack: Stack | None,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
         running = self._running.setdefault(threading.get_ident(), [])
         # `_end` is called even if the line after this one raises.
         running.append(running[-1] if running else None)
         if running[-1] is None:
-            running[-1] = self._call(module, args, kwargs)
+            running[-1] = self._call(stack, module, args, kwargs)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         thread = threading.get_ident()
@@ -198,7 +212,11 @@ class ModelCalls:
             cache.__dict__.setdefault(_KEPT, call.decisions)
 
     def _call(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        stack: Stack | None,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> ModelCall:
         given = [args[0] if args else None, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
         ids = next(one for one in given if one is not None)
@@ -206,7 +224,8 @@ class ModelCalls:
         cache = kwargs.get("past_key_values")
         filled = 0 if cache is None else int(cache.get_seq_length())
         real = _real_positions(kwargs.get("attention_mask"), rows, length, ids.device)
-        ends = self._ends.get(threading.get_ident())
+        # A prompt's end is told for what reads it: with two stacks the encoder.
+        ends = None if stack == "decoder" else self._ends.get(threading.get_ident())
         if filled:
             decisions = cache.__dict__.get(_KEPT, {})
             if decisions.get(_ROWS, rows) != rows:
@@ -218,13 +237,24 @@ class ModelCalls:
             decisions = {_ROWS: rows}
             if cache is not None:
                 cache.__dict__[_KEPT] = decisions
-        if ends is None:
+        if stack == "decoder":
+            places = real.long().argmax(1)
+        elif ends is None:
             steps = torch.arange(length, device=ids.device)
             places = torch.where(real, steps, -1).amax(1).clamp_min(0)
         else:
             places = torch.tensor(ends, device=ids.device)
         packed = hasattr(module, "config") and _replaced(module)
         return ModelCall(places, real, not filled, decisions, packed)
+
+
+def _watched(model: Any) -> dict[nn.Module, Stack | None]:
+    """Return the modules whose calls are watched: the model, or each of its two stacks."""
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return {model.get_encoder(): "encoder", model.get_decoder(): "decoder"}
+    base = getattr(model, "base_model", model)  # feature extractors call it alone
+    return dict.fromkeys((model, base))
 
 
 def calls_of(model: nn.Module) -> ModelCalls | None:

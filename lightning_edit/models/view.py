@@ -7,12 +7,15 @@ blocks the final norm, the output head and the token embeddings.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lightning_edit.exceptions import ArchitectureError
+
+Stack = Literal["encoder", "decoder"]
+"""One of two stacks of blocks; a decoder-only model has the decoder alone."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,42 @@ class ModelView:
         """Number of (decoder) blocks."""
         return len(self.blocks)
 
-    def block(self, index: int) -> BlockView:
-        """Return one (decoder) block by its number.
+    def stack(self, name: Stack) -> tuple[BlockView, ...]:
+        """Return the blocks of a stack.
+
+        Args:
+            name: Which stack.
 
         Raises:
-            ArchitectureError: If the model has no block of that number.
+            ArchitectureError: If the model has no encoder.
         """
-        if not 0 <= index < len(self.blocks):
+        if name == "decoder":
+            return self.blocks
+        if not self.is_encoder_decoder:
             raise ArchitectureError(
-                f"layer {index} was asked for, but the model has layers 0 to "
-                f"{len(self.blocks) - 1}; choose one of them"
+                f"the encoder was asked for, but {type(self.model).__name__} is decoder-only; "
+                "leave `stack` out, or take an encoder-decoder model"
             )
-        return self.blocks[index]
+        return self.encoder_blocks
+
+    def block(self, index: int, stack: Stack = "decoder") -> BlockView:
+        """Return one block by its number.
+
+        Args:
+            index: The number, from 0.
+            stack: Stack that it is in.
+
+        Raises:
+            ArchitectureError: If the model has no such stack, or no block of that number in it.
+        """
+        blocks = self.stack(stack)
+        if not 0 <= index < len(blocks):
+            where = f"{stack} of the model" if self.is_encoder_decoder else "model"
+            raise ArchitectureError(
+                f"layer {index} was asked for, but the {where} has layers 0 to "
+                f"{len(blocks) - 1}; choose one of them"
+            )
+        return blocks[index]
 
     def down_projection(self, index: int) -> str:
         """Return the dotted module name of one block's MLP down-projection."""

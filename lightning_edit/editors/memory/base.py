@@ -21,6 +21,7 @@ from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.model_call import ModelCall
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.module_adapter import ModuleAdapter, attached
+from lightning_edit.models.view import Stack
 from lightning_edit.types import EditBatch
 
 M = TypeVar("M", bound="Memory")
@@ -174,14 +175,15 @@ class MemoryEditor(Editor, Generic[M], family=True):
         device: torch.device = self.view.embeddings.get_parameter("weight").device
         return device
 
-    def site(self, block: int, projection: Projection) -> str:
+    def site(self, block: int, projection: Projection, stack: Stack = "decoder") -> str:
         """Return the dotted name of a block's MLP projection.
 
         Args:
             block: Number of the block.
             projection: Which one.
+            stack: Stack of the block.
         """
-        found = self.view.block(block)
+        found = self.view.block(block, stack)
         return found.mlp_down if projection == "down" else found.mlp_up[0]
 
 
@@ -200,10 +202,17 @@ class TrialAdapter(ModuleAdapter):
         rows: The rows.
         change: Takes the module's input (b, t, d_in) and its own output (b, t, d_out); returns the
             new output.
+        stack: Stack of the module.
     """
 
-    def __init__(self, rows: AnswerRows, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.shape = rows.ids.shape
+    def __init__(
+        self,
+        rows: AnswerRows,
+        change: Callable[[Tensor, Tensor], Tensor],
+        stack: Stack = "decoder",
+    ) -> None:
+        encoder = rows.encoder if stack == "encoder" else None
+        self.shape = rows.ids.shape if encoder is None else encoder[0].shape
         self.change = change
 
     def act(self, hidden: Tensor, output: Tensor, call: ModelCall | None) -> Tensor:

@@ -5,7 +5,7 @@ Discrete key-value adaptors, arXiv 2211.11031.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,13 +28,14 @@ from lightning_edit.editors.memory.codebook import (
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.adam import AdamVector
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_pass import wide
+from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.module_adapter import ModuleAdapter, attached
 from lightning_edit.inference.suffix.build import build_suffix_forward
 from lightning_edit.inference.suffix.upper_blocks import UpperBlocks
 from lightning_edit.inference.tokenized_text import TokenizedText
-from lightning_edit.models.view import ModelView
+from lightning_edit.models.view import ModelView, Stack
 from lightning_edit.types import EditBatch, Encoded
 
 
@@ -47,7 +48,8 @@ class GRACE(MemoryEditor[Codebook]):
     same answer widens, two of different answers shrink until they touch.
 
     Args:
-        layer: Block with the codebook; ``None``: by depth, see ``default_layers``.
+        layer: Block with the codebook; ``None``: by depth, see ``default_layers`` and, with two
+            stacks, ``default_site``.
         projection: MLP projection in it: ``down`` (the authors' T5 and BERT, EasyEdit's Llama) or
             ``up`` (the authors' GPT-2 XL); the first of two where there is a gate.
         steps: Optimiser steps on a value (100; EasyEdit 50 to 200); long answers need more.
@@ -62,6 +64,9 @@ class GRACE(MemoryEditor[Codebook]):
         threshold: Loss (nats per token) below which training stops; 0: never, as the authors.
         same_label: When two answers are the same: ``tokens``, equal ids; ``mean_id``, equal mean of
             the ids, as in the authors' code, where answers can collide.
+        stack: With two stacks, the one of the block: ``encoder`` (``None``: this; the authors'
+            T5), where the prompt's last token is its EOS; or ``decoder``, where the start token
+            stands for it, since it reads the prompt through attention to the encoder.
 
     Note:
         An undo in the middle is an undo of the key: radii are fitted again without it. A value that
@@ -75,6 +80,8 @@ class GRACE(MemoryEditor[Codebook]):
         tokens; the embedded model gave those of one token, but one of four only from 200 steps on.
     """
 
+    architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
+
     def __init__(
         self,
         layer: int | None = None,
@@ -87,6 +94,7 @@ class GRACE(MemoryEditor[Codebook]):
         initial_value: Literal["cold", "warm"] = "cold",
         threshold: float = 0.0,
         same_label: Literal["tokens", "mean_id"] = "tokens",
+        stack: Stack | None = None,
     ) -> None:
         super().__init__()
         if steps < 1 or lr <= 0 or radius <= 0:
@@ -103,20 +111,39 @@ class GRACE(MemoryEditor[Codebook]):
         self.initial_value = initial_value
         self.threshold = threshold
         self.same_label = same_label
+        self.stack: Stack | None = stack
+
+    @property
+    def edited_stack(self) -> Stack:
+        """Stack with the codebook, in the bound model."""
+        return self.default_site(self.view)[0] if self.stack is None else self.stack
 
     @property
     def block(self) -> int:
         """Number of the block with the codebook, in the bound model."""
-        return self.default_layers(self.view.num_blocks)[0] if self.layer is None else self.layer
+        if self.layer is not None:
+            return self.layer
+        return self._default_block(self.edited_stack, len(self.view.stack(self.edited_stack)))
 
     @property
     def module(self) -> str:
         """Dotted name of the projection with the codebook."""
-        return self.site(self.block, self.projection)
+        return self.site(self.block, self.projection, self.edited_stack)
 
     def empty_memory(self) -> Codebook:
-        """Return a codebook without entries; checks that its place exists."""
+        """Return a codebook without entries; checks that its place exists.
+
+        Raises:
+            ArchitectureError: If the model has no such stack or block.
+            ConfigError: If there is no token that a value could replace.
+        """
         assert self.module  # an unknown block raises
+        if self.replacement == "replace_prompt" and self._at_start:
+            raise ConfigError(
+                "replace_prompt replaces the tokens before the prompt's last one, but a decoder of "
+                "two stacks reads nothing before its start token; take replace_last, or "
+                "stack='encoder'"
+            )
         return Codebook(
             self.radius, self.expansion, None if self.same_label == "tokens" else _equal_mean
         )
@@ -157,11 +184,12 @@ class GRACE(MemoryEditor[Codebook]):
     @torch.no_grad()
     def _read(self, item: Encoded) -> tuple[Tensor, Tensor]:
         """Return the projection's input and output at the prompt's last token, float32."""
-        ids = torch.tensor([item.prompt_ids], device=self.input_device)
         model = self.language_model
+        rows = AnswerRows.of(model, [(item.prompt_ids, item.target_ids[:1])], self.input_device)
         with capture(model, {self.module: "both"}, stop=True) as captured:
-            model(input_ids=ids, use_cache=False)
-        both = (captured[f"{self.module}@{side}"][0, -1] for side in ("input", "output"))
+            model(**rows.inputs, use_cache=False)
+        place = 0 if self._at_start else -1
+        both = (captured[f"{self.module}@{side}"][0, place] for side in ("input", "output"))
         key, output = (at_least_single(one).clone() for one in both)
         return key, output
 
@@ -184,11 +212,36 @@ class GRACE(MemoryEditor[Codebook]):
 
     def _loss(self, item: Encoded, value: Tensor, stack: ExitStack) -> Callable[[], Tensor]:
         """Return the loss as a function of the value; only what the value changes runs again."""
-        if self.replacement == "replace_last" and self.projection == "down":
+        two = self.view.is_encoder_decoder
+        if self.replacement == "replace_last" and self.projection == "down" and not two:
             return self._suffix_loss(item, value)
-        rows = AnswerRows.pad([(item.prompt_ids, item.target_ids)], self.input_device)
-        steps = torch.arange(rows.ids.shape[1], device=rows.ids.device)
-        last = len(item.prompt_ids) - 1
+        model = self.language_model
+        pairs = [(item.prompt_ids, item.target_ids)]
+        rows = AnswerRows.of(model, pairs, self.input_device)
+        if self._at_start:
+            rows = rows.encode_prompts(model)
+        adapter = TrialAdapter(rows, self._change(item, value, rows), self.edited_stack)
+        if two:
+            stack.enter_context(attached(model, {self.module: adapter}))
+            return lambda: torch.nn.functional.cross_entropy(
+                wide(answer_logits(model, rows)), rows.targets
+            )
+        upper = UpperBlocks(self.view, rows, self.block)
+        stack.enter_context(attached(model, {self.module: adapter}))
+        return lambda: upper.nll().mean()
+
+    @property
+    def _at_start(self) -> bool:
+        """Whether the start token of a decoder stands for the prompt's last token."""
+        return self.view.is_encoder_decoder and self.edited_stack == "decoder"
+
+    def _change(
+        self, item: Encoded, value: Tensor, rows: AnswerRows
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return what puts a value in the place of the replaced tokens of a prompt's row."""
+        read = rows.ids if rows.encoder is None or self._at_start else rows.encoder[0]
+        steps = torch.arange(read.shape[1], device=read.device)
+        last = 0 if self._at_start else len(item.prompt_ids) - 1
         where = {
             "replace_last": steps == last,
             "replace_prompt": steps < last,
@@ -203,10 +256,7 @@ class GRACE(MemoryEditor[Codebook]):
         def change(hidden: Tensor, output: Tensor) -> Tensor:
             return torch.where(where[:, None], value.to(output.dtype), output)
 
-        upper = UpperBlocks(self.view, rows, self.block)
-        adapter = TrialAdapter(rows, change)
-        stack.enter_context(attached(self.language_model, {self.module: adapter}))
-        return lambda: upper.nll().mean()
+        return change
 
     def _suffix_loss(self, item: Encoded, value: Tensor) -> Callable[[], Tensor]:
         """Return the loss where the value acts at one token: earlier tokens are computed once."""
@@ -233,7 +283,23 @@ class GRACE(MemoryEditor[Codebook]):
 
         Never the last: a value at the prompt's last token would reach only the answer's first.
         """
-        return [max(0, min(round(27 / 31 * (num_blocks - 1)), num_blocks - 2))]
+        return [cls._default_block("decoder", num_blocks)]
+
+    @classmethod
+    def default_site(cls, view: ModelView) -> tuple[Stack, list[int]]:
+        """Return the encoder where there is one, deep as in the authors' T5 (4 of 8).
+
+        Args:
+            view: The model's structure.
+        """
+        stack: Stack = "encoder" if view.is_encoder_decoder else "decoder"
+        return stack, [cls._default_block(stack, len(view.stack(stack)))]
+
+    @staticmethod
+    def _default_block(stack: Stack, count: int) -> int:
+        if stack == "encoder":
+            return round(4 / 7 * (count - 1))
+        return max(0, min(round(27 / 31 * (count - 1)), count - 2))
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
