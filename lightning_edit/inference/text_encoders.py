@@ -82,7 +82,9 @@ class HiddenStateEncoder(TextEncoder):
             return torch.stack([self._encode_one(model, text) for text in texts])
 
     def _encode_one(self, model: nn.Module, text: str) -> Float[Tensor, " d"]:
-        ids = self._prompts.running(text, self._prompts.limits.positions)
+        limits = self._prompts.limits
+        room = limits.encoder if self._prompts.two_stacks else limits.positions
+        ids = self._prompts.running(text, room)
         if not ids:
             return torch.zeros(self._view.hidden_size)
         device = self._view.embeddings.get_parameter("weight").device

@@ -67,12 +67,15 @@ class Limits:
     """What a language model can read.
 
     Args:
-        positions: Longest text in tokens; ``None``: no limit.
+        positions: Longest text in tokens, prompt and answer together; ``None``: no limit, as with
+            two stacks.
         vocabulary: Rows of its embedding; ``None``: not known.
+        encoder: With two stacks, the longest prompt in tokens; ``None``: no limit (T5).
     """
 
     positions: int | None = None
     vocabulary: int | None = None
+    encoder: int | None = None
 
 
 class PromptEncoder:
@@ -131,8 +134,8 @@ class PromptEncoder:
         two = bool(model.config.is_encoder_decoder)
         table = model.get_input_embeddings()
         rows = getattr(table, "num_embeddings", None)
-        room = None if two else max_positions(model)
-        limits = Limits(room, rows)
+        room = max_positions(model)
+        limits = Limits(None, rows, room) if two else Limits(room, rows)
         if not isinstance(tokenizer, PromptEncoder):
             return cls(tokenizer, limits=limits, two_stacks=two)
         if (tokenizer.limits, tokenizer.two_stacks) == (limits, two):
@@ -401,10 +404,12 @@ class PromptEncoder:
 
     def _check_limits(self, text: PromptText, ids: Ids) -> None:
         room, rows = self.limits.positions, self.limits.vocabulary
+        if self.two_stacks and text.answer is None:
+            room = self.limits.encoder
         if room is not None and len(ids) > room:
             raise ValueError(
                 f"the prompt {text.prompt[:60]!r}… and its answer have {len(ids)} tokens but the "
-                f"model takes {room}; shorten the prompt"
+                f"{'encoder' if self.two_stacks else 'model'} takes {room}; shorten the prompt"
             )
         if rows is not None and (beyond := [token for token in ids if token >= rows]):
             name = self.tokenizer.convert_ids_to_tokens(beyond[0])

@@ -57,6 +57,8 @@ class Case:
     Args:
         make: Makes it.
         families: Architectures (``tests/models/tiny.py``) it is tested on, the first by default.
+        two_stacks: Such of two stacks, tested where the tests are slow; ``test_two_stacks_runtime``
+            runs some by default.
         scoped: Whether it leaves prompts alone that have nothing to do with an edit.
         in_modules: Whether it acts inside the model, so that somebody else's calls see it.
         by_prompt: Whether it then decides once a prompt. Each call of a generation without a KV
@@ -69,6 +71,7 @@ class Case:
 
     make: Factory
     families: tuple[str, ...] = ("gpt2", "llama")
+    two_stacks: tuple[str, ...] = ()
     scoped: bool = True
     in_modules: bool = True
     by_prompt: bool = True
@@ -76,6 +79,8 @@ class Case:
     silent: str = ""
 
 
+#: T5 1.0, T5 1.1 (with a gate) and BART.
+TWO_STACKS = ("t5", "t5 gated", "bart")
 #: What IKE puts before prompts, where there is room.
 DEMONSTRATION = EditRequest(
     "demo",
@@ -95,7 +100,16 @@ CASES: dict[str, Case] = {
     "Neurons": Case(
         lambda m, t: Neurons().bind(m, t), families=("llama", "gpt2"), scoped=False, by_prompt=False
     ),
-    "GRACE": Case(lambda m, t: GRACE(layer=1, steps=20, radius=0.5).bind(m, t), ("llama", "gpt2")),
+    "GRACE": Case(
+        lambda m, t: GRACE(layer=1, steps=20, radius=0.5).bind(m, t),
+        families=("llama", "gpt2"),
+        two_stacks=TWO_STACKS,
+    ),
+    "GRACE in the decoder": Case(
+        lambda m, t: GRACE(layer=0, steps=20, radius=0.5, stack="decoder").bind(m, t),
+        families=(),
+        two_stacks=("bart", "t5"),
+    ),
     "WISE": Case(
         lambda m, t: WISE(1, steps=20, lr=0.1, margins=(0.5, 4.0, 3.0), templates=[]).bind(m, t),
         families=("llama", "gpt2"),
@@ -112,17 +126,23 @@ CASES: dict[str, Case] = {
         lambda m, t: MELO(0, layers=[1, 2], rank=8, steps=20, radius_share=0.05).bind(m, t),
         families=("gpt2", "llama"),
     ),
-    "RAG": Case(lambda m, t: RAG(k=1).bind(m, t), ("gpt2",), scoped=False, in_modules=False),
-    "ICE": Case(lambda m, t: ICE(newest=1).bind(m, t), ("llama",), scoped=False, in_modules=False),
+    "RAG": Case(
+        lambda m, t: RAG(k=1).bind(m, t), ("gpt2",), ("t5",), scoped=False, in_modules=False
+    ),
+    "ICE": Case(
+        lambda m, t: ICE(newest=1).bind(m, t), ("llama",), ("bart",), scoped=False, in_modules=False
+    ),
     "IKE": Case(
         lambda m, t: IKE([DEMONSTRATION], k=1).bind(m, t),
         families=("gpt2",),
+        two_stacks=TWO_STACKS,
         scoped=False,
         in_modules=False,
     ),
     "MemPrompt": Case(
         lambda m, t: MemPrompt(examples=False).bind(m, t),
         families=("llama",),
+        two_stacks=("t5",),
         scoped=False,
         in_modules=False,
     ),
@@ -135,12 +155,14 @@ CASES: dict[str, Case] = {
     ),
     "TPatcher": Case(
         lambda m, t: TPatcher(memory=list(CORPUS), steps=10, scale=1.0).bind(m, t),
+        two_stacks=TWO_STACKS,
         scoped=False,
         by_prompt=False,
         undo_leaves="later neurons were trained beside the earlier ones and on their states",
     ),
     "CaliNet": Case(
         lambda m, t: CaliNet(width=8, steps=15).bind(m, t),
+        two_stacks=TWO_STACKS,
         scoped=False,
         by_prompt=False,
         undo_leaves="later blocks were trained beside the earlier ones",
@@ -162,7 +184,9 @@ def _serac(model: Any, tokenizer: Any) -> Editor:
     return editor.bind(model, tokenizer)
 
 
-CASES["SERAC"] = Case(_serac, families=("llama", "gpt2"), in_modules=False)
+CASES["SERAC"] = Case(
+    _serac, families=("llama", "gpt2"), two_stacks=TWO_STACKS, in_modules=False
+)
 
 REQUESTS = [
     EditRequest("a", "The capital of France is", "Lyon", "France"),
@@ -179,7 +203,7 @@ NEW_TOKENS = 4
 RUNS = [
     pytest.param(name, family, id=f"{name}-{family}", marks=[pytest.mark.slow] if later else [])
     for name, case in CASES.items()
-    for later, family in enumerate(case.families)
+    for later, family in [*enumerate(case.families), *((1, one) for one in case.two_stacks)]
 ]
 every = pytest.mark.parametrize(("name", "family"), RUNS)
 
@@ -192,20 +216,35 @@ def some(wanted: Callable[[Case], bool]) -> Any:
 
 def model_of(family: str) -> Any:
     """Build a tiny model; its positions hold a few texts before a prompt."""
-    return build_tiny(family).requires_grad_(False)
+    changes: dict[str, Any] = {}
+    if "gated" in family:
+        changes = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    if family == "bart":
+        changes = {"max_position_embeddings": 128}
+    return build_tiny(family.split()[0], **changes).requires_grad_(False)
 
 
 @cache
-def tokenizer_of(side: str = "right") -> Any:
+def tokenizer_of(family: str, side: str = "right") -> Any:
     """Build the tokenizer, padding on either side."""
-    tokenizer = build_tokenizer(bos=True)
+    two = family in TWO_STACKS
+    tokenizer = build_tokenizer(bos=not two, eos=two)
     tokenizer.padding_side = side
     return tokenizer
 
 
+def logits_of(model: Any, ids: Tensor) -> Tensor:
+    """Call a model of one stack, or of two with a few tokens of an answer."""
+    if model.config.is_encoder_decoder:
+        found: Tensor = model(input_ids=ids, labels=torch.tensor([[7, 9, 2]])).logits
+    else:
+        found = model(ids).logits
+    return found
+
+
 def bound(name: str, family: str, side: str = "right") -> Editor:
     """Return the editor on a fresh model."""
-    return CASES[name].make(model_of(family), tokenizer_of(side))
+    return CASES[name].make(model_of(family), tokenizer_of(family, side))
 
 
 @cache
@@ -387,14 +426,14 @@ def test_nothing_is_left_on_the_model_after_undoing_all(name: str, family: str) 
     editor = bound(name, family)
     model = editor.language_model
     before, ids = snapshot(model), torch.tensor([[1, 7, 9, 11, 20]])
-    logits = model(ids).logits
+    logits = logits_of(model, ids)
     edited = EditedModel(editor)
     editor.last_ledger = edited.ledger
     edited.take(made(name, family))
     ask(edited, PROMPTS[:2])
     edited.undo()
     assert_unchanged(model, before)
-    assert torch.equal(model(ids).logits, logits)
+    assert torch.equal(logits_of(model, ids), logits)
     edited.redo("a").undo("a")
     assert_unchanged(model, before)
 
@@ -450,6 +489,8 @@ def test_a_ledger_without_its_runtime_refuses(name: str, family: str) -> None:
 @some(lambda case: case.in_modules)
 def test_calls_of_somebody_else_act_as_the_responder_does(name: str, family: str) -> None:
     edited = handle(name, family)
+    if family in TWO_STACKS:
+        return assert_two_stacks_answer_others(edited)
     model, tokenizer = edited.model, edited.tokenizer
     expected = ask_texts(edited)
     rows = [tuple(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
@@ -475,6 +516,35 @@ def test_calls_of_somebody_else_act_as_the_responder_does(name: str, family: str
             assert [text_of(tokenizer, one[ids.shape[1] :]) for one in output] == wanted
 
 
+def assert_two_stacks_answer_others(edited: EditedModel) -> None:
+    """Compare calls with given answers and generations, with and without a cache."""
+    model, tokenizer = edited.model, edited.tokenizer
+    expected = ask_texts(edited)
+    rows = [tuple(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    answer = tuple(tokenizer("Lyon", add_special_tokens=False)["input_ids"])
+    statements = [Statement(prompt, "Lyon", "") for prompt in PROMPTS]
+    forced = edited.responder().loglikelihood(statements)
+    assert all(score.tokens == answer for score in forced)
+    labels = torch.tensor([answer] * len(rows))
+    # T5 has no absolute positions, so that it reads text that is padded on the left alike.
+    sides = (False, True) if model.config.model_type == "t5" else (False,)
+    with torch.no_grad():
+        for left in sides:
+            ids, mask = pad(rows, left=left)
+            logits = model(input_ids=ids, attention_mask=mask, labels=labels).logits
+            assert [tuple(row) for row in logits.argmax(-1).tolist()] == [
+                score.best for score in forced
+            ]
+            for use_cache in (True, False):
+                options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "use_cache": use_cache}
+                if model.generation_config.forced_eos_token_id is not None:
+                    options["forced_eos_token_id"] = None
+                output = model.generate(input_ids=ids, attention_mask=mask, **options)
+                assert [text_of(tokenizer, one[1:]) for one in output] == expected
+                alone = [model.generate(torch.tensor([row]), **options)[0, 1:] for row in rows]
+                assert [text_of(tokenizer, one) for one in alone] == expected
+
+
 def text_of(tokenizer: Any, ids: Tensor) -> str:
     """Decode generated ids up to the end token."""
     listed = ids.tolist()
@@ -489,9 +559,10 @@ def test_a_copy_of_the_edited_model_has_its_own_state_dict(name: str, family: st
     assert list(edited.model.state_dict()) == list(plain.state_dict())
     ids = torch.tensor([[1, 7, 9, 11]])
     twin = copy.deepcopy(edited.model)
+    with_edits = logits_of(edited.model, ids)
     edited.undo()
-    assert torch.equal(edited.model(ids).logits, plain(ids).logits)
-    assert twin(ids).logits.shape == plain(ids).logits.shape
+    assert torch.equal(logits_of(edited.model, ids), logits_of(plain, ids))
+    torch.testing.assert_close(logits_of(twin, ids), with_edits)
 
 
 # ---------------------------------------------------------------------------------------- shipping
@@ -506,7 +577,7 @@ def test_an_export_that_is_loaded_says_the_same(name: str, family: str, tmp_path
     assert ask(edited) == said
     model = model_of(family)
     clean = snapshot(model)
-    loaded = lightning_edit.load_edited(folder, model, tokenizer_of())
+    loaded = lightning_edit.load_edited(folder, model, tokenizer_of(family))
     assert ask(loaded) == said
     fourth = {"id": "d", "prompt": "The mother tongue of Danielle Darrieux is", "target": "Italian"}
     assert ask(loaded.undo("b").edit(fourth), few) == ask(edited.undo("b").edit(fourth), few)
@@ -520,7 +591,7 @@ import lightning_edit
 from tests.editors import test_runtime_contract as contract
 
 family, folder = sys.argv[1:]
-loaded = lightning_edit.load_edited(folder, contract.model_of(family), contract.tokenizer_of())
+loaded = lightning_edit.load_edited(folder, contract.model_of(family), contract.tokenizer_of(family))
 print(repr(contract.ask(loaded)))
 """
 

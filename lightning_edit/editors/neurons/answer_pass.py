@@ -2,7 +2,8 @@
 
 Beside the last block's network everything but the branch is constant: what lies behind it runs at
 the positions that predict answer tokens only (:mod:`~lightning_edit.inference.suffix`). Branches at
-lower blocks need the whole model at every step.
+lower blocks need the whole model at every step. With two stacks branches stand in the decoder: the
+encoder runs once, and the decoder at every step, over the few tokens of the answers.
 
 Axis names: ``a`` -- answer tokens of all rows, row after row; ``t`` -- tokens; ``d`` -- hidden
 width; ``v`` -- vocabulary.
@@ -64,7 +65,7 @@ def answer_pass(
         blocks: Blocks that will have branches.
         in_force: Branches that are on the model.
     """
-    if list(blocks) == [view.num_blocks - 1]:
+    if list(blocks) == [view.num_blocks - 1] and not view.is_encoder_decoder:
         return LastBlockPass.of(view, rows)
     return WholePass.of(view, rows, in_force)
 
@@ -121,7 +122,7 @@ class LastBlockPass(AnswerPass):
 
 @dataclass(frozen=True)
 class WholePass(AnswerPass):
-    """Answer pass of branches anywhere: the whole model runs.
+    """Answer pass of branches anywhere: the whole model runs, of two stacks the decoder.
 
     Args:
         view: The language model's structure.
@@ -146,7 +147,9 @@ class WholePass(AnswerPass):
             rows: Token ids of prompts and answers.
             in_force: Branches that are on the model.
         """
-        padded = AnswerRows.pad(rows, view.embeddings.get_parameter("weight").device)
+        padded = AnswerRows.of(view.model, rows)
+        with evaluating(view.model):
+            padded = padded.encode_prompts(view.model)
         return cls(view, padded, in_force, padded.targets)
 
     def logits(self, branches: Mapping[int, Branch]) -> Float[Tensor, "a v"]:
@@ -174,27 +177,51 @@ def read_inputs(view: ModelView, rows: Sequence[AnswerRow], block: int) -> Float
     Returns:
         Hidden states in float32, or float64 where the model is.
     """
+    if view.is_encoder_decoder:
+        return torch.cat(read_answers(view, rows, block))
     texts, _ = _texts(rows)
     name = ffn_input(view, block)
     read = read_last(view, texts, {name: "input"}, rows_per_pass=64)[name]
-    dtype = torch.promote_types(view.model.get_parameter(f"{name}.weight").dtype, torch.float32)
-    return read.to(dtype)
+    return read.to(_state_type(view, block))
+
+
+def read_answers(
+    view: ModelView, rows: Sequence[AnswerRow], block: int
+) -> list[Float[Tensor, "_ d"]]:
+    """Return what a block's network of a decoder reads where answer tokens are predicted, by row.
+
+    Args:
+        view: The structure of a language model of two stacks.
+        rows: Token ids of prompts and answers.
+        block: Number of the decoder's block.
+
+    Returns:
+        Hidden states in float32, or float64 where the model is.
+    """
+    name, dtype = ffn_input(view, block), _state_type(view, block)
+    found: dict[int, Tensor] = {}
+    for numbers in length_sorted([len(prompt) + len(answer) for prompt, answer in rows], 32):
+        part = AnswerRows.of(view.model, [rows[number] for number in numbers])
+        with evaluating(view.model), capture(view.model, {name: "input"}, stop=True) as seen:
+            view.model(**part.inputs, use_cache=False)
+        states = seen[name].detach().to(dtype)
+        for line, number in enumerate(numbers):
+            found[number] = states[line, part.positions[part.rows == line]]
+    return [found[number] for number in range(len(rows))]
 
 
 def read_states(view: ModelView, rows: Sequence[Ids], block: int) -> list[Float[Tensor, "_ d"]]:
     """Return what a block's network reads at every token of texts.
 
     Args:
-        view: The language model's structure.
+        view: The structure of a decoder-only language model.
         rows: Token ids of the texts.
         block: Number of the block.
 
     Returns:
         Hidden states in float32, or float64 where the model is.
     """
-    name = ffn_input(view, block)
-    weight = view.model.get_parameter(f"{name}.weight")
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+    name, dtype = ffn_input(view, block), _state_type(view, block)
     device = view.embeddings.get_parameter("weight").device
     found: dict[int, Tensor] = {}
     for numbers in length_sorted([len(row) for row in rows], 32):
@@ -204,6 +231,12 @@ def read_states(view: ModelView, rows: Sequence[Ids], block: int) -> list[Float[
         for line, number in enumerate(numbers):
             found[number] = seen[name][line, : len(rows[number])].detach().to(dtype)
     return [found[number] for number in range(len(rows))]
+
+
+def _state_type(view: ModelView, block: int) -> torch.dtype:
+    """Return the type of hidden states that are kept: at least single precision."""
+    weight = view.model.get_parameter(f"{ffn_input(view, block)}.weight")
+    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def _texts(rows: Sequence[AnswerRow]) -> tuple[list[TokenizedText], list[int]]:

@@ -101,7 +101,9 @@ class CaliNet(Editor):
     r"""CaliNET: a small feed-forward network beside an existing one, trained on a batch of facts.
 
     :math:`\mathrm{FFN}'(h) = \mathrm{FFN}(h) + W_o\,\mathrm{ReLU}(W_i h)`, trained by cross-entropy
-    on the answer tokens of all facts of a batch together. The model's own weights are frozen.
+    on the answer tokens of all facts of a batch together. The model's own weights are frozen. With
+    two stacks blocks stand in the decoder only, as in the paper's T5, always active: an answer's
+    tokens, forced or generated, pass them, and the encoder reads prompts as it always did.
 
     Args:
         layers: Blocks that get a calibration block; ``None``: the last (of T5's decoder in the
@@ -131,6 +133,7 @@ class CaliNet(Editor):
 
     edits_weights: ClassVar[bool] = False
     both_forms: ClassVar[bool] = True
+    architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.atlas.text import corpus
-from lightning_edit.editors.neurons.answer_pass import read_states
+from lightning_edit.editors.neurons.answer_pass import read_answers, read_states
 from lightning_edit.exceptions import DataError
 from lightning_edit.models.prompt_encoder import Ids, PromptEncoder, PromptText
 from lightning_edit.models.view import ModelView
@@ -34,7 +34,8 @@ class FFNMemory:
 
     Args:
         texts: The texts.
-        states: The states of each at all positions but the first.
+        states: The states of each at all positions but the first; with two stacks, where the
+            decoder predicts the text's answer.
     """
 
     texts: tuple[str, ...]
@@ -47,7 +48,8 @@ class FFNMemory:
         """Read the memory of texts, as many of them as the budget of tokens allows.
 
         Of each text the beginning is read. With a chat template it is read as the user's turn,
-        template included, since answers begin there.
+        template included, since answers begin there. With two stacks the last word of a text is
+        the answer to what stands before it; a text without spaces is cut in its middle.
 
         Args:
             view: The language model's structure.
@@ -59,18 +61,11 @@ class FFNMemory:
         Raises:
             DataError: If there is no text of two tokens.
         """
-        kept: list[tuple[str, Ids]] = []
-        room = tokens
-        for text, ids in _tokenised(prompts, texts):
-            if len(ids) > room:
-                break
-            kept.append((text, ids))
-            room -= len(ids)
-        if len(kept) < 2:
-            raise DataError(
-                f"the memory needs at least two texts of two tokens, got {len(kept)} within "
-                f"memory_tokens={tokens}; give more text or a larger budget"
-            )
+        if view.is_encoder_decoder:
+            pairs = _within(_pairs(prompts, texts), tokens)
+            answers = read_answers(view, [row for _, row in pairs], block)
+            return cls(tuple(text for text, _ in pairs), tuple(answers))
+        kept = [(text, ids) for text, (ids, _) in _within(_tokenised(prompts, texts), tokens)]
         rows = [ids for _, ids in kept]
         # What all texts begin with (a chat template) is remembered once; the first position, which
         # attends to nothing but itself, never.
@@ -143,7 +138,48 @@ def _states(text: str, request: EditRequest) -> bool:
     return request.prompt in text or (about and any(answer in text for answer in answers))
 
 
-def _tokenised(prompts: PromptEncoder, texts: Iterable[str]) -> Iterator[tuple[str, Ids]]:
+def _within(
+    read: Iterable[tuple[str, tuple[Ids, Ids]]], tokens: int
+) -> list[tuple[str, tuple[Ids, Ids]]]:
+    """Return texts with their token ids up to a budget of tokens."""
+    kept: list[tuple[str, tuple[Ids, Ids]]] = []
+    room = tokens
+    for text, (prompt, answer) in read:
+        if len(prompt) + len(answer) > room:
+            break
+        kept.append((text, (prompt, answer)))
+        room -= len(prompt) + len(answer)
+    if len(kept) < 2:
+        raise DataError(
+            f"the memory needs at least two texts of two tokens, got {len(kept)} within "
+            f"memory_tokens={tokens}; give more text or a larger budget"
+        )
+    return kept
+
+
+def _pairs(
+    prompts: PromptEncoder, texts: Iterable[str]
+) -> Iterator[tuple[str, tuple[Ids, Ids]]]:
+    """Cut the beginning of each text into a prompt and its answer, and tokenise both."""
+    for text in texts:
+        beginning = _beginning(prompts.tokenizer, text).strip()
+        prompt, _, answer = beginning.rpartition(" ")
+        if not prompt:
+            half = len(beginning) // 2
+            prompt, answer = beginning[:half], beginning[half:]
+        if not prompt:
+            continue
+        separator = " " if beginning == f"{prompt} {answer}" else ""
+        try:
+            (encoded,) = prompts.encode([PromptText(prompt, answer, None, separator)])
+        except ValueError as error:
+            raise DataError(f"a text of the memory, {text[:40]!r}: {error}") from error
+        yield text, (encoded.prompt, encoded.answer)
+
+
+def _tokenised(
+    prompts: PromptEncoder, texts: Iterable[str]
+) -> Iterator[tuple[str, tuple[Ids, Ids]]]:
     for text in texts:
         if prompts.form.chat:
             try:
@@ -155,7 +191,7 @@ def _tokenised(prompts: PromptEncoder, texts: Iterable[str]) -> Iterator[tuple[s
             longest = min(_LONGEST, prompts.limits.positions or _LONGEST)
             ids = prompts.running(text, longest)
         if len(ids) > 1:
-            yield text, ids
+            yield text, (ids, ())
 
 
 def _beginning(tokenizer: Any, text: str) -> str:

@@ -16,6 +16,7 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.neurons.answer_pass import (
     AnswerPass,
     answer_pass,
+    read_answers,
     read_inputs,
     read_states,
 )
@@ -54,6 +55,10 @@ class TPatcher(Editor):
     other hidden states, and to make the token right. Neurons of earlier edits are frozen, and their
     hidden states join the memory.
 
+    With two stacks they stand in the decoder (the paper's BART), where the wrong token is
+    predicted, and the memory holds the decoder's states: each text is cut into a prompt, which the
+    encoder reads, and an answer, its last word (of text without spaces, its second half).
+
     Args:
         layers: The one block whose network gets neurons; ``None``: the last. Others run the whole
             model at every step.
@@ -91,6 +96,7 @@ class TPatcher(Editor):
 
     edits_weights: ClassVar[bool] = False
     batched: ClassVar[bool] = False
+    architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
 
     def __init__(
         self,
@@ -208,8 +214,7 @@ class TPatcher(Editor):
                     request, encoded, memory, [*earlier, *hidden], parts, batch.seed
                 )
                 parts.append(neurons)
-                row = (*encoded.prompt_ids, *encoded.target_ids[:-1])
-                hidden.append(read_states(self.view, [row], self.layer)[0][1:])
+                hidden.append(self._states(encoded))
                 info["neurons"].append(len(neurons.bias))
                 for name, value in found.items():
                     info.setdefault(name, []).append(value)
@@ -230,6 +235,13 @@ class TPatcher(Editor):
             One delta per request.
         """
         return [self.edit(part) for part in batch.split()]
+
+    def _states(self, encoded: Encoded) -> Float[Tensor, "_ d"]:
+        """Return the hidden states of an edit that join the memory of later ones."""
+        prompt, answer = encoded.prompt_ids, encoded.target_ids
+        if self.view.is_encoder_decoder:
+            return read_answers(self.view, [(prompt, answer)], self.layer)[0]
+        return read_states(self.view, [(*prompt, *answer[:-1])], self.layer)[0][1:]
 
     def _memory(self) -> FFNMemory:
         if self._texts is None:

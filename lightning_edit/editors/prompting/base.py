@@ -134,7 +134,7 @@ class PromptingEditor(Editor, family=True):
         if found is None:
             raise DataError(
                 f"request {request.id}: its new fact does not fit before its own prompt: the model "
-                f"takes {self.prompts.limits.positions} tokens, of which {self.room.most} may be "
+                f"takes {self.room.positions} tokens, of which {self.room.most} may be "
                 "context and prompt; shorten the prompt, lower `answer_room`, or edit weights"
             )
         return found
@@ -197,7 +197,7 @@ class PromptingEditor(Editor, family=True):
         return "", prompt
 
     def _count(self, prompt: str, told: Told | None) -> Told | None:
-        use, positions = self.context_use, self.prompts.limits.positions
+        use, positions = self.context_use, self.room.positions
         if told is None:
             use.unfit += 1
             self._warn(

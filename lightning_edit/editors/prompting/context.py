@@ -75,9 +75,14 @@ class ContextUse:
 class Room:
     """Positions of a model, and what of them a context may take.
 
+    With two stacks the answer takes none of the positions of the encoder, which reads the prompt.
+
     Args:
         prompts: The prompt encoder of the model.
         answer: Positions that are kept for the answer; at most a quarter of all.
+
+    Attributes:
+        most: Tokens that context and prompt may have; ``None``: any number.
     """
 
     prompts: PromptEncoder
@@ -85,9 +90,16 @@ class Room:
     most: int | None = field(init=False)
 
     def __post_init__(self) -> None:
-        positions = self.prompts.limits.positions
-        room = None if positions is None else positions - min(self.answer, positions // 4)
+        positions = self.positions
+        kept = 0 if positions is None or self.prompts.two_stacks else positions // 4
+        room = None if positions is None else positions - min(self.answer, kept)
         object.__setattr__(self, "most", room)
+
+    @property
+    def positions(self) -> int | None:
+        """Positions of what reads the prompt; ``None``: no limit."""
+        limits = self.prompts.limits
+        return limits.encoder if self.prompts.two_stacks else limits.positions
 
     def fit(self, context: Context, most: int | None = None) -> Told | None:
         """Return a prompt with as many of its optional texts as fit.

@@ -67,10 +67,7 @@ class RoutingEditor(Editor, family=True):
         "classifier_kind", "dist_heads", "scale", "cosine", "bounded",
     )  # fmt: skip
     """Arguments that a checkpoint restores; the networks come with their configs."""
-    decoder_only_because: ClassVar[str] = (
-        "its counterfactual model is trained to continue one text (edit, question, answer), while "
-        "here an encoder reads the question and a decoder the answer"
-    )
+    architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
 
     trained_batches: Tensor
 

@@ -60,18 +60,19 @@ def prompt_vectors(
     """Return the mean last hidden state of each text, centred and of length 1.
 
     Args:
-        model: A decoder-only language model.
+        model: A language model; of two stacks the encoder is read.
         prompts: Its prompt encoder.
         texts: The texts.
         batch_size: Texts per pass.
     """
     rows = prompts.prompts(texts)
+    reader, options = model, {"use_cache": False}
+    if model.config.is_encoder_decoder:
+        reader, options = model.get_encoder(), {}
     parts = []
     for start in range(0, len(rows), batch_size):
         ids, mask = (one.to(model.device) for one in pad(rows[start : start + batch_size]))
-        output = model(
-            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
-        )
+        output = reader(input_ids=ids, attention_mask=mask, output_hidden_states=True, **options)
         states = output.hidden_states[-1].float() * mask[..., None]
         parts.append((states.sum(1) / mask.sum(1, keepdim=True)).cpu())
     found = torch.cat(parts)

@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     LlamaConfig,
     PretrainedConfig,
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.distilbert import DistilBertConfig
+from transformers.models.t5 import T5Config
 
 from lightning_edit.exceptions import ConfigError, ModelLoadError
 from lightning_edit.models.loading import load_language_model, load_tokenizer, locate
@@ -37,6 +39,8 @@ _AUTO: Mapping[NetworkKind, Any] = {
     "cross-attention": AutoModelForSequenceClassification,
     "language-model": AutoModelForCausalLM,
 }
+#: Names of depths in configs of two stacks.
+_DEPTHS = ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 #: Names of dropout rates in configs; the method trains without dropout.
 _DROPOUTS = (
     "dropout",
@@ -123,10 +127,10 @@ def build_encoder(
 
 
 def build_language_model(model: Any, hidden: int, layers: int, heads: int, seed: int) -> Any:
-    """Build a small causal language model (Llama's architecture) with random weights.
+    """Build a small language model with random weights: T5's architecture for two stacks, or Llama's.
 
     Args:
-        model: The base model, whose vocabulary it has.
+        model: The base model, whose vocabulary and number of stacks it has.
         hidden: Width.
         layers: Blocks.
         heads: Attention heads.
@@ -136,6 +140,8 @@ def build_language_model(model: Any, hidden: int, layers: int, heads: int, seed:
         ConfigError: If the width cannot be cut into heads.
     """
     _require_heads(hidden, heads, "counterfactual_heads")
+    if model.config.is_encoder_decoder:
+        return _build_two_stacks(model, hidden, layers, heads, seed)
     base = model.config.get_text_config(decoder=True)
     positions = getattr(base, "max_position_embeddings", None)
     config = LlamaConfig(
@@ -154,26 +160,50 @@ def build_language_model(model: Any, hidden: int, layers: int, heads: int, seed:
         return trainable(_AUTO["language-model"].from_config(config, trust_remote_code=False))
 
 
+def _build_two_stacks(model: Any, hidden: int, layers: int, heads: int, seed: int) -> Any:
+    base = model.config
+    config = T5Config(
+        vocab_size=model.get_input_embeddings().weight.shape[0],
+        d_model=hidden,
+        d_ff=4 * hidden,
+        d_kv=hidden // heads,
+        num_layers=layers,
+        num_heads=heads,
+        dropout_rate=0.0,
+        pad_token_id=base.pad_token_id,
+        eos_token_id=base.eos_token_id,
+        decoder_start_token_id=base.decoder_start_token_id,
+    )
+    with _seeded(seed):
+        network = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False)
+    return trainable(network)
+
+
 def first_blocks(model: Any, layers: int) -> Any:
     """Copy a language model with its first blocks only: embeddings, blocks, last norm and head.
 
     Args:
-        model: A decoder-only Hugging Face model.
-        layers: Blocks that are kept; more than there are: all.
+        model: A Hugging Face model.
+        layers: Blocks that are kept, of two stacks in each; more than there are: all.
 
     Raises:
         ConfigError: If its config does not say how many blocks to build.
     """
     config = copy.deepcopy(model.config)
+    two = bool(config.is_encoder_decoder)
     kept = min(layers, int(config.num_hidden_layers))
+    for name in _DEPTHS if two else ():
+        if isinstance(depth := getattr(config, name, None), int):
+            setattr(config, name, min(layers, depth))
     for name in _PER_BLOCK:
         if isinstance(listed := getattr(config, name, None), list):
             setattr(config, name, listed[:kept])
     if isinstance(nested := getattr(config, "attention_types", None), list):
         config.attention_types = [[_flat(nested)[:kept], 1]]
-    config.num_hidden_layers = kept
+    if not two:  # there it is another name of one stack's depth
+        config.num_hidden_layers = kept
     try:
-        small = _AUTO["language-model"].from_config(config, trust_remote_code=False)
+        small = _auto("language-model", config).from_config(config, trust_remote_code=False)
         own = model.state_dict()
         missing, _ = small.load_state_dict(
             {name: own[name] for name in small.state_dict() if name in own}, strict=False
@@ -235,21 +265,15 @@ def load_encoder(kind: ScopeKind, folder: str) -> tuple[PreTrainedModel, Any]:
 
 
 def load_counterfactual(folder: str) -> tuple[Any, Any]:
-    """Load a causal language model and its tokenizer from a local folder.
+    """Load a language model, of one stack or two, and its tokenizer from a local folder.
 
     Args:
         folder: Folder with config.json, model.safetensors and tokenizer files.
 
     Raises:
         ModelLoadError: If it cannot be read.
-        ConfigError: If it is an encoder-decoder.
     """
     model, tokenizer = load_language_model(require_folder(folder, "counterfactual"))
-    if model.config.is_encoder_decoder:
-        raise ConfigError(
-            f"expected a decoder-only model as counterfactual, but {folder} holds "
-            f"{type(model).__name__}, an encoder-decoder; give a causal language model"
-        )
     return trainable(model), tokenizer
 
 
@@ -289,9 +313,15 @@ def rebuild_network(kind: NetworkKind, described: Mapping[str, Any]) -> PreTrain
     config: PretrainedConfig = AutoConfig.for_model(described["model_type"], **values)
     with _seeded(0):
         network: PreTrainedModel = trainable(
-            _AUTO[kind].from_config(config, trust_remote_code=False)
+            _auto(kind, config).from_config(config, trust_remote_code=False)
         )
     return network
+
+
+def _auto(kind: NetworkKind, config: Any) -> Any:
+    """Return the class of transformers that builds a network of a kind from a config."""
+    two = kind == "language-model" and config.is_encoder_decoder
+    return AutoModelForSeq2SeqLM if two else _AUTO[kind]
 
 
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:

@@ -64,9 +64,11 @@ class SERAC(RoutingEditor):
         bounded: Put the vectors through tanh.
         counterfactual: Counterfactual model: ``base`` (a copy of the language model with its first
             blocks only: embeddings, blocks, last norm and head), ``scratch`` (new, random, Llama's
-            architecture), or the folder of a smaller causal language model with its own tokenizer.
+            architecture, or T5's for a language model of two stacks), or the folder of a smaller
+            language model of one stack or two with its own tokenizer (T5-small in the paper). With
+            two stacks its encoder reads edit and question, and its decoder the answer.
         counterfactual_hidden: Width of one from scratch.
-        counterfactual_layers: Its blocks, or those kept with ``base``.
+        counterfactual_layers: Its blocks, or those kept with ``base``; of two stacks in each.
         counterfactual_heads: Attention heads of one from scratch.
         objective: ``supervised``, the paper's; or ``unsupervised``, EasyEdit's: the mixture's loss
             on the edit and its divergence from the language model elsewhere, with no loss on the

@@ -82,14 +82,20 @@ class SoftResponder(Responder):
         new: Ids = ()
         room = own.limits.positions
         while len(new) < asked.limit and (room is None or len(begun[1]) + len(new) < room):
-            logits = self._mixed([(prompt + new, ()) for prompt in begun], choice.score)
-            token = int(logits.argmax())
+            token = int(self._next(begun, new, choice.score).argmax())
             if token in ends:
                 break
             new = (*new, token)
             if stops(own.decode(new), stop):
                 break
         return until(own.decode(new), stop)
+
+    def _next(self, begun: Sequence[Ids], new: Ids, weight: float) -> Float[Tensor, " v"]:
+        """Return the mixed log-probabilities of the token behind those that are generated."""
+        if not self.prompts[0].two_stacks:
+            return self._mixed([(prompt + new, ()) for prompt in begun], weight)[0]
+        # What is generated is the decoder's; the last token of an answer is predicted, not read.
+        return self._mixed([(prompt, (*new, 0)) for prompt in begun], weight)[-1]
 
     def _both(self, text: PromptText, choice: Choice) -> list[Any]:
         told = text._replace(prompt=choice.edit.context + text.prompt)
