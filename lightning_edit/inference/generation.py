@@ -180,18 +180,21 @@ class GreedyGenerator:
         ids, mask = pad(batch, left=not self._is_encoder_decoder)
         shift = [0 if self._is_encoder_decoder else ids.shape[1] - len(row) for row in batch]
         ends = [begin + size - 1 for begin, size in zip(shift, prompts, strict=True)]
-        start = 1 if self._is_encoder_decoder else ids.shape[1]
+        settings = self.model.generation_config
+        # Of two stacks the decoder has its start token, and BART's large models a BOS behind it.
+        forced = int(self._is_encoder_decoder and settings.forced_bos_token_id is not None)
+        start = 1 + forced if self._is_encoder_decoder else ids.shape[1]
         # A model sharded over devices expects its ids on the embedding's device.
         device = self.model.get_input_embeddings().weight.device
         # BART's settings force an end token at the limit; one more token keeps it out of the text.
-        closes = int(self.model.generation_config.forced_eos_token_id is not None)
+        closes = int(settings.forced_eos_token_id is not None)
         # The model's generation settings may penalise or forbid tokens; greedy decoding must not.
         stopping = StoppingCriteriaList([_StopAtTexts(self.prompts, self.stop, start)])
         with self.observer(ends):
             output = self.model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                max_new_tokens=limit + closes,
+                max_new_tokens=limit + forced + closes,
                 do_sample=False,
                 num_beams=1,
                 repetition_penalty=1.0,

@@ -256,6 +256,18 @@ class PromptEncoder:
             )
         return end
 
+    def labels(self, model: Any, answer: Ids) -> Ids:
+        """Return the tokens that an answer is learnt as: with two stacks its EOS belongs to them.
+
+        A decoder of two stacks writes the answer and nothing else, and the labels of T5 and BART
+        end with EOS. With one stack an answer stands in running text, and is learnt without an end.
+
+        Args:
+            model: The language model.
+            answer: Token ids of the answer.
+        """
+        return (*answer, *self.end_tokens(model)[:1]) if self.two_stacks else answer
+
     def _turn_end(self) -> int | None:
         """Return the special token that ends a chat's turn; ``None`` where there is none."""
         if not self.form.chat:

@@ -3,7 +3,7 @@
 Other tests import :data:`TINY` and :func:`build_tokenizer`; nothing is downloaded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -119,7 +119,12 @@ CORPUS = (
 
 
 def build_tokenizer(
-    *, bos: bool = False, eos: bool = False, pad: bool = True, vocab_size: int = VOCAB
+    *,
+    bos: bool = False,
+    eos: bool = False,
+    pad: bool = True,
+    vocab_size: int = VOCAB,
+    corpus: Sequence[str] = CORPUS,
 ) -> PreTrainedTokenizerFast:
     """Train a small byte-level BPE tokenizer with offsets; most words become several tokens.
 
@@ -128,6 +133,7 @@ def build_tokenizer(
         eos: Put ``</s>`` after every text, as T5's do.
         pad: Declare the padding token; without it a tokenizer is like GPT-2's.
         vocab_size: At least 260 for full byte coverage; below it rare bytes become ``<unk>``.
+        corpus: Texts that its words are taken from.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -138,7 +144,7 @@ def build_tokenizer(
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if vocab_size >= 260 else [],
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     if bos or eos:
         single = f"{'<s> ' if bos else ''}$A{' </s>' if eos else ''}"
         tokenizer.post_processor = processors.Sequence(

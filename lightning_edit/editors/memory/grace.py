@@ -66,7 +66,8 @@ class GRACE(MemoryEditor[Codebook]):
             the ids, as in the authors' code, where answers can collide.
         stack: With two stacks, the one of the block: ``encoder`` (``None``: this; the authors'
             T5), where the prompt's last token is its EOS; or ``decoder``, where the start token
-            stands for it, since it reads the prompt through attention to the encoder.
+            stands for it, since it reads the prompt through attention to the encoder. With two stacks an
+            answer's EOS is learnt too, as the authors' labels have it.
 
     Note:
         An undo in the middle is an undo of the key: radii are fitted again without it. A value that
@@ -216,7 +217,7 @@ class GRACE(MemoryEditor[Codebook]):
         if self.replacement == "replace_last" and self.projection == "down" and not two:
             return self._suffix_loss(item, value)
         model = self.language_model
-        pairs = [(item.prompt_ids, item.target_ids)]
+        pairs = [(item.prompt_ids, self.prompts.labels(model, item.target_ids))]
         rows = AnswerRows.of(model, pairs, self.input_device)
         if self._at_start:
             rows = rows.encode_prompts(model)

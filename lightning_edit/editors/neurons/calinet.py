@@ -103,7 +103,8 @@ class CaliNet(Editor):
     :math:`\mathrm{FFN}'(h) = \mathrm{FFN}(h) + W_o\,\mathrm{ReLU}(W_i h)`, trained by cross-entropy
     on the answer tokens of all facts of a batch together. The model's own weights are frozen. With
     two stacks blocks stand in the decoder only, as in the paper's T5, always active: an answer's
-    tokens, forced or generated, pass them, and the encoder reads prompts as it always did.
+    tokens, forced or generated, pass them, and the encoder reads prompts as it always did. An
+    answer's EOS is learnt there too, as the paper's labels have it.
 
     Args:
         layers: Blocks that get a calibration block; ``None``: the last (of T5's decoder in the
@@ -245,7 +246,8 @@ class CaliNet(Editor):
                 rows += [(one.prompt, one.answer) for one in encoder.encode(texts)]
         except ValueError as error:
             raise DataError(f"a wording of {', '.join(batch.ids[:5])}: {error}") from error
-        return rows
+        model = self.language_model
+        return [(prompt, self.prompts.labels(model, tuple(answer))) for prompt, answer in rows]
 
     def _fresh(self, generator: torch.Generator) -> CalibrationBlock:
         weight = self.view.model.get_parameter(f"{self._beside[self.edited_layers[0]]}.weight")

@@ -40,6 +40,7 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.extra_neurons import Activation
 from lightning_edit.functional.patch_losses import MARGINS, smoothed_nll
+from lightning_edit.models.prompt_encoder import Ids
 from lightning_edit.models.view import ModelView
 from lightning_edit.statistics.cache import is_embedded
 from lightning_edit.types import EditBatch, EditRequest, Encoded
@@ -57,7 +58,8 @@ class TPatcher(Editor):
 
     With two stacks they stand in the decoder (the paper's BART), where the wrong token is
     predicted, and the memory holds the decoder's states: each text is cut into a prompt, which the
-    encoder reads, and an answer, its last word (of text without spaces, its second half).
+    encoder reads, and an answer, its last word (of text without spaces, its second half). The EOS
+    behind an answer is one of its tokens there, as the paper's labels have it.
 
     Args:
         layers: The one block whose network gets neurons; ``None``: the last. Others run the whole
@@ -238,10 +240,15 @@ class TPatcher(Editor):
 
     def _states(self, encoded: Encoded) -> Float[Tensor, "_ d"]:
         """Return the hidden states of an edit that join the memory of later ones."""
-        prompt, answer = encoded.prompt_ids, encoded.target_ids
+        prompt, answer = self._row(encoded)
         if self.view.is_encoder_decoder:
             return read_answers(self.view, [(prompt, answer)], self.layer)[0]
         return read_states(self.view, [(*prompt, *answer[:-1])], self.layer)[0][1:]
+
+    def _row(self, encoded: Encoded) -> tuple[Ids, Ids]:
+        """Return a prompt and the tokens that its answer is learnt as."""
+        answer = self.prompts.labels(self.language_model, encoded.target_ids)
+        return encoded.prompt_ids, answer
 
     def _memory(self) -> FFNMemory:
         if self._texts is None:
@@ -268,7 +275,7 @@ class TPatcher(Editor):
         seed: int,
     ) -> tuple[Neurons, dict[str, Any]]:
         """Train the neurons of one request beside those of this batch so far."""
-        row = (encoded.prompt_ids, encoded.target_ids)
+        row = self._row(encoded)
         with self.stage("keys"):
             inputs = read_inputs(self.view, [row], self.layer)
             asked = answer_pass(self.view, [row], [self.layer], self._runtime.branches)
