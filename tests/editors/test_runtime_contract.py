@@ -184,9 +184,7 @@ def _serac(model: Any, tokenizer: Any) -> Editor:
     return editor.bind(model, tokenizer)
 
 
-CASES["SERAC"] = Case(
-    _serac, families=("llama", "gpt2"), two_stacks=TWO_STACKS, in_modules=False
-)
+CASES["SERAC"] = Case(_serac, families=("llama", "gpt2"), two_stacks=TWO_STACKS, in_modules=False)
 
 REQUESTS = [
     EditRequest("a", "The capital of France is", "Lyon", "France"),

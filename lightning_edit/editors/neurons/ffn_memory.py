@@ -157,9 +157,7 @@ def _within(
     return kept
 
 
-def _pairs(
-    prompts: PromptEncoder, texts: Iterable[str]
-) -> Iterator[tuple[str, tuple[Ids, Ids]]]:
+def _pairs(prompts: PromptEncoder, texts: Iterable[str]) -> Iterator[tuple[str, tuple[Ids, Ids]]]:
     """Cut the beginning of each text into a prompt and its answer, and tokenise both."""
     for text in texts:
         beginning = _beginning(prompts.tokenizer, text).strip()
