@@ -488,7 +488,8 @@ def test_a_ledger_without_its_runtime_refuses(name: str, family: str) -> None:
 def test_calls_of_somebody_else_act_as_the_responder_does(name: str, family: str) -> None:
     edited = handle(name, family)
     if family in TWO_STACKS:
-        return assert_two_stacks_answer_others(edited)
+        assert_two_stacks_answer_others(edited)
+        return
     model, tokenizer = edited.model, edited.tokenizer
     expected = ask_texts(edited)
     rows = [tuple(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
@@ -589,7 +590,8 @@ import lightning_edit
 from tests.editors import test_runtime_contract as contract
 
 family, folder = sys.argv[1:]
-loaded = lightning_edit.load_edited(folder, contract.model_of(family), contract.tokenizer_of(family))
+model, tokenizer = contract.model_of(family), contract.tokenizer_of(family)
+loaded = lightning_edit.load_edited(folder, model, tokenizer)
 print(repr(contract.ask(loaded)))
 """
 

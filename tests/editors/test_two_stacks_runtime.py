@@ -121,7 +121,7 @@ def assert_written(edited: EditedModel, requests: Sequence[EditRequest], kept: i
     assert said(ModelResponder(kind_model, tokenizer), FACTS) == [one.target for one in FACTS]
 
 
-# ------------------------------------------------------------------------------------ of each editor
+# ---------------------------------------------------------------------------------- of each editor
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
@@ -192,12 +192,8 @@ def test_t_patchers_memory_holds_the_decoders_states_of_answers() -> None:
     texts = ["The capital of France is Paris", "法国的首都是巴黎", "Столица Италии — Рим", "x"]
     memory = FFNMemory.read(view, prompts, texts, 1, 200)
     assert memory.texts == tuple(texts[:3])  # of one letter nothing can be asked
-    pairs = [
-        ("The capital of France is", "Paris"),
-        ("法国的首", "都是巴黎"),
-        ("Столица Италии —", "Рим"),
-    ]
-    rows = list(prompts.pairs(pairs))
+    cut = [("The capital of France is", "Paris"), ("法国的首", "都是巴黎")]
+    rows = list(prompts.pairs([*cut, ("Столица Италии —", "Рим")]))
     name = view.blocks[1].mlp_up[0]
     for (prompt, answer), states in zip(rows, memory.states, strict=True):
         read = AnswerRows.of(model, [(prompt, answer)])
@@ -231,7 +227,7 @@ MAKERS: dict[str, Callable[[], Editor]] = {
 
 
 @pytest.mark.parametrize(
-    "name", ["GRACE", *(pytest.param(n, marks=slow) for n in ("TPatcher", "CaliNet"))]
+    "name", [pytest.param(one, marks=[] if one == "GRACE" else slow) for one in MAKERS]
 )
 def test_a_run_is_killed_resumed_opened_and_shipped(name: str, tmp_path: Path) -> None:
     tokenizer = build_tokenizer(eos=True, vocab_size=400)

@@ -66,8 +66,8 @@ class GRACE(MemoryEditor[Codebook]):
             the ids, as in the authors' code, where answers can collide.
         stack: With two stacks, the one of the block: ``encoder`` (``None``: this; the authors'
             T5), where the prompt's last token is its EOS; or ``decoder``, where the start token
-            stands for it, since it reads the prompt through attention to the encoder. With two stacks an
-            answer's EOS is learnt too, as the authors' labels have it.
+            stands for it, since it reads the prompt through attention to the encoder. An answer's
+            EOS is learnt too there, as the authors' labels have it.
 
     Note:
         An undo in the middle is an undo of the key: radii are fitted again without it. A value that

@@ -127,7 +127,7 @@ def build_encoder(
 
 
 def build_language_model(model: Any, hidden: int, layers: int, heads: int, seed: int) -> Any:
-    """Build a small language model with random weights: T5's architecture for two stacks, or Llama's.
+    """Build a small language model with random weights: of Llama's or, with two stacks, T5's kind.
 
     Args:
         model: The base model, whose vocabulary and number of stacks it has.
@@ -162,6 +162,8 @@ def build_language_model(model: Any, hidden: int, layers: int, heads: int, seed:
 
 def _build_two_stacks(model: Any, hidden: int, layers: int, heads: int, seed: int) -> Any:
     base = model.config
+    special = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+    tokens: dict[str, Any] = {name: getattr(base, name) for name in special}
     config = T5Config(
         vocab_size=model.get_input_embeddings().weight.shape[0],
         d_model=hidden,
@@ -170,13 +172,11 @@ def _build_two_stacks(model: Any, hidden: int, layers: int, heads: int, seed: in
         num_layers=layers,
         num_heads=heads,
         dropout_rate=0.0,
-        pad_token_id=base.pad_token_id,
-        eos_token_id=base.eos_token_id,
-        decoder_start_token_id=base.decoder_start_token_id,
+        **tokens,
     )
     with _seeded(seed):
-        network = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False)
-    return trainable(network)
+        found = _auto("language-model", config).from_config(config, trust_remote_code=False)
+    return trainable(found)
 
 
 def first_blocks(model: Any, layers: int) -> Any:
