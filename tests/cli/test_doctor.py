@@ -84,6 +84,10 @@ class Example:
         return [0, num_blocks - 1]
 
     @classmethod
+    def default_site(cls, view: ModelView) -> tuple[str, list[int]]:
+        return "decoder", cls.default_layers(view.num_blocks)
+
+    @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
         return 1000 * len(layers)
 
