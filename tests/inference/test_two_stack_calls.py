@@ -19,9 +19,14 @@ from lightning_edit.models.view import Stack, resolve
 from tests.models.tiny import build_tiny, build_tokenizer
 
 PROMPTS = ["The capital of France is", "Marseille lies in", "What is the capital of Italy? Rome"]
+OTHER_SITES = (("t5", "decoder"), ("bart", "encoder"))
 sites = pytest.mark.parametrize(
     ("kind", "stack"),
-    [("t5", "encoder"), ("t5", "decoder"), ("bart", "encoder"), ("bart", "decoder")],
+    [
+        ("t5", "encoder"),
+        ("bart", "decoder"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in OTHER_SITES),
+    ],
 )
 
 
