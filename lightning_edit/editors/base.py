@@ -37,6 +37,8 @@ from lightning_edit.inference.responder import Question, Responder
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.view import ModelView, Stack, resolve
+from lightning_edit.models.sites import Stack, stack_blocks
+from lightning_edit.models.view import ModelView, resolve
 from lightning_edit.types import EditBatch, EditRequest
 
 _FINAL = """{base} is final, so that its name stands for one method; wrap it instead:
@@ -84,6 +86,8 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
     """Whether one edit can be written for a chat template and for plain text (``chat="both"``)."""
     architectures: ClassVar[tuple[str, ...]] = ("decoder-only",)
     """Model architectures that the editor supports."""
+    stacks: ClassVar[tuple[Stack, ...]] = ("decoder",)
+    """Stacks of an encoder-decoder model that the editor edits by default."""
     decoder_only_because: ClassVar[str] = (
         "it learns prompt and answer as one text that one stack of blocks reads, while here an "
         "encoder reads the prompt and a decoder the answer"
@@ -482,6 +486,14 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
             view: The model's structure. With one stack it is the decoder.
         """
         return "decoder", cls.default_layers(view.num_blocks)
+    def default_sites(cls, view: ModelView) -> dict[Stack, list[int]]:
+        """Return the default layers (block indices) of each stack that is edited by default.
+
+        Args:
+            view: The model's structure; a decoder-only model has one stack, the decoder.
+        """
+        sizes = {stack: len(stack_blocks(view, stack)) for stack in cls.stacks}
+        return {stack: cls.default_layers(size) for stack, size in sizes.items() if size}
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:

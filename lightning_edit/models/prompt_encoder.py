@@ -136,6 +136,7 @@ class PromptEncoder:
         rows = getattr(table, "num_embeddings", None)
         room = max_positions(model)
         limits = Limits(None, rows, room) if two else Limits(room, rows)
+        limits = Limits(max_positions(model), rows)
         if not isinstance(tokenizer, PromptEncoder):
             return cls(tokenizer, limits=limits, two_stacks=two)
         if (tokenizer.limits, tokenizer.two_stacks) == (limits, two):
@@ -348,10 +349,12 @@ class PromptEncoder:
                     "answer has no context; make the prompt longer"
                 )
         numbers = tuple(token for token, *_ in tokens)
-        self._check_limits(text, numbers)
+        # With two stacks the answer is the decoder's, and the prompt is checked by itself below.
+        apart = self.two_stacks and text.answer is not None
+        self._check_limits(text, numbers, len(numbers) - cut if apart else len(numbers))
         first, last = self._subject(text, rendered, [(i, s, e) for i, s, e, _ in tokens], cut)
         prompt = numbers[:cut]
-        if self.two_stacks and text.answer is not None:
+        if apart:
             (alone,) = self.encode([text._replace(answer=None, subject=None)])
             prompt = alone.prompt
         return EncodedPrompt(prompt, numbers[cut:], first, last)
@@ -414,7 +417,7 @@ class PromptEncoder:
             if start == place + 1 and self.decode([token]).lstrip().startswith(character)
         ][:1]
 
-    def _check_limits(self, text: PromptText, ids: Ids) -> None:
+    def _check_limits(self, text: PromptText, ids: Ids, length: int) -> None:
         room, rows = self.limits.positions, self.limits.vocabulary
         if self.two_stacks and text.answer is None:
             room = self.limits.encoder
@@ -422,6 +425,16 @@ class PromptEncoder:
             raise ValueError(
                 f"the prompt {text.prompt[:60]!r}… and its answer have {len(ids)} tokens but the "
                 f"{'encoder' if self.two_stacks else 'model'} takes {room}; shorten the prompt"
+        if room is not None and length > room:
+            if not self.two_stacks:
+                what, remedy = "the prompt {} and its answer have", "prompt"
+            elif text.answer is None:
+                what, remedy = "the prompt {} has", "prompt"
+            else:
+                what, remedy = "the answer to {} has", "answer"
+            raise ValueError(
+                f"{what.format(f'{text.prompt[:60]!r}…')} {length} tokens but the model takes "
+                f"{room}; shorten the {remedy}"
             )
         if rows is not None and (beyond := [token for token in ids if token >= rows]):
             name = self.tokenizer.convert_ids_to_tokens(beyond[0])

@@ -240,6 +240,18 @@ def test_limits_are_checked_before_work() -> None:
         PromptEncoder.for_model(model, tokenizer).prompts([f"The {name} is"])
 
 
+def test_each_stack_has_its_own_room() -> None:
+    encoder = PromptEncoder.for_model(build_tiny("bart"), build_tokenizer(eos=True))
+    words = "a b c d e f g h i j "
+    with pytest.raises(ValueError, match=r"… has \d+ tokens .* 64; shorten the prompt"):
+        list(encoder.encode([PromptText(words * 5, "Rome")]))
+    with pytest.raises(ValueError, match=r"answer to .* has \d+ tokens .* 64; shorten the answer"):
+        list(encoder.encode([PromptText("Say", words * 5)]))
+    (both,) = encoder.encode([PromptText(words * 2, words * 2)])  # more than 64 together
+    assert max(len(both.prompt), len(both.answer)) <= 64 < len(both.prompt) + len(both.answer)
+    assert PromptEncoder.for_model(build_tiny("t5"), build_tokenizer()).limits.positions is None
+
+
 def test_nothing_is_tokenised_twice() -> None:
     calls: list[str] = []
 

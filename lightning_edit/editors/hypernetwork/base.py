@@ -9,7 +9,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +40,8 @@ from lightning_edit.inference.answers import (
     answer_logits_each,
 )
 from lightning_edit.models.identity import describe_language_model, differences
+from lightning_edit.models.sites import Stack, StackChoice, chosen_stacks, site_blocks
+from lightning_edit.models.view import BlockView
 from lightning_edit.models.weights import Weight, weight
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -58,7 +60,8 @@ class HypernetworkEditor(Editor, family=True):
     are then made in the training step itself, which is slower.
 
     Args:
-        layers: Blocks to edit; ``None``: :meth:`default_layers`.
+        layers: Blocks to edit, of each edited stack; ``None``: :meth:`default_sites`.
+        stack: Stacks that are edited where a model has two.
         modules: Dotted names of the linear layers to edit, in place of ``layers``.
         lr: Adam's learning rate.
         decay_steps: Optimiser steps of the linear decay of learning rates to zero; ``None``:
@@ -80,6 +83,8 @@ class HypernetworkEditor(Editor, family=True):
 
     needs_fit: ClassVar[bool] = True
     sequential: ClassVar[bool] = False
+    architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
+    stacks: ClassVar[tuple[Stack, ...]] = ("encoder", "decoder")
     structure: ClassVar[tuple[str, ...]] = ()
     """Arguments that define the network's architecture; a checkpoint restores them."""
 
@@ -88,6 +93,7 @@ class HypernetworkEditor(Editor, family=True):
     def __init__(
         self,
         layers: list[int] | None = None,
+        stack: StackChoice = "both",
         modules: list[str] | None = None,
         lr: float = 1e-6,
         decay_steps: int | None = None,
@@ -101,7 +107,10 @@ class HypernetworkEditor(Editor, family=True):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
+        if stack not in get_args(StackChoice):
+            raise ValueError(f"stack is both, encoder or decoder, got {stack!r}")
         self.layers = layers
+        self.stack = stack
         self.modules_to_edit = modules
         self.lr = lr
         self.decay_steps = decay_steps
@@ -146,9 +155,18 @@ class HypernetworkEditor(Editor, family=True):
         """Return the dotted names of the edited linear layers, in a fixed order."""
         if self.modules_to_edit is not None:
             return self.modules_to_edit
-        layers = self.default_layers(self.view.num_blocks) if self.layers is None else self.layers
-        blocks = [self.view.block(layer) for layer in layers]
-        return [name for block in blocks for name in (*block.mlp_up, block.mlp_down)]
+        return [name for block in self.edited_blocks() for name in (*block.mlp_up, block.mlp_down)]
+
+    def edited_blocks(self) -> list[BlockView]:
+        """Return the edited blocks, the encoder's first.
+
+        Raises:
+            ArchitectureError: If a stack, or a block of a stack, is not there.
+        """
+        default = self.default_sites(self.view)
+        chosen = chosen_stacks(self.view, self.stack)
+        layers = {one: default[one] if self.layers is None else self.layers for one in chosen}
+        return site_blocks(self.view, layers)
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:

@@ -128,7 +128,15 @@ class EditSequence:
         total: dict[str, Tensor] = {}
         for age, batch in enumerate(past):
             terms, found = editor.outer_loss("own", rewards.decay**age).gradients(
-                batch.outer, batch.locality, read, reference, leaves, model.device, unedit, redo
+                batch.outer,
+                batch.locality,
+                read,
+                reference,
+                leaves,
+                editor.rows,
+                model.device,
+                unedit,
+                redo,
             )
             total = {n: total[n] + g if total else g for n, g in found.items()}
             self._add_term("loss", terms["loss"])

@@ -13,6 +13,7 @@ from lightning_edit.editors.hypernetwork.base import HypernetworkEditor
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.hypernet import GradientTransform, informative_rows
 from lightning_edit.inference.answers import token_factors
+from lightning_edit.models.sites import Stack, stack_blocks
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch
@@ -100,6 +101,18 @@ class GradientTransformEditor(HypernetworkEditor, family=True):
             Delta(names, update, info={"loss_before": loss})
             for names, update in zip(ids, updates, strict=True)
         ]
+
+    @classmethod
+    def default_sites(cls, view: ModelView) -> dict[Stack, list[int]]:
+        """Return the default layers: with two stacks the last two of each, as MEND's authors do.
+
+        Args:
+            view: The model's structure.
+        """
+        if not view.is_encoder_decoder:
+            return super().default_sites(view)
+        sizes = {stack: len(stack_blocks(view, stack)) for stack in cls.stacks}
+        return {s: list(range(n - max(1, min(2, n // 2)), n)) for s, n in sizes.items()}
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:

@@ -7,6 +7,7 @@ from lightning_edit.editors.hypernetwork.gradient_transforms import GradientTran
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.models.sites import StackChoice
 from lightning_edit.types import EditBatch
 from lightning_edit.types.instructions import INSTRUCTIONS, instructed, is_instructed
 
@@ -29,8 +30,10 @@ class InstructEdit(GradientTransformEditor):
         step_size: Initial value of every step size; the authors' ``edit_lr``.
         step_size_lr: Adam's learning rate for the step sizes; the authors' ``lr_lr``.
         layers: Blocks whose MLP projections are edited; ``None``: the last three, or the last half
-            of a model with fewer than six.
-        modules: Dotted names of linear layers to edit, in place of ``layers``.
+            of a model with fewer than six; of two stacks the last two of each.
+        stack: Stacks that are edited where a model has two (T5, BART): ``both``, ``encoder`` or
+            ``decoder``. ``layers`` are then blocks of each.
+        modules: Dotted names of linear layers to edit, in place of ``layers`` and ``stack``.
         lr: Adam's learning rate for the network.
         decay_steps: Optimiser steps of the linear decay of both learning rates to zero.
         c_edit: Weight of the new answers' negative log-likelihood.
@@ -45,7 +48,8 @@ class InstructEdit(GradientTransformEditor):
 
     Note:
         The paper's conversational sentiment task, whose loss has a second term, is not among the
-        tasks. Instructions are our own wordings, shorter than the authors'.
+        tasks. Instructions are our own wordings, shorter than the authors'. The paper
+        edits decoders; on two stacks (T5, BART) the edited layers are MEND's.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class InstructEdit(GradientTransformEditor):
         step_size: float = 1e-4,
         step_size_lr: float = 1e-4,
         layers: list[int] | None = None,
+        stack: StackChoice = "both",
         modules: list[str] | None = None,
         lr: float = 1e-6,
         decay_steps: int | None = None,
@@ -74,6 +79,7 @@ class InstructEdit(GradientTransformEditor):
             step_size=step_size,
             step_size_lr=step_size_lr,
             layers=layers,
+            stack=stack,
             modules=modules,
             lr=lr,
             decay_steps=decay_steps,

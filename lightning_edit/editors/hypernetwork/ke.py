@@ -38,9 +38,10 @@ from lightning_edit.functional.conditioned_shift import (
     root_mean_square,
 )
 from lightning_edit.functional.hypernet import drift_kl, informative_rows
-from lightning_edit.inference.answers import AnswerRow, AnswerRows, answer_logits, token_factors
+from lightning_edit.inference.answers import AnswerRow, answer_logits, token_factors
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question
+from lightning_edit.models.sites import StackChoice
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -76,7 +77,9 @@ class KE(HypernetworkEditor):
         anneal: Factor of the margins after a validation with a success above ``anneal_above``.
         anneal_above: That success, the share of edits that the edited model answers right.
         layers: Blocks whose attention and MLP matrices are edited; ``None``: all, as published.
-        modules: Dotted names of linear layers to edit, in place of ``layers``.
+        stack: Stacks that are edited where a model has two (T5, BART): ``both``, ``encoder`` or
+            ``decoder``. ``layers`` are then blocks of each.
+        modules: Dotted names of linear layers to edit, in place of ``layers`` and ``stack``.
         lr: Learning rate of centred RMSprop (3e-4), or of Adam with the plain loss (1e-5 in the
             ports).
         lr_alpha: Learning rate of the multipliers.
@@ -102,7 +105,8 @@ class KE(HypernetworkEditor):
         most of the work. Differences from the authors' code: embeddings are copied, so that
         training never changes the language model; rows of a weight are its outputs in every model
         (in the ports those of the stored matrix, which for GPT-2 are its inputs); the update is
-        compared by teacher forcing, not by beam search.
+        compared by teacher forcing, not by beam search. On BART, as published, and on T5 the
+        matrices of both stacks are edited, those of cross-attention too.
     """
 
     structure = ("hidden", "condition", "max_scale", "divergences", "vocabulary", "width")
@@ -124,6 +128,7 @@ class KE(HypernetworkEditor):
         anneal: float = 0.8,
         anneal_above: float = 0.9,
         layers: list[int] | None = None,
+        stack: StackChoice = "both",
         modules: list[str] | None = None,
         lr: float = 3e-4,
         lr_alpha: float = 1e-1,
@@ -139,6 +144,7 @@ class KE(HypernetworkEditor):
     ) -> None:
         super().__init__(
             layers=layers,
+            stack=stack,
             modules=modules,
             lr=lr,
             decay_steps=decay_steps,
@@ -185,10 +191,9 @@ class KE(HypernetworkEditor):
         """Return the names of the edited layers: by default every linear layer of the blocks."""
         if self.modules_to_edit is not None:
             return self.modules_to_edit
-        layers = self.default_layers(self.view.num_blocks) if self.layers is None else self.layers
         return [
             f"{block.name}.{name}"
-            for block in map(self.view.block, layers)
+            for block in self.edited_blocks()
             for name, module in block.module.named_modules()
             if isinstance(module, nn.Linear | Conv1D)
         ]
@@ -296,9 +301,7 @@ class KE(HypernetworkEditor):
     def _repeated(self, delta: Delta, part: EditBatch) -> Delta:
         """Add an update again until the greedy answer begins with the target."""
         encoded = part.encoded[0]
-        rows = AnswerRows.pad(
-            [(encoded.prompt_ids, encoded.target_ids)], self.language_model.device
-        )
+        rows = self.rows([(0, (encoded.prompt_ids, encoded.target_ids))])
         for times in range(1, self.rounds + 1):
             weights = {
                 name: LowRank(times * update.left, update.right)
@@ -428,7 +431,7 @@ class KE(HypernetworkEditor):
         table = view.embeddings.get_parameter("weight").numel()
         linear = [
             module
-            for block in map(view.block, layers)
+            for block in (*map(view.block, layers), *view.encoder_blocks)
             for module in block.module.modules()
             if isinstance(module, nn.Linear | Conv1D)
         ]

@@ -15,6 +15,7 @@ from lightning_edit.editors.hypernetwork.meta_batch import MetaBatch
 from lightning_edit.editors.hypernetwork.outer_loss import Reduction, summed
 from lightning_edit.editors.hypernetwork.solving import Projection, SolvingHypernetwork
 from lightning_edit.functional.normalise import Variance
+from lightning_edit.models.sites import StackChoice
 
 
 class MALMEN(SolvingHypernetwork):
@@ -36,10 +37,13 @@ class MALMEN(SolvingHypernetwork):
             ``lr``, as in the authors' code.
         projection: ``down``: the MLPs' down-projections; ``up``: their input projections, gate
             included; ``both``.
-        layers: Blocks to edit; ``None``: the last six, or the last half of a model with fewer than
+        layers: Blocks to edit; ``None``: the last six, or the last half of a stack with fewer than
             twelve.
-        modules: Dotted names of linear layers to edit, in place of ``layers``.
-        token: ``ans``: tokens that predict the answer; ``mask``: all tokens but padding.
+        stack: Stacks that are edited where a model has two (T5, BART): ``both``, ``encoder`` or
+            ``decoder``. ``layers`` are then blocks of each.
+        modules: Dotted names of linear layers to edit, in place of ``layers`` and ``stack``.
+        token: ``ans``: tokens that predict the answer; ``mask``: all tokens but padding. In an
+            encoder, where no token predicts the answer, always all tokens of the prompt.
         loss_over: What the gradients are of: the mean loss of each ``request``, so that they do not
             depend on the others; or of a ``mini_batch``, as in the authors' code, where they shrink
             with its size.
@@ -74,6 +78,11 @@ class MALMEN(SolvingHypernetwork):
         any number of edits; the authors' code fails if it is no multiple of the mini-batch. Edited
         weights are computed from pristine ones and rounded once, never added to and subtracted
         from.
+
+        With two stacks both are edited, as in the paper: t5-small the down-projections of blocks 4
+        to 7 of either, which is the default; T5-XL ``wi_0`` and ``wo`` of blocks 22 and 23, by
+        ``modules``. Of cross-attention, where queries have the decoder's tokens and keys the
+        encoder's, only the output projection can be edited.
     """
 
     def __init__(
@@ -84,6 +93,7 @@ class MALMEN(SolvingHypernetwork):
         step_size_lr: float | None = None,
         projection: Projection = "down",
         layers: list[int] | None = None,
+        stack: StackChoice = "both",
         modules: list[str] | None = None,
         token: TokenChoice = "ans",
         loss_over: LossOver = "request",
@@ -115,6 +125,7 @@ class MALMEN(SolvingHypernetwork):
             variance=variance,
             reduction=reduction,
             layers=layers,
+            stack=stack,
             modules=modules,
             lr=lr,
             decay_steps=decay_steps,
@@ -150,7 +161,13 @@ class MALMEN(SolvingHypernetwork):
             read, leaves = written_alone(model, self.weights, solved)
         loss = self.outer_loss("summed" if self.together else "averaged")
         terms, gradients = loss.gradients(
-            examples.outer, examples.locality, read, reader_of(model, None), leaves, model.device
+            examples.outer,
+            examples.locality,
+            read,
+            reader_of(model, None),
+            leaves,
+            self.rows,
+            model.device,
         )
         by_shifts = {}
         for handle in self.weights:

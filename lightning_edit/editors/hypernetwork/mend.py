@@ -1,6 +1,7 @@
 """MEND: a hypernetwork that transforms one fine-tuning gradient into a low-rank update."""
 
 from lightning_edit.editors.hypernetwork.gradient_transforms import GradientTransformEditor
+from lightning_edit.models.sites import StackChoice
 
 
 class MEND(GradientTransformEditor):
@@ -21,8 +22,10 @@ class MEND(GradientTransformEditor):
         step_size: Initial value of every :math:`\alpha_\ell`; the authors' ``edit_lr``.
         step_size_lr: Adam's learning rate for :math:`\alpha_\ell`; the authors' ``lr_lr``.
         layers: Blocks whose MLP projections are edited; ``None``: the last three, or the last half
-            of a model with fewer than six.
-        modules: Dotted names of linear layers to edit, in place of ``layers``.
+            of a model with fewer than six; of two stacks the last two of each.
+        stack: Stacks that are edited where a model has two (T5, BART): ``both``, ``encoder`` or
+            ``decoder``. ``layers`` are then blocks of each.
+        modules: Dotted names of linear layers to edit, in place of ``layers`` and ``stack``.
         lr: Adam's learning rate for the network.
         decay_steps: Optimiser steps of the linear decay of both learning rates to zero; ``None``:
             constant, as in the authors' code.
@@ -45,6 +48,10 @@ class MEND(GradientTransformEditor):
         optimisers, with ``lr`` and with ``lr_lr``; here one Adam has two groups, since the step
         with 1e-6 is negligible next to the one with 1e-4. EasyEdit's training loss is on the edit
         prompt itself; here, as in the paper, it is on rephrases.
+
+        On T5 and BART encoder and decoder are edited, as in the paper (T5-XL: blocks 22 and 23 of
+        either, BART-base: 4 and 5). Two layers of one shape share a network, whichever stack they
+        are in, and the encoder's gradient is that of every token of the prompt.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class MEND(GradientTransformEditor):
         step_size: float = 1e-4,
         step_size_lr: float = 1e-4,
         layers: list[int] | None = None,
+        stack: StackChoice = "both",
         modules: list[str] | None = None,
         lr: float = 1e-6,
         decay_steps: int | None = None,
@@ -72,6 +80,7 @@ class MEND(GradientTransformEditor):
             step_size=step_size,
             step_size_lr=step_size_lr,
             layers=layers,
+            stack=stack,
             modules=modules,
             lr=lr,
             decay_steps=decay_steps,

@@ -76,6 +76,7 @@ class OuterLoss:
         read: Reader,
         reference: Reader,
         leaves: Mapping[str, Tensor],
+        pad: Callable[[Sequence[OwnedRow]], AnswerRows],
         device: torch.device,
         before_locality_backward: Callable[[], None] = lambda: None,
         after_locality_backward: Callable[[], None] = lambda: None,
@@ -91,6 +92,7 @@ class OuterLoss:
             read: Logits of the edited model, with a graph to ``leaves``.
             reference: Logits of the model whose answers are to be kept.
             leaves: Tensors to differentiate by, by name.
+            pad: Pads rows into a batch of the language model.
             device: Device of the rows.
             before_locality_backward: Called between the forward and the backward pass of locality.
             after_locality_backward: Called after it.
@@ -111,7 +113,7 @@ class OuterLoss:
             if self.processes == "averaged":
                 times = processes()
             here = max(1, sum(max(1, len(answer)) for _, (_, answer) in rows))
-            for batch, owners in self._mini_batches(rows, device):
+            for batch, owners in self._mini_batches(rows, pad):
                 count = len(batch.rows)
                 if kind == "edit_nll":
                     logits = wide(read(batch, owners))
@@ -141,12 +143,13 @@ class OuterLoss:
         return int(summed(torch.tensor(here, device=device)))
 
     def _mini_batches(
-        self, rows: Sequence[OwnedRow], device: torch.device
+        self, rows: Sequence[OwnedRow], pad: Callable[[Sequence[OwnedRow]], AnswerRows]
     ) -> Iterator[tuple[AnswerRows, Tensor]]:
         lengths = [len(prompt) + len(answer) for _, (prompt, answer) in rows]
         for numbers in length_sorted(lengths, self.mini_batch):
-            batch = AnswerRows.pad([rows[number][1] for number in numbers], device)
-            yield batch, torch.tensor([rows[number][0] for number in numbers], device=device)
+            part = [rows[number] for number in numbers]
+            batch = pad(part)
+            yield batch, torch.tensor([number for number, _ in part], device=batch.ids.device)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -23,6 +23,7 @@ from lightning_edit.editors.hypernetwork.scoring import EditedReader, OwnedRow
 from lightning_edit.editors.hypernetwork.solving import Projection, SolvingHypernetwork
 from lightning_edit.functional.normalise import Variance
 from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.models.sites import StackChoice
 from lightning_edit.types import EditBatch
 
 
@@ -61,7 +62,9 @@ class RLEdit(SolvingHypernetwork):
         projection: ``up``: the MLPs' input projections, gate included; ``down``; ``both``.
         layers: Blocks to edit; ``None``: the nine before the last, or the last half of a model with
             fewer than eighteen.
-        modules: Dotted names of linear layers to edit, in place of ``layers``.
+        stack: Stacks that are edited where a model has two (T5, BART): ``both``, ``encoder`` or
+            ``decoder``. ``layers`` are then blocks of each.
+        modules: Dotted names of linear layers to edit, in place of ``layers`` and ``stack``.
         token: See :class:`~lightning_edit.editors.hypernetwork.malmen.MALMEN`.
         loss_over: Likewise.
         mini_batch: Rows per pass of the language model; bounds memory.
@@ -84,7 +87,8 @@ class RLEdit(SolvingHypernetwork):
     Note:
         The published code makes a single optimiser step in all, at the end of one sequence; here
         there are as many as sequences. Validation edits its batches as sequences too. Under DDP
-        every process has its own sequence, as with ``accumulate_grad_batches`` in one process.
+        every process has its own sequence, as with ``accumulate_grad_batches`` in one process. The
+        paper edits decoders; on two stacks (T5, BART) both are edited and read, as MALMEN does.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class RLEdit(SolvingHypernetwork):
         step_size_lr: float | None = None,
         projection: Projection = "up",
         layers: list[int] | None = None,
+        stack: StackChoice = "both",
         modules: list[str] | None = None,
         token: TokenChoice = "ans",
         loss_over: LossOver = "request",
@@ -133,6 +138,7 @@ class RLEdit(SolvingHypernetwork):
             variance=variance,
             reduction=reduction,
             layers=layers,
+            stack=stack,
             modules=modules,
             lr=lr,
             decay_steps=decay_steps,

@@ -26,12 +26,13 @@ from lightning_edit.editors.hypernetwork.meta_batch import MetaBatch
 from lightning_edit.editors.hypernetwork.outer_loss import OuterLoss, Processes, Reduction
 from lightning_edit.editors.hypernetwork.scoring import score_rows
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
-from lightning_edit.exceptions import SolveError
+from lightning_edit.exceptions import ArchitectureError, SolveError
 from lightning_edit.functional.given_gradient import with_gradient
 from lightning_edit.functional.measures import mean
 from lightning_edit.functional.normalise import Variance
 from lightning_edit.functional.ridge_update import RidgeUpdate
 from lightning_edit.functional.value_network import ValueNetwork
+from lightning_edit.models.sites import in_cross_attention
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import Weight, weight
 from lightning_edit.types import EditBatch, EditRequest
@@ -105,11 +106,28 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
         """Return the dotted names of the edited linear layers, in a fixed order."""
         if self.modules_to_edit is not None:
             return self.modules_to_edit
-        layers = self.default_layers(self.view.num_blocks) if self.layers is None else self.layers
-        blocks = [self.view.block(layer) for layer in layers]
+        blocks = self.edited_blocks()
         up = [block.mlp_up if self.projection != "down" else () for block in blocks]
         down = [(block.mlp_down,) if self.projection != "up" else () for block in blocks]
         return [name for pair in zip(up, down, strict=True) for names in pair for name in names]
+
+    def on_bind(self) -> None:
+        """Build the networks for the bound model, or check that the existing ones fit.
+
+        Raises:
+            ArchitectureError: If an edited layer is in cross-attention, whose tokens may be those
+                of either stack.
+        """
+        outs = {block.cross_attention_out for block in self.view.blocks}
+        for name in self.modules_to_edit or ():
+            if in_cross_attention(self.view, name) and name not in outs:
+                raise ArchitectureError(
+                    f"{type(self).__name__} cannot edit {name}: it reads each layer at the tokens "
+                    "of the stack that the layer is in, but in cross-attention queries are made of "
+                    "the decoder's tokens, and keys and values of the encoder's; choose MLP or "
+                    "self-attention layers for `modules`, or edit cross-attention with KE"
+                )
+        super().on_bind()
 
     def build(self) -> None:
         """Build one network for each shape among the edited weights."""
@@ -168,7 +186,7 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
     def update_norms(self, tokens: EditTokens) -> None:
         """Update the running statistics: mini-batch by mini-batch, in each layer by layer."""
         parts = {handle.name: tokens.mini_batches(_module(handle)) for handle in self.weights}
-        for number in range(len(tokens.sizes)):
+        for number in range(max(map(len, parts.values()))):
             for handle in self.weights:
                 keys, gradients = parts[handle.name][number]
                 self._network(handle)[0].update_norm(
@@ -186,9 +204,10 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
         Returns:
             By parameter name, one update, or one for each request.
         """
-        groups, found = tokens.groups(requests), {}
+        found = {}
         for handle in self.weights:
             network, layer = self._network(handle)
+            groups = tokens.groups(_module(handle), requests)
             keys, gradients = (part.to(self.device) for part in tokens.factors[_module(handle)])
             pairs = zip(*(self._passes(part) for part in (keys, gradients)), strict=True)
             shifts = torch.cat([network(k, g, layer) for k, g in pairs])
@@ -313,12 +332,12 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
         """
         parameters = list(self.parameters())
         total = [torch.zeros_like(parameter) for parameter in parameters]
-        groups = tokens.groups(requests)
         places = {id(parameter): place for place, parameter in enumerate(parameters)}
         for handle in self.weights:
             network, layer = self._network(handle)
             keys, gradients = (part.to(self.device) for part in tokens.factors[_module(handle)])
             flat = torch.zeros(len(keys), network.d_out, dtype=torch.float64, device=self.device)
+            groups = tokens.groups(_module(handle), requests)
             for one, given, numbers in zip(
                 solved[handle.name], by_shifts[handle.name], groups, strict=True
             ):

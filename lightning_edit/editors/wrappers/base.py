@@ -24,6 +24,7 @@ _HOST_FLAGS = (
     "batched",
     "sequential",
     "architectures",
+    "stacks",
     "decoder_only_because",
 )
 

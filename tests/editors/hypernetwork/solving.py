@@ -45,19 +45,19 @@ def sample(editor: SolvingHypernetwork, count: int, start: int = 0) -> MetaBatch
 
 
 def solved_by_autograd(
-    editor: SolvingHypernetwork, tokens: EditTokens, groups: Sequence[Tensor]
+    editor: SolvingHypernetwork, tokens: EditTokens, requests: int | None
 ) -> list[dict[str, Tensor]]:
-    """Return each group's updates with the graph of everything."""
+    """Return the updates of each request, or of all together, with the graph of everything."""
     found = []
-    for numbers in groups:
+    for place in range(requests or 1):
         updates = {}
         for handle in editor.weights:
             group, layer = editor._slots[handle.name]
             network = editor.networks[group]
             assert isinstance(network, ValueNetwork)
-            keys, gradients = (
-                part[numbers] for part in tokens.factors[handle.name.removesuffix(".weight")]
-            )
+            module = handle.name.removesuffix(".weight")
+            numbers = tokens.groups(module, requests)[place]
+            keys, gradients = (part[numbers] for part in tokens.factors[module])
             shifts = network(keys, gradients, layer)
             ridge = network.log_ridges[layer].exp() * torch.eye(keys.shape[1]).double()
             updates[handle.name] = torch.linalg.solve(keys.mT @ keys + ridge, keys.mT @ shifts).mT
@@ -79,7 +79,7 @@ def parameters_with(
 
 def logits(editor: SolvingHypernetwork, rows: Sequence[AnswerRow], values: Any) -> Any:
     """Return logits and targets of rows."""
-    batch = AnswerRows.pad(list(rows))
+    batch = AnswerRows.of(editor.language_model, list(rows))
     return answer_logits(editor.language_model, batch, values), batch.targets
 
 

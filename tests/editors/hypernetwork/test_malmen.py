@@ -46,8 +46,7 @@ def test_decoupled_gradient_is_that_of_one_graph(
     batch = sample(editor, 7)
     terms, found = editor.step_gradients(batch)
     tokens = editor.read(batch.inner)
-    groups = tokens.groups(None if together else 7)
-    updates = solved_by_autograd(editor, tokens, groups)
+    updates = solved_by_autograd(editor, tokens, None if together else 7)
     nll = torch.zeros((), dtype=torch.float64)
     kl = torch.zeros((), dtype=torch.float64)
     for number, update in enumerate(updates):
@@ -104,11 +103,11 @@ def test_gradients_of_a_mini_batch_shrink_with_its_size_and_those_of_requests_do
     shared = read_tokens(view, rows, [module], 4, loss_over="mini_batch")
     assert torch.allclose(together.factors[module][1], alone.factors[module][1], atol=1e-12)
     assert torch.allclose(shared.factors[module][1] * 4, alone.factors[module][1], atol=1e-12)
-    assert alone.sizes.tolist() == [1, 1, 1, 1]
-    assert shared.sizes.tolist() == [4]
+    assert alone.sizes[module].tolist() == [1, 1, 1, 1]
+    assert shared.sizes[module].tolist() == [4]
     masked = read_tokens(view, rows, [module], 4, token="mask")
-    assert masked.sizes.tolist() == [sum(len(prompt) for prompt, _ in rows)]
-    last = [int((masked.owners == n).nonzero()[-1]) for n in range(4)]
+    assert masked.sizes[module].tolist() == [sum(len(prompt) for prompt, _ in rows)]
+    last = [int((masked.owners[module] == n).nonzero()[-1]) for n in range(4)]
     for side in (0, 1):
         got, wanted = masked.factors[module][side][last], alone.factors[module][side]
         assert torch.allclose(got, wanted, atol=1e-12)

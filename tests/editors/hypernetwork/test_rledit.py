@@ -60,7 +60,7 @@ def by_one_graph(editor: RLEdit, count: int, options: dict[str, Any]) -> list[to
         before = parameters_with(fresh, *state) if state else None
         tokens = fresh.read(step.inner, before)
         fresh.update_norms(tokens)
-        (update,) = solved_by_autograd(fresh, tokens, tokens.groups(None))
+        (update,) = solved_by_autograd(fresh, tokens, None)
         after = parameters_with(fresh, *state, update)
         loss = fresh.rewards.c_norm * sum(u.square().sum() for u in update.values())
         reference = before if fresh.rewards.locality_reference == "previous" else None
