@@ -42,6 +42,12 @@ def needs(cls: type[Editor]) -> str:
     return "; ".join(text for flag, text in FLAGS.items() if getattr(cls, flag)) or "nothing"
 
 
+def stacks(cls: type[Editor]) -> str:
+    """Return which stacks of an encoder-decoder model are edited by default."""
+    able = "encoder-decoder" in cls.architectures and bool(cls.default_layers(5))
+    return f" (of two stacks by default the {' and the '.join(cls.stacks)})" if able else ""
+
+
 def table() -> str:
     """Return the short table of the README."""
     rows = [f"| `{cls.__name__}` | {summary(cls)} | {needs(cls)} |" for cls in finals()]
@@ -66,7 +72,7 @@ def page() -> str:
             f"{summary(cls)}. Source: {paper(cls)}.",
             "",
             f"- written together: {'yes' if cls.batched else 'no, one request after another'}",
-            f"- models: {', '.join(cls.architectures)}",
+            f"- models: {', '.join(cls.architectures)}{stacks(cls)}",
             f"- needs: {needs(cls)}",
         ]
         if any(layers.values()):

@@ -1,6 +1,6 @@
 """Tables of a model's structure, editable modules and memory, for ``lightning-edit doctor``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_edit.models.prompt_format import own_system_message
+from lightning_edit.models.sites import Stack
 from lightning_edit.models.view import BlockView, ModelView
 from lightning_edit.models.weights import weight
 
@@ -149,7 +150,7 @@ def final_editors() -> list[type[Any]]:
 
 
 def methods_table(view: ModelView, editors: Sequence[type[Any]]) -> Table:
-    """Tabulate each editor's default layers, required stages (``fit``, ``stats``) and memory.
+    """Tabulate each editor's default layers by stack, required stages, and memory.
 
     Args:
         view: The model's structure.
@@ -168,9 +169,24 @@ def methods_table(view: ModelView, editors: Sequence[type[Any]]) -> Table:
         table.add_row(
             cls.__name__,
             where + (", ".join(map(str, layers)) or "–"),
+        sites = cls.default_sites(view)
+        weights, extra = _model_bytes(view), cls.memory_bytes(view, sites.get("decoder", []))
+        needs = (("fit", cls.needs_fit), ("stats", cls.needs_statistics))
+        table.add_row(
+            cls.__name__,
+            _sites_in_words(sites, view.is_encoder_decoder) or "–",
             ", ".join(verb for verb, needed in needs if needed) or "–",
             format_bytes(weights),
             format_bytes(extra) if extra else "–",
             format_bytes(weights + extra),
         )
     return table
+
+
+def _sites_in_words(sites: Mapping[Stack, Sequence[int]], name_stacks: bool) -> str:
+    listed = [
+        (f"{stack} " if name_stacks else "") + ", ".join(map(str, layers))
+        for stack, layers in sites.items()
+        if layers
+    ]
+    return "; ".join(listed)

@@ -17,6 +17,7 @@ from lightning_edit.cli.doctor_findings import (
     parts_table,
     summary_table,
 )
+from lightning_edit.editors import FTM, IKE, KE, MALMEN, MEMIT, MEND
 from lightning_edit.exceptions import ArchitectureError, ModelLoadError
 from lightning_edit.models.view import ModelView, resolve
 from tests.models.test_prompt_encoder import CHATML, OWN_SYSTEM
@@ -80,8 +81,8 @@ class Example:
     needs_statistics = True
 
     @classmethod
-    def default_layers(cls, num_blocks: int) -> list[int]:
-        return [0, num_blocks - 1]
+    def default_sites(cls, view: ModelView) -> dict[str, list[int]]:
+        return {"decoder": [0, view.num_blocks - 1]}
 
     @classmethod
     def default_site(cls, view: ModelView) -> tuple[str, list[int]]:
@@ -102,6 +103,22 @@ def test_memory_of_methods_adds_up() -> None:
         assert format_bytes(size) in shown
     shown = text_of(methods_table(resolve(build_tiny("t5")), [Example]))
     assert "does not edit encoder-decoder models" in shown
+
+
+def test_the_stacks_that_a_method_edits_are_named() -> None:
+    cells: dict[str, list[str]] = {}
+    for family in ("llama", "t5"):
+        table = methods_table(resolve(build_tiny(family)), [FTM, IKE, KE, MALMEN, MEMIT, MEND])
+        cells[family] = list(table.columns[1].cells)  # type: ignore[arg-type]
+    assert cells["llama"] == ["1", "–", "0, 1, 2", "2", "0, 1", "2"]
+    none = "does not edit encoder-decoder models"
+    assert cells["t5"][0].startswith("decoder ")
+    assert cells["t5"][1:] == [
+        "–", "encoder 0, 1, 2; decoder 0, 1", "encoder 2; decoder 1", none, "encoder 2; decoder 1",
+    ]  # fmt: skip
+    deep = resolve(build_tiny("t5", num_layers=24, num_decoder_layers=24))
+    (shown,) = methods_table(deep, [MEND]).columns[1].cells
+    assert shown == "encoder 22, 23; decoder 22, 23"  # T5-XL in the paper
 
 
 def test_report_reads_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ Axis names: ``d_in``/``d_out`` -- an edited weight is (d_out, d_in).
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_edit.editors.hypernetwork.edit_sequence import (
@@ -196,10 +197,12 @@ class RLEdit(SolvingHypernetwork):
             edits: The sequence.
             learn: Whether to update running statistics.
         """
-        state = EditSequence.start(self, self.rewards)
-        for part in _parts(edits, self.edits_per_step):
-            (delta,) = self._propose(part, learn, None, state.parameters)
-            state.keep({name: update.dense() for name, update in delta.weights.items()})
+        # The edited weights are part of later steps' backward passes, in a validation too.
+        with torch.inference_mode(False), torch.no_grad():
+            state = EditSequence.start(self, self.rewards)
+            for part in _parts(edits, self.edits_per_step):
+                (delta,) = self._propose(part, learn, None, state.parameters)
+                state.keep({name: update.dense() for name, update in delta.weights.items()})
         read = reader_of(self.language_model, state.parameters)
 
         def logits(rows: Sequence[OwnedRow]) -> tuple[AnswerRows, Tensor]:

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+
+from lightning_edit.functional.padding import pad
+from lightning_edit.inference.answers import start_tokens
 
 #: First words of the templates in MEMIT's authors' code.
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
@@ -28,12 +31,12 @@ def with_bare_prompt(templates: Sequence[str]) -> list[str]:
 
 @torch.no_grad()
 def sample_templates(
-    model: nn.Module, tokenizer: Any, openings: Sequence[str], lengths: Sequence[int], seed: int
+    model: Any, tokenizer: Any, openings: Sequence[str], lengths: Sequence[int], seed: int
 ) -> list[str]:
     """Sample context templates from the model, one for each opening and length (top-k, k = 5).
 
     As in the authors' code, but with a separate seeded generator: the same model and seed give the
-    same templates.
+    same templates. With two stacks the encoder reads the opening, and the decoder goes on.
 
     Args:
         model: The unedited language model.
@@ -47,16 +50,18 @@ def sample_templates(
     """
     generator = torch.Generator().manual_seed(seed)
     rows = [_opening_ids(tokenizer, opening) for opening in openings]
-    device = next(model.parameters()).device
+    read = rows
+    if two_stacks := bool(model.config.is_encoder_decoder):
+        rows = [start_tokens(model) for _ in read]
+        lengths = [
+            max(0, length - len(ids)) + len(start)
+            for length, ids, start in zip(lengths, read, rows, strict=True)
+        ]
     special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
     while any(len(ids) < length for ids, length in zip(rows, lengths, strict=True)):
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        output = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-        last = output.logits[torch.arange(len(rows)), mask.sum(1) - 1].float().cpu()
+        ends = torch.tensor([len(tokens) - 1 for tokens in rows])
+        output = model(**_inputs(model, rows, read if two_stacks else None), use_cache=False)
+        last = output.logits[torch.arange(len(rows)), ends].float().cpu()
         last[:, special] = -torch.inf
         best, tokens_of = last.topk(_TOP_K, dim=-1)
         drawn = torch.multinomial(best.softmax(-1), 1, generator=generator)
@@ -65,10 +70,25 @@ def sample_templates(
             [*tokens, token] if len(tokens) < length else tokens
             for tokens, token, length in zip(rows, new, lengths, strict=True)
         ]
+    if two_stacks:
+        rows = [[*ids, *tokens] for ids, tokens in zip(read, rows, strict=True)]
     written = (tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in rows)
     # Braces would be read as placeholders.
     clean = (text.replace("{", " ").replace("}", " ") for text in written)
     return with_bare_prompt([f"{text}. {{}}" for text in clean])
+
+
+def _inputs(
+    model: Any, rows: Sequence[Sequence[int]], read: Sequence[Sequence[int]] | None
+) -> dict[str, Tensor]:
+    """Return a model's arguments: one stack reads the rows, or the decoder with an encoder's."""
+    device = model.get_input_embeddings().weight.device
+    ids, mask = (part.to(device) for part in pad(rows))
+    if read is None:
+        return {"input_ids": ids, "attention_mask": mask}
+    first, seen = (part.to(device) for part in pad(read))
+    decoder = {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+    return {"input_ids": first, "attention_mask": seen, **decoder}
 
 
 def _opening_ids(tokenizer: Any, opening: str) -> list[int]:

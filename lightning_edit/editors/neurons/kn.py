@@ -4,7 +4,7 @@ Axis names: ``p`` -- prompts; ``a`` -- answer tokens of all prompts; ``l`` -- la
 neurons of a layer; ``d`` -- hidden width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from typing import ClassVar, Literal
@@ -19,23 +19,26 @@ from lightning_edit.editors.locate.context_templates import (
     sample_templates,
     with_bare_prompt,
 )
+from lightning_edit.editors.neurons.whole_passes import (
+    Prediction,
+    integrated_gradients,
+    path_batches,
+    prediction_logits,
+    prediction_rows,
+)
 from lightning_edit.edits.delta import Delta, LowRank
+from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.attribution import (
     above_share_of_largest,
     path_points,
     probability_gradient,
     shared_neurons,
 )
-from lightning_edit.inference.answers import AnswerRows, answer_logits
-from lightning_edit.inference.hooks import capture, replace_output
 from lightning_edit.inference.suffix.build import build_suffix_forward
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.prompt_encoder import Ids, PromptText
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, EditRequest
-
-Prediction = tuple[tuple[int, ...], int]
-"""Input token ids, and the next token whose probability is read."""
 
 
 class KN(Editor):
@@ -47,7 +50,7 @@ class KN(Editor):
     :math:`-\lambda_1 e(\text{old}) + \lambda_2 e(\text{new})` added, with e a token's embedding.
 
     Args:
-        layers: Blocks whose neurons are attributed; ``None``: all.
+        layers: Blocks whose neurons are attributed, of two stacks the decoder's; ``None``: all.
         steps: Points of the integral (20 in the paper).
         threshold: A prompt's neurons have at least this share of its largest attribution (0.2).
         share: Share of the prompts that must agree on a neuron (0.7 in the paper, 0.4 in ports).
@@ -77,13 +80,15 @@ class KN(Editor):
         text to the prompt and tokenising again (which changes tokens that are half a character).
         Its one-step configs for larger models are refused: they take one gradient, where all
         neurons are zero.
+
+        Of two stacks (T5, BART) the decoder's neurons are attributed, at the position that predicts
+        each token of the answer, as the masked token does in the paper; the encoder reads the
+        prompts. Where the head is not tied to the embeddings (T5 v1.1) e says less about what the
+        model answers.
     """
 
     batched: ClassVar[bool] = False
-    decoder_only_because: ClassVar[str] = (
-        "it looks for the neurons behind an answer at the prompt's last token, which predicts it, "
-        "while here the prompt's tokens are in the encoder and the answer comes from the decoder"
-    )
+    architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
 
     def __init__(
         self,
@@ -139,7 +144,17 @@ class KN(Editor):
         return sorted(self.layers)
 
     def on_bind(self) -> None:
-        """Sample context templates from the unedited model, and store its weight column norms."""
+        """Sample context templates from the unedited model, and store its weight column norms.
+
+        Raises:
+            ArchitectureError: If the port's variant is to edit a model of two stacks.
+        """
+        if self.as_port and self.view.is_encoder_decoder:
+            raise ArchitectureError(
+                f"variant='easyedit' reproduces that port on decoders, but "
+                f"{type(self.language_model).__name__} is encoder-decoder, where the port reads "
+                "each answer token behind itself; use variant='paper'"
+            )
         for layer in self.edited_layers:
             name = self.view.parameter(layer)
             self._column_norms[name] = weight(self.language_model, name).read().norm(dim=0)
@@ -243,17 +258,17 @@ class KN(Editor):
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @torch.no_grad()
-    def _greedy_token(self, ids: Sequence[int]) -> int:
-        device = self.view.embeddings.get_parameter("weight").device
-        rows = AnswerRows.pad([(ids, ())], device)
-        return int(answer_logits(self.language_model, rows)[0].argmax())
+    def _greedy_token(self, prompt_ids: Sequence[int], written: Sequence[int] = ()) -> int:
+        """Return the most probable token after a prompt and the answer so far."""
+        rows = prediction_rows(self.language_model, [(prompt_ids, (*written, 0))])
+        return int(prediction_logits(self.language_model, rows)[0].argmax())
 
     def _greedy_continuation(self, prompt_ids: Sequence[int], count: int) -> list[int]:
         """Generate greedily: return the model's argmax continuation."""
-        ids = list(prompt_ids)
+        found: list[int] = []
         for _ in range(count):
-            ids.append(self._greedy_token(ids))
-        return ids[len(prompt_ids) :]
+            found.append(self._greedy_token(prompt_ids, found))
+        return found
 
     def _greedy_continuation_as_text(self, prompt: str, count: int) -> list[int]:
         """Generate greedily through text: decode and re-tokenise the prompt after each token.
@@ -278,8 +293,8 @@ class KN(Editor):
         old = self._old_answer_ids(request, prompt, count)
         if self.as_port:
             bare = old if request.old_target is None else self._tokenise_alone(request.old_target)
-            return [(ids, token) for token in bare]
-        return [((*ids, *old[:number]), token) for number, token in enumerate(old)]
+            return [(ids, (token,)) for token in bare]
+        return [(ids, tuple(old[: number + 1])) for number in range(len(old))]
 
     # --------------------------------------------------------------------------------- attribution
 
@@ -290,67 +305,43 @@ class KN(Editor):
             prompts: The next-token predictions of each prompt's answer.
         """
         predictions = [prediction for listed in prompts for prediction in listed]
-        integrate = self._pre_activation if self.as_port else self._post_activation
-        each = torch.stack([integrate(predictions, layer) for layer in self.edited_layers])
+        each = torch.stack([self._integrate(predictions, layer) for layer in self.edited_layers])
         ends = list(accumulate(len(listed) for listed in prompts))
         return torch.stack([part.mean(1) for part in each.tensor_split(ends[:-1], dim=1)])
 
-    def _path_batches(self, predictions: int) -> Iterator[tuple[list[int], list[float]]]:
-        """Yield batches of (prediction, path point) pairs, at most ``rows_per_pass`` at once."""
-        pairs = [(number, float(point)) for number in range(predictions) for point in self.points]
-        for start in range(0, len(pairs), self.rows_per_pass):
-            part = pairs[start : start + self.rows_per_pass]
-            yield [number for number, _ in part], [point for _, point in part]
+    def _integrate(self, predictions: Sequence[Prediction], layer: int) -> Float[Tensor, "a f"]:
+        """Integrate over a layer's neurons: a down-projection's inputs, or as in the port."""
+        if not (self.as_port or self.view.is_encoder_decoder):
+            return self._by_suffixes(predictions, layer)
+        block = self.view.block(layer)
+        return integrated_gradients(
+            self.language_model,
+            predictions,
+            block.mlp_up[0] if self.as_port else block.mlp_down,
+            "output" if self.as_port else "input",
+            self.points,
+            self.rows_per_pass,
+        )
 
-    def _post_activation(
-        self, predictions: Sequence[Prediction], layer: int
-    ) -> Float[Tensor, "a f"]:
+    def _by_suffixes(self, predictions: Sequence[Prediction], layer: int) -> Float[Tensor, "a f"]:
         """Integrate gradients over the inputs h of a down-projection W.
 
         Scaling h by α adds (α - 1) W h to the MLP's output at one token, so only the blocks above
         run again, on that token; the gradient with respect to h is Wᵀ times that of the added term.
         """
-        texts = [
-            TokenizedText(number, ids, len(ids) - 1) for number, (ids, _) in enumerate(predictions)
-        ]
+        read = [(*prompt, *answer[:-1]) for prompt, answer in predictions]
+        texts = [TokenizedText(number, ids, len(ids) - 1) for number, ids in enumerate(read)]
         tail = build_suffix_forward(self.view, texts, layer, "mlp")
         dtype = torch.promote_types(tail.keys.dtype, torch.float32)
         h = tail.keys.to(dtype)
         W = weight(self.language_model, self.view.parameter(layer)).read(dtype)
         output = h @ W.mT
-        tokens = torch.tensor([token for _, token in predictions], device=h.device)
+        tokens = torch.tensor([answer[-1] for _, answer in predictions], device=h.device)
         total = torch.zeros_like(output)
-        for numbers, points in self._path_batches(len(predictions)):
+        for numbers, points in path_batches(len(predictions), self.points, self.rows_per_pass):
             rows = torch.tensor(numbers, device=h.device)
             added = (output[rows] * (h.new_tensor(points)[:, None] - 1)).requires_grad_()
             at = torch.arange(len(rows), device=h.device)
             logits = tail.select(rows).logits(added, at, torch.zeros_like(at))
             total.index_add_(0, rows, probability_gradient(logits, tokens[rows], added))
         return (h * (total @ W) / len(self.points)).double()
-
-    def _pre_activation(
-        self, predictions: Sequence[Prediction], layer: int
-    ) -> Float[Tensor, "a f"]:
-        """Integrate gradients over the outputs of an MLP's first projection, as EasyEdit does."""
-        model, name = self.language_model, self.view.block(layer).mlp_up[0]
-        device = self.view.embeddings.get_parameter("weight").device
-        all_rows = AnswerRows.pad([(ids, (token,)) for ids, token in predictions], device)
-        with torch.no_grad(), capture(model, {name: "output"}) as seen:
-            answer_logits(model, all_rows)
-        activation = seen[name][all_rows.rows, all_rows.positions].detach()
-        total = torch.zeros_like(activation)
-        for numbers, points in self._path_batches(len(predictions)):
-            rows = AnswerRows.pad(
-                [(predictions[n][0], (predictions[n][1],)) for n in numbers], device
-            )
-            scale = activation.new_tensor(points)[:, None]
-            scaled = (activation[numbers] * scale).requires_grad_()
-
-            def put_scaled(hidden: Tensor, rows: AnswerRows = rows, new: Tensor = scaled) -> Tensor:
-                return hidden.index_put((rows.rows, rows.positions), new)
-
-            with replace_output(model.get_submodule(name), put_scaled, within=model):
-                logits = answer_logits(model, rows)
-            gradient = probability_gradient(logits, rows.targets, scaled)
-            total.index_add_(0, torch.tensor(numbers, device=device), gradient)
-        return (activation * total / len(self.points)).double()

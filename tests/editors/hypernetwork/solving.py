@@ -18,11 +18,11 @@ from tests.toy import toy_model, toy_requests, toy_tokenizer
 
 
 def language_model(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
-    """Return a random model, with Conv1D (gpt2) or Linear and gated (llama) layers."""
+    """Return a random model: Conv1D (gpt2), Linear and gated (llama), two stacks (t5, bart)."""
     if kind == "gpt2":
         return toy_model(dtype), toy_tokenizer()
     tokenizer = toy_tokenizer()
-    model = build_tiny("llama", vocab_size=len(tokenizer)).to(dtype)
+    model = build_tiny(kind, vocab_size=len(tokenizer)).to(dtype)
     return model.eval().requires_grad_(False), tokenizer
 
 

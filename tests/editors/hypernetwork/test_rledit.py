@@ -50,9 +50,11 @@ def rledit(kind: str = "gpt2", **options: Any) -> RLEdit:
     return editor
 
 
-def by_one_graph(editor: RLEdit, count: int, options: dict[str, Any]) -> list[torch.Tensor]:
+def by_one_graph(
+    editor: RLEdit, kind: str, count: int, options: dict[str, Any]
+) -> list[torch.Tensor]:
     """The sequence's gradient with a graph of each step as a whole, past batches included."""
-    fresh = rledit("gpt2", **options)  # its statistics grow in the same way
+    fresh = rledit(kind, **options)  # its statistics grow in the same way
     steps = sample(editor, count).split(2)
     state: list[dict[str, torch.Tensor]] = []
     total = [torch.zeros_like(p) for p in fresh.parameters()]
@@ -75,12 +77,14 @@ def by_one_graph(editor: RLEdit, count: int, options: dict[str, Any]) -> list[to
     return total
 
 
-@pytest.mark.parametrize("reference", ["previous", "original"])
-def test_past_batches_run_again_give_the_gradient_of_one_graph(reference: Any) -> None:
+@pytest.mark.parametrize(
+    ("reference", "kind"), [("previous", "gpt2"), ("original", "gpt2"), ("previous", "bart")]
+)
+def test_past_batches_run_again_give_the_gradient_of_one_graph(reference: Any, kind: str) -> None:
     options = {"locality_reference": reference, "mini_batch": 3, "tokens_per_pass": 3}
-    editor = rledit(**options)
+    editor = rledit(kind, **options)
     _, found = editor.step_gradients(sample(editor, 5))  # steps of 2, 2 and 1 edits
-    wanted = by_one_graph(editor, 5, options)
+    wanted = by_one_graph(editor, kind, 5, options)
     for (name, _), got, one in zip(editor.named_parameters(), found, wanted, strict=True):
         assert torch.allclose(got, one, rtol=1e-6, atol=1e-9), name
         assert bool(one.any()), name
@@ -122,7 +126,7 @@ def test_the_edited_model_is_run_from_pristine_weights() -> None:
 
 def test_validation_scores_are_those_after_sequential_edits(tmp_path: Any) -> None:
     model, tokenizer = language_model("gpt2", torch.float32)
-    editor = RLEdit(**RIGHT | {"step_size": 1.0})
+    editor = RLEdit(**RIGHT | {"step_size": 1.0, "layers": [0, 1]})
     editor.bind(model, tokenizer)
     editor.trained_batches += 1
     requests = toy_requests(5)

@@ -58,7 +58,7 @@ def test_attributions_add_up_to_the_change_of_the_probability(family: str) -> No
     # Integrated gradients are complete: over a layer they sum to P(all) - P(none).
     editor = bound(family, steps=400)
     ids = tuple(editor.tokenizer("The capital of France is")["input_ids"])
-    place = (ids, 5)
+    place = (ids, (5,))
     scores = editor.attributions([[place]])[0].sum(1)
     inputs = torch.tensor([ids])
     full = editor.language_model(inputs).logits[0, -1].softmax(-1)[5]
@@ -110,7 +110,7 @@ def test_editing_one_neuron_again_does_not_let_it_explode() -> None:
 
 def test_the_size_of_a_pass_changes_nothing() -> None:
     editor = bound(steps=5)
-    places = [[((1, 2, 3), 7), ((1, 2, 3, 7), 9)], [((4, 5, 6, 1, 2), 7)]]
+    places = [[((1, 2, 3), (7,)), ((1, 2, 3), (7, 9))], [((4, 5, 6, 1, 2), (7,))]]
     wide = editor.attributions(places)
     alone = [editor.attributions([listed])[0] for listed in places]
     assert torch.allclose(torch.stack(alone), wide)
