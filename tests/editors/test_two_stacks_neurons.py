@@ -48,7 +48,7 @@ def test_attributions_add_up_to_the_change_of_the_probability(kind: str) -> None
 
 @kinds
 def test_the_size_of_a_pass_and_its_padding_change_nothing(kind: str) -> None:
-    editor = bound(kind, steps=4)
+    editor = bound(kind, steps=3)
     texts = ["Rome", "The capital of the long river of Arles is", "日本"]
     prompts = editor.prompts.prompts(texts)
     places = [[(prompt, (7,)), (prompt, (7, 9, 11))] for prompt in prompts]

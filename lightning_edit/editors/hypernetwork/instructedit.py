@@ -48,8 +48,8 @@ class InstructEdit(GradientTransformEditor):
 
     Note:
         The paper's conversational sentiment task, whose loss has a second term, is not among the
-        tasks. Instructions are our own wordings, shorter than the authors'. The paper
-        edits decoders; on two stacks (T5, BART) the edited layers are MEND's.
+        tasks. Instructions are our own wordings, shorter than the authors'. The paper edits
+        decoders; on two stacks (T5, BART) the edited layers are MEND's.
     """
 
     def __init__(

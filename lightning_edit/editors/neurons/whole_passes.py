@@ -32,8 +32,8 @@ def prediction_rows(model: Any, predictions: Sequence[Prediction]) -> AnswerRows
     """
     if not model.config.is_encoder_decoder:
         device = model.get_input_embeddings().weight.device
-        rows = [((*prompt, *answer[:-1]), answer[-1:]) for prompt, answer in predictions]
-        return AnswerRows.pad(rows, device)
+        joined = [((*prompt, *answer[:-1]), answer[-1:]) for prompt, answer in predictions]
+        return AnswerRows.pad(joined, device)
     rows = AnswerRows.of(model, predictions)
     counts = torch.tensor([len(answer) for _, answer in predictions], device=rows.ids.device)
     last = counts.cumsum(0) - 1

@@ -118,6 +118,14 @@ def test_the_size_of_a_pass_changes_nothing() -> None:
     assert torch.allclose(editor.attributions(places), wide)
 
 
+@pytest.mark.parametrize("variant", ["paper", "easyedit"])
+def test_prompts_of_unequal_length_are_as_if_alone(variant: str) -> None:
+    editor = bound(steps=4, variant=variant)
+    places = [[((1, 2), (7,))], [((1, 2, 3), (9,))], [(tuple(range(1, 40)), (5,))]]
+    alone = [editor.attributions([listed])[0] for listed in places]
+    torch.testing.assert_close(editor.attributions(places), torch.stack(alone))
+
+
 def test_the_share_of_prompts_adapts_until_the_number_fits() -> None:
     marked = torch.zeros(10, 1, 4, dtype=torch.bool)
     for neuron, prompts in enumerate((10, 8, 6, 1)):
