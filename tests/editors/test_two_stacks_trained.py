@@ -159,6 +159,11 @@ def test_each_stack_is_read_at_its_own_tokens(kind: str, token: Any) -> None:
             for group, one in zip(groups, alone, strict=True):
                 for got, wanted in zip(together.factors[name], one.factors[name], strict=True):
                     torch.testing.assert_close(got[group], wanted, rtol=1e-4, atol=1e-6)
+    shared = read_tokens(view, rows, [encoder], 5, token, loss_over="mini_batch")
+    answers = torch.tensor([len(answer) for _, answer in rows])
+    share = (answers / answers.sum())[shared.owners[encoder]][:, None]
+    wanted = read_tokens(view, rows, [encoder], 5, token).factors[encoder][1] * share
+    torch.testing.assert_close(shared.factors[encoder][1], wanted, rtol=1e-4, atol=1e-7)
     weight = model.get_parameter(f"{encoder}.weight").requires_grad_()
     batch = AnswerRows.of(model, rows[2:3])
     nll = torch.nn.functional.cross_entropy(
