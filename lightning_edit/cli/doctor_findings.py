@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_edit.models.prompt_format import own_system_message
-from lightning_edit.models.sites import Stack
-from lightning_edit.models.view import BlockView, ModelView
+from lightning_edit.models.view import BlockView, ModelView, Stack
 from lightning_edit.models.weights import weight
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -162,15 +161,9 @@ def methods_table(view: ModelView, editors: Sequence[type[Any]]) -> Table:
         if kind not in cls.architectures:
             table.add_row(cls.__name__, f"does not edit {kind} models", *[""] * 4)
             continue
-        stack, layers = cls.default_site(view)
-        where = f"{stack} " if view.is_encoder_decoder and layers else ""
-        weights, extra = _model_bytes(view), cls.memory_bytes(view, layers)
-        needs = (("fit", cls.needs_fit), ("stats", cls.needs_statistics))
-        table.add_row(
-            cls.__name__,
-            where + (", ".join(map(str, layers)) or "–"),
         sites = cls.default_sites(view)
-        weights, extra = _model_bytes(view), cls.memory_bytes(view, sites.get("decoder", []))
+        layers: list[int] = sites.get("decoder") or next(iter(sites.values()), [])
+        weights, extra = _model_bytes(view), cls.memory_bytes(view, layers)
         needs = (("fit", cls.needs_fit), ("stats", cls.needs_statistics))
         table.add_row(
             cls.__name__,

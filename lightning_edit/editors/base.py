@@ -36,9 +36,8 @@ from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Responder
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
+from lightning_edit.models.sites import stack_blocks
 from lightning_edit.models.view import ModelView, Stack, resolve
-from lightning_edit.models.sites import Stack, stack_blocks
-from lightning_edit.models.view import ModelView, resolve
 from lightning_edit.types import EditBatch, EditRequest
 
 _FINAL = """{base} is final, so that its name stands for one method; wrap it instead:
@@ -479,13 +478,6 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         return []
 
     @classmethod
-    def default_site(cls, view: ModelView) -> tuple[Stack, list[int]]:
-        """Return the stack that is edited by default, and the default layers in it.
-
-        Args:
-            view: The model's structure. With one stack it is the decoder.
-        """
-        return "decoder", cls.default_layers(view.num_blocks)
     def default_sites(cls, view: ModelView) -> dict[Stack, list[int]]:
         """Return the default layers (block indices) of each stack that is edited by default.
 

@@ -71,11 +71,13 @@ class Limits:
             two stacks.
         vocabulary: Rows of its embedding; ``None``: not known.
         encoder: With two stacks, the longest prompt in tokens; ``None``: no limit (T5).
+        decoder: With two stacks, the longest answer in tokens; ``None``: no limit (T5).
     """
 
     positions: int | None = None
     vocabulary: int | None = None
     encoder: int | None = None
+    decoder: int | None = None
 
 
 class PromptEncoder:
@@ -135,8 +137,7 @@ class PromptEncoder:
         table = model.get_input_embeddings()
         rows = getattr(table, "num_embeddings", None)
         room = max_positions(model)
-        limits = Limits(None, rows, room) if two else Limits(room, rows)
-        limits = Limits(max_positions(model), rows)
+        limits = Limits(None, rows, room, room) if two else Limits(room, rows)
         if not isinstance(tokenizer, PromptEncoder):
             return cls(tokenizer, limits=limits, two_stacks=two)
         if (tokenizer.limits, tokenizer.two_stacks) == (limits, two):
@@ -418,22 +419,18 @@ class PromptEncoder:
         ][:1]
 
     def _check_limits(self, text: PromptText, ids: Ids, length: int) -> None:
-        room, rows = self.limits.positions, self.limits.vocabulary
-        if self.two_stacks and text.answer is None:
-            room = self.limits.encoder
-        if room is not None and len(ids) > room:
-            raise ValueError(
-                f"the prompt {text.prompt[:60]!r}… and its answer have {len(ids)} tokens but the "
-                f"{'encoder' if self.two_stacks else 'model'} takes {room}; shorten the prompt"
+        limits, rows = self.limits, self.limits.vocabulary
+        if not self.two_stacks:
+            room, what, reader, remedy = (
+                limits.positions, "the prompt {} and its answer have", "model", "prompt"
+            )  # fmt: skip
+        elif text.answer is None:
+            room, what, reader, remedy = limits.encoder, "the prompt {} has", "encoder", "prompt"
+        else:
+            room, what, reader, remedy = limits.decoder, "the answer to {} has", "decoder", "answer"
         if room is not None and length > room:
-            if not self.two_stacks:
-                what, remedy = "the prompt {} and its answer have", "prompt"
-            elif text.answer is None:
-                what, remedy = "the prompt {} has", "prompt"
-            else:
-                what, remedy = "the answer to {} has", "answer"
             raise ValueError(
-                f"{what.format(f'{text.prompt[:60]!r}…')} {length} tokens but the model takes "
+                f"{what.format(f'{text.prompt[:60]!r}…')} {length} tokens but the {reader} takes "
                 f"{room}; shorten the {remedy}"
             )
         if rows is not None and (beyond := [token for token in ids if token >= rows]):

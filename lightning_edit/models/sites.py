@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from lightning_edit.exceptions import ArchitectureError
-from lightning_edit.models.view import BlockView, ModelView
+from lightning_edit.models.view import BlockView, ModelView, Stack
 
-Stack = Literal["encoder", "decoder"]
 StackChoice = Literal["both", "encoder", "decoder"]
 """Stacks that an editor edits; ``both`` is the decoder where there is no encoder."""
 

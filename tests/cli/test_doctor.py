@@ -85,10 +85,6 @@ class Example:
         return {"decoder": [0, view.num_blocks - 1]}
 
     @classmethod
-    def default_site(cls, view: ModelView) -> tuple[str, list[int]]:
-        return "decoder", cls.default_layers(view.num_blocks)
-
-    @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
         return 1000 * len(layers)
 

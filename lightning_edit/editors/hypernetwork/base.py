@@ -40,8 +40,8 @@ from lightning_edit.inference.answers import (
     answer_logits_each,
 )
 from lightning_edit.models.identity import describe_language_model, differences
-from lightning_edit.models.sites import Stack, StackChoice, chosen_stacks, site_blocks
-from lightning_edit.models.view import BlockView
+from lightning_edit.models.sites import StackChoice, chosen_stacks, site_blocks
+from lightning_edit.models.view import BlockView, Stack
 from lightning_edit.models.weights import Weight, weight
 from lightning_edit.types import EditBatch, EditRequest
 

@@ -17,8 +17,8 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_gradients import answer_factors
 from lightning_edit.inference.answers import AnswerRow, AnswerRows, token_factors
-from lightning_edit.models.sites import Stack, site_of
-from lightning_edit.models.view import ModelView
+from lightning_edit.models.sites import site_of
+from lightning_edit.models.view import ModelView, Stack
 
 TokenChoice = Literal["ans", "mask"]
 LossOver = Literal["request", "mini_batch"]

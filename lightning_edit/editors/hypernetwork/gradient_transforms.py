@@ -13,8 +13,8 @@ from lightning_edit.editors.hypernetwork.base import HypernetworkEditor
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.hypernet import GradientTransform, informative_rows
 from lightning_edit.inference.answers import token_factors
-from lightning_edit.models.sites import Stack, stack_blocks
-from lightning_edit.models.view import ModelView
+from lightning_edit.models.sites import stack_blocks
+from lightning_edit.models.view import ModelView, Stack
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch
 

@@ -49,7 +49,7 @@ class GRACE(MemoryEditor[Codebook]):
 
     Args:
         layer: Block with the codebook; ``None``: by depth, see ``default_layers`` and, with two
-            stacks, ``default_site``.
+            stacks, ``default_sites``.
         projection: MLP projection in it: ``down`` (the authors' T5 and BERT, EasyEdit's Llama) or
             ``up`` (the authors' GPT-2 XL); the first of two where there is a gate.
         steps: Optimiser steps on a value (100; EasyEdit 50 to 200); long answers need more.
@@ -82,6 +82,7 @@ class GRACE(MemoryEditor[Codebook]):
     """
 
     architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
+    stacks = ("encoder",)
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class GRACE(MemoryEditor[Codebook]):
     @property
     def edited_stack(self) -> Stack:
         """Stack with the codebook, in the bound model."""
-        return self.default_site(self.view)[0] if self.stack is None else self.stack
+        return next(iter(self.default_sites(self.view))) if self.stack is None else self.stack
 
     @property
     def block(self) -> int:
@@ -287,14 +288,14 @@ class GRACE(MemoryEditor[Codebook]):
         return [cls._default_block("decoder", num_blocks)]
 
     @classmethod
-    def default_site(cls, view: ModelView) -> tuple[Stack, list[int]]:
+    def default_sites(cls, view: ModelView) -> dict[Stack, list[int]]:
         """Return the encoder where there is one, deep as in the authors' T5 (4 of 8).
 
         Args:
             view: The model's structure.
         """
         stack: Stack = "encoder" if view.is_encoder_decoder else "decoder"
-        return stack, [cls._default_block(stack, len(view.stack(stack)))]
+        return {stack: [cls._default_block(stack, len(view.stack(stack)))]}
 
     @staticmethod
     def _default_block(stack: Stack, count: int) -> int:
