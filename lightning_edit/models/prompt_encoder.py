@@ -268,7 +268,8 @@ class PromptEncoder:
             model: The language model.
             answer: Token ids of the answer.
         """
-        return (*answer, *self.end_tokens(model)[:1]) if self.two_stacks else answer
+        end = tuple(self.end_tokens(model)[:1])
+        return (*answer, *end) if self.two_stacks and answer[-1:] != end else answer
 
     def _turn_end(self) -> int | None:
         """Return the special token that ends a chat's turn; ``None`` where there is none."""

@@ -12,6 +12,7 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.evaluation.scorer import Scorer, evaluate
 from lightning_edit.inference.answers import AnswerRows, answer_logits, token_factors
+from lightning_edit.inference.responder import Question
 from lightning_edit.metrics import summarise
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weights_hash
@@ -141,3 +142,18 @@ def test_a_run_is_killed_resumed_and_opened(
     assert isinstance(opened.generate("the capital of land1 is", 4), str)
     opened.undo()
     assert weights_hash(opened.model) == weights_hash(build("t5"))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    ("editor_class", "arguments"), [EDITORS[1], EDITORS[3]], ids=["FTM", "LoRAEdit"]
+)
+def test_what_is_generated_ends_after_the_answer(
+    editor_class: type[Editor], arguments: dict[str, Any], kind: str
+) -> None:
+    model, tokenizer = build(kind), build_tokenizer(eos=True)
+    editor = editor_class(**arguments | {"steps": 120})
+    edited = editor.edit_model(model, tokenizer, REQUESTS[0])
+    responder = editor.responder(edited.ledger.in_force)
+    (said,) = responder.generate_until([Question(REQUESTS[0].prompt, 8)])
+    assert said.strip() == REQUESTS[0].target

@@ -295,3 +295,13 @@ def test_a_real_model_reads_its_own_chat_and_scripts() -> None:
     assert encoder.end_tokens(model) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert own_system_message(tokenizer) in whole
     assert str(own_system_message(tokenizer)).startswith("You are a helpful AI assistant named")
+
+
+def test_an_answer_is_learnt_with_one_end_on_two_stacks_and_none_on_one() -> None:
+    model, tokenizer = build_tiny("t5"), build_tokenizer(eos=True)
+    encoder = PromptEncoder.for_model(model, tokenizer)
+    learnt = encoder.labels(model, (5, 6))
+    assert learnt == (5, 6, tokenizer.eos_token_id)
+    assert encoder.labels(model, learnt) == learnt
+    one = build_tiny("gpt2")
+    assert PromptEncoder.for_model(one, tokenizer).labels(one, (5, 6)) == (5, 6)

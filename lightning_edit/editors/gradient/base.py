@@ -164,7 +164,11 @@ class GradientEditor(Editor, family=True):
         model = self.language_model
         at_prompt = self.objective == "prompt_last"
         rows = AnswerRows.of(
-            model, [(item.prompt_ids, () if at_prompt else item.target_ids) for item in encoded]
+            model,
+            [
+                (item.prompt_ids, () if at_prompt else self.prompts.labels(model, item.target_ids))
+                for item in encoded
+            ],
         )
         logits = answer_logits(model, rows, values)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -194,8 +194,9 @@ class LoRAEdit(Editor):
 
     def _loss(self, encoded: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """Return the mean cross-entropy over the answer tokens of each request."""
-        pairs = [(item.prompt_ids, item.target_ids) for item in encoded]
-        rows = AnswerRows.of(self.language_model, pairs)
+        model = self.language_model
+        pairs = [(item.prompt_ids, self.prompts.labels(model, item.target_ids)) for item in encoded]
+        rows = AnswerRows.of(model, pairs)
         logits = answer_logits(self.language_model, rows)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nll = nn.functional.cross_entropy(logits, rows.targets, reduction="none")
