@@ -90,6 +90,11 @@ class Column:
         return not self.is_time and self._measure not in _LOWER_IS_BETTER
 
     @property
+    def is_share(self) -> bool:
+        """Whether the value is a share, from 0 to 1, of which more is better."""
+        return not self.is_time and self._measure in _SHARES and self._measure != "margin"
+
+    @property
     def _measure(self) -> str:
         return self.name.partition("/")[2].partition("@")[0]
 

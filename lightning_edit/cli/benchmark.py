@@ -14,6 +14,7 @@ from lightning_edit.benchmark.folders import CellFolder
 from lightning_edit.benchmark.grid import Cell, Grid, shard
 from lightning_edit.benchmark.parse import read_grid
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.report import sweep_plots
 from lightning_edit.report.console import VisibleConsole
 from lightning_edit.storage.atomic import write_atomic
 
@@ -42,6 +43,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--retry", action="store_true", help="run cells that failed once more")
     parser.add_argument("--list", action="store_true", help="list the cells and their status")
+    parser.add_argument(
+        "--figures",
+        nargs="+",
+        default=[],
+        metavar="FORMAT",
+        help="draw an overview too, methods x aspects: png, pdf or svg; needs the extra `plot`",
+    )
     parser.add_argument(
         "--table", choices=_FORMATS, help="run nothing; print the tables of the finished cells"
     )
@@ -86,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 if every selected cell is done, 1 if interrupted or if a cell failed.
     """
     options = _parse(argv)
+    sweep_plots.check_formats(options.figures)
     grid = read_grid(options.grid)
     out = options.out or Path("runs") / "benchmark" / grid.path.stem
     absent = _absent_models(grid)
@@ -94,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.table is not None:
         width = shutil.get_terminal_size((_TABLE_WIDTH, 24)).columns
         sys.stdout.write(_render_tables(grid, available, out, options.table, width))
+        _draw(grid, available, out, options.figures)
         return 0
     console = VisibleConsole(highlight=False, soft_wrap=True)
     for name, place in absent.items():
@@ -103,7 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for cell in cells:
             console.print(f"{CellFolder(out, cell).status:<9}{cell.title}", markup=False)
         return 0
-    return _run(grid, cells, available, out, options.retry, console)
+    status = _run(grid, cells, available, out, options.retry, console)
+    for path in _draw(grid, available, out, options.figures):
+        console.print(f"Overview: {path}")
+    return status
 
 
 def _run(
@@ -186,3 +199,16 @@ def _render_tables(
 
     tables = tables_of(grid, read_outcomes(cells, out))
     return write(tables, table_format, width, len({cell.seed for cell in cells}), grid)
+
+
+def _draw(grid: Grid, cells: Sequence[Cell], out: Path, formats: Sequence[str]) -> list[Path]:
+    """Draw the overview of the finished cells."""
+    if not formats or not sweep_plots.available():
+        return []
+    from lightning_edit.benchmark.outcomes import read_outcomes
+    from lightning_edit.benchmark.overview import panels_of
+    from lightning_edit.benchmark.tables import tables_of
+    from lightning_edit.report.overview_plot import plot_overview
+
+    figure = plot_overview(panels_of(tables_of(grid, read_outcomes(cells, out))))
+    return sweep_plots.save(figure, out / "overview", formats)

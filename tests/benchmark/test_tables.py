@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from lightning_edit.benchmark.formats import escape_latex, write
-from lightning_edit.benchmark.grid import Cell, Grid, Published
+from lightning_edit.benchmark.grid import Cell, ColumnGroup, Grid, Published
 from lightning_edit.benchmark.outcomes import CellOutcome
+from lightning_edit.benchmark.overview import panels_of
 from lightning_edit.benchmark.table import Table
 from lightning_edit.benchmark.tables import tables_of
+from lightning_edit.exceptions import DataError
 from lightning_edit.functional.bootstrap import Resampling
+from lightning_edit.report.overview_plot import plot_overview
 
 EM = "reliability/em@tf"
 
@@ -150,3 +153,23 @@ def test_signs_that_formats_read_otherwise_are_escaped() -> None:
     assert r"\textbf{100$\pm$33}" in latex
     assert r"A\_b|c" in latex
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 1
+
+
+def test_the_overview_has_a_panel_for_each_place_and_a_cell_for_each_share() -> None:
+    shown = replace(grid(), columns=(ColumnGroup((EM, "reliability/nll@tf", "seconds")),))
+    outcomes = [
+        outcome("ROME", [1.0, 1.0, 0.0, 1.0]),
+        outcome("KN", [0.0, 0.0, 0.0, 0.0]),
+        outcome("MEND", [], status="absent", reason="not trained"),
+    ]
+    (panel,) = panels_of(tables_of(shown, outcomes))
+    assert panel.title == "tiny · facts · batch"
+    assert len(panel.heads) == 1
+    assert panel.rows == ("ROME", "KN")
+    assert panel.values == ((0.75,), (0.0,))
+    figure = plot_overview([panel, panel])
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert words[0].startswith("75 ±")
+    assert len(words) == 4
+    with pytest.raises(DataError, match="run the grid first"):
+        plot_overview([replace(panel, values=((None,), (None,)))])
