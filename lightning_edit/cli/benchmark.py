@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 _FORMATS = ("text", "markdown", "latex", "csv", "json")
 _SUFFIX = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}
+#: What cells are made of, with how a cell names it.
+_AXES: dict[str, Callable[[Cell], str]] = {
+    "methods": lambda cell: cell.method,
+    "models": lambda cell: cell.model,
+    "data": lambda cell: cell.data,
+    "protocols": lambda cell: cell.protocol,
+}
 #: Width of the text table that is written to a file, in columns.
 _TABLE_WIDTH = 120
 
@@ -38,9 +45,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shard", default="1/1", metavar="I/N", help="run only every N-th cell, from the I-th on"
     )
-    parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", help="run and tabulate only these methods"
-    )
+    for axis in _AXES:
+        parser.add_argument(
+            f"--{axis}", nargs="+", metavar="NAME", help=f"run and tabulate only these {axis}"
+        )
     parser.add_argument("--retry", action="store_true", help="run cells that failed once more")
     parser.add_argument("--list", action="store_true", help="list the cells and their status")
     parser.add_argument(
@@ -63,16 +71,20 @@ def _shard(text: str, cells: Sequence[Cell]) -> list[Cell]:
     return shard(cells, int(number), int(of))
 
 
-def _chosen(grid: Grid, names: Sequence[str] | None) -> list[Cell]:
-    """Return the cells of some methods; of all if none is named."""
-    if names is None:
-        return list(grid.cells)
-    known = list(dict.fromkeys(cell.method for cell in grid.cells))
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(
-            f"--methods {' '.join(unknown)}: not in {grid.path}, which has {', '.join(known)}"
-        )
-    return [cell for cell in grid.cells if cell.method in names]
+def _chosen(grid: Grid, options: argparse.Namespace) -> list[Cell]:
+    """Return the cells of the named methods, models, data and protocols; all where none is."""
+    cells = list(grid.cells)
+    for axis, name_of in _AXES.items():
+        names: list[str] | None = getattr(options, axis)
+        if names is None:
+            continue
+        known = list(dict.fromkeys(name_of(cell) for cell in grid.cells))
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(
+                f"--{axis} {' '.join(unknown)}: not in {grid.path}, which has {', '.join(known)}"
+            )
+        cells = [cell for cell in cells if name_of(cell) in names]
+    return cells
 
 
 def _absent_models(grid: Grid) -> dict[str, str]:
@@ -98,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     grid = read_grid(options.grid)
     out = options.out or Path("runs") / "benchmark" / grid.path.stem
     absent = _absent_models(grid)
-    chosen = _chosen(grid, options.methods)
+    chosen = _chosen(grid, options)
     available = [cell for cell in chosen if cell.model not in absent]
     if options.table is not None:
         width = shutil.get_terminal_size((_TABLE_WIDTH, 24)).columns

@@ -87,6 +87,8 @@ def test_some_methods_of_a_grid(
     assert run(grid, tmp_path, "--list", "--methods", "FTM", "Wrong") == 0
     shown = capsys.readouterr().out
     assert [line.rsplit(" ", 1)[1] for line in shown.splitlines()] == ["FTM", "Wrong"] * 2
+    assert run(grid, tmp_path, "--list", "--methods", "FTM", "--protocols", "row") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
     assert run(grid, tmp_path, "--methods", "FTM", "FTMM") == 2
     assert f"--methods FTMM: not in {grid}, which has FTL, FTM, Wrong" in capsys.readouterr().err
 
