@@ -1,8 +1,10 @@
 """Exact-match evaluation of a language model on the atlas, in trained and held-out wordings.
 
-``python -m lightning_edit.atlas.evaluate`` prints the counts for the packaged model.
+``python -m lightning_edit.atlas.evaluate [NAME]`` prints the counts for a packaged model: ``atlas``
+(default) or ``atlas-t5``.
 """
 
+import argparse
 import random
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit.atlas.graph import Atlas
 from lightning_edit.atlas.text import Sentence, sentences, states_two_hops
+from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 
 #: (right, asked)
@@ -36,17 +39,25 @@ def teacher_forced(
 ) -> int:
     """Count teacher-forced exact matches: every answer token is the argmax given those before."""
     right = 0
+    encoder = PromptEncoder.for_model(model, tokenizer)
     for batch in _batches(rows):
-        encoder = PromptEncoder.of(tokenizer)
         pairs = [
             (list(prompt), list(answer))
             for prompt, answer in encoder.pairs((row.prompt, row.answer) for row in batch)
         ]
-        ids, mask = _pad([prompt + answer for prompt, answer in pairs], model, left=False)
-        best = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.argmax(-1).tolist()
+        inputs: dict[str, Tensor] = {}
+        before = [prompt for prompt, _ in pairs]
+        if encoder.two_stacks:
+            inputs["input_ids"], inputs["attention_mask"] = _pad(before, model, left=False)
+            before = [[model.config.decoder_start_token_id]] * len(pairs)
+        fed = [begin + answer for begin, (_, answer) in zip(before, pairs, strict=True)]
+        ids, mask = _pad(fed, model, left=False)
+        stack = "decoder_" if encoder.two_stacks else ""
+        inputs |= {f"{stack}input_ids": ids, f"{stack}attention_mask": mask}
+        best = model(**inputs, use_cache=False).logits.argmax(-1).tolist()
         right += sum(
-            guess[len(prompt) - 1 : len(prompt) + len(answer) - 1] == answer
-            for guess, (prompt, answer) in zip(best, pairs, strict=True)
+            guess[len(begin) - 1 : len(begin) + len(answer) - 1] == answer
+            for guess, begin, (_, answer) in zip(best, before, pairs, strict=True)
         )
     return right
 
@@ -58,13 +69,15 @@ def generated(
     """Count exact matches of greedy generation: the answer, a full stop and end of text."""
     right = 0
     end_id = model.config.eos_token_id
+    two_stacks = bool(model.config.is_encoder_decoder)
     for batch in _batches(rows):
         prompts = [list(tokenizer(row.prompt)["input_ids"]) for row in batch]
-        ids, mask = _pad(prompts, model, left=True)
+        ids, mask = _pad(prompts, model, left=not two_stacks)
+        begin = 1 if two_stacks else ids.shape[1]
         output = model.generate(  # type: ignore[operator]  # transformers types it as a tensor
             input_ids=ids, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
         )
-        for new, row in zip(output[:, ids.shape[1] :].tolist(), batch, strict=True):
+        for new, row in zip(output[:, begin:].tolist(), batch, strict=True):
             if end_id in new:
                 text = tokenizer.decode(new[: new.index(end_id)])
                 right += str(text).strip() == f"{row.answer}."
@@ -117,10 +130,10 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, Count]:
-    """Evaluate a causal language model on the atlas, teacher-forced and generated.
+    """Evaluate a language model on the atlas, teacher-forced and generated.
 
     Args:
-        model: A causal language model in eval mode.
+        model: A language model of one stack or two, in eval mode.
         tokenizer: Its tokenizer.
         atlas: The graph.
         limit: Maximum number of prompts per group; ``None``: all.
@@ -138,19 +151,22 @@ def evaluate(
     return counts
 
 
-def main() -> None:
-    """Print a table of the evaluation counts of the packaged model."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a table of the evaluation counts of a packaged model.
+
+    Args:
+        argv: The model's name, ``atlas`` or ``atlas-t5``, or the folder of one trained again;
+            ``None`` reads ``sys.argv``.
+    """
     from rich.console import Console
     from rich.table import Table
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lightning_edit.atlas import MODEL_PATH, load_atlas
+    from lightning_edit.atlas import load_atlas
 
+    parser = argparse.ArgumentParser(prog="python -m lightning_edit.atlas.evaluate")
+    parser.add_argument("model", nargs="?", default="atlas", help="atlas, atlas-t5, or a folder")
     atlas = load_atlas()
-    model = AutoModelForCausalLM.from_pretrained(
-        MODEL_PATH, dtype=torch.float32, trust_remote_code=False
-    )
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_PATH, trust_remote_code=False)
+    model, tokenizer = load_language_model(parser.parse_args(argv).model)
     counts = evaluate(model, tokenizer, atlas)
     table = Table("questions", "mode", "right", "asked", "exact match")
     for name, (right, asked) in counts.items():

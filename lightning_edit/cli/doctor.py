@@ -17,7 +17,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         default="atlas",
         metavar="MODEL",
-        help="atlas (default), the folder of a saved model, or a hub name",
+        help="atlas (default), atlas-t5, the folder of a saved model, or a hub name",
     )
     parser.add_argument("--dtype", default="float32", help="type to load weights in (%(default)s)")
     parser.add_argument("--revision", default=None, help="branch, tag or commit of a hub model")

@@ -103,7 +103,9 @@ def add_language_model(parser: LightningArgumentParser) -> None:
         parser: Parser of one verb.
     """
     group = parser.add_argument_group("Language model")
-    group.add_argument("--lm", type=str, default="atlas", help="atlas, a folder, or a hub name")
+    group.add_argument(
+        "--lm", type=str, default="atlas", help="atlas, atlas-t5, a folder, or a hub name"
+    )
     group.add_argument("--lm_dtype", type=str, default="float32", help="type of its weights")
     group.add_argument(
         "--lm_bos",

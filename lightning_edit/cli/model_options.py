@@ -17,7 +17,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         parser: The verb's parser.
     """
     model = parser.add_argument_group("language model")
-    model.add_argument("--lm", default="atlas", help="atlas, a folder, or a hub name")
+    model.add_argument("--lm", default="atlas", help="atlas, atlas-t5, a folder, or a hub name")
     model.add_argument("--lm_dtype", default="float32", help="type of its weights (%(default)s)")
     switches = {
         "--lm_bos": "true: put BOS before every text",

@@ -43,7 +43,10 @@ _VERBS: dict[str, tuple[str, str]] = {
 _COMMON = (
     ("--model CLASS", "the editor; its arguments as --model.layers '[5]'"),
     ("--data CLASS", "the facts; its arguments as --data.limit 20, --data.separator ' -> '"),
-    ("--lm NAME", "the language model: atlas (default), a folder of a saved model, or a hub name"),
+    (
+        "--lm NAME",
+        "the language model: atlas (default), atlas-t5, a folder of a saved model, or a hub name",
+    ),
     ("--lm_dtype TYPE", "type of its weights: float32 (default), bfloat16, float16, float64"),
     ("--lm_bos true", "put BOS before every text, for models that were trained so"),
     (

@@ -14,7 +14,7 @@ from lightning_edit.export.checkpoint import write_checkpoint
 from lightning_edit.export.folder import atomic_folder, human_size
 from lightning_edit.export.runtime import runtime_use, write_runtime, write_runtime_card
 from lightning_edit.export.selection import Selection, combine, select_edits
-from lightning_edit.models.loading import ATLAS, auto_class, load_config
+from lightning_edit.models.loading import ATLAS, PACKAGED, auto_class, load_config
 
 Format = Literal["peft", "merged", "delta", "runtime"]
 
@@ -154,9 +154,10 @@ def _peft(
     if kept > EXACT:
         note = "The adapter adds the edits exactly; alpha / rank is 1 in every layer."
     load = f"from transformers import {auto}", f"{auto}.from_pretrained({json.dumps(base)})"
-    if base == ATLAS:  # transformers cannot resolve the name of the packaged model
+    if base in PACKAGED:  # transformers cannot resolve the name of a packaged model
         module = "lightning_edit.models.loading"
-        load = f"from {module} import load_language_model", "load_language_model()[0]"
+        name = "" if base == ATLAS else json.dumps(base)
+        load = f"from {module} import load_language_model", f"load_language_model({name})[0]"
     return _FormatResult(
         ["from peft import PeftModel", load[0], ""],
         f"base_model = {load[1]}\nmodel = PeftModel.from_pretrained(base_model, PATH)",

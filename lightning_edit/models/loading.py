@@ -28,8 +28,10 @@ from lightning_edit.exceptions import ModelLoadError
 
 logger = logging.getLogger(__name__)
 
-#: The model that ships inside the package.
+#: The default model, of one stack, that ships inside the package.
 ATLAS = "atlas"
+#: Folders of the packaged models in ``lightning_edit/atlas``, by name.
+PACKAGED = {ATLAS: "model", "atlas-t5": "model_t5"}
 
 #: Errors of reading a checkpoint: no file or network, another file format, different shapes, a
 #: package that a trusted code needs.
@@ -51,17 +53,22 @@ def parse_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def _packaged() -> str:
+    return ", ".join(f"`{name}`" for name in PACKAGED)
+
+
 def locate(name_or_path: str) -> str:
     """Return the local folder of a model, or the name unchanged if it can only be a hub name.
 
     Args:
-        name_or_path: ``atlas``, a folder, or a hub name (``name`` or ``owner/name``).
+        name_or_path: A packaged model (:data:`PACKAGED`), a folder, or a hub name (``name`` or
+            ``owner/name``).
 
     Raises:
         ModelLoadError: If it is a path without a saved model.
     """
-    if name_or_path == ATLAS:
-        path = Path(__file__).parents[1] / "atlas" / "model"
+    if name_or_path in PACKAGED:
+        path = Path(__file__).parents[1] / "atlas" / PACKAGED[name_or_path]
     else:
         path = Path(name_or_path).expanduser()
         looks_like_path = path.is_absolute() or name_or_path.startswith((".", "~"))
@@ -71,7 +78,7 @@ def locate(name_or_path: str) -> str:
         found = "is a file" if path.exists() else "does not exist"
         raise ModelLoadError(
             f"{path} {found}; give the folder of a saved model (with config.json and "
-            "model.safetensors), a hub name such as gpt2, or `atlas`"
+            f"model.safetensors), a hub name such as gpt2, or a packaged model: {_packaged()}"
         )
     if (path / "adapter_config.json").is_file():
         raise ModelLoadError(
@@ -173,7 +180,8 @@ def load_language_model(
     gradients itself.
 
     Args:
-        name_or_path: ``atlas`` (in the package), the folder of a saved model, or a hub name.
+        name_or_path: ``atlas`` (in the package, of one stack), ``atlas-t5`` (in the package, an
+            encoder-decoder), the folder of a saved model, or a hub name.
         dtype: Type of the weights, one of :data:`DTYPES`; never guessed from the checkpoint.
         revision: Branch, tag or commit of a hub model.
         add_bos: Begin every text with the BOS token although the tokenizer does not, for models
@@ -207,7 +215,7 @@ def load_language_model(
     except _LOAD_ERRORS as error:
         raise _load_error("weights", source, error) from error
     # Exported adapters store this as the name of their base model; they may be made elsewhere.
-    local = name_or_path != ATLAS and Path(source).is_dir()
+    local = name_or_path not in PACKAGED and Path(source).is_dir()
     model.name_or_path = str(Path(source).absolute()) if local else name_or_path
     model.config._name_or_path = source
     model.requires_grad_(False)
@@ -327,7 +335,7 @@ def _load_error(part: str, source: str, error: Exception) -> ModelLoadError:
     else:
         remedy = (
             "check the name and the network connection, or give the folder of a saved model, "
-            "or use the `atlas` model that ships with the package"
+            f"or use a model that ships with the package: {_packaged()}"
         )
     return ModelLoadError(f"could not load the {part} of {source!r} ({reason}); {remedy}")
 

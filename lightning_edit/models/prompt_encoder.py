@@ -374,6 +374,10 @@ class PromptEncoder:
         # A token of the blank between prompt and answer is the answer's: the model must produce it.
         while first > 0 and rendered.prompt_end <= offsets[first - 1][0] < offsets[first - 1][1]:
             first -= 1
+        # Offsets may be trimmed to nothing there; between two stacks the blank would be lost.
+        blank = rendered.prompt_end < begin and self.two_stacks
+        while blank and first > 0 and offsets[first - 1] == (begin, begin):
+            first -= 1
         return first
 
     def _subject(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lightning_edit.atlas.tokenizer import train_tokenizer
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
@@ -305,3 +306,17 @@ def test_an_answer_is_learnt_with_one_end_on_two_stacks_and_none_on_one() -> Non
     assert encoder.labels(model, learnt) == learnt
     one = build_tiny("gpt2")
     assert PromptEncoder.for_model(one, tokenizer).labels(one, (5, 6)) == (5, 6)
+
+
+def test_a_decoder_writes_the_blank_whose_offsets_are_trimmed() -> None:
+    """RoBERTa's and BART's way: a blank that is a token of its own has no characters."""
+    tokenizer = train_tokenizer(["Oslo is a city."] * 2, 270, max_length=64, two_stacks=True)
+    encoder = PromptEncoder(tokenizer, two_stacks=True)
+    for answer in ("village", "Église", "a city"):
+        ((prompt, ids),) = encoder.pairs([("Oslo is a", answer)])
+        assert encoder.decode(prompt) == " Oslo is a"
+        assert encoder.decode(ids) == f" {answer}"
+    ((_, glued),) = PromptEncoder(tokenizer, PromptFormat(separator=""), two_stacks=True).pairs(
+        [("Oslo is (", "village")]
+    )
+    assert encoder.decode(glued) == "village"
