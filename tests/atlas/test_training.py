@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
 
 from lightning_edit.atlas.packing import PROMPT_WEIGHT, PackedRows, encode_sentences
 from lightning_edit.atlas.text import Sentence
 from lightning_edit.atlas.tokenizer import train_tokenizer
 from lightning_edit.atlas.train import AtlasLanguageModel, AtlasTextDataModule, weighted_loss
+from lightning_edit.models.loading import load_language_model
 
 TEXT = [Sentence("The capital of France is", "Paris"), Sentence("Oslo is the capital of", "Norway")]
 
@@ -46,9 +47,12 @@ def test_rows_begin_a_text_and_weigh_the_answer() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("two_stacks", [False, True])
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*:FutureWarning")
-def test_a_few_steps_learn_and_save_a_model_that_loads(tmp_path: Path) -> None:
-    data = AtlasTextDataModule(vocab_size=600, length=64, batch_size=2)
+def test_a_few_steps_learn_and_save_a_model_that_loads(tmp_path: Path, two_stacks: bool) -> None:
+    data = AtlasTextDataModule(
+        vocab_size=600, length=64, batch_size=8 if two_stacks else 2, two_stacks=two_stacks
+    )
     module = AtlasLanguageModel(
         hidden_size=32,
         layers=2,
@@ -58,6 +62,8 @@ def test_a_few_steps_learn_and_save_a_model_that_loads(tmp_path: Path) -> None:
         warmup=2,
         save_every=100,
         save_to=str(tmp_path),
+        save_dtype="float16" if two_stacks else "float32",
+        decoder_layers=1,
     )
     losses: list[float] = []
     trainer = Trainer(
@@ -78,9 +84,19 @@ def test_a_few_steps_learn_and_save_a_model_that_loads(tmp_path: Path) -> None:
     module.training_step = recorded  # type: ignore[method-assign]
     trainer.fit(module, datamodule=data)
     assert losses[-1] < losses[0] - 0.5
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
-    assert ids[0, 0].item() == tokenizer.bos_token_id
+    saved, tokenizer = load_language_model(str(tmp_path))
+    assert saved.config.is_encoder_decoder == two_stacks
+    texts = tokenizer(["The capital of France is"], return_tensors="pt")["input_ids"]
+    if two_stacks:
+        assert texts[0, -1].item() == tokenizer.eos_token_id
+        inputs = {"input_ids": texts, "decoder_input_ids": torch.tensor([[0, 5, 6]])}
+        stored = load_file(tmp_path / "model.safetensors")
+        assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    else:
+        assert texts[0, 0].item() == tokenizer.bos_token_id
+        inputs = {"input_ids": texts}
     with torch.no_grad():
-        torch.testing.assert_close(saved(ids).logits, module.model.eval()(ids).logits)
+        expected = module.model.eval()(**inputs).logits
+        assert module.model.dtype == torch.float32  # what is trained on is not rounded
+        near = {"rtol": 1e-2, "atol": 1e-2} if two_stacks else {}
+        torch.testing.assert_close(saved(**inputs).logits, expected, **near)
