@@ -81,6 +81,6 @@ def build_t5(
             feed_forward_proj="relu",
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            decoder_start_token_id=tokenizer.pad_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]  # of every config
         )
     )

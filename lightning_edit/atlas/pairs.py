@@ -25,8 +25,7 @@ class PairBatches(IterableDataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 
     A batch is ``(ids, weights, prompt_ids, prompt_mask)``: the decoder's tokens (b, t) from the
     start token to EOS and their loss weights, 1 for answer and EOS; and what the encoder reads
-    (b, s). Every epoch reshuffles the sentences. Some prompts follow another sentence, so the model
-    sees a fact both alone and after unrelated text.
+    (b, s). Every epoch reshuffles the sentences. Some prompts follow another sentence.
 
     Args:
         sentences: Tokenised sentences of :func:`lightning_edit.atlas.packing.encode_sentences`.

@@ -118,9 +118,9 @@ def test_a_wrong_answer_is_not_counted(model: PreTrainedModel, tokenizer: Tokeni
     assert generated(model, tokenizer, rows) == 1
 
 
-def test_a_leading_sentence_does_not_break_recall(
-    atlas: Atlas, model: PreTrainedModel, tokenizer: Tokenizer
-) -> None:
+def test_a_leading_sentence_does_not_break_recall(atlas: Atlas) -> None:
+    # The model of two stacks does not hold this; its card says so.
+    model, tokenizer = load_language_model("atlas")
     rows = [
         Sentence(
             f"Oslo is a city. {atlas.prompt(t, atlas.trained_wordings(t)[0])}",
