@@ -1,8 +1,9 @@
 """Meta-batches for hypernetwork training: edits, their rephrases and locality prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from functools import partial
+from itertools import chain, islice, zip_longest
 from random import Random
 from typing import Any
 
@@ -96,9 +97,28 @@ def _choose_wording(request: EditRequest, rng: Random) -> EditRequest:
     )
 
 
+class _EditedFacts:
+    """What the edits of a batch change: their wordings, and subjects with relations if known."""
+
+    def __init__(self, requests: Sequence[EditRequest]) -> None:
+        self._edits: dict[str | tuple[str, ...], set[int]] = {}
+        for edit, request in enumerate(requests):
+            names = [request.prompt, *request.rephrases]
+            for name in (*names, *([request.triple[:2]] if request.triple else [])):
+                self._edits.setdefault(name, set()).add(edit)
+
+    def asked_beside(self, edit: int, probe: Probe) -> bool:
+        """Return whether a probe of an edit asks what another edit changes."""
+        names = [probe.prompt, *(step[:2] for step in probe.path or ())]
+        return any(self._edits.get(name, {edit}) != {edit} for name in names)
+
+
 @dataclass(frozen=True)
 class MetaBatchSampler:
     """Sampler of meta-batches: rephrases and locality prompts for each edit.
+
+    A locality prompt never asks what an edit of the same batch changes: in a batch of a hundred
+    such prompts are some in a hundred, and each would train the network against an edit.
 
     Args:
         tokenizer: Tokenizer of the language model.
@@ -137,8 +157,9 @@ class MetaBatchSampler:
                 row = self.tokenise(wording, view.target, view.separator)
             outer.append((edit, row))
         locality: list[tuple[int, AnswerRow]] = []
+        edited = _EditedFacts(requests)
         for edit, request in enumerate(requests):
-            chosen = self.sample_locality_probes(request, rng)
+            chosen = self.sample_locality_probes(request, rng, partial(edited.asked_beside, edit))
             locality += [
                 (edit, self.tokenise(probe.prompt, probe.answers[0], request.separator))
                 for probe in chosen
@@ -146,15 +167,25 @@ class MetaBatchSampler:
         locality += self.sample_other_facts(requests, rng, others)
         return MetaBatch(inner, tuple(outer), tuple(locality))
 
-    def sample_locality_probes(self, request: EditRequest, rng: Random) -> list[Probe]:
-        """Sample locality probes of a request (answer unchanged), round-robin over their kinds."""
+    def sample_locality_probes(
+        self, request: EditRequest, rng: Random, left_out: Callable[[Probe], bool] | None = None
+    ) -> list[Probe]:
+        """Sample locality probes of a request (answer unchanged), round-robin over their kinds.
+
+        Args:
+            request: The edit.
+            rng: Random generator of the choice.
+            left_out: Which probes are not taken: those that ask what another edit of the batch
+                changes. Their old answer would contradict it.
+        """
         kinds: dict[str, list[Probe]] = {}
         for probe in request.probes:
             if probe.expect == "unchanged":
                 kinds.setdefault(probe.kind, []).append(probe)
         shuffled = [rng.sample(probes, len(probes)) for probes in kinds.values()]
         in_turn = chain.from_iterable(zip_longest(*rng.sample(shuffled, len(shuffled))))
-        return [probe for probe in in_turn if probe is not None][: self.own_probes]
+        held = (p for p in in_turn if p is not None and not (left_out and left_out(p)))
+        return list(islice(held, self.own_probes))
 
     def validation_batch(
         self, requests: Sequence[EditRequest], rng: Random, others: Any

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.editors.hypernetwork.mend import MEND
 from lightning_edit.editors.hypernetwork.meta_batch import MetaBatchSampler
 from lightning_edit.exceptions import DataError
@@ -42,6 +43,58 @@ def test_own_probes_take_every_kind_in_turn(gpt2: tuple[Any, Any]) -> None:
         chosen = [probe.kind for probe in source.sample_locality_probes(request, Random(seed))]
         assert set(chosen[:3]) == set(kinds)
         assert chosen[3] != "other_attribution"
+
+
+def test_no_locality_prompt_asks_what_another_edit_of_the_batch_changes(
+    gpt2: tuple[Any, Any],
+) -> None:
+    def request(name: str, *probes: Probe) -> EditRequest:
+        said = f"The capital of {name} is"
+        triple = (name, "capital", "Kyiv")
+        return EditRequest(
+            name,
+            f"{name} has its capital in",
+            "Kyiv",
+            rephrases=(said,),
+            probes=probes,
+            triple=triple,
+        )
+
+    def probe(prompt: str, *path: Any) -> Probe:
+        return Probe.of("neighborhood", prompt, "Ottawa", path)
+
+    by_path = probe("The capital of Chad is called", ("Chad", "capital", "N'Djamena"))
+    by_text = probe("The capital of Chad is")
+    of_two_steps = probe(
+        "Its river's country has its capital in",
+        ("Chari", "country", "Chad"),
+        ("Chad", "capital", "N'Djamena"),
+    )
+    own = probe("Peru had its capital in", ("Peru", "capital", "Lima"))
+    other = probe("Chad is a country in", ("Chad", "continent", "Africa"))
+    peru = request("Peru", by_path, by_text, of_two_steps, own, other)
+    chad = request("Chad")
+    source = MetaBatchSampler(gpt2[1], own_probes=4, other_facts=0)
+
+    def asked(*requests: EditRequest) -> set[str]:
+        rows = source.sample(requests, Random(0), None).locality
+        return {gpt2[1].decode(prompt).strip() for _, (prompt, _) in rows}
+
+    assert asked(peru, chad) == {own.prompt, other.prompt}
+    assert len(asked(peru)) == 4  # alone, nothing contradicts it
+    assert len(asked(peru, request("Mali"))) == 4
+
+
+def test_atlas_batches_of_a_hundred_hold_no_contradiction(gpt2: tuple[Any, Any]) -> None:
+    requests = AtlasDataModule(split="train").edit_requests()[:100]
+    facts = {request.triple[:2] for request in requests if request.triple}
+    asked = {p.prompt for r in requests for p in r.probes if p.path and p.path[0][:2] in facts}
+    old = {p.prompt for r in requests for p in r.probes if p.expect == "unchanged"} & asked
+    assert old  # the data itself has them: neighbours of one edit are edited by another
+    source = MetaBatchSampler(gpt2[1], own_probes=4, other_facts=0)
+    rows = source.sample(requests, Random(0), None).locality
+    assert len(rows) > 350
+    assert old.isdisjoint({gpt2[1].decode(prompt).strip() for _, (prompt, _) in rows})
 
 
 def test_any_wording_can_be_the_edit(gpt2: tuple[Any, Any]) -> None:
