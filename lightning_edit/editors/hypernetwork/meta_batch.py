@@ -101,15 +101,16 @@ class _EditedFacts:
     """What the edits of a batch change: their wordings, and subjects with relations if known."""
 
     def __init__(self, requests: Sequence[EditRequest]) -> None:
-        self._edits: dict[str | tuple[str, ...], set[int]] = {}
+        self._edits: dict[tuple[str, ...], set[int]] = {}
         for edit, request in enumerate(requests):
-            names = [request.prompt, *request.rephrases]
-            for name in (*names, *([request.triple[:2]] if request.triple else [])):
+            texts = [(text,) for text in (request.prompt, *request.rephrases)]
+            facts = [request.triple[:2]] if request.triple else []
+            for name in (*texts, *facts):
                 self._edits.setdefault(name, set()).add(edit)
 
     def asked_beside(self, edit: int, probe: Probe) -> bool:
         """Return whether a probe of an edit asks what another edit changes."""
-        names = [probe.prompt, *(step[:2] for step in probe.path or ())]
+        names = [(probe.prompt,), *(step[:2] for step in probe.path)]
         return any(self._edits.get(name, {edit}) != {edit} for name in names)
 
 

@@ -2,13 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from lightning_edit.cli.lightning import main
 from tests.conftest import ROOT
 
+TRAIN = sorted((ROOT / "configs/train").glob("*.yaml"))
 RECIPES = {
     "malmen_atlas": ("MALMEN", ["--protocol", "single"]),
     "malmen_batch_atlas": ("MALMEN", ["--protocol", "batch"]),
@@ -20,10 +26,52 @@ RECIPES = {
 @pytest.mark.parametrize("name", [*RECIPES, "malmen_zsre", "malmen_counterfact"])
 def test_recipes_stop_and_save_by_the_loss_of_validation(name: str) -> None:
     config = yaml.safe_load((ROOT / f"configs/train/{name}.yaml").read_text())
-    for callback in config["trainer"]["callbacks+"]:
-        arguments = callback["init_args"]
+    best, last, *stops = (callback["init_args"] for callback in config["trainer"]["callbacks+"])
+    assert "monitor" not in last
+    for arguments in (best, *stops):
         assert (arguments["monitor"], arguments["mode"]) == ("val/loss", "min")
     assert config["run"] == f"runs/{name.replace('_', '-')}"
+
+
+class Worsening(LightningModule):
+    """A module whose validation is best in its first epoch, by a loss or by a score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.weight.square()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", float(self.current_epoch))
+        self.log("val/reliability/em@tf", -float(self.current_epoch))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")  # of small loaders
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_recipe_goes_on_from_the_last_validation_and_not_from_the_best(
+    path: Path, tmp_path: Path
+) -> None:
+    listed = yaml.safe_load(path.read_text())["trainer"]["callbacks+"]
+    saving: list[Any] = [
+        ModelCheckpoint(dirpath=tmp_path, **callback["init_args"])
+        for callback in listed
+        if callback["class_path"].endswith("ModelCheckpoint")
+    ]
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False}
+    quiet["enable_model_summary"] = False
+    rows = DataLoader(range(2))  # type: ignore[arg-type]
+    trainer = Trainer(accelerator="cpu", max_epochs=3, callbacks=saving, **quiet)
+    trainer.fit(Worsening(), rows, rows)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+    steps = {n: torch.load(tmp_path / f"{n}.ckpt")["global_step"] for n in ("best", "last")}
+    assert steps == {"best": 2, "last": 6}
 
 
 @pytest.mark.slow
