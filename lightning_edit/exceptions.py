@@ -86,3 +86,11 @@ class StatisticsWriteError(LightningEditError, OSError):
 
 class ReportError(LightningEditError, RuntimeError):
     """Report page or figure that cannot be made: missing package, or file not writable."""
+
+
+class RankLostError(LightningEditError, RuntimeError):
+    """Process of a run that has ended or hangs, so that the others cannot go on."""
+
+
+class RanksDifferError(LightningEditError, RuntimeError):
+    """Processes of a run that have computed different edits; nothing of the edit was written."""

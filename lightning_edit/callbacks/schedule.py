@@ -109,8 +109,10 @@ class MeasurementSchedule(Callback, ABC):
             logger=logger,
             on_step=on_step,
             on_epoch=not on_step,
-            # All processes have the same values; averaging them only tells Lightning so.
-            sync_dist=pl_module.trainer.world_size > 1,
+            # All processes have the same values; averaging them only tells Lightning so. A mean of
+            # three may differ in the last bit, and an edit session has the bits of one process.
+            sync_dist=pl_module.trainer.world_size > 1
+            and not isinstance(pl_module, MeasurementDriver),
             batch_size=1,
         )
 

@@ -258,7 +258,8 @@ class EditCLI(LightningCLI):
             # Lightning exits on Ctrl-C, after a graceful shutdown of the run.
             sys.stderr.write(_how_to_go_on(Path(folder)))
             raise SystemExit(1) from None
-        show(results, Path(folder))
+        if self.trainer.is_global_zero:
+            show(results, results.edited.folder.path)
 
     def predict(self, **arguments: Any) -> None:
         """Run the verb ``predict``, and print what it returns, one JSON value a line.

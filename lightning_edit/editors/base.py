@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.editors.checks import (
     require_finite_arguments,
     require_finite_weights,
@@ -95,6 +96,8 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
 
     _family: ClassVar[bool] = True
 
+    ranks: OneProcess = ALONE
+    """The processes that share the work of edits, see :meth:`work_with`."""
     last_ledger: Ledger | None = None
     """Ledger of this editor's last run or handle, which may still have edits in force."""
 
@@ -345,6 +348,16 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         for module in self.modules():
             if isinstance(module, Editor):
                 module._progress_listener = listener
+
+    def work_with(self, ranks: OneProcess) -> None:
+        """Share the work of edits with other processes, that of nested editors included.
+
+        Args:
+            ranks: The processes; all of them edit the same requests on the same model.
+        """
+        for module in self.modules():
+            if isinstance(module, Editor):
+                module.ranks = ranks
 
     def _synchronize(self) -> None:
         device = self.language_model.device

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_edit.exceptions import LedgerError
 from lightning_edit.models.weights import weight
 from lightning_edit.storage.atomic import write_atomic
+from lightning_edit.storage.content_hash import content_hash
 from lightning_edit.storage.safetensors_files import to_safetensors
 
 _FORMAT = "lightning-edit-delta/1"
@@ -216,6 +217,18 @@ class Delta:
         """Number of stored values, without the editor's history."""
         parts = [update.numel for update in self.weights.values()]
         return sum(parts) + sum(tensor.numel() for tensor in self.state.values())
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of what each part does, to compare the deltas of several processes.
+
+        The parts are weights by parameter name, and state, history and prompts by theirs.
+        """
+        found = {
+            name: content_hash(update.tensors()) for name, update in sorted(self.weights.items())
+        }
+        for kind, named in (("state", self.state), ("history", self.history)):
+            found |= {f"{kind} {name}": content_hash(value) for name, value in named.items()}
+        return found | {f"prompt {name}": content_hash(text) for name, text in self.prompts.items()}
 
     def not_finite(self) -> list[str]:
         """Names of weights, state or history tensors with NaN or infinite entries."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.edits.entries import Entry, require_file
 from lightning_edit.exceptions import LedgerError
 from lightning_edit.storage.atomic import write_atomic, write_error
@@ -32,13 +33,16 @@ class Journal:
 
     Args:
         directory: Folder of ``journal.jsonl`` and the delta files; created if missing.
+        ranks: The processes that write the same lines: the first one into the file, the others
+            follow it in memory.
 
     Raises:
         LedgerError: If a line other than a cut-off last one is damaged.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, ranks: OneProcess = ALONE) -> None:
         self.directory = directory
+        self.ranks = ranks
         self.path = directory / "journal.jsonl"
         self._lines: list[dict[str, Any]] = []
         self._valid_bytes = 0
@@ -91,6 +95,13 @@ class Journal:
         """
         chained = {**line, "chain": _chain_hash(self.head, line)}
         data = (json.dumps(chained, ensure_ascii=False) + "\n").encode()
+        self.ranks.first(lambda: self._append(data))
+        self._lines.append(chained)
+        self._commits += line["op"] == "commit"
+        self._valid_bytes += len(data)
+        self._file_size = self._valid_bytes
+
+    def _append(self, data: bytes) -> None:
         self.require_unchanged()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -99,10 +110,6 @@ class Journal:
         except OSError as error:
             self._drop_tail()
             raise write_error(error, self.path, "Every earlier edit is safe.") from error
-        self._lines.append(chained)
-        self._commits += line["op"] == "commit"
-        self._valid_bytes += len(data)
-        self._file_size = self._valid_bytes
 
     def require_unchanged(self) -> None:
         """Check that no other process has written the journal since it was read.
@@ -301,12 +308,15 @@ class Journal:
         self._check_lines(lines)
         kept = self._lines[:lines]
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept).encode()
+        self.ranks.first(lambda: self._rewrite(data))
+        self._lines, self._valid_bytes, self._file_size = kept, len(data), len(data)
+        self._commits = sum(line["op"] == "commit" for line in kept)
+
+    def _rewrite(self, data: bytes) -> None:
         try:
             write_atomic(self.path, data)
         except OSError as error:
             raise write_error(error, self.path, "Every earlier edit is safe.") from error
-        self._lines, self._valid_bytes, self._file_size = kept, len(data), len(data)
-        self._commits = sum(line["op"] == "commit" for line in kept)
 
 
 def _commits(lines: Sequence[Mapping[str, Any]]) -> list[Entry]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_weights import EditedWeight, EditedWeights
 from lightning_edit.edits.entries import Entry, file_hash, select, select_undone
@@ -41,6 +42,7 @@ class Ledger:
         directory: Folder of the journal; ``None`` keeps everything in memory.
         runtime: Installs what a delta holds beside updates of weights; without one a commit of such
             a delta is refused.
+        ranks: The processes that commit the same deltas; the first one writes the journal.
 
     Raises:
         LedgerError: If the folder's journal is damaged.
@@ -52,11 +54,12 @@ class Ledger:
         editor: EditHistory | None = None,
         directory: Path | None = None,
         runtime: Runtime | None = None,
+        ranks: OneProcess = ALONE,
     ) -> None:
         self.model = model
         self.editor = editor
         self.runtime = runtime
-        self.journal = None if directory is None else Journal(directory)
+        self.journal = None if directory is None else Journal(directory, ranks)
         load = None if directory is None else partial(load_entry, directory)
         self.in_force = EditsInForce(load)
         self._undone: dict[int, tuple[Entry, Delta | None]] = {}
@@ -365,20 +368,27 @@ class Ledger:
         if self.journal is None:
             self._next_seq += 1
             return Entry(self._next_seq - 1, delta.request_ids, "", "", tuple(records))
-        name = f"{self.journal.next_seq:06d}.safetensors"
-        path = self.journal.directory / name
-        new = path.with_name("new.safetensors")
-        self.journal.require_unchanged()
+        journal = self.journal
+        name, sha256 = journal.ranks.first(lambda: _save(delta, journal))
+        return journal.commit(delta.request_ids, name, sha256, records)
+
+
+def _save(delta: Delta, journal: Journal) -> tuple[str, str]:
+    """Write the delta file of a journal's next commit; return its name and hash."""
+    name = f"{journal.next_seq:06d}.safetensors"
+    path = journal.directory / name
+    new = path.with_name("new.safetensors")
+    journal.require_unchanged()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                delta.save(new)
-                # Another process may have committed a file of this name meanwhile.
-                self.journal.require_unchanged()
-                new.replace(path)
-            finally:
-                new.unlink(missing_ok=True)
-        except OSError as error:
-            state = "The model and every earlier edit are unchanged."
-            raise write_error(error, path, state) from error
-        return self.journal.commit(delta.request_ids, name, file_hash(path), records)
+            delta.save(new)
+            # Another process may have committed a file of this name meanwhile.
+            journal.require_unchanged()
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+    except OSError as error:
+        state = "The model and every earlier edit are unchanged."
+        raise write_error(error, path, state) from error
+    return name, file_hash(path)

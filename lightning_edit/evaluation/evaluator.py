@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.evaluation.baseline import Baseline
 from lightning_edit.evaluation.judges import JudgeLike, find_judge, judged
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
@@ -19,7 +20,7 @@ from lightning_edit.types import EditRequest
 
 log = logging.getLogger(__name__)
 
-#: Requests per step of the progress bar.
+#: Requests that are scored together, and per step of the progress bar.
 _CHUNK = 32
 
 
@@ -36,13 +37,19 @@ class Evaluation:
         scorer: Scorer of the language model.
         progress: Whether the baseline pass shows a progress bar.
         judge: Judge of the generated texts, see :mod:`lightning_edit.evaluation.judges`.
+        ranks: The processes that hold the same model; they share the work.
     """
 
     def __init__(
-        self, scorer: Scorer, progress: bool = True, judge: JudgeLike = "answer_first"
+        self,
+        scorer: Scorer,
+        progress: bool = True,
+        judge: JudgeLike = "answer_first",
+        ranks: OneProcess = ALONE,
     ) -> None:
         self.scorer = scorer
-        self.progress = progress
+        self.progress = progress and ranks.is_first
+        self.ranks = ranks
         self.judge = find_judge(judge)
         self.baseline = Baseline()
 
@@ -56,7 +63,7 @@ class Evaluation:
         Raises:
             DataError: If the file on disk cannot be read.
         """
-        if folder.passes.exists():
+        if self.ranks.same(folder.passes.exists()):
             try:
                 state = json.loads(folder.passes.read_bytes())
                 if not isinstance(state, dict):
@@ -73,11 +80,13 @@ class Evaluation:
             self.scorer.model, self.scorer.responder.shares_prompts
         )
         # Baselines of older versions were scored without a recorded guess.
-        if not folder.baseline.exists():
+        if not self.ranks.same(folder.baseline.exists()):
             probes = [probe for part in _probe_chunks(requests) for probe in part]
             after = self.scorer.guess_after_answer(probes)
             layout = self.scorer.layout = replace(layout, after_answer=after)
-        folder.write_json(folder.passes, layout.to_dict())
+        state = self.ranks.same(layout.to_dict())
+        self.scorer.layout = PassLayout.from_dict(state)
+        self.ranks.first(lambda: folder.write_json(folder.passes, state))
 
     def take_baseline(self, requests: Sequence[EditRequest], folder: RunFolder) -> None:
         """Score the pristine baseline once, or load it from an interrupted run.
@@ -90,7 +99,7 @@ class Evaluation:
             DataError: If a file on disk cannot be read, or is of another stream.
         """
         self.choose_layout(requests, folder)
-        if folder.baseline.exists():
+        if self.ranks.same(folder.baseline.exists()):
             self.baseline = Baseline.from_rows(read_rows(folder.baseline))
             asked = [(p.edit_id, p.probe.prompt) for part in _probe_chunks(requests) for p in part]
             if [(score.edit_id, score.prompt) for score in self.baseline.scores] != asked:
@@ -113,7 +122,8 @@ class Evaluation:
                 )
             return
         self.baseline = Baseline(self._score(requests, "Baseline: the pristine model"))
-        folder.write_lines(folder.baseline, self.baseline.to_rows())
+        rows = list(self.baseline.to_rows())
+        self.ranks.first(lambda: folder.write_lines(folder.baseline, rows))
 
     def scores(self, requests: Sequence[EditRequest]) -> list[ProbeScore]:
         """Score probes on the current model and compare them with the pristine baseline.
@@ -124,18 +134,28 @@ class Evaluation:
         Returns:
             One outcome per probe.
         """
-        scores = [score for part in _probe_chunks(requests) for score in self.scorer.score(part)]
-        return self.baseline.compare(judged(scores, self.judge))
+        parts = self.ranks.deal(_probe_chunks(requests), self.scorer.score)
+        return self.baseline.compare(self._judged(score for part in parts for score in part))
+
+    def _judged(self, scores: Iterable[ProbeScore]) -> list[ProbeScore]:
+        listed = list(scores)
+        if self.judge is None:
+            return listed
+        # A judge may be a model elsewhere, which does not give every process the same verdict.
+        return self.ranks.first(lambda: judged(listed, self.judge))
 
     def _score(self, requests: Sequence[EditRequest], title: str) -> Iterable[ProbeScore]:
         total = sum(1 for request in requests for _ in request.all_probes())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        scores: list[ProbeScore] = []
         with Progress(
             *columns, TextColumn("probes"), TimeRemainingColumn(), disable=not self.progress
         ) as bar:
             task = bar.add_task(title, total=total)
-            for part in _probe_chunks(requests):
-                scores += self.scorer.score(part)
-                bar.advance(task, len(part))
-        return judged(scores, self.judge)
+
+            def score(part: list[ScoredProbe]) -> list[ProbeScore]:
+                found = self.scorer.score(part)
+                bar.advance(task, len(part) * self.ranks.size)
+                return found
+
+            parts = self.ranks.deal(_probe_chunks(requests), score)
+        return self._judged(score for part in parts for score in part)

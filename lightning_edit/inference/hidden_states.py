@@ -1,10 +1,11 @@
 """Hidden states at the last token of texts: module inputs or outputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.hooks import Side, capture
@@ -16,7 +17,11 @@ from lightning_edit.models.view import ModelView
 
 @torch.no_grad()
 def read_last(
-    view: ModelView, texts: Sequence[TokenizedText], wanted: Mapping[str, Side], rows_per_pass: int
+    view: ModelView,
+    texts: Sequence[TokenizedText],
+    wanted: Mapping[str, Side],
+    rows_per_pass: int,
+    ranks: OneProcess = ALONE,
 ) -> dict[str, Tensor]:
     """Return hidden states (module inputs or outputs) at the last token of each text.
 
@@ -25,55 +30,85 @@ def read_last(
         texts: The texts; each is read at its last token.
         wanted: ``input`` or ``output``, by dotted name of a block or of a module inside one.
         rows_per_pass: Maximum number of texts per pass; bounds memory, changes no result.
+        ranks: The processes that read together; each takes whole passes.
 
     Returns:
         By module, one row per text, (r, w), in float64.
     """
     try:
-        return _read_packed(view, texts, wanted, rows_per_pass)
+        return _read_packed(view, texts, wanted, rows_per_pass, ranks)
     except NotPackableError:
-        return _read_padded(view, texts, wanted, rows_per_pass)
+        return _read_padded(view, texts, wanted, rows_per_pass, ranks)
 
 
 def _read_packed(
-    view: ModelView, texts: Sequence[TokenizedText], wanted: Mapping[str, Side], rows_per_pass: int
+    view: ModelView,
+    texts: Sequence[TokenizedText],
+    wanted: Mapping[str, Side],
+    rows_per_pass: int,
+    ranks: OneProcess,
 ) -> dict[str, Tensor]:
     """Read hidden states from one packed row, without padding; shared prefixes run once."""
     names = [f"{block.name}." for block in view.blocks]
     top = max(names.index(name) for name in names for one in wanted if f"{one}.".startswith(name))
     pool, prefixes = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top)
-    parts, order = [], []
-    lengths = [len(text.ids) - text.lead for text in texts]
-    for rows in length_sorted(lengths, rows_per_pass):
+    passes = length_sorted([len(text.ids) - text.lead for text in texts], rows_per_pass)
+
+    def read(rows: Sequence[int]) -> dict[str, Tensor]:
         spans = [TextSpan(texts[row].ids[texts[row].lead :], prefixes[row]) for row in rows]
         packed = PackedRow.of(view, spans, pool)
         starts = packed.packing.starts
         last = starts + torch.tensor([len(span.ids) - 1 for span in spans], device=starts.device)
         captured = packed.read(view, wanted, top)
-        parts.append({name: value[0, last].double() for name, value in captured.items()})
-        order += rows
-    return _restore_order(parts, order)
+        return {name: value[0, last].double() for name, value in captured.items()}
+
+    return _dealt(view, passes, read, ranks)
 
 
 def _read_padded(
-    view: ModelView, texts: Sequence[TokenizedText], wanted: Mapping[str, Side], rows_per_pass: int
+    view: ModelView,
+    texts: Sequence[TokenizedText],
+    wanted: Mapping[str, Side],
+    rows_per_pass: int,
+    ranks: OneProcess,
 ) -> dict[str, Tensor]:
     """Read hidden states from a right-padded batch, one row per text."""
     device = view.embeddings.get_parameter("weight").device
-    parts, order = [], []
     lengths = [len(text.ids) for text in texts]
-    for rows in length_sorted(lengths, rows_per_pass):
+
+    def read(rows: Sequence[int]) -> dict[str, Tensor]:
         ids, mask = pad([texts[row].ids for row in rows])
         with capture(view.model, wanted, stop=True) as captured:
             view.model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
         places = torch.arange(len(rows)), torch.tensor([lengths[row] - 1 for row in rows])
-        parts.append({name: value[places].double() for name, value in captured.items()})
-        order += rows
-    return _restore_order(parts, order)
+        return {name: value[places].double() for name, value in captured.items()}
+
+    return _dealt(view, length_sorted(lengths, rows_per_pass), read, ranks)
 
 
-def _restore_order(parts: Sequence[dict[str, Tensor]], order: Sequence[int]) -> dict[str, Tensor]:
+def _dealt(
+    view: ModelView,
+    passes: Iterable[Sequence[int]],
+    read: Callable[[Sequence[int]], dict[str, Tensor]],
+    ranks: OneProcess,
+) -> dict[str, Tensor]:
+    """Run passes, those of other processes there, and restore the order of the texts."""
+    listed = list(passes)
+    if ranks.size == 1:
+        return _restore_order([read(rows) for rows in listed], listed)
+    # Replicas lie whole on one device, a different one in every process.
+    device = view.embeddings.get_parameter("weight").device
+    parts = ranks.deal(listed, lambda rows: {k: value.cpu() for k, value in read(rows).items()})
+    return _restore_order(
+        [{name: value.to(device) for name, value in part.items()} for part in parts], listed
+    )
+
+
+def _restore_order(
+    parts: Sequence[dict[str, Tensor]], passes: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
     """Concatenate hidden states of several passes and restore the order of the texts."""
+    order = [row for rows in passes for row in rows]
     places = torch.tensor(order).argsort()
     names = parts[0]
     joined = {name: torch.cat([part[name] for part in parts]) for name in names}

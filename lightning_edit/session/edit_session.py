@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_edit.callbacks.base import Commit, EvalContext, MeasurementDriver
 from lightning_edit.callbacks.schedule import log_values
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.hypernetwork.checkpoint import SESSION
 from lightning_edit.edits.delta import Delta
@@ -76,6 +77,7 @@ class EditSession(MeasurementDriver):
         resume: Whether to continue an unfinished run in ``folder``.
         transaction: Conditions that a commit must meet, else it is dropped.
         only_wrong: Whether a case whose answers are generated already is left out.
+        ranks: The processes that run this session, each with the same model.
 
     Raises:
         ConfigError: If the run does not score what the conditions need.
@@ -91,8 +93,10 @@ class EditSession(MeasurementDriver):
         resume: bool = False,
         transaction: Transaction | None = None,
         only_wrong: bool = False,
+        ranks: OneProcess = ALONE,
     ) -> None:
         super().__init__()
+        self.ranks = ranks
         self.transaction = transaction or Transaction()
         self.transaction.check(editor, evaluation.scorer.modes)
         self._refused = 0
@@ -107,10 +111,10 @@ class EditSession(MeasurementDriver):
         self.resume = resume
         self.only_wrong = only_wrong
         self.seconds = {"edit": 0.0, "edit_cpu": 0.0, "evaluate": 0.0}
-        self.rows = RowFile(folder.cases)
-        self.measures = MeasurementLog(folder)
+        self.rows = RowFile(folder.cases, ranks.first)
+        self.measures = MeasurementLog(folder, ranks)
         self.score_log = ScoreLog(cumulative=self.protocol == "single")
-        self.ledger = Ledger(editor.language_model, editor, folder.ledger, editor.runtime())
+        self.ledger = Ledger(editor.language_model, editor, folder.ledger, editor.runtime(), ranks)
         assert self.ledger.journal is not None  # a session always has a folder
         self.integrity = RunIntegrity(folder, self.ledger.journal, self.rows, self.measures.rows)
         if not editor.edits_weights:
@@ -132,6 +136,10 @@ class EditSession(MeasurementDriver):
 
     def on_fit_start(self) -> None:
         """Score the pristine baseline before the first commit."""
+        with self.ranks.apart():
+            self._begin()
+
+    def _begin(self) -> None:
         self.editor.place_language_model()
         if self._restored_state is not None:
             self.integrity.check(self._restored_state)  # before anything is written
@@ -142,7 +150,7 @@ class EditSession(MeasurementDriver):
             ),
             protocol=self.protocol,
         )
-        keep_editor(self.folder, self.editor)
+        self.ranks.first(lambda: keep_editor(self.folder, self.editor))
         self.evaluation.take_baseline(self.stream.requests, self.folder)
         pristine = self.evaluation.baseline.scores
         context = self._eval_context(0, self.stream.requests, pristine)
@@ -163,6 +171,10 @@ class EditSession(MeasurementDriver):
         """
         if self._started:
             return
+        with self.ranks.apart():
+            self._replay()
+
+    def _replay(self) -> None:
         journal = self.ledger.journal
         lines = 1 if self._restored_state is None else self._restored_state["lines"]
         if journal is not None and self.resume:
@@ -193,6 +205,12 @@ class EditSession(MeasurementDriver):
         )
         self._started = True
 
+    def end(self) -> None:
+        """Leave the run folder to the first process, which may change it without the others."""
+        journal = self.ledger.journal
+        if journal is not None and self.ranks.is_first:
+            journal.ranks = ALONE
+
     def training_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Find, commit and evaluate one batch of edits.
 
@@ -205,6 +223,10 @@ class EditSession(MeasurementDriver):
         self._edits_done = sum(len(part) for part in self.stream.batches[:batch_idx])
         write = self._write_alone if self.protocol == "single" else self._write
         optimizer.queue.append(partial(write, batch))
+        with self.ranks.apart():
+            self._step(batch_idx)
+
+    def _step(self, batch_idx: int) -> None:
         lightning_optimizer = self.optimizers()
         lightning_optimizer.step()  # type: ignore[union-attr]  # one optimizer, see above
         if self.protocol != "single" and self._edits_done in self.points:
@@ -270,6 +292,9 @@ class EditSession(MeasurementDriver):
         self.seconds["edit_cpu"] += cpu
         seconds["other"] = max(0.0, wall - sum(seconds.values()))
         self._edits_done += len(requests)
+        self.ranks.require_same(
+            f"the edit of {', '.join(delta.request_ids[:4])}", delta.checksums()
+        )
         begin, refusal = time.perf_counter(), None
         try:
             reason = self._try(delta, requests)

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_edit.callbacks.base import Commit, EvalContext, MeasurementCallback
 from lightning_edit.callbacks.schedule import log_values, publish
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import NotFiniteError
 from lightning_edit.metrics.aspects import AspectScores, compute_all
@@ -26,10 +27,13 @@ class MeasurementLog:
 
     Args:
         folder: The run's folder.
+        ranks: The processes that measure the same; what differs between them, such as seconds, is
+            that of rank 0.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.rows = RowFile(folder.measures)
+    def __init__(self, folder: RunFolder, ranks: OneProcess = ALONE) -> None:
+        self.ranks = ranks
+        self.rows = RowFile(folder.measures, ranks.first)
         self._pristine_rows: list[dict[str, Any]] = []
 
     @staticmethod
@@ -47,7 +51,7 @@ class MeasurementLog:
         """
         for callback in self.callbacks(trainer):
             if callback.before is None:
-                self._pristine_rows.append(_row(callback, context))
+                self._pristine_rows.append(self._row(callback, context))
                 callback.send(trainer, 0)
 
     def start(self, size: int = 0) -> None:
@@ -70,7 +74,7 @@ class MeasurementLog:
             step: Number of edits so far, for the loggers.
         """
         for callback in self.callbacks(pl_module.trainer):
-            self.rows.append([_row(callback, context)])
+            self.rows.append([self._row(callback, context)])
             callback.send(pl_module.trainer, step)
             callback.show(pl_module)
 
@@ -100,7 +104,7 @@ class MeasurementLog:
             after: Number of edits so far.
             values: Values by name.
         """
-        self.rows.append([{"by": by, "after": after, "values": dict(values)}])
+        self.rows.append([{"by": by, "after": after, "values": self.ranks.same(dict(values))}])
 
     def note(self, by: str, after: int, event: Mapping[str, Any]) -> None:
         """Append an event, such as a rollback or stop.
@@ -110,7 +114,22 @@ class MeasurementLog:
             after: Number of edits so far.
             event: Plain containers.
         """
-        self.rows.append([{"by": by, "after": after, "event": dict(event)}])
+        event = self.ranks.same(dict(event))
+        self.rows.append([{"by": by, "after": after, "event": event}])
+
+    def _row(self, callback: MeasurementCallback, context: EvalContext) -> dict[str, Any]:
+        first = callback.before is None
+        found = callback.observe(context)
+        values, rows = self.ranks.same((dict(found.values), list(found.rows)))
+        callback.values = values
+        if first:
+            callback.before = values
+        row: dict[str, Any] = {"by": type(callback).__name__, "after": context.step}
+        if context.single_edit and context.step:
+            row["edits"] = [request.id for request in context.requests]
+        if callback.cumulative:
+            row["cumulative"] = True
+        return row | {"values": values, "rows": rows}
 
 
 class ScoreLog:
@@ -193,13 +212,3 @@ def tell_monitors(pl_module: pl.LightningModule) -> list[str]:
 
 def _without_counts(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if not is_count(name)}
-
-
-def _row(callback: MeasurementCallback, context: EvalContext) -> dict[str, Any]:
-    found = callback.observe(context)
-    row: dict[str, Any] = {"by": type(callback).__name__, "after": context.step}
-    if context.single_edit and context.step:
-        row["edits"] = [request.id for request in context.requests]
-    if callback.cumulative:
-        row["cumulative"] = True
-    return row | {"values": dict(found.values), "rows": list(found.rows)}

@@ -3,7 +3,8 @@
 Public as ``EditedModel.open("runs/x")``; the results of ``EditTrainer.edit`` have the same handle.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -105,7 +106,7 @@ class EditedRun(EditedModel):
                 f"the editor of {self.folder.path} is not one of this library, or its settings are "
                 "not on disk; give it as `EditedModel.open(run, editor=…)` to edit further"
             )
-        with run_lock(self.folder.path):
+        with self._writing():
             super().edit(requests, seed, conditions)
         return self
 
@@ -123,7 +124,7 @@ class EditedRun(EditedModel):
         Returns:
             This handle.
         """
-        with run_lock(self.folder.path):
+        with self._writing():
             super().commit(delta, requests)
         return self
 
@@ -152,7 +153,7 @@ class EditedRun(EditedModel):
         Returns:
             This handle.
         """
-        with run_lock(self.folder.path), exclusive(self.model):
+        with self._writing(), exclusive(self.model):
             gone = self.ledger.request_ids if ids is None else listed_ids(ids)
             self.ledger.undo(gone, by="user")
         return self
@@ -166,10 +167,23 @@ class EditedRun(EditedModel):
         Returns:
             This handle; the model has the bits that it had with these edits.
         """
-        with run_lock(self.folder.path), exclusive(self.model):
+        with self._writing(), exclusive(self.model):
             back = self.ledger.undone_ids if ids is None else listed_ids(ids)
             self.ledger.redo(back, by="user")
         return self
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the run folder; of a run of several processes the first one writes it."""
+        journal = self.ledger.journal
+        if journal is not None and not journal.ranks.is_first:
+            raise LedgerError(
+                f"this is process {journal.ranks.rank} of {journal.ranks.size} of the run, and "
+                f"{self.folder.path} is written by process 0 alone; change the run there "
+                "(`if trainer.is_global_zero:`), or open the folder in one process"
+            )
+        with run_lock(self.folder.path):
+            yield
 
     def report(self, page: str | Path | None = None) -> str:
         """Return the result tables of the run as text.

@@ -4,7 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, RichProgr
 
 from lightning_edit.callbacks.schedule import publish
 from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checks import require_nothing_in_force
 from lightning_edit.edits.exclusive import exclusive
@@ -21,12 +22,13 @@ from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.judges import JudgeLike
 from lightning_edit.evaluation.scorer import Scorer
-from lightning_edit.exceptions import ConfigError, LedgerError
+from lightning_edit.exceptions import ConfigError, LedgerError, LightningEditError
 from lightning_edit.session.checkpoint_io import use_plain_checkpoints
 from lightning_edit.session.edit_session import EditSession
 from lightning_edit.session.measurement_log import MeasurementLog
 from lightning_edit.session.open import EditedRun, RunResults
 from lightning_edit.session.progress_bar import EditProgressBar
+from lightning_edit.session.ranks import on_every_rank, shared_work
 from lightning_edit.session.record import results_of, settings_of
 from lightning_edit.session.stream import EditStream, EvalPoint
 from lightning_edit.session.transaction import Transaction
@@ -45,9 +47,12 @@ class EditCheckpoint(ModelCheckpoint):
     Args:
         dirpath: Folder of the checkpoint.
         every_n_batches: Edit batches between two checkpoints; work lost by a kill is redone.
+        ranks: The processes of the run; the first one writes.
     """
 
-    def __init__(self, dirpath: str | Path, every_n_batches: int = 10) -> None:
+    def __init__(
+        self, dirpath: str | Path, every_n_batches: int = 10, ranks: OneProcess = ALONE
+    ) -> None:
         super().__init__(
             dirpath=dirpath,
             save_top_k=0,
@@ -55,6 +60,7 @@ class EditCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_batches,
             enable_version_counter=False,
         )
+        self.ranks = ranks
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Save a checkpoint after a commit, to resume from."""
@@ -69,12 +75,19 @@ class EditCheckpoint(ModelCheckpoint):
         part = Path(f"{filepath}.part")
         try:
             super()._save_checkpoint(trainer, str(part))
-            part.replace(filepath)
+            self.ranks.first(lambda: _rename(part, Path(filepath)))
         except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
+            if self.ranks.is_first:
+                part.unlink(missing_ok=True)
+            if isinstance(error, LightningEditError):
+                raise
             cause = error if isinstance(error, OSError) else OSError(0, str(error).splitlines()[0])
             state = "Every committed edit is in the ledger."
             raise write_error(cause, Path(filepath), state) from error
+
+
+def _rename(part: Path, path: Path) -> None:
+    part.replace(path)
 
 
 def default_folder(editor: str) -> Path:
@@ -112,8 +125,12 @@ class EditTrainer(pl.Trainer):
         max_new_tokens: int | None = None,
         transaction: Transaction = _NO_CONDITIONS,
         only_wrong: bool = False,
+        rank_timeout: float = 1800.0,
     ) -> RunResults:
         """Write a stream of edits into the editor's language model and evaluate each point.
+
+        With ``strategy="ddp"`` several processes share the work, each with the whole model;
+        weights, scores and run folder are those of one process (docs/distributed.md).
 
         Args:
             model: An editor bound to a language model.
@@ -141,25 +158,24 @@ class EditTrainer(pl.Trainer):
             only_wrong: Leave out a request, or case, that the model answers right when its turn
                 comes, as in GRACE's paper; sequential or batch, with gen among the modes. What was
                 left out is an event of results.json.
+            rank_timeout: Seconds that a process waits for the others of a run in several processes
+                before it ends; longer than the longest search, scoring or write.
 
         Returns:
-            The results, as in results.json.
+            The results, as in results.json; every process has them.
 
         Raises:
             ConfigError: If only_wrong is asked for without generated answers, or of single.
             TypeError: If the model is not an editor, or the data not a data module of edits.
             LedgerError: If the folder holds another run.
             RunLockedError: If another process writes the folder.
+            RankLostError: If a process of the run has ended or hangs.
+            RanksDifferError: If the processes of the run have computed different edits.
         """
         if not isinstance(model, Editor) or not isinstance(datamodule, EditDataModule):
             raise TypeError(
                 "edit needs an editor and a data module of edits, got "
                 f"{type(model).__name__} and {type(datamodule).__name__}"
-            )
-        if self.world_size > 1:
-            raise ConfigError(
-                f"edit runs in one process, but the Trainer was given {self.world_size}; use "
-                "--trainer.devices 1, and start one run per device to edit independent streams"
             )
         if only_wrong and (protocol == "single" or "gen" not in modes):
             raise ConfigError(
@@ -167,47 +183,70 @@ class EditTrainer(pl.Trainer):
                 f"sequential or batch and gen among the modes, got {protocol} and {list(modes)}"
             )
         require_nothing_in_force(model)
-        begin = time.perf_counter()
-        datamodule.prepare_data()
-        datamodule.setup("edit")
-        # Errors in requests are raised before any work is done.
-        requests = datamodule.edit_requests()
-        model.on_stream(datamodule)
-        stream = EditStream(requests, model.prompts, protocol, batch_size, seed)
-        if model.needs_subject:
-            for batch in stream.batches:
-                model.subject_positions(batch)
-        folder = RunFolder(run or default_folder(type(model).__name__))
-        _checkpoint(folder, ckpt_path)  # before the lock makes a folder
-        # Another thread's edits of this model would be taken for those of this run.
-        with run_lock(folder.path), exclusive(model.language_model):
-            evaluation = Evaluation(
-                Scorer(model.language_model, model.prompts, eval_batch_size, modes, max_new_tokens),
-                progress=self.progress_bar_callback is not None,
-                judge=judge,
-            )
-            session = EditSession(
-                model,
-                stream,
-                eval_at,
-                folder,
-                evaluation,
-                resume=ckpt_path is not None,
-                transaction=transaction,
-                only_wrong=only_wrong,
-            )
-            _say_what_is_pristine(model, session.ledger, folder)
-            self._prepare_for(session, checkpoint_every)
-            for logger in self.loggers:
-                logger.log_hyperparams(settings_of(session, datamodule))
-            with self._as_stream(), warnings.catch_warnings():
-                # A resumed run has its checkpoints there.
-                warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
-                self.fit(session, stream, ckpt_path=_checkpoint(folder, ckpt_path))
-            # A run killed after its last batch has nothing left to fit; its journal is replayed
-            # here.
-            session.start()
-            results = results_of(session, datamodule, time.perf_counter() - begin)
+        editor, data = model, datamodule
+
+        def work(ranks: OneProcess) -> RunResults:
+            begin = time.perf_counter()
+            stream = _stream_of(editor, data, protocol, batch_size, seed)
+            folder = RunFolder(ranks.same(run or str(default_folder(type(editor).__name__))))
+            ranks.first(lambda: _checkpoint(folder, ckpt_path))  # before the lock makes a folder
+            with ExitStack() as held:
+                ranks.first(lambda: held.enter_context(run_lock(folder.path)) or 0)
+                # Another thread's edits of this model would be taken for those of this run.
+                held.enter_context(exclusive(editor.language_model))
+                held.enter_context(shared_work(editor, ranks))
+                evaluation = Evaluation(
+                    Scorer(
+                        editor.language_model,
+                        editor.prompts,
+                        eval_batch_size,
+                        modes,
+                        max_new_tokens,
+                    ),
+                    progress=self.progress_bar_callback is not None,
+                    judge=judge,
+                    ranks=ranks,
+                )
+                session = EditSession(
+                    editor,
+                    stream,
+                    eval_at,
+                    folder,
+                    evaluation,
+                    resume=ckpt_path is not None,
+                    transaction=transaction,
+                    only_wrong=only_wrong,
+                    ranks=ranks,
+                )
+                ranks.wait()  # all have read the folder before one writes into it
+                return self._run_stream(session, data, checkpoint_every, ckpt_path, begin)
+
+        return on_every_rank(self, rank_timeout, work)
+
+    def _run_stream(
+        self,
+        session: EditSession,
+        data: EditDataModule,
+        checkpoint_every: int,
+        ckpt_path: str | None,
+        begin: float,
+    ) -> RunResults:
+        """Run a session that is ready, in each of its processes, and write its results."""
+        folder, ranks = session.folder, session.ranks
+        _say_what_is_pristine(session.editor, session.ledger, folder)
+        self._prepare_for(session, checkpoint_every)
+        for logger in self.loggers:
+            logger.log_hyperparams(settings_of(session, data))
+        start_from = ranks.first(lambda: _checkpoint(folder, ckpt_path))
+        with self._as_stream(), warnings.catch_warnings():
+            # A resumed run has its checkpoints there.
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
+            self.fit(session, session.stream, ckpt_path=start_from)
+        # A run killed after its last batch has nothing left to fit; its journal is replayed here.
+        session.start()
+
+        def conclude() -> dict[str, Any]:
+            results = results_of(session, data, time.perf_counter() - begin)
             folder.write_json(folder.results, results)
             publish(self, results["points"][-1]["metrics"])
             # Callbacks are in any order, but a report reads files that others write here.
@@ -215,8 +254,13 @@ class EditTrainer(pl.Trainer):
                 MeasurementLog.callbacks(self), key=lambda one: one.reads_others
             ):
                 callback.on_results(folder)
-            edited = EditedRun(folder.path, session.ledger, model.prompts, model)
-            return RunResults(results, edited)
+            return results
+
+        results = ranks.first(conclude)
+        publish(self, results["points"][-1]["metrics"])
+        session.end()
+        editor = session.editor
+        return RunResults(results, EditedRun(folder.path, session.ledger, editor.prompts, editor))
 
     def _prepare_for(self, session: EditSession, checkpoint_every: int) -> None:
         callbacks: list[pl.Callback] = list(self.callbacks)  # type: ignore[has-type]  # untyped there
@@ -239,7 +283,7 @@ class EditTrainer(pl.Trainer):
         for checkpoint in self._homeless:
             checkpoint.dirpath = str(session.folder.checkpoints)
         if all(checkpoint.monitor is not None for checkpoint in best):
-            kept.append(EditCheckpoint(session.folder.checkpoints, checkpoint_every))
+            kept.append(EditCheckpoint(session.folder.checkpoints, checkpoint_every, session.ranks))
         self.callbacks = kept
         use_plain_checkpoints(self)
 
@@ -265,6 +309,21 @@ class EditTrainer(pl.Trainer):
             yield
         finally:
             loop.max_epochs, self.log_every_n_steps, self.check_val_every_n_epoch = before
+
+
+def _stream_of(
+    editor: Editor, data: EditDataModule, protocol: Protocol, batch_size: int, seed: int
+) -> EditStream:
+    """Read and check the requests of a stream, before any work is done."""
+    data.prepare_data()
+    data.setup("edit")
+    requests = data.edit_requests()
+    editor.on_stream(data)
+    stream = EditStream(requests, editor.prompts, protocol, batch_size, seed)
+    if editor.needs_subject:
+        for batch in stream.batches:
+            editor.subject_positions(batch)
+    return stream
 
 
 def _say_what_is_pristine(editor: Editor, ledger: Ledger, folder: RunFolder) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,27 @@ def complete_lines(content: bytes) -> list[bytes]:
     return content.split(b"\n")[:-1]
 
 
+def at_once(write: Callable[[], None]) -> None:
+    """Write a file: what a process does that is the only one of its run.
+
+    Args:
+        write: Writes the file.
+    """
+    write()
+
+
 class RowFile:
     """Append-only JSONL file that is truncated to the checkpoint's length on resume.
 
     Args:
         path: The file.
+        once: Calls what writes the file, where several processes of a run have the same rows: on
+            one of them, and the others wait.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, once: Callable[[Callable[[], None]], None] = at_once) -> None:
         self.path = path
+        self._once = once
         self.size = 0
         self._hash = hashlib.sha256()
 
@@ -72,13 +84,16 @@ class RowFile:
             LedgerWriteError: If the write fails.
         """
         data = "".join(to_line(row) for row in rows).encode()
+        self._once(lambda: self._append(data))
+        self.size += len(data)
+        self._hash.update(data)
+
+    def _append(self, data: bytes) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             append_synced(self.path, self.size, data)
         except OSError as error:
             raise write_error(error, self.path, UNCHANGED) from error
-        self.size += len(data)
-        self._hash.update(data)
 
     def digest(self) -> str:
         """Return the SHA-256 of the rows so far, for a checkpoint."""
@@ -125,10 +140,13 @@ class RowFile:
             LedgerError: If the file is shorter than that.
         """
         self.check(size)
-        if self.path.exists():
-            os.truncate(self.path, size)
+        self._once(lambda: self._truncate(size))
         self.size = size
         self._hash = _prefix_hash(self.path, size)
+
+    def _truncate(self, size: int) -> None:
+        if self.path.exists():
+            os.truncate(self.path, size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.size:

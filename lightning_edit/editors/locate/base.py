@@ -271,6 +271,7 @@ class LocateThenEdit(Editor, family=True):
                 loss_for,
                 self.progress,
                 through_mlp=normed,
+                ranks=self.ranks,
             )
 
     @property
@@ -339,7 +340,7 @@ class LocateThenEdit(Editor, family=True):
             By module, one row per text, in float64.
         """
         with self.stage("keys"):
-            return read_last(self.view, texts, wanted, self._rows_per_pass)
+            return read_last(self.view, texts, wanted, self._rows_per_pass, self.ranks)
 
     def info(
         self, batch: EditBatch, targets: Targets, solutions: Sequence[Solution]

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.editors.locate.search_objective import EarlyStopping, Objective
 from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.functional.losses import drift, log_probs, mean_by
@@ -89,6 +90,7 @@ def search_targets(
     loss_for: Callable[[Sequence[TokenizedText]], Loss] | None = None,
     progress: Callable[[int, int], None] | None = None,
     through_mlp: bool = False,
+    ranks: OneProcess = ALONE,
 ) -> Targets:
     """Search the target vector of every request with Adam, in batched passes.
 
@@ -106,17 +108,26 @@ def search_targets(
         through_mlp: For the site ``block``: search at the MLP instead, and return what its vectors
             change in the block's output. Where a norm lies between, the MLP can reach no other
             outputs.
+        ranks: The processes that search together; each takes whole passes.
 
     Returns:
         Target vectors, with keys, values, losses and step counts.
     """
     groups = list(_split_into_passes(texts, rows_per_pass))
     at: Site = "mlp" if through_mlp else site
-    total, found = len(groups) * objective.steps, []
-    for number, group in enumerate(groups):
+    total, cpu = len(groups) * objective.steps, torch.device("cpu")
+
+    def search(number: int) -> Targets:
         # A pass may stop early: the next one begins where it would have ended.
         tell = _steps_of_pass(progress, number * objective.steps, total)
-        found.append(_search_pass(view, group, block, at, objective, loss_for, tell, through_mlp))
+        group = groups[number]
+        targets = _search_pass(view, group, block, at, objective, loss_for, tell, through_mlp)
+        return targets if ranks.size == 1 else targets.to(cpu)
+
+    found = ranks.deal(range(len(groups)), search)
+    if ranks.size > 1:
+        device = view.embeddings.get_parameter("weight").device
+        found = [part.to(device) for part in found]
     if progress is not None:
         progress(total, total)
     order = [request for group in groups for request in dict.fromkeys(t.request for t in group)]

@@ -1,0 +1,149 @@
+"""Runs of edits as a program, for one process or several: ``python -m tests.session.rank_cases``.
+
+Arguments: folder, number of processes, names of cases, and options as JSON. Every process writes
+what it ended with to ``<case>/rank-<n>.json``.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_edit import (
+    FT,
+    FTM,
+    GRACE,
+    ICE,
+    KN,
+    MEMIT,
+    RECT,
+    ROME,
+    WISE,
+    AlphaEdit,
+    CollapseCallback,
+    CollapseGuard,
+    DriftCallback,
+    EfficiencyCallback,
+    OverfittingCallback,
+    UltraEdit,
+)
+from lightning_edit.editors.wrappers.base import WrappedEditor
+from lightning_edit.edits.delta import Delta
+from lightning_edit.models.weights import weights_hash
+from lightning_edit.session.trainer import EditTrainer
+from lightning_edit.session.transaction import Transaction
+from lightning_edit.types import EditBatch
+from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
+
+TEXTS = ["the capital of land1 is city2 .", "what is the capital ?", "city3 is the city of land5"]
+#: Small passes, so that there are some for every process.
+SEARCH: dict[str, Any] = {
+    "layers": [0, 1], "statistics": "identity", "rows_per_pass": 4, "steps": 4, "clamp": 4.0,
+    "context_templates": ["{}", "the city . {}"],
+}  # fmt: skip
+ONE_LAYER = SEARCH | {"layers": [1]}
+
+
+class PlantedEditor(WrappedEditor):
+    """A toy editor whose process fails in some way at one request, on one rank."""
+
+    def __init__(self, what: str, where: str, rank: int) -> None:
+        super().__init__(ToyEditor())
+        self.what, self.where, self.at = what, where, rank
+
+    def edit(self, batch: EditBatch) -> Delta:
+        found = self.editor.edit(batch)
+        if self.where not in batch.ids or int(os.environ.get("LOCAL_RANK", 0)) != self.at:
+            return found
+        if self.what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "hang":
+            time.sleep(600)
+        if self.what == "raise":
+            raise RuntimeError("planted failure")
+        if self.what == "plain":
+            return found
+        (name, update), *_ = found.weights.items()
+        update.left.view(torch.int32)[0, 0] ^= 1  # the last bit
+        return Delta(batch.ids, {name: update})
+
+
+def callbacks() -> list[Any]:
+    """Every kind of measurement, and a guard that takes edits back."""
+    return [
+        EfficiencyCallback(),
+        DriftCallback(TEXTS),
+        CollapseCallback(TEXTS, generations=2, max_new_tokens=3),
+        OverfittingCallback(),
+        CollapseGuard(max_perplexity_ratio=1.02, every_n_commits=2, texts=TEXTS),
+    ]
+
+
+#: By name: the editor, the number of facts, arguments of ``edit``, and whether callbacks measure.
+CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any], bool]] = {
+    "toy": (ToyEditor, 40, {"batch_size": 5, "eval_at": [5, "end"]}, True),
+    "memit": (lambda: MEMIT(moment_weight=1e-3, **SEARCH), 9, {"protocol": "batch"}, False),
+    "rome-single": (lambda: ROME(**ONE_LAYER), 5, {"protocol": "single", "batch_size": 5}, False),
+    "rome": (lambda: ROME(**ONE_LAYER), 4, {"batch_size": 2}, False),
+    "alphaedit": (
+        lambda: AlphaEdit(**SEARCH), 8, {"batch_size": 4, "eval_at": [4, "end"]}, False,
+    ),
+    "rect": (lambda: RECT(editor=MEMIT(moment_weight=1e-3, **SEARCH)), 7, {"protocol": "batch"}, False),
+    "ft": (lambda: FT(layers=[1], steps=3), 4, {"batch_size": 2}, False),
+    "ftm": (lambda: FTM(layers=[1], steps=3), 4, {"protocol": "single"}, False),
+    "kn": (lambda: KN(), 2, {}, False),
+    "ultraedit": (lambda: UltraEdit(layers=[1]), 6, {"batch_size": 3}, False),
+    "grace": (lambda: GRACE(layer=1, steps=5), 4, {}, True),
+    "wise": (lambda: WISE(layer=1, steps=3), 3, {}, False),
+    "ice": (ICE, 3, {}, False),
+    "transaction": (
+        ToyEditor, 12, {"batch_size": 2, "transaction": Transaction(max_perplexity_ratio=1.05,
+        texts=TEXTS)}, False,
+    ),
+    "only-wrong": (lambda: MEMIT(moment_weight=1e-3, **SEARCH), 8, {"batch_size": 4, "only_wrong": True}, False),
+}  # fmt: skip
+#: One plan of a failure each, on rank 1 or 0, and the same run without one.
+PLANTED = {"kill": 1, "kill-first": 0, "hang": 1, "raise": 1, "differ": 1, "plain": 1}
+for _what, _rank in PLANTED.items():
+    _plan = partial(PlantedEditor, _what.partition("-")[0], "fact-7", _rank)
+    CASES[_what] = (_plan, 12, {}, False)
+
+
+def run(root: Path, processes: int, name: str, nodes: int = 1, **options: Any) -> None:
+    """Run one case in this process, as one of several."""
+    make, count, arguments, measured = CASES[name]
+    torch.manual_seed(0)
+    model = toy_model()
+    editor = make().bind(model, toy_tokenizer())
+    trainer = EditTrainer(
+        logger=False, accelerator="cpu", devices=processes, enable_progress_bar=False,
+        num_nodes=nodes, strategy="ddp" if processes * nodes > 1 else "auto",
+        callbacks=callbacks() if measured else None,
+    )  # fmt: skip
+    folder = root / name
+    results = trainer.edit(
+        editor, ToyData(count), run=str(folder), **{"checkpoint_every": 2} | arguments | options
+    )
+    found = {
+        "hash": weights_hash(model),
+        "norms": results.edited.ledger.update_norms(),
+        "points": results["points"],
+        "text": results.edited.generate("the capital of land1 is", 3),
+        "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
+    }
+    (folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    root, processes, names, options = sys.argv[1:5]
+    for one in names.split(","):
+        run(Path(root), int(processes), one, **json.loads(options))
