@@ -142,7 +142,7 @@ def lost(error: Exception, rank: int, size: int, timeout: float) -> RankLostErro
         size: Number of processes.
         timeout: Seconds that it waits at most.
     """
-    said = str(error).strip().splitlines() or [type(error).__name__]
+    said = str(error).strip().split(". ")[0].splitlines() or [type(error).__name__]
     return RankLostError(
         f"rank {rank} of {size} lost another process of the run: it has ended, or was not heard of "
         f"for {timeout:g} seconds (rank_timeout); look for its own message. {_GO_ON} ({said[0]})"

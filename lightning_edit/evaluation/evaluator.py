@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +13,7 @@ from lightning_edit.evaluation.judges import JudgeLike, find_judge, judged
 from lightning_edit.evaluation.outcomes import ProbeScore, ScoredProbe, probes_of
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import DataError
+from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.pass_layout import PassLayout
 from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.storage.run_folder import RunFolder
@@ -134,8 +135,20 @@ class Evaluation:
         Returns:
             One outcome per probe.
         """
-        parts = self.ranks.deal(_probe_chunks(requests), self.scorer.score)
+        parts = self._dealt(requests, self.scorer.score)
         return self.baseline.compare(self._judged(score for part in parts for score in part))
+
+    def _dealt(
+        self,
+        requests: Sequence[EditRequest],
+        score: Callable[[list[ScoredProbe]], list[ProbeScore]],
+    ) -> list[list[ProbeScore]]:
+        """Score chunks of requests; processes share whole chunks, or the passes of a few."""
+        chunks, responder = list(_probe_chunks(requests)), self.scorer.responder
+        if len(chunks) >= self.ranks.size or not isinstance(responder, ModelResponder):
+            return self.ranks.deal(chunks, score)
+        with responder.shared_among(self.ranks):
+            return [score(part) for part in chunks]
 
     def _judged(self, scores: Iterable[ProbeScore]) -> list[ProbeScore]:
         listed = list(scores)
@@ -154,8 +167,8 @@ class Evaluation:
 
             def score(part: list[ScoredProbe]) -> list[ProbeScore]:
                 found = self.scorer.score(part)
-                bar.advance(task, len(part) * self.ranks.size)
+                bar.advance(task, len(part))
                 return found
 
-            parts = self.ranks.deal(_probe_chunks(requests), score)
+            parts = self._dealt(requests, score)
         return self._judged(score for part in parts for score in part)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_pass import PassObserver, unobserved
@@ -78,6 +79,7 @@ class GreedyGenerator:
         stop: Texts before which a continuation is cut; white space before its first word is no
             part of it.
         observer: Told before each pass where its prompts end.
+        ranks: The processes that generate together; each takes whole batches.
     """
 
     def __init__(
@@ -87,8 +89,10 @@ class GreedyGenerator:
         batch_size: int,
         stop: Sequence[str] = LINE_BREAK,
         observer: PassObserver = unobserved,
+        ranks: OneProcess = ALONE,
     ) -> None:
         self.model: Any = model
+        self.ranks = ranks
         self.prompts = prompts
         self.batch_size = batch_size
         self.stop = tuple(stop)
@@ -143,18 +147,23 @@ class GreedyGenerator:
             if not found.done:
                 limit = self._limit(one, found) if burst is None else burst
                 rest.setdefault(limit, []).append(one)
-        more = {}
+        batches: list[tuple[int, list[Prompt]]] = []
         for limit, prompts in rest.items():
+            lengths = [len(one[0] + begun[one].tokens) for one in prompts]
+            batches += [
+                (limit, [prompts[number] for number in numbers])
+                for numbers in length_sorted(lengths, self.batch_size)
+            ]
+
+        def generate(batch: tuple[int, list[Prompt]]) -> list[list[int]]:
+            limit, prompts = batch
             starts = [one[0] + begun[one].tokens for one in prompts]
-            for numbers in length_sorted([len(start) for start in starts], self.batch_size):
-                new = self._generate(
-                    [starts[number] for number in numbers],
-                    [len(prompts[number][0]) for number in numbers],
-                    limit,
-                )
-                for number, tokens in zip(numbers, new, strict=True):
-                    one = prompts[number]
-                    more[one] = self.begun((*begun[one].tokens, *tokens), one[1])
+            return self._generate(starts, [len(one[0]) for one in prompts], limit)
+
+        more = {}
+        for (_, prompts), new in zip(batches, self.ranks.deal(batches, generate), strict=True):
+            for one, tokens in zip(prompts, new, strict=True):
+                more[one] = self.begun((*begun[one].tokens, *tokens), one[1])
         return more
 
     def _limit(self, prompt: Prompt, begun: PartialContinuation) -> int:

@@ -1,13 +1,14 @@
 """Responder of a language model itself: prefix trees, head at answers only, shared passes."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence, Set
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.functional.scores import token_scores
 from lightning_edit.inference.answer_pass import PassBackend, ReadRow, run_pass
 from lightning_edit.inference.eval_mode import evaluating
@@ -42,6 +43,9 @@ class ModelResponder(Responder):
         backend: How rows are laid out, in place of the layout's.
     """
 
+    ranks: OneProcess = ALONE
+    """The processes that share the passes of a question, see :meth:`shared_among`."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -57,6 +61,19 @@ class ModelResponder(Responder):
         self.batch_size = batch_size
         self.backend = backend
         self.layout = PassLayout.choose(model, self.shares_prompts) if layout is None else layout
+
+    @contextmanager
+    def shared_among(self, ranks: OneProcess) -> Iterator[None]:
+        """Share the passes of every question inside the block with other processes.
+
+        Args:
+            ranks: The processes; all of them ask the same.
+        """
+        self.ranks = ranks
+        try:
+            yield
+        finally:
+            self.ranks = ALONE
 
     def observe(self, prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:
         """Return the context in which the model is called; told where prompts end.
@@ -139,7 +156,9 @@ class ModelResponder(Responder):
         stop: Sequence[str],
     ) -> tuple[list[TokenScores], list[str]]:
         rows = self._rows([*statements, *likely])
-        generator = GreedyGenerator(self.model, self.prompts, self.batch_size, stop, self.observe)
+        generator = GreedyGenerator(
+            self.model, self.prompts, self.batch_size, stop, self.observe, self.ranks
+        )
         prompts = self._generation_prompts(questions)
         force = self._teacher_forcing()
         end = self.layout.after_answer
@@ -185,7 +204,9 @@ class ModelResponder(Responder):
         return () if token is None or token in generator.ends else (token,)
 
     def _teacher_forcing(self) -> TeacherForcing:
-        return TeacherForcing(self.model, self.batch_size, self.layout, self.backend, self.observe)
+        return TeacherForcing(
+            self.model, self.batch_size, self.layout, self.backend, self.observe, self.ranks
+        )
 
     def _running(self, prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:
         return self.observe(None)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.functional.scores import token_scores
 from lightning_edit.inference.answer_pass import (
+    ForwardPass,
     Ids,
     PassBackend,
     PassObserver,
@@ -50,6 +52,7 @@ class TeacherForcing:
             ``None``: chosen here from the model's present state.
         backend: How rows are laid out, in place of the layout's.
         observer: Told before each pass where its prompts end.
+        ranks: The processes that score together; each takes whole passes.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class TeacherForcing:
         layout: PassLayout | None = None,
         backend: PassBackend | None = None,
         observer: PassObserver = unobserved,
+        ranks: OneProcess = ALONE,
     ) -> None:
         self.model: Any = model
+        self.ranks = ranks
         self.batch_size = batch_size
         self.layout = PassLayout.choose(model) if layout is None else layout
         self.backend = backend
@@ -93,8 +98,9 @@ class TeacherForcing:
         self, rows: Sequence[AnswerRow], ahead: Mapping[AnswerRow, Ids], backend: PassBackend
     ) -> dict[AnswerRow, ForcedAnswer]:
         read = [_read_row(row, ahead) for row in rows]
-        outcome = {}
-        for one in backend.passes(self.model, read, self.batch_size):
+
+        def force(one: ForwardPass) -> dict[AnswerRow, ForcedAnswer]:
+            outcome = {}
             logits = run_pass(self.model, one, self.observer)
             batch = [rows[number] for number in one.rows]
             # After an answer there is no target; token 0 is a placeholder whose loss is dropped.
@@ -106,7 +112,11 @@ class TeacherForcing:
                 size = len(answer)
                 chosen, nlls = tuple(islice(all_best, size)), tuple(islice(all_nll, size))
                 outcome[row] = ForcedAnswer(chosen[: len(row[1])], nlls[: len(row[1])], chosen)
-        return outcome
+            return outcome
+
+        passes = backend.passes(self.model, read, self.batch_size)
+        parts = self.ranks.deal(passes, force)
+        return {row: found for part in parts for row, found in part.items()}
 
 
 def _read_row(row: AnswerRow, ahead: Mapping[AnswerRow, Ids]) -> ReadRow:

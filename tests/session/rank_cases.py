@@ -49,6 +49,7 @@ SEARCH: dict[str, Any] = {
     "layers": [0, 1], "statistics": "identity", "rows_per_pass": 4, "steps": 4, "clamp": 4.0,
     "context_templates": ["{}", "the city . {}"],
 }  # fmt: skip
+JOINT = SEARCH | {"moment_weight": 1e-3}
 ONE_LAYER = SEARCH | {"layers": [1]}
 
 
@@ -61,7 +62,7 @@ class PlantedEditor(WrappedEditor):
 
     def edit(self, batch: EditBatch) -> Delta:
         found = self.editor.edit(batch)
-        if self.where not in batch.ids or int(os.environ.get("LOCAL_RANK", 0)) != self.at:
+        if self.where not in batch.ids or int(os.environ.get("LOCAL_RANK", "0")) != self.at:
             return found
         if self.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -90,16 +91,16 @@ def callbacks() -> list[Any]:
 #: By name: the editor, the number of facts, arguments of ``edit``, and whether callbacks measure.
 CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any], bool]] = {
     "toy": (ToyEditor, 40, {"batch_size": 5, "eval_at": [5, "end"]}, True),
-    "memit": (lambda: MEMIT(moment_weight=1e-3, **SEARCH), 9, {"protocol": "batch"}, False),
+    "memit": (lambda: MEMIT(**JOINT), 9, {"protocol": "batch"}, False),
     "rome-single": (lambda: ROME(**ONE_LAYER), 5, {"protocol": "single", "batch_size": 5}, False),
     "rome": (lambda: ROME(**ONE_LAYER), 4, {"batch_size": 2}, False),
     "alphaedit": (
         lambda: AlphaEdit(**SEARCH), 8, {"batch_size": 4, "eval_at": [4, "end"]}, False,
     ),
-    "rect": (lambda: RECT(editor=MEMIT(moment_weight=1e-3, **SEARCH)), 7, {"protocol": "batch"}, False),
+    "rect": (lambda: RECT(editor=MEMIT(**JOINT)), 7, {"protocol": "batch"}, False),
     "ft": (lambda: FT(layers=[1], steps=3), 4, {"batch_size": 2}, False),
     "ftm": (lambda: FTM(layers=[1], steps=3), 4, {"protocol": "single"}, False),
-    "kn": (lambda: KN(), 2, {}, False),
+    "kn": (KN, 2, {}, False),
     "ultraedit": (lambda: UltraEdit(layers=[1]), 6, {"batch_size": 3}, False),
     "grace": (lambda: GRACE(layer=1, steps=5), 4, {}, True),
     "wise": (lambda: WISE(layer=1, steps=3), 3, {}, False),
@@ -108,7 +109,7 @@ CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any], bool]] = {
         ToyEditor, 12, {"batch_size": 2, "transaction": Transaction(max_perplexity_ratio=1.05,
         texts=TEXTS)}, False,
     ),
-    "only-wrong": (lambda: MEMIT(moment_weight=1e-3, **SEARCH), 8, {"batch_size": 4, "only_wrong": True}, False),
+    "only-wrong": (lambda: MEMIT(**JOINT), 8, {"batch_size": 4, "only_wrong": True}, False),
 }  # fmt: skip
 #: One plan of a failure each, on rank 1 or 0, and the same run without one.
 PLANTED = {"kill": 1, "kill-first": 0, "hang": 1, "raise": 1, "differ": 1, "plain": 1}
