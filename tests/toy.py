@@ -73,8 +73,11 @@ class ToyEditor(Editor):
 
     needs_subject = True
 
-    def __init__(self, fail_at: str | None = None, wait_at: str | None = None) -> None:
+    def __init__(
+        self, fail_at: str | None = None, wait_at: str | None = None, gain: float = 0.01
+    ) -> None:
         super().__init__()
+        self.gain = gain  # the history grows by this factor an edit
         self.fail_at = fail_at
         self.wait_at = wait_at  # a signal comes while this request is edited, if not before
         self.register_buffer("history", torch.zeros(16, dtype=torch.float64))
@@ -92,7 +95,7 @@ class ToyEditor(Editor):
         left, right = [], []
         for request in batch.requests:
             draw = torch.Generator().manual_seed(zlib.crc32(request.id.encode()) + batch.seed)
-            left.append(torch.randn(d_out, generator=draw) * 0.2 + self.history.float() * 0.01)
+            left.append(torch.randn(d_out, generator=draw) * 0.2 + self.history.float() * self.gain)
             right.append(torch.randn(d_in, generator=draw) * 0.2)
         update = LowRank(torch.stack(left, 1), torch.stack(right))
         return Delta(batch.ids, {self.parameter: update})

@@ -4,7 +4,7 @@ Nothing here imports torch, so that ``undo`` starts fast.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,11 @@ from typing import Any
 from lightning_edit.exceptions import LedgerError
 
 
-@dataclass(frozen=True)
+#: The requests of a commit as dictionaries.
+Requests = tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """Journal entry of one commit.
 
@@ -21,14 +25,20 @@ class Entry:
         ids: Ids of the requests it serves.
         file: Name of its delta file inside the journal's folder.
         sha256: Hash of that file.
-        requests: The requests as dictionaries.
+        source: The requests, or what reads those of a commit: a long stream does not keep texts in
+            memory.
     """
 
     seq: int
     ids: tuple[str, ...]
     file: str
     sha256: str
-    requests: tuple[Mapping[str, Any], ...]
+    source: Requests | Callable[[int], Requests]
+
+    @property
+    def requests(self) -> Requests:
+        """The requests as dictionaries, read from the journal where they are on disk."""
+        return self.source(self.seq) if callable(self.source) else self.source
 
 
 def file_hash(path: Path) -> str:

@@ -15,9 +15,10 @@ from typing import Any
 
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.edits.entries import Entry, require_file
+from lightning_edit.edits.journal_index import JournalIndex
 from lightning_edit.exceptions import LedgerError
-from lightning_edit.storage.atomic import write_atomic, write_error
-from lightning_edit.storage.jsonl import append_synced, complete_lines
+from lightning_edit.storage.atomic import write_error
+from lightning_edit.storage.jsonl import append_synced, keep_first
 
 SCHEMA = 1
 _FIRST_HASH = "0" * 64
@@ -44,45 +45,77 @@ class Journal:
         self.directory = directory
         self.ranks = ranks
         self.path = directory / "journal.jsonl"
-        self._lines: list[dict[str, Any]] = []
-        self._valid_bytes = 0
+        self.opening: Mapping[str, Any] | None = None
+        self._index = JournalIndex(self._requests)
+        self._head = _FIRST_HASH
         self._file_size = 0
-        self._commits = 0
         if self.path.exists():
             self._read()
 
     def _read(self) -> None:
-        content = self.path.read_bytes()
-        self._file_size = len(content)
-        previous = _FIRST_HASH
-        for number, piece in enumerate(complete_lines(content), start=1):
-            try:
-                line = json.loads(piece)
-                chain = line.pop("chain")
-            except (ValueError, KeyError, TypeError, AttributeError):
-                line, chain = {}, ""
-            if chain != _chain_hash(previous, line):
-                raise LedgerError(
-                    f"{self.path}, line {number}: the journal was changed or damaged after it was "
-                    "written; restore the file, or start the run again in a new folder"
-                )
-            previous = chain
-            self._lines.append({**line, "chain": chain})
-            self._commits += line["op"] == "commit"
-            self._valid_bytes += len(piece) + 1
+        with self.path.open("rb") as file:
+            for number, piece in enumerate(file, start=1):
+                self._file_size += len(piece)
+                if not piece.endswith(b"\n"):
+                    return  # cut off by a kill
+                try:
+                    line = json.loads(piece)
+                    chain = line.pop("chain")
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    line, chain = {}, ""
+                if chain != _chain_hash(self._head, line):
+                    raise LedgerError(
+                        f"{self.path}, line {number}: the journal was changed or damaged after it "
+                        "was written; restore the file, or start the run again in a new folder"
+                    )
+                self._add({**line, "chain": chain}, len(piece))
+
+    def _add(self, chained: Mapping[str, Any], size: int) -> None:
+        """Take in a line that is on disk; what it holds of requests stays there."""
+        if self.opening is None:
+            self.opening = chained
+        self._head = str(chained["chain"])
+        self._index.add(chained, size)
+
+    def _line(self, begin: int) -> dict[str, Any]:
+        """Read a line again."""
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            piece = file.readline()
+        try:
+            line = json.loads(piece)
+        except ValueError:
+            line = None
+        return line if isinstance(line, dict) else {}
+
+    def _requests(self, seq: int) -> tuple[Mapping[str, Any], ...]:
+        line = self._line(self._index.begin_of(seq))
+        if (line.get("op"), line.get("seq")) != ("commit", seq):
+            raise LedgerError(
+                f"{self.path} was changed since it was read: commit {seq} is not where it was; "
+                "restore the run folder as a whole"
+            )
+        return tuple(line["requests"])
 
     @property
     def head(self) -> str:
         """Hash of the last line, which covers the whole journal."""
-        return str(self._lines[-1]["chain"]) if self._lines else _FIRST_HASH
+        return self._head
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._index)
 
-    @property
-    def opening(self) -> Mapping[str, Any] | None:
-        """First line of the journal (model hash, editor), or ``None``."""
-        return self._lines[0] if self._lines else None
+    def head_at(self, lines: int) -> str | None:
+        """Return the hash over the first lines of the journal, or ``None`` if it has fewer.
+
+        Args:
+            lines: Their number.
+        """
+        if lines == len(self):
+            return self._head
+        if not 0 <= lines < len(self):
+            return None
+        return str(self._line(self._index.begins[lines - 1]).get("chain")) if lines else _FIRST_HASH
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Append a line and sync it to disk.
@@ -96,17 +129,15 @@ class Journal:
         chained = {**line, "chain": _chain_hash(self.head, line)}
         data = (json.dumps(chained, ensure_ascii=False) + "\n").encode()
         self.ranks.first(lambda: self._append(data))
-        self._lines.append(chained)
-        self._commits += line["op"] == "commit"
-        self._valid_bytes += len(data)
-        self._file_size = self._valid_bytes
+        self._add(chained, len(data))
+        self._file_size = self._index.size
 
     def _append(self, data: bytes) -> None:
         self.require_unchanged()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             # A partial last line of an earlier kill or failed write is overwritten.
-            append_synced(self.path, self._valid_bytes, data)
+            append_synced(self.path, self._index.size, data)
         except OSError as error:
             self._drop_tail()
             raise write_error(error, self.path, "Every earlier edit is safe.") from error
@@ -135,11 +166,28 @@ class Journal:
         for entry in entries:
             require_file(self.directory, entry)
 
+    def require_there(self, entries: Sequence[Entry]) -> None:
+        """Check that the delta files of commits are there, in one look at the folder.
+
+        Args:
+            entries: The commits.
+
+        Raises:
+            LedgerError: If one is missing, or is no plain file.
+        """
+        if not entries:
+            return
+        with os.scandir(self.directory) as listed:
+            there = {one.name for one in listed if one.is_file(follow_symlinks=False)}
+        for entry in entries:
+            if entry.file not in there:
+                require_file(self.directory, entry)  # says what is wrong
+
     def _drop_tail(self) -> None:
         """Truncate a partial line whose write failed after it had reached the file."""
         with suppress(OSError):
-            os.truncate(self.path, self._valid_bytes)
-            self._file_size = self._valid_bytes
+            os.truncate(self.path, self._index.size)
+            self._file_size = self._index.size
 
     def open(self, **facts: Any) -> None:
         """Write the opening line, or check that it matches.
@@ -169,10 +217,9 @@ class Journal:
         self, ids: Sequence[str], file: str, sha256: str, requests: Sequence[Mapping[str, Any]]
     ) -> Entry:
         """Record a commit whose delta file is already on disk."""
-        entry = Entry(self.next_seq, tuple(ids), file, sha256, tuple(requests))
         record = {"ids": list(ids), "file": file, "sha256": sha256, "requests": list(requests)}
-        self.append({"op": "commit", "seq": entry.seq, **record})
-        return entry
+        self.append({"op": "commit", "seq": self.next_seq, **record})
+        return self._index.commits[-1]
 
     def undo(self, seqs: Sequence[int], by: str = "run") -> None:
         """Record the undo of commits.
@@ -195,12 +242,16 @@ class Journal:
     @property
     def next_seq(self) -> int:
         """Sequence number of the next commit."""
-        return 1 + self._commits
+        return 1 + len(self._index.commits)
 
-    def active(self) -> list[Entry]:
-        """Return the commits that stand, in order."""
-        gone = _undone_seqs(self._lines)
-        return [entry for entry in self.commits() if entry.seq not in gone]
+    def active(self, lines: int | None = None) -> list[Entry]:
+        """Return the commits that stand, in order.
+
+        Args:
+            lines: Those that stand after so many lines of the journal; ``None``: after all.
+        """
+        gone = self._index.undone_after(lines)
+        return [one for one in self._index.commits_in(lines) if one.seq not in gone]
 
     def undone(self, by: str | None = None) -> list[Entry]:
         """Return the undone commits, in order.
@@ -208,17 +259,12 @@ class Journal:
         Args:
             by: Only those that it undid, such as ``user``; ``None``: all.
         """
-        asked: dict[int, str] = {}
-        for line in self._lines:
-            if line["op"] == "undo":
-                asked |= dict.fromkeys(line["of"], str(line.get("by", "run")))
-            elif line["op"] == "redo":
-                asked = {seq: who for seq, who in asked.items() if seq not in line["of"]}
-        return [e for e in self.commits() if e.seq in asked and by in (None, asked[e.seq])]
+        asked = self._index.undone_after()
+        return [one for one in self.commits() if one.seq in asked and by in (None, asked[one.seq])]
 
     def commits(self) -> list[Entry]:
         """Return every commit, including undone ones, in order."""
-        return _commits(self._lines)
+        return list(self._index.commits)
 
     def require_end(self, lines: int, head: str) -> None:
         """Check that the journal still holds what it held when its run ended.
@@ -230,13 +276,13 @@ class Journal:
         Raises:
             LedgerError: If lines are missing, or are others.
         """
-        if len(self) < lines or (lines and self._lines[lines - 1]["chain"] != head):
+        if len(self) < lines or (lines and self.head_at(lines) != head):
             raise LedgerError(
                 f"{self.path} has {len(self)} lines, but not the {lines} with which its run ended, "
                 "so edits are missing; restore the run folder as a whole"
             )
 
-    def check_truncation(self, lines: int, head: str | None = None) -> None:
+    def check_truncation(self, lines: int, head: str | None = None, covered: int = 0) -> None:
         """Check that the journal can be truncated, and that the delta files then needed are there.
 
         Nothing is written.
@@ -244,22 +290,23 @@ class Journal:
         Args:
             lines: Number of lines to keep.
             head: Hash of the last line to keep, as a checkpoint recorded it.
+            covered: Highest number of a commit whose sum a verified snapshot holds: files up to it
+                must be there, but are not read.
 
         Raises:
             LedgerError: If there are fewer lines, or other ones; if the user has undone edits
                 since; or if a delta file is missing or was changed.
         """
         self._check_lines(lines)
-        kept = self._lines[:lines]
-        found = str(kept[-1]["chain"]) if kept else _FIRST_HASH
-        if head is not None and found != head:
+        if head is not None and self.head_at(lines) != head:
             raise LedgerError(
                 f"{self.directory} and the checkpoint belong to different runs; nothing was "
                 "changed. Resume with the checkpoint in the run's own folder"
             )
         # Those undone by then are read by a later redo alone.
-        gone = _undone_seqs(kept)
-        self.require_files([one for one in _commits(kept) if one.seq not in gone])
+        active = self.active(lines)
+        self.require_there([one for one in active if one.seq <= covered])
+        self.require_files([one for one in active if one.seq > covered])
 
     def require_only(self, ids: Collection[str], lines: int) -> None:
         """Check that nobody has written other edits behind a checkpoint, which a resume would lose.
@@ -272,7 +319,10 @@ class Journal:
             LedgerError: If there is a commit of another request.
         """
         others = [
-            name for entry in _commits(self._lines[lines:]) for name in entry.ids if name not in ids
+            name
+            for entry in self._index.commits[len(self._index.commits_in(lines)) :]
+            for name in entry.ids
+            if name not in ids
         ]
         if others:
             raise LedgerError(
@@ -282,15 +332,13 @@ class Journal:
             )
 
     def _check_lines(self, lines: int) -> None:
-        if lines > len(self._lines):
+        if lines > len(self):
             raise LedgerError(
-                f"{self.path} has {len(self._lines)} lines but the checkpoint was taken at "
+                f"{self.path} has {len(self)} lines but the checkpoint was taken at "
                 f"{lines}; it is older than the checkpoint, so restore the whole run folder"
             )
-        dropped = self._lines[lines:]
         # An undo and its redo leave nothing that a repeat of the run would overwrite.
-        by_run = [line for line in dropped if line.get("by") != "user"]
-        if _undone_seqs(self._lines) != _undone_seqs([*self._lines[:lines], *by_run]):
+        if set(self._index.undone_after()) != set(self._index.undone_after(lines, with_run=True)):
             raise LedgerError(
                 f"{self.path}: edits were undone by hand after the last checkpoint; "
                 "resuming would write them again, so start a new run"
@@ -306,36 +354,16 @@ class Journal:
             LedgerError: If there are fewer, or if the user has undone edits since.
         """
         self._check_lines(lines)
-        kept = self._lines[:lines]
-        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept).encode()
-        self.ranks.first(lambda: self._rewrite(data))
-        self._lines, self._valid_bytes, self._file_size = kept, len(data), len(data)
-        self._commits = sum(line["op"] == "commit" for line in kept)
+        head = self.head_at(lines)
+        assert head is not None  # there are as many lines
+        size = self._index.size if lines == len(self) else self._index.begins[lines]
+        self.ranks.first(lambda: self._cut(size))
+        self._index.truncate(lines)
+        self._head, self._file_size = head, size
+        self.opening = self.opening if lines else None
 
-    def _rewrite(self, data: bytes) -> None:
+    def _cut(self, size: int) -> None:
         try:
-            write_atomic(self.path, data)
+            keep_first(self.path, size)
         except OSError as error:
             raise write_error(error, self.path, "Every earlier edit is safe.") from error
-
-
-def _commits(lines: Sequence[Mapping[str, Any]]) -> list[Entry]:
-    """Return the commits that some lines record, in order."""
-    return [
-        Entry(
-            line["seq"], tuple(line["ids"]), line["file"], line["sha256"], tuple(line["requests"])
-        )
-        for line in lines
-        if line["op"] == "commit"
-    ]
-
-
-def _undone_seqs(lines: Sequence[Mapping[str, Any]]) -> set[int]:
-    """Return the numbers of the commits that are undone after some lines."""
-    undone: set[int] = set()
-    for line in lines:
-        if line["op"] == "undo":
-            undone.update(line["of"])
-        elif line["op"] == "redo":
-            undone.difference_update(line["of"])
-    return undone

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_edit.exceptions import DataError, LedgerError
-from lightning_edit.storage.atomic import write_atomic, write_error
+from lightning_edit.storage.atomic import atomic_path, write_atomic, write_error
 
 #: Sentence for the error message of a failed write, on what is still intact.
 UNCHANGED = "The model and every earlier edit are unchanged."
@@ -39,6 +39,22 @@ def append_synced(path: Path, size: int, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def keep_first(path: Path, size: int) -> None:
+    """Cut a file to its first bytes, atomically: it is the old one or the cut one.
+
+    Args:
+        path: The file.
+        size: Bytes to keep.
+
+    Raises:
+        OSError: If the write fails; the file is untouched.
+    """
+    with atomic_path(path) as part, path.open("rb") as old, part.open("wb") as new:
+        while size and (piece := old.read(min(size, _PART))):
+            new.write(piece)
+            size -= len(piece)
 
 
 def complete_lines(content: bytes) -> list[bytes]:
