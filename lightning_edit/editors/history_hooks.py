@@ -28,6 +28,8 @@ class HistoryHooks:
                 when read.
             change: What has just changed.
         """
+        if not any(map(self._overrides, ("remember", "forget", "recall"))):
+            return  # the deltas of a long stream are not read for nothing
         remember, forget = self._overridden("remember"), self._overridden("forget")
         if change.kind == "removed":
             for delta in reversed(change.deltas):
@@ -39,13 +41,19 @@ class HistoryHooks:
             for delta in (*change.deltas, *behind):
                 remember(delta)
         else:
-            take = self._overridden("recall") if change.kind == "restored" else remember
+            name = "recall" if change.kind == "restored" else "remember"
+            take = self._overridden(name)
+            if not self._overrides(name):
+                return
             for delta in change.deltas if change.kind == "appended" else in_force:
                 take(delta)
 
+    def _overrides(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(HistoryHooks, name)
+
     def _overridden(self, name: str) -> Callable[[Delta], None]:
         """Return a subclass's own hook, or one that does nothing."""
-        if getattr(type(self), name) is getattr(HistoryHooks, name):
+        if not self._overrides(name):
             return lambda delta: None
         hook: Callable[[Delta], None] = getattr(self, name)
         return hook

@@ -4,7 +4,7 @@ The value of a weight is always ``cast(W0 + Σ Δ)``, formed from the pristine c
 to or subtracted from a rounded weight.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,16 @@ class EditedWeight:
     def note_write(self) -> None:
         """Remember that the ledger itself wrote the weight last."""
         self.version = _version(self.handle)
+
+    def show(self) -> None:
+        """Give the weight its value with the deltas in force."""
+        self.handle.write(self.pristine.double() + self.total)
+        self.note_write()
+
+    def hide(self) -> None:
+        """Give the weight its original bits."""
+        self.handle.write(self.pristine)
+        self.note_write()
 
     def require_unchanged(self) -> None:
         """Check that the weight still has the bits that the ledger gave it.
@@ -115,11 +125,7 @@ class EditedWeights:
             touched = self.touched.get(name) or self._read(name)
             total = touched.total + update.dense(device=touched.total.device)
             value = (touched.pristine.double() + total).to(touched.handle.dtype)
-            if not torch.isfinite(value).all():
-                raise NotFiniteError(
-                    f"the edited {name} does not fit into {touched.handle.dtype}, so nothing was "
-                    "written; load the model in a wider dtype, or regularise the edit more"
-                )
+            _require_finite(touched.handle, value)
             before = touched.handle.read(touched.handle.dtype).clone()
             staged[name] = NewValue(touched, total, value, before)
         return staged
@@ -147,36 +153,63 @@ class EditedWeights:
             new.touched.total = new.total
             self.touched[name] = new.touched
 
-    def rebuild(self, names: Iterable[str], in_force: Iterable[Delta]) -> None:
-        """Form weights anew from the pristine values and the deltas in force, in their order.
+    def adopt(
+        self, names: Iterable[str], totals: Mapping[str, Tensor], finite: bool = False
+    ) -> None:
+        """Form weights anew from their pristine values and totals; without one: the original bits.
 
         Args:
             names: The weights.
-            in_force: All deltas in force, read once.
+            totals: What all deltas in force add, in float64; see
+                :class:`~lightning_edit.edits.totals.Totals`.
+            finite: Whether values that are not finite are refused, before anything is written.
+
+        Raises:
+            NotFiniteError: If one is.
         """
-        for name in names:
-            if name not in self.touched:
-                self.touched[name] = self._read(name)
-        totals = {name: torch.zeros_like(self.touched[name].total) for name in sorted(set(names))}
-        edited = set()
-        for delta in in_force if totals else ():
-            for name in totals.keys() & delta.weights.keys():
-                totals[name] += delta.weights[name].dense(device=totals[name].device)
-                edited.add(name)
-        for name, total in totals.items():
-            touched = self.touched[name]
-            touched.total = total
-            if name in edited:
-                touched.handle.write(touched.pristine.double() + total)
-                touched.note_write()
-            else:  # the original bits, where no edit is left
-                touched.handle.write(touched.pristine)
-                del self.touched[name]
+        listed = sorted(set(names))
+        read = {name: self.touched.get(name) or self._read(name) for name in listed}
+        if finite:
+            for name in totals.keys() & read.keys():
+                one = read[name]
+                _require_finite(one.handle, (one.pristine.double() + totals[name]))
+        for name, touched in read.items():
+            if name in totals:
+                touched.total = totals[name]
+                touched.show()
+                self.touched[name] = touched
+            else:
+                touched.hide()
+                self.touched.pop(name, None)
+
+    def zero_total(self, name: str) -> Tensor:
+        """Return zeros of a weight's shape, in float64 and on its device, to add deltas to.
+
+        Args:
+            name: Parameter name.
+        """
+        handle = weight(self.model, name)
+        return torch.zeros(handle.shape, dtype=torch.float64, device=handle.device)
+
+    def device(self, name: str) -> torch.device:
+        """Return the device of a weight.
+
+        Args:
+            name: Parameter name.
+        """
+        return weight(self.model, name).device
 
     def _read(self, name: str) -> EditedWeight:
         handle = weight(self.model, name)
-        zero = torch.zeros(handle.shape, dtype=torch.float64, device=handle.device)
-        return EditedWeight(handle, handle.read(handle.dtype), zero)
+        return EditedWeight(handle, handle.read(handle.dtype), self.zero_total(name))
+
+
+def _require_finite(handle: Weight, value: Tensor) -> None:
+    if not torch.isfinite(value.to(handle.dtype)).all():
+        raise NotFiniteError(
+            f"the edited {handle.name} does not fit into {handle.dtype}, so nothing was "
+            "written; load the model in a wider dtype, or regularise the edit more"
+        )
 
 
 def _version(handle: Weight) -> int | None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from lightning_edit.exceptions import LedgerError
 
-
 #: The requests of a commit as dictionaries.
 Requests = tuple[Mapping[str, Any], ...]
 

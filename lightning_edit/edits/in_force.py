@@ -3,6 +3,7 @@
 Deltas of a run on disk are loaded when they are read, so memory does not grow with a stream.
 """
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class EditsInForce(Sequence[Delta]):
         if found is None:
             assert self._load is not None  # without a file every delta stays in memory
             found = self._load(entry)
-            self._keep(entry, found)
+            self.keep(entry, found)
         return found
 
     def append(self, entry: Entry, delta: Delta) -> None:
@@ -89,7 +90,15 @@ class EditsInForce(Sequence[Delta]):
             delta: Its delta.
         """
         self.entries.append(entry)
-        self._keep(entry, delta)
+        self.keep(entry, delta)
+
+    def extend(self, entries: Sequence[Entry]) -> None:
+        """Add commits at the end, whose deltas are read from disk when somebody asks.
+
+        Args:
+            entries: The commits.
+        """
+        self.entries.extend(entries)
 
     def insert(self, entry: Entry, delta: Delta) -> int:
         """Put a commit back where it was.
@@ -101,9 +110,9 @@ class EditsInForce(Sequence[Delta]):
         Returns:
             Its place in the list.
         """
-        place = sum(other.seq < entry.seq for other in self.entries)
+        place = bisect_left(self.entries, entry.seq, key=lambda other: other.seq)
         self.entries.insert(place, entry)
-        self._keep(entry, delta)
+        self.keep(entry, delta)
         return place
 
     def remove(self, seqs: set[int]) -> None:
@@ -117,7 +126,24 @@ class EditsInForce(Sequence[Delta]):
             self._deltas.pop(seq, None)
             self._small.pop(seq, None)
 
-    def _keep(self, entry: Entry, delta: Delta) -> None:
+    def of(self, seqs: set[int]) -> list[Entry]:
+        """Return the commits of some numbers, in order; the cost does not grow with the list.
+
+        Args:
+            seqs: Numbers of commits in force.
+        """
+        places = (
+            bisect_left(self.entries, seq, key=lambda other: other.seq) for seq in sorted(seqs)
+        )
+        return [self.entries[place] for place in places]
+
+    def keep(self, entry: Entry, delta: Delta) -> None:
+        """Keep a delta in memory: all of a ledger in memory, else the newest few.
+
+        Args:
+            entry: Its commit.
+            delta: The delta.
+        """
         if (delta.state or delta.prompts) and delta.numel() <= _SMALL:
             self._small[entry.seq] = delta
             return

@@ -297,7 +297,7 @@ class Journal:
             LedgerError: If there are fewer lines, or other ones; if the user has undone edits
                 since; or if a delta file is missing or was changed.
         """
-        self._check_lines(lines)
+        self.check_lines(lines)
         if head is not None and self.head_at(lines) != head:
             raise LedgerError(
                 f"{self.directory} and the checkpoint belong to different runs; nothing was "
@@ -331,7 +331,15 @@ class Journal:
                 "on with EditedModel.open on this folder, or start a new run"
             )
 
-    def _check_lines(self, lines: int) -> None:
+    def check_lines(self, lines: int) -> None:
+        """Check that the journal can be truncated, without a look at the delta files.
+
+        Args:
+            lines: Number of lines to keep.
+
+        Raises:
+            LedgerError: If there are fewer, or if the user has undone edits since.
+        """
         if lines > len(self):
             raise LedgerError(
                 f"{self.path} has {len(self)} lines but the checkpoint was taken at "
@@ -353,7 +361,7 @@ class Journal:
         Raises:
             LedgerError: If there are fewer, or if the user has undone edits since.
         """
-        self._check_lines(lines)
+        self.check_lines(lines)
         head = self.head_at(lines)
         assert head is not None  # there are as many lines
         size = self._index.size if lines == len(self) else self._index.begins[lines]

@@ -7,26 +7,28 @@ same bits as the run that wrote it.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_weights import EditedWeight, EditedWeights
-from lightning_edit.edits.entries import Entry, file_hash, select, select_undone
+from lightning_edit.edits.entries import Entry, select, select_undone
 from lightning_edit.edits.in_force import EditsInForce, HistoryChange, load_entry
 from lightning_edit.edits.journal import Journal
 from lightning_edit.edits.protocols import EditHistory, Runtime
+from lightning_edit.edits.recording import record
+from lightning_edit.edits.snapshots import Snapshot
 from lightning_edit.edits.staged import StagedEdit
+from lightning_edit.edits.summing import SNAPSHOT_EVERY, Summing
 from lightning_edit.exceptions import LedgerError, NotFiniteError
 from lightning_edit.functional.visible import visible
 from lightning_edit.models.weights import weights_hash
-from lightning_edit.storage.atomic import write_error
 from lightning_edit.types import EditRequest
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,9 @@ class Ledger:
         runtime: Installs what a delta holds beside updates of weights; without one a commit of such
             a delta is refused.
         ranks: The processes that commit the same deltas; the first one writes the journal.
+        snapshot_every: Commits between two snapshots of the totals in the folder, from which a
+            replay and an undo begin; 0: none is written. With a ``runtime`` none is written either,
+            since what acts is built from all deltas.
 
     Raises:
         LedgerError: If the folder's journal is damaged.
@@ -55,6 +60,7 @@ class Ledger:
         directory: Path | None = None,
         runtime: Runtime | None = None,
         ranks: OneProcess = ALONE,
+        snapshot_every: int = SNAPSHOT_EVERY,
     ) -> None:
         self.model = model
         self.editor = editor
@@ -64,7 +70,9 @@ class Ledger:
         self.in_force = EditsInForce(load)
         self._undone: dict[int, tuple[Entry, Delta | None]] = {}
         self.weights = EditedWeights(model)
-        self._ids: set[str] = set()
+        # What acts at run time is built from all deltas, so a snapshot would spare nothing.
+        self.sums = Summing(self.weights, self.journal, snapshot_every if runtime is None else 0)
+        self._seqs: dict[str, int] = {}
         self._next_seq = 1
         self._staging = False
 
@@ -75,12 +83,20 @@ class Ledger:
         """Requests in force, in the order of their commits."""
         return tuple(request for entry in self.in_force.entries for request in entry.ids)
 
+    def holds(self, request: str) -> bool:
+        """Return whether a request is in force.
+
+        Args:
+            request: Its id.
+        """
+        return request in self._seqs
+
     @property
     def undone_ids(self) -> tuple[str, ...]:
         """Undone requests that :meth:`redo` can put back, in the order of their commits."""
         entries = (self._undone[seq][0] for seq in sorted(self._undone))
         names = dict.fromkeys(request for entry in entries for request in entry.ids)
-        return tuple(name for name in names if name not in self._ids)
+        return tuple(name for name in names if name not in self._seqs)
 
     @property
     def deltas(self) -> list[Delta]:
@@ -163,7 +179,7 @@ class Ledger:
 
     def _check(self, delta: Delta) -> None:
         self._require_idle()
-        if double := sorted(set(delta.request_ids) & self._ids):
+        if double := sorted(one for one in set(delta.request_ids) if one in self._seqs):
             raise LedgerError(
                 f"already in force: {', '.join(double[:8])}; undo before another edit"
             )
@@ -186,7 +202,7 @@ class Ledger:
         entry = trial.entry = self._record(delta, trial.requests)
         self.weights.keep(trial.staged)
         self.in_force.append(entry, delta)
-        self._ids.update(delta.request_ids)
+        self._seqs |= dict.fromkeys(entry.ids, entry.seq)
         self._tell(HistoryChange("appended", (delta,)))
         changed = any(new.changes for new in trial.staged.values())
         if delta.is_empty or (delta.weights and not changed):
@@ -195,6 +211,7 @@ class Ledger:
                 "rounding of the weights.",
                 visible(", ".join(delta.request_ids[:8])),
             )
+        self.sums.committed(self.in_force.entries)
         return entry
 
     def _tell(self, change: HistoryChange) -> None:
@@ -215,21 +232,36 @@ class Ledger:
         self._require_idle()
         if not ids:
             return
-        gone = select(self.in_force.entries, ids)
+        gone = self._select(ids)
         seqs = {entry.seq for entry in gone}
-        # Read before anything changes: a file may be missing.
+        # Everything is read before anything changes: a file may be missing.
         removed = [self.in_force.delta(entry) for entry in gone]
-        self.weights.require_unchanged({name for delta in removed for name in delta.weights})
+        names = {name for delta in removed for name in delta.weights}
+        left = [entry for entry in self.in_force.entries if entry.seq not in seqs]
+        self.weights.require_unchanged(names)
+        totals = self._resum(left, self.in_force.delta, names)
         if self.journal is not None:
             self.journal.undo(sorted(seqs), by)
         kept = [None if self.journal is not None else delta for delta in removed]
         self._undone |= {e.seq: (e, d) for e, d in zip(gone, kept, strict=True)}
         self.in_force.remove(seqs)
-        self._ids -= {request for entry in gone for request in entry.ids}
-        names = {name for delta in removed for name in delta.weights}
-        self.weights.rebuild(names, self.in_force)
+        for name in (request for entry in gone for request in entry.ids):
+            del self._seqs[name]
+        self.weights.adopt(names, totals)
         self._reinstall(removed)
         self._tell(HistoryChange("removed", tuple(removed)))
+
+    def _select(self, ids: Sequence[str]) -> list[Entry]:
+        """Find the commits in force of some requests, without a look at all the others."""
+        if not all(name in self._seqs for name in ids):
+            return select(self.in_force.entries, ids)  # says what is in force
+        return select(self.in_force.of({self._seqs[name] for name in ids}), ids)
+
+    def _resum(
+        self, entries: Sequence[Entry], load: Callable[[Entry], Delta], names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Sum up some weights over commits; no delta is read for none."""
+        return self.sums.over(entries, load, self.sums.base(entries), names) if names else {}
 
     def redo(self, ids: Sequence[str], by: str = "run") -> None:
         """Redo undone edits: put them back into force at their old positions.
@@ -251,19 +283,24 @@ class Ledger:
             return
         undone = [self._undone[seq][0] for seq in sorted(self._undone)]
         back = select_undone(undone, self.in_force.entries, ids)
-        deltas = [self._undone[entry.seq][1] or self._load(entry) for entry in back]
-        self.weights.require_unchanged({name for delta in deltas for name in delta.weights})
+        deltas = {one.seq: self._undone[one.seq][1] or self._load(one) for one in back}
+        names = {name for delta in deltas.values() for name in delta.weights}
+        merged = sorted([*self.in_force.entries, *back], key=lambda entry: entry.seq)
+        self.weights.require_unchanged(names)
+        totals = self._resum(
+            merged, lambda entry: deltas.get(entry.seq) or self.in_force.delta(entry), names
+        )
         if self.journal is not None:
             self.journal.redo([entry.seq for entry in back], by)
-        for entry, delta in zip(back, deltas, strict=True):
+        self.weights.adopt(names, totals)
+        for entry in back:
             del self._undone[entry.seq]
-            place = self.in_force.insert(entry, delta)
-            self._ids.update(entry.ids)
+            place = self.in_force.insert(entry, deltas[entry.seq])
+            self._seqs |= dict.fromkeys(entry.ids, entry.seq)
             last = place == len(self.in_force) - 1
             kind: Literal["appended", "inserted"] = "appended" if last else "inserted"
-            self.weights.rebuild(set(delta.weights), self.in_force)
-            self._tell(HistoryChange(kind, (delta,), place))
-        self._reinstall(deltas)
+            self._tell(HistoryChange(kind, (deltas[entry.seq],), place))
+        self._reinstall(list(deltas.values()))
 
     def _reinstall(self, changed: Sequence[Delta]) -> None:
         if self.runtime is not None and any(one.state or one.prompts for one in changed):
@@ -318,9 +355,11 @@ class Ledger:
         if self.journal is None or len(self.in_force):
             raise LedgerError("replay needs a journal on disk and a ledger without edits in force")
         if lines is not None:
-            self.journal.truncate(lines)
-        directory = self.journal.directory
-        self._fill((one, load_entry(directory, one)) for one in self.journal.active())
+            self.sums.truncate(lines)
+        active = self.journal.active()
+        base = self.sums.base(active)
+        self.journal.require_there(active[: 0 if base is None else base.count])
+        self._fill(active, self._load, base)
         self._undone = {entry.seq: (entry, None) for entry in self.journal.undone()}
         self._tell(HistoryChange("replayed" if remember else "restored"))
 
@@ -335,60 +374,55 @@ class Ledger:
         """
         if self.journal is not None or len(self.in_force):
             raise LedgerError("edits are taken into a ledger in memory without edits in force")
-        self._fill((self._record(delta, requests), delta) for delta, requests in edits)
+        entries = [self._record(delta, requests) for delta, requests in edits]
+        deltas = {entry.seq: delta for entry, (delta, _) in zip(entries, edits, strict=True)}
+        self._fill(entries, lambda entry: deltas[entry.seq])
         self._tell(HistoryChange("replayed"))
 
-    def _fill(self, edits: Iterable[tuple[Entry, Delta]]) -> None:
-        """Write edits into the empty model in order, and install what acts at run time once."""
+    def _fill(
+        self,
+        entries: Sequence[Entry],
+        load: Callable[[Entry], Delta],
+        base: Snapshot | None = None,
+    ) -> None:
+        """Write edits into the empty model, and install what acts at run time, once.
+
+        Args:
+            entries: The edits, in order.
+            load: Returns the delta of one.
+            base: Totals of the first of them, whose deltas are not read.
+        """
+
+        def taken(entry: Entry) -> Delta:
+            delta = load(entry)
+            self._check(delta)
+            self._put([entry])
+            self.in_force.keep(entry, delta)
+            return delta
+
         try:
-            for entry, delta in edits:
-                self._replay_entry(entry, delta)
+            self._put(entries[: 0 if base is None else base.count])
+            totals = self.sums.over(entries, taken, base)
+            self.weights.adopt(totals, totals, finite=True)
             if self.runtime is not None:
                 self.runtime.install(self.in_force)
         except BaseException:
             # A file may be missing in the middle; the model gets its own bits back.
-            self.weights.rebuild(list(self.weights.touched), ())
+            self.weights.adopt(list(self.weights.touched), {})
             self.in_force.remove({entry.seq for entry in self.in_force.entries})
-            self._ids.clear()
+            self._seqs.clear()
             if self.runtime is not None:
                 self.runtime.install(self.in_force)
             raise
 
-    def _replay_entry(self, entry: Entry, delta: Delta) -> None:
-        self._check(delta)
-        staged = self.weights.stage(delta)
-        for new in staged.values():
-            new.write()
-        self.weights.keep(staged)
-        self.in_force.append(entry, delta)
-        self._ids.update(delta.request_ids)
+    def _put(self, entries: Sequence[Entry]) -> None:
+        self.in_force.extend(entries)
+        for entry in entries:
+            self._seqs |= dict.fromkeys(entry.ids, entry.seq)
 
     def _record(self, delta: Delta, requests: Sequence[EditRequest]) -> Entry:
         records = [request.to_dict() for request in requests]
-        if self.journal is None:
-            self._next_seq += 1
-            return Entry(self._next_seq - 1, delta.request_ids, "", "", tuple(records))
-        journal = self.journal
-        name, sha256 = journal.ranks.first(lambda: _save(delta, journal))
-        return journal.commit(delta.request_ids, name, sha256, records)
-
-
-def _save(delta: Delta, journal: Journal) -> tuple[str, str]:
-    """Write the delta file of a journal's next commit; return its name and hash."""
-    name = f"{journal.next_seq:06d}.safetensors"
-    path = journal.directory / name
-    new = path.with_name("new.safetensors")
-    journal.require_unchanged()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            delta.save(new)
-            # Another process may have committed a file of this name meanwhile.
-            journal.require_unchanged()
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
-    except OSError as error:
-        state = "The model and every earlier edit are unchanged."
-        raise write_error(error, path, state) from error
-    return name, file_hash(path)
+        if self.journal is not None:
+            return record(self.journal, delta, records)
+        self._next_seq += 1
+        return Entry(self._next_seq - 1, delta.request_ids, "", "", tuple(records))

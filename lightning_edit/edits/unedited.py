@@ -16,17 +16,16 @@ def unedited(ledger: Ledger) -> Iterator[None]:
     Args:
         ledger: The ledger; no edit may be tried on its model meanwhile.
     """
-    names = list(ledger.weights.touched)
+    touched = list(ledger.weights.touched.values())
     with exclusive(ledger.model):
         try:
-            _install(ledger, names, edited=False)
+            for one in touched:
+                one.hide()
+            if ledger.runtime is not None:
+                ledger.runtime.install(())
             yield
         finally:
-            _install(ledger, names, edited=True)
-
-
-def _install(ledger: Ledger, names: list[str], edited: bool) -> None:
-    deltas = ledger.in_force if edited else ()
-    ledger.weights.rebuild(names, deltas)
-    if ledger.runtime is not None:
-        ledger.runtime.install(deltas)
+            for one in touched:
+                one.show()
+            if ledger.runtime is not None:
+                ledger.runtime.install(ledger.in_force)

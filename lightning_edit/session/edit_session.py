@@ -20,6 +20,7 @@ from lightning_edit.editors.hypernetwork.checkpoint import SESSION
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edit_loop import Stopwatch, find, find_alone
 from lightning_edit.edits.ledger import Ledger
+from lightning_edit.edits.summing import SNAPSHOT_EVERY
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import LedgerError, NotFiniteError
@@ -78,6 +79,7 @@ class EditSession(MeasurementDriver):
         transaction: Conditions that a commit must meet, else it is dropped.
         only_wrong: Whether a case whose answers are generated already is left out.
         ranks: The processes that run this session, each with the same model.
+        snapshot_every: Commits between two snapshots of the ledger; 0: none is written.
 
     Raises:
         ConfigError: If the run does not score what the conditions need.
@@ -94,6 +96,7 @@ class EditSession(MeasurementDriver):
         transaction: Transaction | None = None,
         only_wrong: bool = False,
         ranks: OneProcess = ALONE,
+        snapshot_every: int = SNAPSHOT_EVERY,
     ) -> None:
         super().__init__()
         self.ranks = ranks
@@ -114,7 +117,9 @@ class EditSession(MeasurementDriver):
         self.rows = RowFile(folder.cases, ranks.first)
         self.measures = MeasurementLog(folder, ranks)
         self.score_log = ScoreLog(cumulative=self.protocol == "single")
-        self.ledger = Ledger(editor.language_model, editor, folder.ledger, editor.runtime(), ranks)
+        self.ledger = Ledger(
+            editor.language_model, editor, folder.ledger, editor.runtime(), ranks, snapshot_every
+        )
         assert self.ledger.journal is not None  # a session always has a folder
         self.integrity = RunIntegrity(folder, self.ledger.journal, self.rows, self.measures.rows)
         if not editor.edits_weights:
@@ -142,7 +147,8 @@ class EditSession(MeasurementDriver):
     def _begin(self) -> None:
         self.editor.place_language_model()
         if self._restored_state is not None:
-            self.integrity.check(self._restored_state)  # before anything is written
+            covered = self.ledger.sums.covered(self._restored_state["lines"])
+            self.integrity.check(self._restored_state, covered)  # before anything is written
         self.ledger.open(
             editor=type(self.editor).__name__,
             language_model=describe_for_journal(
@@ -194,7 +200,7 @@ class EditSession(MeasurementDriver):
             journal.check_truncation(1)
             self.rows.cut(0)
             self.measures.start()
-            journal.truncate(1)
+            self.ledger.sums.truncate(1)
         else:
             self.rows.cut(0)
             self.measures.start()
@@ -220,7 +226,7 @@ class EditSession(MeasurementDriver):
         """
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, CommitOptimizer)  # set in configure_optimizers
-        self._edits_done = sum(len(part) for part in self.stream.batches[:batch_idx])
+        self._edits_done = self.stream.starts[batch_idx]
         write = self._write_alone if self.protocol == "single" else self._write
         optimizer.queue.append(partial(write, batch))
         with self.ranks.apart():
@@ -339,7 +345,7 @@ class EditSession(MeasurementDriver):
 
     def _restore(self, case: Sequence[EditRequest]) -> None:
         """Undo the edits of a case that no callback has undone."""
-        self.ledger.undo([request.id for request in case if request.id in self.ledger.request_ids])
+        self.ledger.undo([request.id for request in case if self.ledger.holds(request.id)])
 
     @contextmanager
     def _timer(self, stage: str) -> Iterator[None]:

@@ -38,17 +38,18 @@ class RunIntegrity:
             self._fixed = {path.name: file_hash(path) for path in files}
         return {name: file.digest() for name, file in self._growing.items()} | self._fixed
 
-    def check(self, state: Mapping[str, Any]) -> None:
+    def check(self, state: Mapping[str, Any], covered: int = 0) -> None:
         """Check everything that a checkpoint refers to; nothing is written.
 
         Args:
             state: The session's state in the checkpoint: lines and head of the journal, bytes of
                 the row files, hashes (absent in those of older versions).
+            covered: Highest number of a commit whose sum a verified snapshot holds.
 
         Raises:
             LedgerError: If the folder holds another run, or a file of it is missing or changed.
         """
-        self._journal.check_truncation(state["lines"], state["head"])
+        self._journal.check_truncation(state["lines"], state["head"], covered)
         hashes = state.get("hashes", {})
         for name, file in self._growing.items():
             file.check(state[name], hashes.get(name))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence, Sized
+from itertools import accumulate
 from typing import Any
 
 from lightning_edit.edits.edit_loop import encode_cases
@@ -65,6 +66,8 @@ class EditStream:
         self.batch_size = batch_size
         self.seed = seed
         self.batches = list(encode_cases(tokenizer, cases, size, seed))
+        #: Requests before each batch.
+        self.starts = [0, *accumulate(len(batch) for batch in self.batches)]
         plan = [[request.to_dict() for request in batch.requests] for batch in self.batches]
         self.digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
         self.committed = 0

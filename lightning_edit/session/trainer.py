@@ -19,6 +19,7 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checks import require_nothing_in_force
 from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
+from lightning_edit.edits.summing import SNAPSHOT_EVERY
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.judges import JudgeLike
 from lightning_edit.evaluation.scorer import Scorer
@@ -126,6 +127,7 @@ class EditTrainer(pl.Trainer):
         transaction: Transaction = _NO_CONDITIONS,
         only_wrong: bool = False,
         rank_timeout: float = 1800.0,
+        snapshot_every: int = SNAPSHOT_EVERY,
     ) -> RunResults:
         """Write a stream of edits into the editor's language model and evaluate each point.
 
@@ -160,12 +162,16 @@ class EditTrainer(pl.Trainer):
                 left out is an event of results.json.
             rank_timeout: Seconds that a process waits for the others of a run in several processes
                 before it ends; longer than the longest search, scoring or write.
+            snapshot_every: Commits between two snapshots of the edited weights' totals, from which
+                a resume, an undo and `EditedModel.open` begin; 0: none. Each takes 8 bytes a value
+                of every edited weight; some 3 + log2(commits / snapshot_every) are kept.
 
         Returns:
             The results, as in results.json; every process has them.
 
         Raises:
-            ConfigError: If only_wrong is asked for without generated answers, or of single.
+            ConfigError: If only_wrong is asked for without generated answers, or of single, or a
+                number is out of its range.
             TypeError: If the model is not an editor, or the data not a data module of edits.
             LedgerError: If the folder holds another run.
             RunLockedError: If another process writes the folder.
@@ -176,6 +182,10 @@ class EditTrainer(pl.Trainer):
             raise TypeError(
                 "edit needs an editor and a data module of edits, got "
                 f"{type(model).__name__} and {type(datamodule).__name__}"
+            )
+        if snapshot_every < 0:
+            raise ConfigError(
+                f"snapshot_every must be 0 (no snapshot) or more commits, got {snapshot_every}"
             )
         if only_wrong and (protocol == "single" or "gen" not in modes):
             raise ConfigError(
@@ -217,6 +227,7 @@ class EditTrainer(pl.Trainer):
                     transaction=transaction,
                     only_wrong=only_wrong,
                     ranks=ranks,
+                    snapshot_every=snapshot_every,
                 )
                 ranks.wait()  # all have read the folder before one writes into it
                 return self._run_stream(session, data, checkpoint_every, ckpt_path, begin)

@@ -1,9 +1,10 @@
 """Whatever was committed, undone, redone and cut off by a kill: the model is the replay."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightning_edit.edits.journal import Journal
@@ -15,7 +16,9 @@ from tests.edits.test_ledger import delta, model_of
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["commit", "undo", "redo", "rollback", "kill", "cut line", "drop"]),
+        st.sampled_from(
+            ["commit", "undo", "redo", "rollback", "kill", "cut line", "drop", "spoil"]
+        ),
         st.integers(0, 5),
     ),
     max_size=14,
@@ -38,14 +41,27 @@ def apply(ledger: Ledger, name: str, number: int) -> None:
             pass
 
 
+def spoil(folder: Path, number: int) -> None:
+    """Damage or remove one of the snapshots; nothing depends on them."""
+    found = sorted((folder / "snapshots").glob("*.safetensors"))
+    if found:
+        path = found[number % len(found)]
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        if number % 2:
+            path.unlink()
+
+
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(OPERATIONS)
-def test_model_equals_replay(operations: list[tuple[str, int]]) -> None:
+@given(OPERATIONS, st.sampled_from([0, 1, 2, 3]))
+@example([("commit", n) for n in range(6)] + [("undo", 1), ("kill", 0), ("redo", 1)], 2)
+@example([("commit", n) for n in range(5)] + [("spoil", 0), ("undo", 4), ("kill", 0)], 1)
+def test_model_equals_replay(operations: list[tuple[str, int]], every: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = model_of()
         pristine = weights_hash(model)
-        ledger = Ledger(model, directory=folder)
+        ledger = Ledger(model, directory=folder, snapshot_every=every)
         ledger.open()
         expected: list[str] = []
         for operation, number in operations:
@@ -55,8 +71,10 @@ def test_model_equals_replay(operations: list[tuple[str, int]]) -> None:
                         file.write(b'{"op": "commit", "seq"')
                 (folder / "new.safetensors").write_bytes(b"half a delta")
                 model = model_of()
-                ledger = Ledger(model, directory=folder)
+                ledger = Ledger(model, directory=folder, snapshot_every=every)
                 ledger.replay()
+            elif operation == "spoil":
+                spoil(folder, number)
             else:
                 before = weights_hash(model)
                 try:
@@ -66,9 +84,12 @@ def test_model_equals_replay(operations: list[tuple[str, int]]) -> None:
             # One more reader of the disk, and one who only knows what is in force.
             expected = list(ledger.request_ids)
             assert [i for e in Journal(folder).active() for i in e.ids] == expected
-        replayed = model_of()
+        replayed, scratch = model_of(), model_of()
         Ledger(replayed, directory=folder).replay()
         assert weights_hash(replayed) == weights_hash(model)
+        shutil.rmtree(folder / "snapshots", ignore_errors=True)
+        Ledger(scratch, directory=folder).replay()
+        assert weights_hash(scratch) == weights_hash(model)
         straight = model_of()
         straight_ledger = Ledger(straight)
         for one in expected:
