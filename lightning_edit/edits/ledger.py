@@ -248,6 +248,7 @@ class Ledger:
         for name in (request for entry in gone for request in entry.ids):
             del self._seqs[name]
         self.weights.adopt(names, totals)
+        self.sums.tidy(left)
         self._reinstall(removed)
         self._tell(HistoryChange("removed", tuple(removed)))
 
@@ -293,6 +294,7 @@ class Ledger:
         if self.journal is not None:
             self.journal.redo([entry.seq for entry in back], by)
         self.weights.adopt(names, totals)
+        self.sums.tidy(merged)
         for entry in back:
             del self._undone[entry.seq]
             place = self.in_force.insert(entry, deltas[entry.seq])

@@ -97,6 +97,15 @@ class Summing:
             self._snapshots.write(entries, totals)
             self._snapshots.tidy(entries)
 
+    def tidy(self, entries: Sequence[Entry]) -> None:
+        """Remove snapshots that are of no use after an undo or redo.
+
+        Args:
+            entries: The commits in force.
+        """
+        if self._snapshots is not None and self._every:
+            self._snapshots.tidy(entries)
+
     def covered(self, lines: int) -> int:
         """Return up to which commit a snapshot, here verified, spares the delta files.
 

@@ -173,7 +173,7 @@ def foreign(path: Path) -> None:
         (foreign, "belongs to another journal"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("all_of_them", [False, True])
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_snapshot_that_cannot_be_trusted_is_named_and_passed_over(
     change: object, words: str, all_of_them: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from lightning_edit.types import EditRequest
 from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 
 pytestmark = pytest.mark.bits
+
+ONE = toy_requests(1)[0]
+BATCH = encode_batch(toy_tokenizer(), [ONE])
 
 
 def edit(
@@ -89,15 +93,19 @@ def test_a_run_that_is_resumed_from_a_snapshot_has_the_bits_of_one_that_was_not_
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     expected = edit(whole, every=5)
-    assert edit(tmp_path / "none", every=0) == expected
-    assert not (tmp_path / "none" / "ledger" / "snapshots").exists()
     with pytest.raises(RuntimeError, match="planted"):
         edit(cut, every=5, fail_at="fact-22")  # snapshots of 5 … 20, checkpoint of 21 edits
     with opened(monkeypatch, cut / "ledger") as found:
         assert edit(cut, every=5, ckpt_path="last") == expected
     assert found["replayed"] == 1  # the 21st
     assert files(cut) == files(whole)
-    # From a snapshot the journal does not hold any more.
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+def test_a_snapshot_behind_the_checkpoint_is_made_again(tmp_path: Path) -> None:
+    expected = edit(tmp_path / "none", every=0)
+    assert not (tmp_path / "none" / "ledger" / "snapshots").exists()
     with pytest.raises(RuntimeError, match="planted"):
         edit(tmp_path / "late", every=4, fail_at="fact-20")  # checkpoint of 18, snapshot of 20
     assert edit(tmp_path / "late", every=4, ckpt_path="last") == expected
@@ -129,10 +137,8 @@ class Plain(Editor):
 
 
 def commit(ledger: Ledger, editor: ToyEditor, number: int) -> None:
-    request = toy_requests(1)[0]
-    named = EditRequest(f"fact-{number}", request.prompt, request.target, request.subject)
-    encoded = encode_batch(toy_tokenizer(), [named])
-    ledger.commit(editor.edit(encoded), [named])
+    named = EditRequest(f"fact-{number}", ONE.prompt, ONE.target, ONE.subject)
+    ledger.commit(editor.edit(replace(BATCH, requests=(named,))), [named])
 
 
 @pytest.mark.slow
@@ -150,12 +156,13 @@ def test_five_thousand_commits_cost_the_same_each(
             with opened(monkeypatch, tmp_path) as found:
                 for n in range(number, number + 40):
                     commit(ledger, editor, n)
-            counts.append(dict(found))
+            counts.append(found)
         elif not any(start <= number < start + 40 for start in (10, 4510)):
             commit(ledger, editor, number)
-    assert counts[0] == counts[1]
-    assert counts[0].get("list", 0) == 0
-    assert counts[0]["open"] <= 8 * 40
+    for found in counts:
+        assert found["list"] == 0
+        # A delta that the type checks of the tests look at is opened once for its hash.
+        assert found["open"] - found["delta"] == 4 * 40
     assert len(list((tmp_path / "snapshots").iterdir())) <= 7
     # A journal of 5,000 lines opens no delta file; the tail alone is read.
     expected, fresh = weights_hash(editor.language_model), toy_model()
