@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ from lightning_edit import (
     OverfittingCallback,
     UltraEdit,
 )
+from lightning_edit.editors.locate import target_search
 from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.edits.delta import Delta
+from lightning_edit.inference import teacher_forcing
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.session.transaction import Transaction
@@ -118,9 +121,26 @@ for _what, _rank in PLANTED.items():
     CASES[_what] = (_plan, 12, {}, False)
 
 
+@contextmanager
+def counted(module: Any, name: str, counts: dict[str, int]) -> Iterator[None]:
+    """Count the calls of a function in this process: the passes that it runs."""
+    call = getattr(module, name)
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        counts[name] = counts.get(name, 0) + 1
+        return call(*arguments, **options)
+
+    setattr(module, name, counting)
+    try:
+        yield
+    finally:
+        setattr(module, name, call)
+
+
 def run(root: Path, processes: int, name: str, nodes: int = 1, **options: Any) -> None:
     """Run one case in this process, as one of several."""
     make, count, arguments, measured = CASES[name]
+    passes: dict[str, int] = {}
     torch.manual_seed(0)
     model = toy_model()
     editor = make().bind(model, toy_tokenizer())
@@ -130,9 +150,12 @@ def run(root: Path, processes: int, name: str, nodes: int = 1, **options: Any) -
         callbacks=callbacks() if measured else None,
     )  # fmt: skip
     folder = root / name
-    results = trainer.edit(
-        editor, ToyData(count), run=str(folder), **{"checkpoint_every": 2} | arguments | options
-    )
+    arguments = {"checkpoint_every": 2} | arguments | options
+    with (
+        counted(target_search, "_search_pass", passes),
+        counted(teacher_forcing, "run_pass", passes),
+    ):
+        results = trainer.edit(editor, ToyData(count), run=str(folder), **arguments)
     found = {
         "hash": weights_hash(model),
         "norms": results.edited.ledger.update_norms(),
@@ -140,6 +163,7 @@ def run(root: Path, processes: int, name: str, nodes: int = 1, **options: Any) -
         "text": results.edited.generate("the capital of land1 is", 3),
         "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
     }
+    (folder / f"passes-{trainer.global_rank}.json").write_text(json.dumps(passes))
     (folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(found))
 
 

@@ -5,16 +5,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.session.trainer import EditTrainer
 from tests.conftest import ROOT
-from tests.session.rank_cases import CASES, PLANTED
+from tests.session.rank_cases import CASES, PLANTED, run
 from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
 
 pytestmark = pytest.mark.bits
@@ -49,6 +51,10 @@ def ranks(folder: Path, processes: int) -> list[Any]:
     return [_without_times(json.loads(file.read_text())) for file in files]
 
 
+def passes(folder: Path, processes: int) -> list[dict[str, int]]:
+    return [json.loads((folder / f"passes-{rank}.json").read_text()) for rank in range(processes)]
+
+
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_times(v) for k, v in value.items() if not k.startswith("efficiency")}
@@ -73,10 +79,23 @@ def assert_same(one: Path, other: Path, processes: int) -> None:
     assert ranks(other, processes) == ranks(one, 1) * processes
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
-    edited(tmp_path / "1", 1, "memit")
+    run(tmp_path / "1", 1, "memit")
     edited(tmp_path / "2", 2, "memit")
     assert_same(tmp_path / "1/memit", tmp_path / "2/memit", 2)
+    # And they share the work.
+    (alone,) = passes(tmp_path / "1/memit", 1)
+    shares = [one["_search_pass"] for one in passes(tmp_path / "2/memit", 2)]
+    assert sorted(shares) == [alone["_search_pass"] // 2, -(-alone["_search_pass"] // 2)]
 
 
 @pytest.mark.slow
@@ -89,6 +108,8 @@ def test_every_protocol_and_family_is_the_run_of_one_process(
         assert_same(one_process / name, tmp_path / name, processes)
     norms = ranks(tmp_path / "memit", processes)[0]["norms"]
     assert all(norm > 0.1 for norm in norms.values())
+    (alone,) = passes(one_process / "toy", 1)
+    assert all(one["run_pass"] < alone["run_pass"] for one in passes(tmp_path / "toy", processes))
 
 
 @pytest.fixture(scope="module")
