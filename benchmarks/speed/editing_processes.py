@@ -98,7 +98,7 @@ def main() -> None:
     """Measure, or be one measured process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--rows", type=int, default=64, help="texts in a pass of the search")
+    parser.add_argument("--rows", type=int, default=112, help="texts in a pass of the search")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", type=Path)
