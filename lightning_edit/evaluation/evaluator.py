@@ -144,7 +144,10 @@ class Evaluation:
         score: Callable[[list[ScoredProbe]], list[ProbeScore]],
     ) -> list[list[ProbeScore]]:
         """Score chunks of requests; processes share whole chunks, or the passes of a few."""
-        chunks, responder = list(_probe_chunks(requests)), self.scorer.responder
+        chunks = list(_probe_chunks(requests))
+        if self.ranks.size == 1:
+            return [score(part) for part in chunks]
+        responder = self.scorer.responder
         if len(chunks) >= self.ranks.size or not isinstance(responder, ModelResponder):
             return self.ranks.deal(chunks, score)
         with responder.shared_among(self.ranks):

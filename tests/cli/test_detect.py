@@ -14,6 +14,7 @@ def summary(path: Path, *options: str) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_the_atlas_knows_its_facts_and_not_the_edits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,6 +187,7 @@ def test_same_seed_gives_the_same_delta(editor_class: type[Editor], family: str)
     assert same(again.editor.edit(again.first), edited(editor_class, family))
 
 
+@pytest.mark.slow
 @each
 @every
 def test_another_request_gives_another_delta(editor_class: type[Editor], family: str) -> None:

@@ -35,7 +35,7 @@ EDITORS: dict[str, Any] = {
     "D4S": lambda: D4S(20.0, **COMMON),
 }
 #: The others keep the same sums as one of these; they are slow tests.
-DEFAULT = ("AlphaEdit", "NSE", "D4S")
+DEFAULT = ("NSE", "D4S")
 each = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in DEFAULT else pytest.mark.slow) for name in EDITORS],

@@ -49,7 +49,9 @@ def build(kind: str, seed: int = 0) -> Any:
     return build_tiny(kind.split()[0], seed, **(gate if "gated" in kind else {}))
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "bart")) for kind in MODELS]
+)
 @pytest.mark.parametrize(
     ("editor_class", "arguments"), EDITORS, ids=["FT", "FTM", "FTL", "LoRAEdit"]
 )
@@ -144,6 +146,7 @@ def test_a_run_is_killed_resumed_and_opened(
     assert weights_hash(opened.model) == weights_hash(build("t5"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(
     ("editor_class", "arguments"), [EDITORS[1], EDITORS[3]], ids=["FTM", "LoRAEdit"]

@@ -58,6 +58,7 @@ def handle(editor: Editor, kind: str) -> EditedModel:
 # ----------------------------------------------------------------------------------------- effects
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "kept"),
     [("t5 gated", 6), pytest.param("t5", 0, marks=slow), pytest.param("bart", 7, marks=slow)],

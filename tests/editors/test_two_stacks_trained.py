@@ -364,6 +364,7 @@ def test_an_edit_is_taken_back_bit_for_bit(
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("editor_class", "kind"), [(MALMEN, "bart"), slow(MEND, "t5"), slow(KE, "t5 gated")]
 )

@@ -126,6 +126,7 @@ def test_a_thousand_cases_are_under_three_megabytes(tmp_path: Path) -> None:
     assert "To keep the page small" not in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
     noise = ["".join(draw.choices(string.ascii_letters, k=900)) for _ in range(24)]

@@ -100,6 +100,7 @@ def test_a_run_is_cut_resumed_opened_and_reported(
     assert weights_hash(opened.model) == weights_hash(load_language_model("atlas-t5")[0])
 
 
+@pytest.mark.slow
 def test_a_run_on_the_command_line_is_opened_and_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

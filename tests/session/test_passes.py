@@ -130,6 +130,7 @@ def _tiers(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=of_name) for name, of_name in marks.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _tiers(EDITORS))
 def test_a_resumed_run_computes_what_an_uninterrupted_one_does(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch

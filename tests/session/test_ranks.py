@@ -87,6 +87,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     run(tmp_path / "1", 1, "memit")

@@ -39,6 +39,7 @@ def bound(family: str = "llama", facts: list[EditRequest] = FACTS, **options: An
     return model, editor, encode_batch(editor.prompts, facts, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
 def test_facts_are_told_whole_and_end_by_themselves(family: str) -> None:
     facts = FACTS[:3] + OTHER_SCRIPTS

@@ -101,6 +101,7 @@ def test_side_by_side_is_one_by_one(gpt2: tuple[Any, Any], tmp_path: Path) -> No
     assert results[0]["val/locality/kept@tf"] < 1
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_going_while_the_loss_falls(
     gpt2: tuple[Any, Any], tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_no_locality_prompt_asks_what_another_edit_of_the_batch_changes(
     assert len(asked(peru, request("Mali"))) == 4
 
 
+@pytest.mark.slow
 def test_atlas_batches_of_a_hundred_hold_no_contradiction(gpt2: tuple[Any, Any]) -> None:
     requests = AtlasDataModule(split="train").edit_requests()[:100]
     facts = {request.triple[:2] for request in requests if request.triple}

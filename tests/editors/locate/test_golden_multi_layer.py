@@ -91,6 +91,7 @@ def test_projector_and_keys_of_the_edited_model_agree(tmp_path: Path) -> None:
         assert relative(history, example.tensors["cache_c_final"][number]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("editor_class", [AlphaEdit, pytest.param(MEMIT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "batches", [pytest.param(3, id="three"), pytest.param(10, id="ten", marks=pytest.mark.slow)]

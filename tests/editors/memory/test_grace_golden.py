@@ -34,6 +34,7 @@ def run(example: Golden, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, GRA
     return bound, tok, editor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["single", pytest.param("seq10", marks=pytest.mark.slow)])
 def test_a_whole_run_is_that_of_the_published_code(
     mode: str, monkeypatch: pytest.MonkeyPatch

@@ -35,6 +35,7 @@ def said(editor: CaliNet, in_force: Sequence[Delta], prompts: Sequence[str]) -> 
     return editor.responder(in_force).generate_until([Question(one, 8) for one in prompts], ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind"), [("gpt2", "relu"), ("llama", "gated"), ("opt", "relu"), ("qwen3", "gated")]
 )
