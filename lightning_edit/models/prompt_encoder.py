@@ -249,8 +249,7 @@ class PromptEncoder:
         Raises:
             ConfigError: If the tokenizer has none.
         """
-        turn = self._turn_end()
-        end: int | None = self.tokenizer.eos_token_id if turn is None else turn
+        end = self._own_end()
         if end is None:
             raise ConfigError(
                 f"{type(self.tokenizer).__name__} has no EOS token, so an answer has no end to "
@@ -268,8 +267,18 @@ class PromptEncoder:
             model: The language model.
             answer: Token ids of the answer.
         """
-        end = tuple(self.end_tokens(model)[:1])
-        return (*answer, *end) if self.two_stacks and answer[-1:] != end else answer
+        if not self.two_stacks:
+            return answer
+        own = self._own_end()
+        # A tokenizer may lack an EOS that the model has.
+        end = tuple(self.end_tokens(model)[:1]) if own is None else (own,)
+        return answer if answer[-1:] == end else (*answer, *end)
+
+    def _own_end(self) -> int | None:
+        """Return a chat's end of turn, else the tokenizer's EOS; ``None`` where it has none."""
+        turn = self._turn_end()
+        eos: int | None = self.tokenizer.eos_token_id
+        return eos if turn is None else turn
 
     def _turn_end(self) -> int | None:
         """Return the special token that ends a chat's turn; ``None`` where there is none."""

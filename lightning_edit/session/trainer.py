@@ -268,7 +268,8 @@ class EditTrainer(pl.Trainer):
             return results
 
         results = ranks.first(conclude)
-        publish(self, results["points"][-1]["metrics"])
+        if not ranks.is_first:
+            publish(self, results["points"][-1]["metrics"])
         session.end()
         editor = session.editor
         return RunResults(results, EditedRun(folder.path, session.ledger, editor.prompts, editor))

@@ -304,6 +304,9 @@ def test_an_answer_is_learnt_with_one_end_on_two_stacks_and_none_on_one() -> Non
     learnt = encoder.labels(model, (5, 6))
     assert learnt == (5, 6, tokenizer.eos_token_id)
     assert encoder.labels(model, learnt) == learnt
+    # A generation may end at other tokens too; an answer is learnt with the tokenizer's.
+    model.generation_config.eos_token_id = [0, tokenizer.eos_token_id]
+    assert encoder.labels(model, (5, 6)) == learnt
     one = build_tiny("gpt2")
     assert PromptEncoder.for_model(one, tokenizer).labels(one, (5, 6)) == (5, 6)
 
