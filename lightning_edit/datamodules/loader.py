@@ -46,12 +46,20 @@ class StepIndices(list[int]):
         indices: Indices into the data set.
         epoch: Epoch, from 0.
         batch_idx: Index of the batch in the epoch.
+        beside: Indices of this step on all processes; ``None``: these alone.
     """
 
-    def __init__(self, indices: Sequence[int] = (), epoch: int = 0, batch_idx: int = 0) -> None:
+    def __init__(
+        self,
+        indices: Sequence[int] = (),
+        epoch: int = 0,
+        batch_idx: int = 0,
+        beside: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(indices)
         self.epoch = epoch
         self.batch_idx = batch_idx
+        self.beside = list(indices if beside is None else beside)
 
 
 class StepRequests(list[EditRequest]):
@@ -61,14 +69,21 @@ class StepRequests(list[EditRequest]):
         requests: The requests.
         epoch: Epoch, from 0.
         batch_idx: Index of the batch in the epoch.
+        beside: Requests of this step on all processes, which one update may write together;
+            ``None``: these alone.
     """
 
     def __init__(
-        self, requests: Sequence[EditRequest] = (), epoch: int = 0, batch_idx: int = 0
+        self,
+        requests: Sequence[EditRequest] = (),
+        epoch: int = 0,
+        batch_idx: int = 0,
+        beside: Sequence[EditRequest] | None = None,
     ) -> None:
         super().__init__(requests)
         self.epoch = epoch
         self.batch_idx = batch_idx
+        self.beside = list(requests if beside is None else beside)
 
 
 class RequestDataset(Dataset[EditRequest]):
@@ -91,7 +106,10 @@ class RequestDataset(Dataset[EditRequest]):
         """Read the requests of one batch; torch's loader prefers this to one call an item."""
         assert isinstance(indices, StepIndices)  # they come from StepBatchSampler
         return StepRequests(
-            [self.requests[index] for index in indices], indices.epoch, indices.batch_idx
+            [self.requests[index] for index in indices],
+            indices.epoch,
+            indices.batch_idx,
+            [self.requests[index] for index in indices.beside],
         )
 
 
@@ -175,9 +193,31 @@ class StepBatchSampler(BatchSampler):
         if self.order is not None:
             self.order.set_epoch(epoch)
             order = list(self.order)
+        shares = self._shares()
         for batch_idx, places in enumerate(super().__iter__()):
-            indices = places if order is None else [order[place] for place in places]
-            yield StepIndices(indices, epoch, batch_idx)
+            step = slice(batch_idx * self.batch_size, (batch_idx + 1) * self.batch_size)
+            beside = [place for share in shares for place in share[step]] or places
+            indices, everyones = (
+                part if order is None else [order[place] for place in part]
+                for part in (places, beside)
+            )
+            yield StepIndices(indices, epoch, batch_idx, everyones)
+
+    def _shares(self) -> list[list[int]]:
+        """Return the places that each process walks over; empty for one process."""
+        own = self.sampler
+        # Subclasses of Lightning's own deal in other ways, for validation and for users' samplers.
+        plain = type(own).__iter__ is DistributedSampler.__iter__
+        if not isinstance(own, DistributedSampler) or not plain or own.shuffle:
+            return []
+        return [
+            list(
+                DistributedSampler(
+                    own.dataset, own.num_replicas, rank, shuffle=False, drop_last=own.drop_last
+                )
+            )
+            for rank in range(own.num_replicas)
+        ]
 
 
 def request_loader(

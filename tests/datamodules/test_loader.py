@@ -158,3 +158,21 @@ def test_step_batches_travel_to_a_worker_that_is_spawned() -> None:
     sent = StepRequests(toy_requests(2), epoch=4, batch_idx=7)
     got = pickle.loads(pickle.dumps(sent))  # noqa: S301  # our own
     assert (list(got), got.epoch, got.batch_idx) == (list(sent), 4, 7)
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_a_batch_knows_the_requests_of_the_step_on_all_processes(size: int) -> None:
+    requests, steps = toy_requests(size), []
+    for rank in (0, 1):
+        share = DistributedSampler(RequestDataset(requests), 2, rank, shuffle=False)
+        order = EpochShuffle(size, seed=5)
+        batches = list(StepBatchSampler(share, 2, drop_last=False, order=order))
+        steps.append(batches)
+    for one, other in zip(*steps, strict=True):
+        assert sorted(one.beside) == sorted(other.beside) == sorted([*one, *other])
+    (alone,) = StepBatchSampler(EpochSampler(requests), size, drop_last=False, order=None)
+    assert alone.beside == list(range(size))
+    read = RequestDataset(requests).__getitems__(steps[0][0])
+    assert [request.id for request in read.beside] == [
+        requests[index].id for index in steps[0][0].beside
+    ]

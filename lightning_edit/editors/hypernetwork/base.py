@@ -201,7 +201,7 @@ class HypernetworkEditor(Editor, family=True):
             )
         self.weights = weights
         self.source = MetaBatchSampler(
-            self.prompts, self.own_probes, self.other_facts, self.any_wording
+            self.prompts, self.own_probes, self.other_facts, self.any_wording, self.together
         )
         self._compare_language_model()
         if shapes == self._shapes:

@@ -101,14 +101,14 @@ class _EditedFacts:
     """What the edits of a batch change: their wordings, and subjects with relations if known."""
 
     def __init__(self, requests: Sequence[EditRequest]) -> None:
-        self._edits: dict[tuple[str, ...], set[int]] = {}
-        for edit, request in enumerate(requests):
+        self._edits: dict[tuple[str, ...], set[str]] = {}
+        for request in requests:
             texts = [(text,) for text in (request.prompt, *request.rephrases)]
             facts = [request.triple[:2]] if request.triple else []
             for name in (*texts, *facts):
-                self._edits.setdefault(name, set()).add(edit)
+                self._edits.setdefault(name, set()).add(request.id)
 
-    def asked_beside(self, edit: int, probe: Probe) -> bool:
+    def asked_beside(self, edit: str, probe: Probe) -> bool:
         """Return whether a probe of an edit asks what another edit changes."""
         names = [(probe.prompt,), *(step[:2] for step in probe.path)]
         return any(self._edits.get(name, {edit}) != {edit} for name in names)
@@ -118,28 +118,38 @@ class _EditedFacts:
 class MetaBatchSampler:
     """Sampler of meta-batches: rephrases and locality prompts for each edit.
 
-    A locality prompt never asks what an edit of the same batch changes: in a batch of a hundred
-    such prompts are some in a hundred, and each would train the network against an edit.
+    Where edits are written together, a locality prompt never asks what another of them changes: in
+    a batch of a hundred such prompts are some in a hundred, and each would train the network
+    against an edit.
 
     Args:
         tokenizer: Tokenizer of the language model.
         own_probes: Locality prompts from each request's own probes.
         other_facts: Locality prompts from other requests, for each edit.
         any_wording: Use any wording of a request as the edit, and another as its rephrase.
+        together: Whether the edits of a step, on all processes, are written as one update.
     """
 
     tokenizer: Any
     own_probes: int
     other_facts: int
     any_wording: bool = False
+    together: bool = True
 
-    def sample(self, requests: Sequence[EditRequest], rng: Random, others: Any) -> MetaBatch:
+    def sample(
+        self,
+        requests: Sequence[EditRequest],
+        rng: Random,
+        others: Any,
+        beside: Sequence[EditRequest] | None = None,
+    ) -> MetaBatch:
         """Sample a rephrase and locality prompts for each edit of a training step.
 
         Args:
             requests: The edits; one without rephrases is scored on its own prompt.
             rng: Random generator of all choices.
             others: Sequence (or map-style data set) of requests that provides the other facts.
+            beside: The edits of this step on all processes; ``None``: ``requests``.
 
         Raises:
             DataError: If a request cannot be tokenised, or ``others`` has no length.
@@ -158,9 +168,10 @@ class MetaBatchSampler:
                 row = self.tokenise(wording, view.target, view.separator)
             outer.append((edit, row))
         locality: list[tuple[int, AnswerRow]] = []
-        edited = _EditedFacts(requests)
+        edited = _EditedFacts((requests if beside is None else beside) if self.together else ())
         for edit, request in enumerate(requests):
-            chosen = self.sample_locality_probes(request, rng, partial(edited.asked_beside, edit))
+            left_out = partial(edited.asked_beside, request.id)
+            chosen = self.sample_locality_probes(request, rng, left_out)
             locality += [
                 (edit, self.tokenise(probe.prompt, probe.answers[0], request.separator))
                 for probe in chosen
@@ -305,6 +316,6 @@ class MetaBatchCollate:
             )
         if self.stage == "train":
             rng = Random(f"{self.seed}/{requests.epoch}/{requests.batch_idx}")
-            return self.sampler.sample(requests, rng, self.others)
+            return self.sampler.sample(requests, rng, self.others, requests.beside)
         rng = Random(f"{self.seed}/{self.stage}/{requests.batch_idx}")
         return self.sampler.validation_batch(requests, rng, self.others)

@@ -110,7 +110,11 @@ def test_unusable_checkpoints_are_refused(gpt2: tuple[Any, Any], tmp_path: Path)
 @pytest.mark.filterwarnings("ignore")  # what Lightning's command line warns of is not tested here
 def test_recipe_trains_goes_on_and_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = yaml.safe_load((ROOT / "configs/train/mend_atlas.yaml").read_text())
-    stopping = config["trainer"]["callbacks+"][1]["init_args"]
+    (stopping,) = (
+        one["init_args"]
+        for one in config["trainer"]["callbacks+"]
+        if one["class_path"].endswith("EarlyStopping")
+    )
     assert (stopping["monitor"], stopping["mode"]) == ("val/loss", "min")
     monkeypatch.chdir(tmp_path)
     short = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]

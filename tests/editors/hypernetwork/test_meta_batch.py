@@ -83,6 +83,11 @@ def test_no_locality_prompt_asks_what_another_edit_of_the_batch_changes(
     assert asked(peru, chad) == {own.prompt, other.prompt}
     assert len(asked(peru)) == 4  # alone, nothing contradicts it
     assert len(asked(peru, request("Mali"))) == 4
+    # The other edit may be in another process, or not be written together with this one at all.
+    rows = source.sample([peru], Random(0), None, beside=[chad, peru]).locality
+    assert {gpt2[1].decode(p).strip() for _, (p, _) in rows} == {own.prompt, other.prompt}
+    source = replace(source, together=False)
+    assert len(asked(peru, chad)) >= 4
 
 
 @pytest.mark.slow
