@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from lightning_edit import load_language_model
+from lightning_edit.benchmark.machine import machine
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.editors import GRACE, WISE
 from lightning_edit.edits.encoding import encode_batch
@@ -208,7 +209,9 @@ def main() -> None:
         for blocks in (5, 16)
         for name in ("GRACE", "WISE")
     ]
-    RESULTS.write_text(json.dumps({"at_least": AT_LEAST, "rows": rows}, indent=2) + "\n")
+    RESULTS.write_text(
+        json.dumps({"machine": machine(), "at_least": AT_LEAST, "rows": rows}, indent=2) + "\n"
+    )
     for row in rows:
         print(row)
 
