@@ -95,6 +95,7 @@ def adapter_updates(model: nn.Module, folder: Path) -> dict[str, LowRank]:
     matrices = _matrices(model, folder)
     modes = {module: module.training for module in model.modules()}
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    configured_before = "peft_config" in vars(model)
     with warnings.catch_warnings():
         # peft 0.21 reads a deprecated attribute name of transformers 5.23.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
@@ -107,6 +108,8 @@ def adapter_updates(model: nn.Module, folder: Path) -> dict[str, LowRank]:
         }
     finally:
         adapted.unload()
+        if not configured_before:
+            vars(model).pop("peft_config", None)  # older versions of PEFT leave it there
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trained[name])
         for module, mode in modes.items():

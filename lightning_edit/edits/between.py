@@ -3,6 +3,7 @@
 Public as :meth:`lightning_edit.edits.delta.Delta.between`.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def weight_differences(
             "so one of `before` and `after` must be a model or the folder of one, got two state "
             "dicts"
         )
-    if hasattr(after, "peft_config") or hasattr(before, "peft_config"):
+    if _holds_adapter(before) or _holds_adapter(after):
         raise ConfigError(
             "a peft model holds its adapter beside the weights; give the folder that "
             "`save_pretrained` wrote for it as `after`, or the model of `merge_and_unload()`"
@@ -71,6 +72,18 @@ def weight_differences(
         if update is not None:
             found[name] = update
     return found
+
+
+def _holds_adapter(model: object) -> bool:
+    """Whether PEFT acts in a model; older versions leave their configuration on a merged one."""
+    if not isinstance(model, nn.Module) or "peft" not in sys.modules:
+        return False
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(model, PeftModel) or any(
+        isinstance(module, BaseTunerLayer) for module in model.modules()
+    )
 
 
 def _loaded(side: Weights) -> nn.Module | Mapping[str, Tensor] | str | Path:

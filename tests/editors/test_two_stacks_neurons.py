@@ -22,10 +22,12 @@ def bound(kind: str, **options: Any) -> Any:
 @kinds
 def test_attributions_add_up_to_the_change_of_the_probability(kind: str) -> None:
     """Integrated gradients are complete; only the position that predicts the token is scaled."""
-    editor = bound(kind, steps=400)
+    editor, finer = bound(kind, steps=400), bound(kind, steps=800)
     model, tokens = editor.language_model, (7, 9, 12)
     (prompt,) = editor.prompts.prompts(["The capital of the long river is"])
-    scores = editor.attributions([[(prompt, tokens)]])[0].sum(1)
+    coarse = editor.attributions([[(prompt, tokens)]])[0].sum(1)
+    # The sum's error falls with 1 / steps, however steep this model's weights make the path.
+    scores = 2 * finer.attributions([[(prompt, tokens)]])[0].sum(1) - coarse
     decoder = torch.tensor([[*start_tokens(model), *tokens[:-1]]])
 
     def probability() -> float:
@@ -43,7 +45,7 @@ def test_attributions_add_up_to_the_change_of_the_probability(kind: str) -> None
         handle = module.register_forward_pre_hook(silence)
         none = probability()
         handle.remove()
-        assert float(total) == pytest.approx(full - none, rel=2e-2, abs=1e-9)
+        assert float(total) == pytest.approx(full - none, rel=5e-3, abs=1e-9)
 
 
 @kinds

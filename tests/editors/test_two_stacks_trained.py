@@ -57,6 +57,12 @@ SMALL: dict[type[HypernetworkEditor], dict[str, Any]] = {
 }  # fmt: skip
 
 
+def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Agree to single precision of the largest entry: small ones are differences of large ones."""
+    scale = float(wanted.abs().max()) or 1.0
+    torch.testing.assert_close(got / scale, wanted / scale, rtol=1e-4, atol=1e-5)
+
+
 def slow(*values: object) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
@@ -135,7 +141,8 @@ def test_factors_of_every_layer_are_its_gradient_for_each_row(kind: str) -> None
         for name, wanted in zip(names, torch.autograd.grad(nll, weights), strict=True):
             keys, gradients = (part[number] for part in factors[name])
             # transformers' T5 norms compute in single precision, whatever the model's dtype.
-            torch.testing.assert_close(gradients.mT @ keys, wanted, rtol=1e-4, atol=1e-7)
+            # Old versions also take the softmax of their attention in it.
+            close(gradients.mT @ keys, wanted)
             if name.startswith(editor.view.encoder_blocks[0].name.rpartition(".")[0]):
                 assert not gradients[len(prompt) :].any()  # padding
 
@@ -158,7 +165,7 @@ def test_each_stack_is_read_at_its_own_tokens(kind: str, token: Any) -> None:
             assert int(together.sizes[name].sum()) == sum(map(len, groups))
             for group, one in zip(groups, alone, strict=True):
                 for got, wanted in zip(together.factors[name], one.factors[name], strict=True):
-                    torch.testing.assert_close(got[group], wanted, rtol=1e-4, atol=1e-6)
+                    close(got[group], wanted)
     shared = read_tokens(view, rows, [encoder], 5, token, loss_over="mini_batch")
     answers = torch.tensor([len(answer) for _, answer in rows])
     share = (answers / answers.sum())[shared.owners[encoder]][:, None]
