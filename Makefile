@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Idle OpenMP threads spin by default; on a shared core that costs far more than it gains.
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 2
+# Compiled modules are kept: compiling them again, with shape checks, takes every process 20 seconds.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 
 # A test process a core, each with one thread: two threads in each of two processes would be slower.
