@@ -1,6 +1,7 @@
 """``lightning-edit doctor``: editable modules of a model, and the memory each editor needs."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 from lightning_edit.cli.stats_options import boolean
@@ -82,5 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "as key statistics and their factors, or its networks; activations "
         "of a forward pass are not included.",
         style="dim",
+    )
+    named = shlex.quote(arguments.model)
+    method = "FTM" if view.encoder_blocks else "MEMIT"
+    console.print(
+        f"Settings for this model: lightning-edit tune {method} --lm {named} "
+        "--data JSONLDataModule --data.path facts.jsonl",
+        markup=False,
+        soft_wrap=True,
     )
     return 0

@@ -27,6 +27,7 @@ LIGHT: dict[str, str] = {
 #: Studies of editors: they take an editor and data like ``edit``, so their help loads Lightning.
 STUDIES: dict[str, str] = {
     "sweep": "try an editor at every layer of a model",
+    "tune": "METHOD: search an editor's settings for your model",
     "tradeoff": "an edit's success against its harm, part of the way (1-LI)",
 }
 #: Verbs of LightningCLI, with their help texts.
@@ -109,6 +110,8 @@ def _load_verb(verb: str) -> Callable[[Sequence[str]], int]:
             from lightning_edit.cli.export import main
         case "sweep":
             from lightning_edit.cli.sweep import main
+        case "tune":
+            from lightning_edit.cli.tune import main
         case "tradeoff":
             from lightning_edit.cli.tradeoff import main
         case _:

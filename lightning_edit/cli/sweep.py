@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -14,19 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lightning_edit.analysis.sweep.layers import LayerTrial, RankedTrial, candidates, rate
-from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, measure_of
+from lightning_edit.analysis.sweep.measure import ASPECTS, measure_of
 from lightning_edit.cli.study_options import Study, editor_name, innermost_editor, study_parser
+from lightning_edit.cli.study_trials import IMPOSSIBLE, run_trial
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
-from lightning_edit.edits.edit_loop import (
-    Stopwatch,
-    deltas_alone,
-    encode_cases,
-    written_alone,
-)
-from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
-from lightning_edit.exceptions import ConfigError, LedgerError, SolveError
+from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.visible import visible
 from lightning_edit.models.view import resolve
 from lightning_edit.report import sweep_plots
@@ -153,27 +146,12 @@ def _run_trial(
     advance: Callable[[], None],
 ) -> LayerTrial:
     """Edit and score every case alone at one choice of layers."""
-    torch.manual_seed(study.config.seed)
-    editor.to(study.model.device)
-    editor.bind(study.model, study.prompts)
-    ledger = Ledger(study.model, editor, runtime=editor.runtime())
-    if not editor.edits_weights:
-        layout = evaluation.scorer.layout
-        size = study.config.eval_batch_size
-        evaluation.scorer.responder = editor.responder(ledger.in_force, size)
-        evaluation.scorer.layout = layout
-    outcomes, watch, config = [], Stopwatch(), study.config
-    batches = encode_cases(editor.prompts, study.cases, config.batch_size, config.seed)
     try:
-        found = watch.over(deltas_alone(editor, batches))
-        for case, _ in written_alone(ledger, found):
-            outcomes.append(CaseScores.of(evaluation.scores(case.requests), study.mode))
-            advance()
-    except (SolveError, LedgerError) as error:
+        outcomes, seconds = run_trial(study, editor, evaluation, advance)
+    except IMPOSSIBLE as error:
         # A layer that cannot be edited is a result; the sweep continues with the others.
-        ledger.undo(ledger.request_ids)
         return LayerTrial(layers, [], failed=str(error))
-    return LayerTrial(layers, outcomes, watch.wall / len(study.cases))
+    return LayerTrial(layers, outcomes, seconds)
 
 
 def _show(study: Study, trials: Sequence[LayerTrial], options: Sequence[str]) -> None:

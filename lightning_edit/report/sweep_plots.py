@@ -157,6 +157,55 @@ def over_weights(weights: Sequence[float], means: Mapping[str, Sequence[float]],
     return figure
 
 
+def success_against_locality(
+    points: Sequence[tuple[float, float]],
+    front: Sequence[int],
+    best: int,
+    own: int | None,
+    title: str,
+) -> Any:
+    """Plot the trials of a search: success of the edit over locality, with the Pareto front.
+
+    Args:
+        points: Locality and success (mean of reliability and generalization) of each trial.
+        front: Places of the trials that no other beats in both.
+        best: Place of the chosen trial.
+        own: Place of the trial with the editor's own settings; ``None`` if there is none.
+        title: Title of the plot.
+
+    Returns:
+        A Matplotlib figure.
+    """
+    from matplotlib.figure import Figure  # an optional dependency
+
+    figure = Figure(figsize=(5.2, 3.8))
+    axes = figure.add_subplot()
+    kept, success = zip(*points, strict=True)
+    axes.scatter(kept, success, s=16, color=_COLOURS[1], label="trial", clip_on=False)
+    ordered = sorted(points[place] for place in front)
+    axes.plot(
+        *zip(*ordered, strict=True), color=_COLOURS[0], linewidth=1, label="no trial is better"
+    )
+    if own is not None:
+        square: dict[str, Any] = {"marker": "s", "s": 42, "color": _COLOURS[2]}
+        axes.scatter(*points[own], label="own settings", **square, clip_on=False, zorder=3)
+    axes.scatter(
+        *points[best],
+        marker="*",
+        s=120,
+        color=_COLOURS[-1],
+        label="chosen",
+        clip_on=False,
+        zorder=4,
+    )
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("locality: share of other answers kept")
+    axes.set_ylabel("success of the edit")
+    _finish(axes, title)
+    return figure
+
+
 def heat_map(
     kind: str, effects: Sequence[Sequence[float]], rows: Sequence[str], title: str, unit: str
 ) -> Any:

@@ -1,0 +1,123 @@
+"""Search space of an editor's settings: which are searched, and between which values."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_edit.exceptions import ConfigError
+
+#: Settings that are searched by default, and how far around their value: a factor down and one up.
+#: They are the ones whose best value depends on the scale of a model's activations and gradients.
+FACTORS: dict[str, tuple[float, float]] = {
+    "lr": (10.0, 10.0),
+    "eta": (10.0, 1e5),
+    "steps": (4.0, 2.0),
+    "clamp": (4.0, 4.0),
+    "moment_weight": (30.0, 30.0),
+    "norm_weight": (30.0, 30.0),
+    "norm_constraint": (10.0, 30.0),
+    "null_threshold": (10.0, 5.0),
+    "radius": (5.0, 5.0),
+    "radius_share": (3.0, 3.0),
+    "act_ratio": (1.5, 1.13),
+    "scale": (5.0, 5.0),
+    "add": (4.0, 4.0),
+    "alpha": (4.0, 4.0),
+    "kept": (4.0, 2.0),
+}
+#: Settings that are shares: never above one.
+SHARES = frozenset({"radius_share", "act_ratio", "kept", "null_threshold"})
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched setting.
+
+    Args:
+        name: Name of the editor's argument.
+        low: Smallest value.
+        high: Largest value.
+        start: Value to begin with: the editor's own.
+        integer: Whether values are whole numbers.
+        log: Whether values are drawn evenly in their logarithm.
+    """
+
+    name: str
+    low: int | float
+    high: int | float
+    start: int | float
+    integer: bool = False
+    log: bool = True
+
+    def to_row(self) -> dict[str, Any]:
+        """Convert to plain containers for JSON."""
+        return {"low": self.low, "high": self.high, "integer": self.integer, "log": self.log}
+
+
+def search_space(
+    arguments: Mapping[str, Any],
+    given: Mapping[str, Sequence[int | float]] | None = None,
+    only: Sequence[str] | None = None,
+) -> list[Dimension]:
+    """Return the settings to search, around an editor's values.
+
+    Args:
+        arguments: The editor's arguments with their values; others than numbers are left alone.
+        given: Bounds of a user, by name: the smallest and the largest value.
+        only: Names of the settings to search; ``None``: those of :data:`FACTORS` that the editor
+            has and that are above zero, and those with given bounds.
+
+    Raises:
+        ConfigError: If a name is not a number of the editor, or bounds are not two ascending
+            numbers above zero.
+    """
+    given = dict(given or {})
+    numbers = {name: value for name, value in arguments.items() if _is_number(value)}
+    chosen = list(only) if only is not None else [name for name in FACTORS if name in numbers]
+    chosen += [name for name in given if name not in chosen]
+    return list(_dimensions(chosen, numbers, given, by_name=only is not None))
+
+
+def _dimensions(
+    chosen: Sequence[str],
+    numbers: Mapping[str, Any],
+    given: Mapping[str, Sequence[int | float]],
+    *,
+    by_name: bool,
+) -> Iterator[Dimension]:
+    for name in chosen:
+        if name not in numbers and name not in given:
+            raise ConfigError(
+                f"{name} cannot be searched: the editor's numbers are {', '.join(numbers)}"
+            )
+        value = numbers.get(name)
+        if name in given:
+            low, high = _bounds(name, given[name])
+        elif value is None or value <= 0:
+            if by_name:
+                raise ConfigError(
+                    f"{name} is {value}, so there is no range around it; give bounds, such as "
+                    f"--space '{{{name}: [0.1, 10]}}'"
+                )
+            continue
+        else:
+            down, up = FACTORS.get(name, (10.0, 10.0))
+            low, high = value / down, value * up
+            high = min(high, 1.0) if name in SHARES else high
+        start = min(max(float(low if value is None else value), low), high)
+        if isinstance(value, int):
+            low, high, start = max(1, round(low)), max(1, round(high)), round(start)
+        yield Dimension(name, low, high, start, isinstance(value, int))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _bounds(name: str, bounds: Sequence[int | float]) -> tuple[float, float]:
+    if len(bounds) != 2 or not all(map(_is_number, bounds)) or not 0 < bounds[0] <= bounds[1]:
+        raise ConfigError(
+            f"--space: {name} takes its smallest and its largest value, above zero, such as "
+            f"[0.1, 10]; got {list(bounds)}"
+        )
+    return float(bounds[0]), float(bounds[1])

@@ -1,0 +1,100 @@
+"""The verb ``tune`` on the embedded model: record, resume, and a file that ``edit`` takes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_edit.__main__ import main
+from lightning_edit.analysis.tuning import search
+from lightning_edit.cli import tune as cli
+
+DATA = ["--lm", "atlas", "--data", "AtlasDataModule", "--facts", "2"]
+FTM = ["FTM", *DATA, "--only", "[layers,lr]", "--candidates", "[3,4]", "--model.steps", "15"]
+
+
+def tune(folder: Path, *options: str) -> int:
+    return main(["tune", *options, "--run", str(folder)])
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "tune.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tune"
+    assert tune(folder, *FTM, "--trials", "4") == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_the_record_the_plot_and_the_file(tuned: Path) -> None:
+    study, *trials = rows(tuned)
+    assert study["space"]["lr"] == {"low": 5e-05, "high": 5e-3, "integer": False, "log": True}
+    assert study["windows"] == [[3], [4]]
+    assert trials[0]["trial"]["settings"] == {"lr": 5e-4}  # the editor's own
+    assert len(trials) == 4
+    assert (tuned / "tune.png").read_bytes().startswith(b"\x89PNG")
+    best = yaml.safe_load((tuned / "FTM.yaml").read_text())["model"]["init_args"]
+    listed = [(one["trial"]["layers"], one["trial"]["settings"]["lr"]) for one in trials]
+    assert (best["layers"], best["lr"]) in listed
+    assert best["steps"] == 15
+
+
+@pytest.mark.slow
+def test_a_search_that_stopped_goes_on_with_the_same_trials(tuned: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    assert tune(folder, *FTM, "--trials", "2") == 0
+    assert tune(folder, *FTM, "--trials", "4") == 0
+    ours, whole = rows(folder)[1:], rows(tuned)[1:]
+    assert [one["proposed"] for one in ours] == [one["proposed"] for one in whole]
+    assert [one["trial"]["cases"] for one in ours] == [one["trial"]["cases"] for one in whole]
+    assert tune(folder, *FTM, "--trials", "4", "--facts", "1") == 2  # another study
+
+
+@pytest.mark.slow
+def test_edit_takes_the_file_and_has_its_scores(tuned: Path, tmp_path: Path) -> None:
+    options = ["--config", str(tuned / "FTM.yaml"), "--data", "AtlasDataModule", "--data.limit"]
+    options += ["2", "--data.split", "val", "--modes", "[tf]", "--run", str(tmp_path / "run")]
+    assert main(["edit", *options, "--protocol", "single"]) == 0
+    point = json.loads((tmp_path / "run" / "results.json").read_text())["points"][-1]
+    head = (tuned / "FTM.yaml").read_text().splitlines()[1]
+    for aspect, measure in (("reliability", "em"), ("locality", "kept")):
+        assert f"{aspect} {point['metrics'][f'{aspect}/{measure}@tf']:.3f}" in head
+
+
+@pytest.mark.slow
+def test_facts_may_be_written_together_and_an_interrupt_keeps_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = cli.run_trial, []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(options["together"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(cli, "run_trial", interrupted)
+    assert tune(tmp_path / "run", *FTM, "--together", "true", "--trials", "3") == 1
+    assert calls == [True, True]
+    assert len(rows(tmp_path / "run")) == 2  # the study and one trial
+    assert "go on with" in capsys.readouterr().err
+
+
+def test_what_cannot_be_searched_is_said_before_anything_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(tmp_path / "a", "FTM", *DATA, "--only", "[width]") == 2
+    assert "width cannot be searched: the editor's numbers are" in capsys.readouterr().err
+    assert tune(tmp_path / "b", "MEND", *DATA) == 2
+    assert "is trained for the layers" in capsys.readouterr().err
+    assert tune(tmp_path / "c", "FTM", *DATA, "--budget", "0") == 2
+    assert "above 0; got 0" in capsys.readouterr().err
+    monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
+    assert tune(tmp_path / "d", "FTM", *DATA) == 2
+    assert 'pip install "lightning-edit[tune]"' in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
