@@ -137,6 +137,10 @@ class Tuning:
                 "--space"
             )
         self.own = _own_layers(study, host)
+        #: Whether the first trial has the editor's own settings: not where bounds leave them out.
+        self.begins_with_own = all(
+            one.start == arguments.get(one.name) for one in self.space if one.name != _LAYERS
+        ) and (not self.windows or self.own in self.windows)
         self.search = SettingsSearch(self.space, config.seed)
         bounds = {one.name: one.to_row() for one in self.space}
         identity = study.identity() | {
@@ -298,7 +302,9 @@ def _show(tuning: Tuning) -> None:
         console.print(visible(text), soft_wrap=True, markup=False)
     if not ranked:
         raise ConfigError("no settings could be tried; see the reasons above")
-    own = next((one for one in ranked if one.tried is tuning.tried[0]), None)
+    own = None
+    if tuning.begins_with_own:
+        own = next((one for one in ranked if one.tried is tuning.tried[0]), None)
     title = visible(_title(tuning))
     shown = list(ranked[:8])
     if own is not None and own not in shown:
@@ -308,7 +314,7 @@ def _show(tuning: Tuning) -> None:
         if any(one.tried is tried for one in shown):
             text = f"Trial {number}: {_settings_text(tried)}"
             console.print(visible(text), soft_wrap=True, markup=False)
-    console.print(_advice(ranked, own, len(study.cases)), soft_wrap=True)
+    console.print(_advice(ranked, own, tuning), soft_wrap=True)
     out = Path(study.config.out or study.folder.path / f"{type(study.editor).__name__}.yaml")
     if ranked[0].score > 0:
         study.write(out, _yaml(tuning, ranked[0]).encode())
@@ -375,13 +381,16 @@ def _table(
     return table
 
 
-def _advice(ranked: Sequence[RankedTrial], own: RankedTrial | None, facts: int) -> str:
+def _advice(ranked: Sequence[RankedTrial], own: RankedTrial | None, tuning: Tuning) -> str:
     if ranked[0].score == 0:
         return (
             "With none of them all three shares are above 0, so no settings are written. Look at "
             "other layers, or widen the bounds with --space."
         )
+    facts = len(tuning.study.cases)
     text = f"★ best; ± is the standard error of the harmonic mean over {facts} facts. "
+    if not tuning.begins_with_own:
+        return text + "The editor's own settings lie outside the bounds and were not tried."
     if own is ranked[0]:
         return text + "The editor's own settings are the best that were found."
     if own is None:

@@ -12,7 +12,8 @@ from lightning_edit.analysis.tuning import search
 from lightning_edit.cli import tune as cli
 
 DATA = ["--lm", "atlas", "--data", "AtlasDataModule", "--facts", "2"]
-FTM = ["FTM", *DATA, "--only", "[layers,lr]", "--candidates", "[3,4]", "--model.steps", "15"]
+FTM = ["FTM", *DATA, "--only", "[layers,lr]", "--candidates", "[0,4]", "--model.steps", "15"]
+FTM += ["--model.lr", "2e-3", "--space", "{lr: [1e-3, 1e-2]}"]
 
 
 def tune(folder: Path, *options: str) -> int:
@@ -33,9 +34,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_record_the_plot_and_the_file(tuned: Path) -> None:
     study, *trials = rows(tuned)
-    assert study["space"]["lr"] == {"low": 5e-05, "high": 5e-3, "integer": False, "log": True}
-    assert study["windows"] == [[3], [4]]
-    assert trials[0]["trial"]["settings"] == {"lr": 5e-4}  # the editor's own
+    assert study["space"]["lr"] == {"low": 1e-3, "high": 1e-2, "integer": False, "log": True}
+    assert study["windows"] == [[0], [4]]
+    assert trials[0]["trial"]["settings"] == {"lr": 2e-3}  # the editor's own
     assert len(trials) == 4
     assert (tuned / "tune.png").read_bytes().startswith(b"\x89PNG")
     best = yaml.safe_load((tuned / "FTM.yaml").read_text())["model"]["init_args"]
