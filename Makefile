@@ -13,7 +13,9 @@ PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # A file stays in one process, so that what its tests share is made once.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup quickstart test test-all test-bits test-oldest resume-matrix lint typecheck check benchmark clean
+DOCS := .venv-docs
+
+.PHONY: help setup quickstart docs test test-all test-bits test-oldest resume-matrix lint typecheck check benchmark clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -92,6 +94,15 @@ runs/second-model/statistics.done: | $(VENV)/.done
 benchmark: $(VENV)/.done runs/mend-atlas/checkpoints/best.ckpt runs/serac-atlas/checkpoints/best.ckpt $(STATISTICS)  ## every method on 100 facts, as tables (hours; goes on where it was stopped)
 	@$(BIN)/lightning-edit benchmark configs/benchmark/methods.yaml
 
+$(DOCS)/.done: docs/requirements.txt
+	@echo "Setting up $(DOCS) (once; half a minute) ..."
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip --quiet --quiet --disable-pip-version-check install -r docs/requirements.txt
+	@touch $@
+
+docs: $(DOCS)/.done  ## build the pages of docs/ and the API as a site, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
 lint: $(VENV)/.done  ## check style, format and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -104,4 +115,4 @@ typecheck: $(VENV)/.done  ## check types
 check: lint typecheck test  ## everything a change must pass
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(OLDEST) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(DOCS) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
