@@ -1,0 +1,83 @@
+"""Edits that hardly moved their own target: said at the end of a run, with what to turn."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning_edit.editors.wrappers.base import WrappedEditor
+from lightning_edit.functional.visible import visible
+
+log = logging.getLogger(__name__)
+
+#: An edit has hardly moved its target if the new answer has kept this share of the negative
+#: log-likelihood that it had on the pristine model, and is still not the answer.
+KEPT_SHARE = 0.9
+#: Settings that make an editor write more if they are raised, and those if they are lowered.
+RAISE = ("eta", "lr", "steps", "clamp", "norm_constraint", "scale", "add", "alpha", "kept")
+LOWER = ("moment_weight", "norm_weight", "null_threshold")
+
+
+def unmoved(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], int]:
+    """Find the edits whose new answer is about as improbable at the end as it was before.
+
+    Args:
+        rows: Rows of ``cases.jsonl``; of each edit's own prompt the last one counts.
+
+    Returns:
+        Ids of these edits, and the number of edits that were looked at: those whose answer was
+        scored teacher forced, before and after.
+    """
+    last = {row["edit_id"]: row for row in rows if row["kind"] == "rewrite"}
+    found, looked = [], 0
+    for name, row in last.items():
+        after, before = row["measures"], (row.get("pristine") or {}).get("measures", {})
+        if "nll@tf" not in after or "nll@tf" not in before:
+            continue
+        looked += 1
+        right = max(after.get("answer@gen", 0.0), after.get("em@tf", 0.0)) == 1.0
+        if not right and not after["nll@tf"] < KEPT_SHARE * before["nll@tf"]:
+            found.append(name)
+    return found, looked
+
+
+def say_unmoved(rows: Iterable[Mapping[str, Any]], editor: Any) -> None:
+    """Log a warning that names edits without effect, and the settings that would strengthen them.
+
+    Args:
+        rows: Rows of ``cases.jsonl``.
+        editor: The editor of the run.
+    """
+    found, looked = unmoved(rows)
+    if not found:
+        return
+    shown = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
+    log.warning(
+        "%d of %d edits hardly moved their own target, or were lost again: the model finds the new "
+        "answer about as improbable as before (%s). %s",
+        len(found),
+        looked,
+        visible(shown),
+        _remedy(editor),
+    )
+
+
+def _remedy(editor: Any) -> str:
+    name = type(editor).__name__
+    while isinstance(editor, WrappedEditor):
+        editor = editor.editor
+    texts = []
+    for verb, names in (("raise", RAISE), ("lower", LOWER)):
+        values = ((one, getattr(editor, one, None)) for one in names)
+        told = [f"{one} ({value:g})" for one, value in values if _is_number(value)]
+        if told:
+            texts.append(f"{verb} {', '.join(told)}")
+    if not texts:
+        return f"docs/methods.md says what {name} can write."
+    return (
+        f"To write more with {name}: {'; '.join(texts)}; or let `lightning-edit tune {name}` find "
+        "settings for this model."
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

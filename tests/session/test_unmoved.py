@@ -1,0 +1,68 @@
+"""An edit that hardly moved its own target is named at the end, with what to turn."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_edit.editors import FTM, RECT, UltraEdit
+from lightning_edit.editors.base import Editor
+from lightning_edit.session.trainer import EditTrainer
+from lightning_edit.session.unmoved import say_unmoved, unmoved
+from tests.toy import ToyData, toy_model, toy_tokenizer
+
+
+def row(
+    name: str, before: float, after: float, right: float = 0.0, kind: str = "rewrite"
+) -> dict[str, Any]:
+    measures = {"nll@tf": after, "answer@gen": right}
+    return {
+        "edit_id": name, "kind": kind, "measures": measures,
+        "pristine": {"measures": {"nll@tf": before}},
+    }  # fmt: skip
+
+
+def test_what_moved_and_what_did_not() -> None:
+    rows = [
+        row("same", 5.0, 5.0),
+        row("closer", 5.0, 4.6),
+        row("written", 5.0, 0.1, right=1.0),
+        row("known", 0.1, 0.1, right=1.0),
+        row("half", 5.0, 2.0),
+        row("half", 5.0, 5.0, kind="rephrase"),
+        row("lost", 5.0, 0.1, right=1.0),
+        row("lost", 5.0, 6.0),
+        row("broken", 5.0, float("nan")),
+        {"edit_id": "generated only", "kind": "rewrite", "measures": {"answer@gen": 0.0}},
+    ]
+    assert unmoved(rows) == (["same", "closer", "lost", "broken"], 7)
+
+
+@pytest.mark.parametrize(
+    ("editor", "told"),
+    [
+        (UltraEdit(eta=1e-9), "raise eta (1e-09); or let `lightning-edit tune UltraEdit`"),
+        (FTM(lr=1e-9, layers=[0]), "raise lr (1e-09), steps (25)"),
+    ],
+)
+def test_a_run_says_so(
+    editor: Editor, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    editor.bind(toy_model(), toy_tokenizer())
+    trainer = EditTrainer(logger=False, enable_progress_bar=False)
+    with caplog.at_level(logging.WARNING, "lightning_edit.session.unmoved"):
+        trainer.edit(editor, ToyData(3), protocol="single", run=str(tmp_path / "run"))
+    said = [message for message in caplog.messages if "hardly moved" in message]
+    assert len(said) == 1
+    assert said[0].startswith("3 of 3 edits hardly moved their own target")
+    assert told in said[0]
+
+
+def test_a_wrapped_editors_settings_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    say_unmoved([row("a\x1b[31m", 5.0, 5.0)], RECT(UltraEdit(eta=1e-6)))
+    (message,) = caplog.messages
+    assert "raise eta (1e-06)" in message
+    assert "\x1b" not in message
+    say_unmoved([row("a", 5.0, 0.1, right=1.0)], UltraEdit())
+    assert len(caplog.messages) == 1
