@@ -17,6 +17,7 @@ LIGHT: dict[str, str] = {
     "stats": "collect the key statistics that ROME and MEMIT need",
     "trace": "which states of a model carry facts: causal tracing",
     "detect": "which facts a model does not know (CaliNET's CKA)",
+    "attribute-training": "which fine-tuning texts caused an answer (DDA, TracIn)",
     "report": "RUN…: tables of finished runs, and one HTML page of them",
     "benchmark": "GRID.yaml: methods × models × data × protocols, as tables",
     "mine": "RUN: which single edits made the model collapse, as data",
@@ -50,7 +51,7 @@ interrupted. RUN is the folder that `lightning-edit edit` wrote; its config.yaml
 
 
 def _help() -> str:
-    width = 10
+    width = 2 + max(map(len, [*HEAVY, *STUDIES, *LIGHT]))
     lines = [
         "usage: lightning-edit VERB …",
         "",
@@ -96,6 +97,8 @@ def _load_verb(verb: str) -> Callable[[Sequence[str]], int]:
             from lightning_edit.cli.trace import main
         case "detect":
             from lightning_edit.cli.detect import main
+        case "attribute-training":
+            from lightning_edit.cli.attribute_training import main
         case "report":
             from lightning_edit.cli.report import main
         case "benchmark":

@@ -1,0 +1,1 @@
+"""Training data attribution: which fine-tuning texts caused an answer (DDA, TracIn, baselines)."""
