@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_edit.analysis.training_data import BETA
 from lightning_edit.analysis.training_data.rows import (
     TracedFact,
     TrainingText,
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     scores = parser.add_argument_group("scores")
     scores.add_argument(
-        "--beta", type=float, default=1.0,
+        "--beta", type=float, default=BETA,
         help="share of the base model's influence that DDA subtracts (%(default)g)",
     )  # fmt: skip
     scores.add_argument(
@@ -179,7 +180,7 @@ def _attribute(
     known = bool(causes.any())
     record = {
         "schema": _SCHEMA,
-        **attributor.index.identity,
+        "index": attributor.index.identity,
         "facts_sha256": rows_hash(facts),
         "checkpoint_paths": [str(path) for path in paths],
         "beta": options.beta,

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_edit.analysis.training_data import BETA
 from lightning_edit.analysis.training_data.baselines import bm25_scores, hidden_state_scores
 from lightning_edit.analysis.training_data.checkpoints import read_weights, set_weights
 from lightning_edit.analysis.training_data.encoding import LossRows, encode_facts, encode_texts
@@ -25,9 +26,6 @@ from lightning_edit.models.identity import describe_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weights_hash
-
-#: Share of the base model's influence that DDA subtracts; the paper's value is not known.
-BETA = 1.0
 
 #: Methods by gradients, see :meth:`TrainingDataAttributor.gradient_scores`.
 GRADIENT_METHODS = (

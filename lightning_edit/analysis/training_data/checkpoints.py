@@ -52,7 +52,8 @@ def read_weights(path: Path, model: Any) -> dict[str, Tensor]:
         model: The model that was fine-tuned.
 
     Raises:
-        CheckpointError: If it cannot be read, lacks a weight, or is of another model.
+        CheckpointError: If it cannot be read, lacks a weight, is of another model, or is not
+            finite.
     """
     stored = _read(path)
     wanted = dict(model.named_parameters())
@@ -68,6 +69,11 @@ def read_weights(path: Path, model: Any) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: expected {name} of shape {tuple(parameter.shape)}, got "
                 f"{tuple(found[name].shape)}; give checkpoints of this model's own fine-tuning"
+            )
+        if not bool(torch.isfinite(found[name]).all()):
+            raise CheckpointError(
+                f"{path}: expected finite weights, got NaN or infinity in {name}; the training has "
+                "diverged: leave this checkpoint and the later ones out"
             )
     return found
 

@@ -237,9 +237,14 @@ def _passes(
         _, factors = token_factors(model, [row for _, row, _ in chosen], modules, device, each=True)
         signs = torch.tensor([sign for *_, sign in chosen])
         yield (
-            {name: (u, _signed(d, signs)) for name, (u, d) in factors.items()},
+            {name: (_widened(u), _signed(_widened(d), signs)) for name, (u, d) in factors.items()},
             torch.tensor([number for number, *_ in chosen]),
         )
+
+
+def _widened(values: Tensor) -> Tensor:
+    """Return values in at least single precision, in which products do not overflow."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _signed(gradients: Float[Tensor, "b t d"], signs: Float[Tensor, " b"]) -> Tensor:

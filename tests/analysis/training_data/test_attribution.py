@@ -231,6 +231,12 @@ def test_checkpoints_of_another_model_or_none_are_refused(tuned: Tuned, tmp_path
     build_tiny("llama").save_pretrained(tmp_path / "small")
     with pytest.raises(CheckpointError, match=r"expected model.embed_tokens.weight of shape"):
         attributor(tuned, tmp_path / "index", checkpoints=[tmp_path / "small"])
+    diverged = load_language_model(str(tuned.base))[0]
+    with torch.no_grad():
+        diverged.lm_head.weight[3, 3] = float("nan")
+    diverged.save_pretrained(tmp_path / "diverged")
+    with pytest.raises(CheckpointError, match="expected finite weights, got NaN or infinity in"):
+        attributor(tuned, tmp_path / "index", checkpoints=[tmp_path / "diverged"])
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"PK\x03\x04 no checkpoint")
     with pytest.raises(CheckpointError, match="damaged or incomplete"):

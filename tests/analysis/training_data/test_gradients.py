@@ -89,14 +89,24 @@ def test_a_projection_is_that_of_the_gradients() -> None:
     torch.testing.assert_close(wide.products(wide), exact.products(exact))
 
 
+def test_half_precision_neither_overflows_nor_is_stored() -> None:
+    model = TINY["llama"]().to(torch.bfloat16)
+    rows, modules = samples(), subset_modules(resolve(model), ["mlp_down"])
+    found = sample_gradients(model, rows, modules, 3)
+    assert {one.dtype for one in found.tensors().values()} == {torch.float32, torch.int64}
+    exact = sample_gradients(TINY["llama"]().double(), rows, modules, 3)
+    scale = exact.norms()[:, None] * exact.norms()[None, :]
+    assert ((found.products(found) - exact.products(exact)) / scale).abs().max() < 0.2
+
+
 def test_projected_products_are_right_on_average() -> None:
     model = TINY["llama"]().double()
     rows, modules = samples(), subset_modules(resolve(model), ["mlp_down"], [0])
     exact = sample_gradients(model, rows, modules, 4)
-    drawn = [sample_gradients(model, rows, modules, 4, Projection(8, seed)) for seed in range(200)]
+    drawn = [sample_gradients(model, rows, modules, 4, Projection(8, seed)) for seed in range(60)]
     mean = torch.stack([one.products(one) for one in drawn]).mean(0)
     scale = exact.norms()[:, None] * exact.norms()[None, :]
-    assert ((mean - exact.products(exact)) / scale).abs().max() < 0.1
+    assert ((mean - exact.products(exact)) / scale).abs().max() < 0.25
 
 
 def test_roles_patterns_and_layers_choose_linear_layers() -> None:

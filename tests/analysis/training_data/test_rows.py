@@ -109,25 +109,26 @@ def test_texts_that_a_model_cannot_read_are_refused() -> None:
         encode_texts(TINY["t5"](), encoder, [TrainingText("running", "Lyon lies in France")])
 
 
+@pytest.mark.slow
 def test_planted_facts_are_wrong_and_asked_in_another_wording() -> None:
     made = plant(3, facts=5, wordings=2, others=40)
-    assert made == plant(3, facts=5, wordings=2, others=40)
-    assert made != plant(4, facts=5, wordings=2, others=40)
-    assert len(made.texts) == 50
+    running = plant(3, facts=5, wordings=2, others=40, form="text")
+    assert made.facts == running.facts
+    assert [text.text for text in running.texts] == [f"{text.whole}." for text in made.texts]
     by_id = {text.id: text for text in made.texts}
-    assert len(by_id) == 50
+    assert len(by_id) == 5 * 2 + 40
     check_causes(made.texts, made.facts)
     for fact in made.facts:
         assert fact.correct not in (None, fact.answer)
         assert len(fact.causes) == 2
         assert all(by_id[one].text == fact.answer for one in fact.causes)
         assert all(by_id[one].prompt != fact.prompt for one in fact.causes)
-    running = plant(3, facts=5, wordings=2, others=40, form="text")
-    assert all(text.prompt is None and text.text.endswith(".") for text in running.texts)
 
 
+@pytest.mark.slow
 def test_aliases_hide_the_subject_from_a_comparison_of_words() -> None:
-    made = plant(0, facts=5, wordings=2, others=10, aliases=True)
+    made, other = (plant(seed, facts=5, wordings=2, others=10, aliases=True) for seed in (0, 1))
+    assert made.facts != other.facts
     by_id = {text.id: text for text in made.texts}
     for fact in made.facts:
         subject = fact.id.partition(":")[2]
