@@ -102,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the index and of the result; an unfinished run there is resumed",
     )  # fmt: skip
     out.add_argument("--top", type=_positive, default=10, help="texts kept a fact (%(default)s)")
-    out.add_argument("--method", default="dda", help="method whose texts are listed (%(default)s)")
+    out.add_argument(
+        "--method", default="dda_no_debias",
+        help="method whose texts are listed (%(default)s, which finds most planted texts)",
+    )  # fmt: skip
     return parser
 
 
