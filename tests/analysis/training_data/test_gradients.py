@@ -100,13 +100,21 @@ def test_half_precision_neither_overflows_nor_is_stored() -> None:
 
 
 def test_projected_products_are_right_on_average() -> None:
-    model = TINY["llama"]().double()
-    rows, modules = samples(), subset_modules(resolve(model), ["mlp_down"], [0])
-    exact = sample_gradients(model, rows, modules, 4)
-    drawn = [sample_gradients(model, rows, modules, 4, Projection(8, seed)) for seed in range(60)]
-    mean = torch.stack([one.products(one) for one in drawn]).mean(0)
-    scale = exact.norms()[:, None] * exact.norms()[None, :]
-    assert ((mean - exact.products(exact)) / scale).abs().max() < 0.25
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(3, 4, 40, generator=generator, dtype=torch.float64)
+    d = torch.randn(3, 4, 30, generator=generator, dtype=torch.float64)
+    d[1] += 0.5 * d[0]
+    exact = torch.einsum("bto,bti->boi", d, u).flatten(1)
+    drawn = []
+    for seed in range(300):
+        one = Projection(8, seed)
+        projected = torch.einsum("bto,bti->boi", one.side("m/out", d), one.side("m/in", u))
+        drawn.append(projected.flatten(1) @ projected.flatten(1).mT)
+    scale = exact.norm(dim=1)[:, None] * exact.norm(dim=1)[None, :]
+    errors = torch.stack(drawn) - exact @ exact.mT
+    assert (errors.mean(0) / scale).abs().max() < 0.1
+    # One draw is off by much more than the mean of all.
+    assert (errors[0] / scale).abs().max() > 0.1
 
 
 def test_roles_patterns_and_layers_choose_linear_layers() -> None:
