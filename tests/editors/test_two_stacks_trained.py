@@ -221,7 +221,7 @@ def test_a_short_training_lowers_the_loss_and_leaves_the_model(
 ) -> None:
     editor = bound(editor_class, kind, **({} if editor_class is KE else {"lr": 1e-2}))
     hashed = weights_hash(editor.language_model)
-    before, after = trained(editor, tmp_path, 6)
+    before, after = trained(editor, tmp_path, 12 if editor_class is KE else 6)
     assert after["val/edit_nll"] < before["val/edit_nll"] - 0.3
     assert weights_hash(editor.language_model) == hashed
     assert all(parameter.grad is None for parameter in editor.language_model.parameters())
@@ -231,7 +231,7 @@ def test_a_short_training_lowers_the_loss_and_leaves_the_model(
 @pytest.mark.parametrize(
     ("editor_class", "kind", "epochs"),
     [
-        (MEND, "t5", 150),
+        (MEND, "t5", 250),
         (MEND, "bart", 150),
         (MALMEN, "t5", 100),
         (MALMEN, "bart", 100),
@@ -252,6 +252,37 @@ def test_trained_edits_write_their_targets_and_keep_more_than_fine_tuning(
     assert all(new < 0.7 * old for new, old in zip(loss, pristine[1], strict=True))
     assert mean(loss) < mean(their_loss) + 0.1
     assert mean(drift) < 0.6 * mean(their_drift)
+
+
+@kinds
+@pytest.mark.parametrize("editor_class", [MEND, KE, MALMEN, RLEdit])
+def test_answers_are_learnt_with_the_end_that_generation_stops_at(
+    editor_class: type[HypernetworkEditor], kind: str
+) -> None:
+    editor = bound(editor_class, kind)
+    (end,) = {editor.tokenizer.eos_token_id}
+    assert end in editor.prompts.end_tokens(editor.language_model)
+    batch = encode_batch(editor.prompts, facts())
+    assert editor.edit_rows(batch) == [
+        (prompt, (*answer, end)) for prompt, answer in rows_of(editor)
+    ]
+    # A row where only the next token is read, and one that ends already, stay as they are.
+    rows = ((0, ((5, 6), ())), (1, ((5, 6), (7, end))))
+    assert editor.learnt(rows) == rows
+
+
+@pytest.mark.slow
+def test_a_trained_edit_generates_its_target_and_stops(tmp_path: Path) -> None:
+    editor = bound(MEND, "bart", any_wording=True)
+    trained(editor, tmp_path, 150)
+    model, exact, begun = editor.language_model, 0, 0
+    for request in facts():
+        with editor.edit(encode_batch(editor.prompts, [request])).applied(model):
+            (text,) = editor.continuations([request.prompt], 48, [])
+        exact += text.strip() == request.target
+        begun += text.strip().startswith(request.target)
+    assert begun >= 2
+    assert exact == begun
 
 
 @pytest.mark.slow

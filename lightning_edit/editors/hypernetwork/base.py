@@ -8,6 +8,7 @@ are here. Axis names: ``a`` -- answer tokens; ``b`` -- rows, a prompt with its a
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -351,10 +352,10 @@ class HypernetworkEditor(Editor, family=True):
             The loss; ``None`` (no update) if it is not finite.
         """
         examples = self._meta_batch(batch, batch_idx, "train", self.trainer.train_dataloader)
-        rows = examples.outer + examples.locality
-        padded, after = self.logits_after(examples.inner, rows, learn=True)
-        outer = padded.rows < len(examples.outer)
-        terms = self.terms(after[outer], padded.targets[outer], after[~outer], examples.locality)
+        asked, locality = self.learnt(examples.outer), self.learnt(examples.locality)
+        padded, after = self.logits_after(examples.inner, asked + locality, learn=True)
+        outer = padded.rows < len(asked)
+        terms = self.terms(after[outer], padded.targets[outer], after[~outer], locality)
         if not torch.isfinite(terms["loss"]):
             log.warning("step %d: the loss is not finite; the step is skipped", self.global_step)
             return None
@@ -431,6 +432,27 @@ class HypernetworkEditor(Editor, family=True):
     def base_logits(self, rows: Sequence[tuple[int, AnswerRow]]) -> Float[Tensor, "a v"]:
         """Return the unedited model's logits at the answer tokens of some rows."""
         return answer_logits(self.language_model, self.rows(rows))
+
+    def learnt(self, rows: Sequence[OwnedRow]) -> tuple[OwnedRow, ...]:
+        """Return rows of training with what their answers are learnt as: two stacks add the EOS.
+
+        Scores are of the answers alone, as in every evaluation. A row without an answer, where only
+        the next token is read, stays as it is.
+
+        Args:
+            rows: Prompts and answers, each with the index of its edit.
+        """
+        label = partial(self.prompts.labels, self.language_model)
+        return tuple((edit, (p, label(a) if a else a)) for edit, (p, a) in rows)
+
+    def edit_rows(self, batch: EditBatch) -> list[AnswerRow]:
+        """Return the prompts and answers whose gradients the update is computed from.
+
+        Args:
+            batch: The edits.
+        """
+        rows = tuple((0, (one.prompt_ids, one.target_ids)) for one in batch.encoded)
+        return [row for _, row in self.learnt(rows)]
 
     def rows(self, rows: Sequence[tuple[int, AnswerRow]]) -> AnswerRows:
         """Pad rows into a batch on the language model's device."""

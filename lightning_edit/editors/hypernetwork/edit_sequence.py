@@ -128,8 +128,8 @@ class EditSequence:
         total: dict[str, Tensor] = {}
         for age, batch in enumerate(past):
             terms, found = editor.outer_loss("own", rewards.decay**age).gradients(
-                batch.outer,
-                batch.locality,
+                editor.learnt(batch.outer),
+                editor.learnt(batch.locality),
                 read,
                 reference,
                 leaves,

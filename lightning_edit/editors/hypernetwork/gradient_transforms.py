@@ -75,7 +75,7 @@ class GradientTransformEditor(HypernetworkEditor, family=True):
         return self._propose(batch, learn, each=True)
 
     def _propose(self, batch: EditBatch, learn: bool, each: bool) -> list[Delta]:
-        rows = [(encoded.prompt_ids, encoded.target_ids) for encoded in batch.encoded]
+        rows = self.edit_rows(batch)
         model = self.language_model
         modules = [handle.name.removesuffix(".weight") for handle in self.weights]
         loss, factors = token_factors(model, rows, modules, model.device, each)

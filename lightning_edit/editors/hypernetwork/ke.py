@@ -250,7 +250,7 @@ class KE(HypernetworkEditor):
         """Predict one update per request, from one backward pass for all."""
         if self.reader is None:
             raise RuntimeError("the network is not built; bind the editor to a language model")
-        rows = [(encoded.prompt_ids, encoded.target_ids) for encoded in batch.encoded]
+        rows = self.edit_rows(batch)
         model = self.language_model
         modules = [handle.name.removesuffix(".weight") for handle in self.weights]
         # Gradients of the loss without label smoothing; they are constants.
@@ -332,13 +332,13 @@ class KE(HypernetworkEditor):
         examples = self._meta_batch(batch, batch_idx, "train", self.trainer.train_dataloader)
         if self.loss == "plain":
             return super().training_step(examples, batch_idx)
-        own = tuple((n, (e.prompt_ids, e.target_ids)) for n, e in enumerate(examples.inner.encoded))
-        rephrased = tuple(row for row in examples.outer if row not in own)
-        rows = own + rephrased + examples.locality
-        padded, after = self.logits_after(examples.inner, rows, learn=True)
+        own = tuple(enumerate(self.edit_rows(examples.inner)))
+        rephrased = tuple(row for row in self.learnt(examples.outer) if row not in own)
+        locality = self.learnt(examples.locality)
+        padded, after = self.logits_after(examples.inner, own + rephrased + locality, learn=True)
         edited = padded.rows < len(own) + len(rephrased)
         targets = padded.targets[edited]
-        terms = self.terms(after[edited], targets, after[~edited], examples.locality)
+        terms = self.terms(after[edited], targets, after[~edited], locality)
         # Lightning refuses a step that one process skips in its own optimisation only.
         if anywhere(not torch.isfinite(terms["loss"]), self.device):
             log.warning("step %d: the loss is not finite; the step is skipped", self.global_step)

@@ -161,8 +161,8 @@ class MALMEN(SolvingHypernetwork):
             read, leaves = written_alone(model, self.weights, solved)
         loss = self.outer_loss("summed" if self.together else "averaged")
         terms, gradients = loss.gradients(
-            examples.outer,
-            examples.locality,
+            self.learnt(examples.outer),
+            self.learnt(examples.locality),
             read,
             reader_of(model, None),
             leaves,

@@ -177,7 +177,7 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
             batch: The edits.
             parameters: Values that replace the model's parameters, by name.
         """
-        rows = [(encoded.prompt_ids, encoded.target_ids) for encoded in batch.encoded]
+        rows = self.edit_rows(batch)
         modules = [_module(handle) for handle in self.weights]
         return read_tokens(
             self.view, rows, modules, self.mini_batch, self.token, self.loss_over, parameters
