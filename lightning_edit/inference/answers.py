@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.scores import token_scores
 from lightning_edit.inference.answer_pass import logits_at, wide
@@ -221,13 +222,28 @@ class RowVerdicts:
 def start_tokens(model: Any) -> list[int]:
     """Return the tokens that a decoder reads before an answer, with two stacks.
 
+    They are those that `generate` writes first: the generation settings decide, then the config.
+
     Args:
         model: An encoder-decoder model.
+
+    Raises:
+        ArchitectureError: If neither names a token to start with.
     """
-    start: list[int] = [model.config.decoder_start_token_id]
-    if model.generation_config.forced_bos_token_id is not None:
-        start.append(model.generation_config.forced_bos_token_id)
-    return start
+    settings = model.generation_config
+    named = (
+        settings.decoder_start_token_id,
+        getattr(model.config, "decoder_start_token_id", None),
+        settings.bos_token_id,
+    )
+    first = next((token for token in named if token is not None), None)
+    if first is None:
+        raise ArchitectureError(
+            f"{type(model).__name__} names no token that its decoder starts with; set "
+            "model.generation_config.decoder_start_token_id (T5: the padding token's)"
+        )
+    forced = settings.forced_bos_token_id
+    return [first] if forced is None else [first, forced]
 
 
 def answer_logits(

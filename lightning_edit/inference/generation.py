@@ -37,8 +37,6 @@ _NON_GREEDY_SETTINGS = (
     "sequence_bias",
     "forced_bos_token_id",
     "forced_eos_token_id",
-    "min_length",
-    "min_new_tokens",
     "guidance_scale",
 )
 
@@ -197,7 +195,8 @@ class GreedyGenerator:
         device = self.model.get_input_embeddings().weight.device
         # BART's settings force an end token at the limit; one more token keeps it out of the text.
         closes = int(settings.forced_eos_token_id is not None)
-        # The model's generation settings may penalise or forbid tokens; greedy decoding must not.
+        # The model's generation settings may penalise or forbid tokens, or with a least length (as
+        # BART's for summaries have) the end of an answer; greedy decoding must not.
         stopping = StoppingCriteriaList([_StopAtTexts(self.prompts, self.stop, start)])
         with self.observer(ends):
             output = self.model.generate(
@@ -208,6 +207,8 @@ class GreedyGenerator:
                 num_beams=1,
                 repetition_penalty=1.0,
                 no_repeat_ngram_size=0,
+                min_length=0,
+                min_new_tokens=None,
                 use_cache=True,
                 eos_token_id=self.ends or None,
                 pad_token_id=self.ends[0] if self.ends else 0,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.padding import pad
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answers import AnswerRows, answer_logits, start_tokens
 from lightning_edit.inference.model_call import ModelCall, calls_of
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.module_adapter import ModuleAdapter, attach, attached
@@ -219,6 +219,52 @@ def test_a_bos_that_settings_force_is_no_token_of_the_answer() -> None:
     (forced,) = responder.loglikelihood([Statement(PROMPTS[0], text, "")])
     assert forced.is_greedy
     assert len(forced.tokens) == 4
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_a_start_token_is_that_of_the_generation_settings(kind: str) -> None:
+    """A model may name it in its generation settings alone, or otherwise than in its config."""
+    model, tokenizer = build_tiny(kind), build_tokenizer(eos=True)
+    for in_config in (None, 2):
+        model.config.decoder_start_token_id = in_config
+        model.generation_config.decoder_start_token_id = 5
+        assert start_tokens(model) == [5]
+        responder = ModelResponder(model, tokenizer)
+        (text,) = responder.generate_until([Question(PROMPTS[0], 4)], ())
+        ids = torch.tensor([PromptEncoder.for_model(model, tokenizer).prompts(PROMPTS[:1])[0]])
+        logits = model(input_ids=ids, decoder_input_ids=torch.tensor([[5]])).logits
+        first = tokenizer.decode(logits[0, -1].argmax(-1, keepdim=True)).strip()
+        assert text.startswith(first)
+    model.generation_config.decoder_start_token_id = None
+    assert start_tokens(model) == [2]
+    model.config.decoder_start_token_id = model.generation_config.bos_token_id = None
+    with pytest.raises(ArchitectureError, match=r"set model\.generation_config\.decoder_start"):
+        start_tokens(model)
+
+
+def test_settings_of_summaries_neither_hold_back_an_end_nor_search_beams() -> None:
+    """Those of BART's large CNN model ask for 56 tokens at least; its config is not changed."""
+    summaries = {
+        "min_length": 56,
+        "max_length": 142,
+        "num_beams": 4,
+        "early_stopping": True,
+        "length_penalty": 2.0,
+        "no_repeat_ngram_size": 3,
+        "forced_bos_token_id": 1,
+        "forced_eos_token_id": 2,
+    }
+    for settings in ({}, summaries, {**summaries, "min_new_tokens": 20}):
+        model = build_tiny("bart")
+        model.final_logits_bias[0, 2] = 1000.0  # the model ends every answer at once
+        for name, value in settings.items():
+            setattr(model.generation_config, name, value)
+        responder = ModelResponder(model, build_tokenizer(eos=True))
+        assert responder.generate_until([Question(p, 16) for p in PROMPTS], ()) == [""] * 3
+        model.final_logits_bias[0, 2] = -1000.0
+        texts = responder.generate_until([Question(p, 16) for p in PROMPTS], ())
+        assert all(texts)
+        assert model.generation_config.min_length == settings.get("min_length")
 
 
 def test_a_prompt_longer_than_barts_positions_is_named() -> None:
