@@ -21,7 +21,12 @@ DEFAULT_COLUMNS: tuple[str, ...] = (
     "seconds_per_edit",
 )
 #: Columns that are measured once per run, not once per request.
-TIMES = {"seconds_per_edit": "s/edit", "cpu_per_edit": "CPU s/edit", "seconds": "seconds"}
+TIMES = {
+    "seconds_per_edit": "s/edit",
+    "cpu_per_edit": "CPU s/edit",
+    "seconds": "seconds",
+    "peak_mb": "MB peak",
+}
 _ASPECT_HEADS = {
     "reliability": "Rel",
     "generalization": "Gen",
@@ -70,7 +75,7 @@ class Column:
 
     @property
     def is_time(self) -> bool:
-        """Whether the column is a time, measured once per run."""
+        """Whether the column is a time or a size, measured once per run."""
         return self.name in TIMES
 
     @property
@@ -99,7 +104,7 @@ class Column:
         return self.name.partition("/")[2].partition("@")[0]
 
     def format_value(self, value: float, decimals: int) -> str:
-        """Format a value: shares in per cent, seconds with two significant digits."""
+        """Format a value: shares in per cent, seconds and sizes with two significant digits."""
         if self.is_time:
             return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
         if self._measure not in _SHARES:

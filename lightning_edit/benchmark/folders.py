@@ -12,11 +12,11 @@ Status = Literal["done", "failed", "started", "open", "absent"]
 
 
 class CellFolder(RunFolder):
-    """Run folder of a benchmark cell, with three additional files.
+    """Run folder of a benchmark cell, with additional files.
 
     ``cell.json``: specification of the cell. ``scores.json``: metrics of every request, from which
-    the bootstrap draws; it is written last, so its presence means that the cell is done.
-    ``error.json``: why it failed.
+    the bootstrap draws; its presence means that the edits are done.
+    ``memory.json``: their peak memory, where the grid asks for it. ``error.json``: why it failed.
 
     Args:
         out: Folder of the benchmark.
@@ -38,6 +38,11 @@ class CellFolder(RunFolder):
         return self.path / "scores.json"
 
     @property
+    def memory(self) -> Path:
+        """Path of ``memory.json``, the peak memory of the cell's edits, where the grid asks it."""
+        return self.path / "memory.json"
+
+    @property
     def error(self) -> Path:
         """Path of ``error.json``, written when the cell failed."""
         return self.path / "error.json"
@@ -52,7 +57,7 @@ class CellFolder(RunFolder):
         """Status of the cell: done, failed, started, open or absent."""
         if self.cell.absent is not None:
             return "absent"
-        if self.scores.exists():
+        if self.scores.exists() and (self.memory.exists() or not self.cell.memory):
             return "done"
         if self.error.exists():
             return "failed"

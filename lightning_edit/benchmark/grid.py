@@ -23,6 +23,7 @@ class Cell:
         spec: Full specification of the run as plain containers: ``lm``, ``data``, ``editor``,
             ``protocol``, ``modes``, ``seed``.
         absent: Why the grid skips this run; ``None``: it is run.
+        memory: Whether the peak memory of its edits is measured too, in a process of its own.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Cell:
     seed: int
     spec: Mapping[str, Any] = field(repr=False)
     absent: str | None = None
+    memory: bool = False
 
     @property
     def digest(self) -> str:
@@ -125,6 +127,8 @@ class Grid:
         curves: Metrics that also get a table over the number of edits.
         published: Published figures for comparison.
         trainer: Options of the Lightning Trainer.
+        summary: Columns of the summary, pairs of protocol and metric or time; it is one table for
+            each model and data set.
     """
 
     path: Path
@@ -136,6 +140,7 @@ class Grid:
     curves: tuple[str, ...]
     published: tuple[Published, ...]
     trainer: Mapping[str, Any]
+    summary: tuple[tuple[str, str], ...] = ()
 
 
 def shard(cells: Sequence[Cell], number: int, of: int) -> list[Cell]:

@@ -24,7 +24,7 @@ class CellOutcome:
         status: Its status.
         reason: Why there is no result; may be empty.
         points: Metrics by evaluation point and request; point 0 is the pristine model.
-        timing: Seconds by stage, and ``edits``.
+        timing: Seconds by stage, ``edits``, and ``peak_bytes`` where it was measured.
     """
 
     cell: Cell
@@ -35,6 +35,9 @@ class CellOutcome:
 
     def time(self, name: str) -> float | None:
         """Return a time column's value; ``None`` if the cell is not done or did not record it."""
+        if name == "peak_mb":
+            peak = self.timing.get("peak_bytes")
+            return None if peak is None else peak / 1e6
         stage = "edit_cpu_seconds" if name == "cpu_per_edit" else "edit_seconds"
         if self.status != "done" or stage not in self.timing:
             return None
@@ -58,8 +61,9 @@ def _read(cell: Cell, folder: CellFolder) -> CellOutcome:
     status = folder.status
     if status == "done":
         found: dict[str, Any] = folder.read(folder.scores)
+        memory = folder.read(folder.memory) if folder.memory.exists() else {}
         points = {int(after): requests for after, requests in found["points"].items()}
-        return CellOutcome(cell, status, "", points, found["timing"])
+        return CellOutcome(cell, status, "", points, found["timing"] | memory)
     if status == "failed":
         error = folder.read(folder.error)
         return CellOutcome(cell, status, f"{error['type']}: {error['message']}")

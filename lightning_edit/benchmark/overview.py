@@ -1,40 +1,66 @@
-"""Panels of a benchmark's overview figure, from its tables. Nothing here imports torch."""
+"""Panels of a benchmark's figures and page, from its tables. Nothing here imports torch."""
 
 from collections.abc import Iterable
 
-from lightning_edit.benchmark.table import Table, Value
-from lightning_edit.report.overview_plot import OverviewPanel
+from lightning_edit.benchmark.columns import Column
+from lightning_edit.benchmark.table import Table, TableRow, Value
+from lightning_edit.report.panels import Panel
 
 
-def panels_of(tables: Iterable[Table]) -> list[OverviewPanel]:
-    """Return a panel for the first table of every model, data and protocol.
-
-    Times and logarithms are no shares, and are left out; so are published figures, which were
-    measured elsewhere.
+def first_tables(tables: Iterable[Table]) -> list[Table]:
+    """Return the first table of every model, data and protocol; curves are left out.
 
     Args:
-        tables: Tables of a grid, curves too, which are left out.
+        tables: Tables of a grid.
     """
     firsts: dict[tuple[str, ...], Table] = {}
     for table in tables:
         place = table.place
         if len(set(table.columns)) == len(table.columns):  # a curve has one metric throughout
             firsts.setdefault((place["model"], place["data"], place["protocol"]), table)
-    return [_panel(place, table) for place, table in firsts.items()]
+    return list(firsts.values())
 
 
-def _panel(place: tuple[str, ...], table: Table) -> OverviewPanel:
-    chosen = [number for number, column in enumerate(table.columns) if column.is_share]
-    lines = [line for line in table.lines if line.source == "ours" and any(line.values)]
-    values = [[line.values[number] for number in chosen] for line in lines]
-    return OverviewPanel(
-        " · ".join(place),
+def panel_of(table: Table, shares_only: bool = False) -> Panel:
+    """Return a table as a panel: its own lines, coloured where a value is a share.
+
+    Published figures, which were measured elsewhere, and the row before editing are left out of a
+    panel of shares only, and so are times and logarithms.
+
+    Args:
+        table: The table.
+        shares_only: Whether the panel is for the overview figure.
+    """
+    chosen = [n for n, column in enumerate(table.columns) if column.is_share or not shares_only]
+    lines = [
+        line
+        for line in table.lines
+        if not shares_only or (line.source == "ours" and any(line.values[n] for n in chosen))
+    ]
+    cells = [[(line.values[n], table.columns[n]) for n in chosen] for line in lines]
+    place = table.place
+    short = (place["model"], place["data"], place["protocol"])
+    return Panel(
+        " · ".join(short) if shares_only else table.title,
         tuple("\n".join(table.heads[number]) for number in chosen),
-        tuple(line.label for line in lines),
-        tuple(tuple(None if v is None else v.mean.value for v in row) for row in values),
-        tuple(tuple(_half(v) for v in row) for row in values),
+        tuple(_label(line) for line in lines),
+        tuple(tuple(_share(value, column) for value, column in row) for row in cells),
+        tuple(tuple(_text(value, column, table) for value, column in row) for row in cells),
+        tuple(note.strip() for note in table.notes),
     )
 
 
-def _half(value: Value | None) -> float | None:
-    return value.mean.half if value is not None and value.spread else None
+def _label(line: TableRow) -> str:
+    return f"{line.label} ({line.reason})" if line.reason else line.label
+
+
+def _share(value: Value | None, column: Column) -> float | None:
+    return value.mean.value if value is not None and column.is_share else None
+
+
+def _text(value: Value | None, column: Column, table: Table) -> str:
+    if value is None:
+        return "–"
+    text = column.format_value(value.mean.value, table.decimals if value.mean.n else 1)
+    half = column.format_value(value.mean.half, table.decimals)
+    return f"{text} ±{half}" if value.spread else text

@@ -24,6 +24,7 @@ _SECTIONS = {
     "modes": True,
     "columns": True,
     "curves": True,
+    "summary": True,
     "published": True,
 }
 _METHOD_KEYS = ("config", "class_path", "init_args", "per_model", "protocols", "absent")
@@ -40,7 +41,7 @@ _MODEL_KEYS = (
     ),
     "optional",
 )
-_PROTOCOL_KEYS = ("protocol", "batch_size", "eval_at", "edits")
+_PROTOCOL_KEYS = ("protocol", "batch_size", "eval_at", "edits", "memory")
 _AXES = ("models", "data", "methods", "protocols")
 
 
@@ -91,6 +92,7 @@ def read_grid(path: str | Path) -> Grid:
         tuple(content.get("curves") or ()),
         tuple(_parse_published(entry, cells, path) for entry in content.get("published", ())),
         content.get("trainer") or {},
+        _parse_summary(content.get("summary") or {}, sections, path),
     )
 
 
@@ -206,6 +208,7 @@ def _parse_cell(
     source = dict(sections["data"][data])
     if (edits := options.pop("edits", None)) is not None:
         source["init_args"] = {**source.get("init_args", {}), "limit": edits}
+    memory = bool(options.pop("memory", False))
     arguments = _deep_merge(chosen["init_args"], chosen["per_model"].get(model, {}))
     lm = {name: value for name, value in sections["models"][model].items() if name != "optional"}
     spec = {
@@ -216,7 +219,8 @@ def _parse_cell(
         "modes": list(content.get("modes") or ("tf", "gen")),
         "seed": seed,
     }
-    return Cell(model, data, protocol, method, seed, spec, chosen["absent"].get(model))
+    absent = chosen["absent"].get(model)
+    return Cell(model, data, protocol, method, seed, spec, absent, memory)
 
 
 def _parse_columns(
@@ -230,6 +234,17 @@ def _parse_columns(
             raise ConfigError(f"{path}, columns: {axis} has no {missing[0]!r}")
     values = {name: tuple(value) for name, value in entry.items() if name != "title"}
     return ColumnGroup(title=str(entry.get("title", "")), **values)
+
+
+def _parse_summary(
+    entry: Any, sections: Mapping[str, Mapping[str, Any]], path: Path
+) -> tuple[tuple[str, str], ...]:
+    """Return pairs of protocol and column, from columns by protocol."""
+    where = f"{path}, summary"
+    if not isinstance(entry, dict) or not all(isinstance(v, list) for v in entry.values()):
+        raise ConfigError(f"{where}: expected protocols and, under each, a list of its columns")
+    _check_keys(entry, list(sections["protocols"]), where)
+    return tuple((str(name), str(column)) for name, columns in entry.items() for column in columns)
 
 
 def _parse_published(entry: Mapping[str, Any], cells: Sequence[Cell], path: Path) -> Published:

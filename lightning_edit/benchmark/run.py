@@ -14,6 +14,9 @@ from filelock import FileLock, Timeout
 from lightning_edit.benchmark.build import build
 from lightning_edit.benchmark.folders import CellFolder
 from lightning_edit.benchmark.grid import Cell, Grid
+from lightning_edit.benchmark.memory import measure_in_own_process
+from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.editors.base import Editor
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.metrics.aspects import request_means
 from lightning_edit.models.loading import load_language_model
@@ -107,7 +110,23 @@ def _record_errors(folder: CellFolder, started: float, run: Callable[[], str]) -
 def _run(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
     spec = cell.spec
     folder.write_json(folder.specification, spec)
-    pl.seed_everything(cell.seed, verbose=False)
+    if not folder.scores.exists():
+        message = _run_edits(grid, cell, folder, out)
+    else:
+        message = "was edited and scored already"
+    if cell.memory and not folder.memory.exists():
+        folder.write_json(folder.memory, measure_in_own_process(folder.specification))
+    return message
+
+
+def bound_editor(spec: Mapping[str, Any], seed: int) -> tuple[Editor, EditDataModule]:
+    """Return a cell's editor, bound to its model from disk, and its data, set up for edits.
+
+    Args:
+        spec: Specification of the cell.
+        seed: Its seed; every part of the editor that has one is shifted by it.
+    """
+    pl.seed_everything(seed, verbose=False)
     lm = spec["lm"]
     model, tokenizer = load_language_model(
         lm.get("lm", "atlas"),
@@ -121,13 +140,20 @@ def _run(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
     for part in parts:
         if isinstance(getattr(part, "seed", None), int):
             # E.g. sampled context templates; a seed set in the grid file is shifted as well.
-            part.seed += cell.seed
+            part.seed += seed
     form = PromptFormat(
         lm.get("lm_chat", False), lm.get("lm_system"), None, lm.get("lm_chat_options", {})
     )
     editor.bind(model, PromptEncoder(tokenizer, form))
     data.prepare_data()
     data.setup("edit")
+    return editor, data
+
+
+def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
+    spec = cell.spec
+    editor, data = bound_editor(spec, cell.seed)
+    model = editor.language_model
     shared = out / "baselines" / f"{weights_hash(model)[:16]}-{data.data_hash()[:16]}.jsonl"
     if shared.exists() and not folder.baseline.exists():
         shutil.copyfile(shared, folder.baseline)

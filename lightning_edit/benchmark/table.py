@@ -98,6 +98,15 @@ def mean_value(resampling: Resampling, values: Floats, best: bool = False) -> Va
     return None if mean is None else Value(mean, best, spread=mean.n > 1)
 
 
+def time_value(outcomes: Sequence[CellOutcome], column: str) -> Value | None:
+    """Return a method's time, the mean over its seeds; ``None`` if no cell recorded it."""
+    times = [time for o in outcomes if (time := o.time(column)) is not None]
+    if not times:
+        return None
+    mean = sum(times) / len(times)
+    return Value(Mean(mean, min(times), max(times), len(times)), spread=False)
+
+
 def published_value(column: Column, figure: float) -> Value:
     """Return a published figure as a value without an interval."""
     value = figure if column.is_time else figure / 100

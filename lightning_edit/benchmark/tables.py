@@ -21,8 +21,9 @@ from lightning_edit.benchmark.table import (
     published_value,
     requests_at,
     source_note,
+    time_value,
 )
-from lightning_edit.functional.bootstrap import Floats, Mean, Resampling
+from lightning_edit.functional.bootstrap import Floats, Resampling
 
 BEFORE = "before editing"
 
@@ -91,7 +92,7 @@ def _table(
     shown = [p for p in shown if p.after in (None, last) and any(_published_rows(p, columns))]
     lines += [line for each in shown for line in _published_rows(each, columns)]
     seeds = sorted({o.cell.seed for o in outcomes})
-    counts = [f"{count_note} {_seed_note(seeds)}" for count_note in _count_notes(lines, columns)]
+    counts = [f"{count_note} {_seed_note(seeds)}" for count_note in count_notes(lines, columns)]
     notes = [*missing_notes(methods), *counts, *(source_note(each) for each in shown)]
     title = " · ".join((*place, group.title) if group.title else place)
     heads = tuple(column.heads for column in columns)
@@ -133,9 +134,7 @@ def _method_row(
     values: list[Value | None] = []
     for column in columns:
         if column.is_time:
-            times = [time for o in outcomes if (time := o.time(column.name)) is not None]
-            mean = sum(times) / len(times)
-            values.append(Value(Mean(mean, min(times), max(times), len(times)), spread=False))
+            values.append(time_value(outcomes, column.name))
         else:
             values.append(mean_value(resampling, arrays[method, column], best[column] == method))
     return TableRow(method, tuple(values))
@@ -159,7 +158,7 @@ def _seed_note(seeds: Sequence[int]) -> str:
     return f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
 
 
-def _count_notes(lines: Sequence[TableRow], columns: Sequence[Column]) -> Iterator[str]:
+def count_notes(lines: Sequence[TableRow], columns: Sequence[Column]) -> Iterator[str]:
     """Yield a note on the number of requests behind each group of columns."""
     counts: dict[str, int] = {}
     for line in lines:

@@ -30,6 +30,8 @@ _AXES: dict[str, Callable[[Cell], str]] = {
     "data": lambda cell: cell.data,
     "protocols": lambda cell: cell.protocol,
 }
+#: Name of the page in a benchmark's folder.
+PAGE = "page.html"
 #: Width of the text table that is written to a file, in columns.
 _TABLE_WIDTH = 120
 
@@ -56,7 +58,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="FORMAT",
-        help="draw an overview too, methods x aspects: png, pdf or svg; needs the extra `plot`",
+        help="draw the summary and an overview too, methods x aspects: png, pdf or svg; needs the "
+        "extra `plot`",
     )
     parser.add_argument(
         "--table", choices=_FORMATS, help="run nothing; print the tables of the finished cells"
@@ -127,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     status = _run(grid, cells, available, out, options.retry, console)
     for path in _draw(grid, available, out, options.figures):
-        console.print(f"Overview: {path}")
+        console.print(f"Figure: {path}")
     return status
 
 
@@ -162,6 +165,8 @@ def _run(
     console.print()
     sys.stdout.write(_render_tables(grid, available, out, "text", console.width))
     console.print(f"Tables: {out}/tables.txt, .md, .tex, .csv, .json; runs: {out}/cells")
+    if page := _write_page(grid, available, out):
+        console.print(f"Page: {page}; opens in any browser, offline")
     failed = [cell for cell in cells if CellFolder(out, cell).status == "failed"]
     if failed:
         console.print(
@@ -207,20 +212,55 @@ def _render_tables(
 ) -> str:
     from lightning_edit.benchmark.formats import write
     from lightning_edit.benchmark.outcomes import read_outcomes
+    from lightning_edit.benchmark.summary import summaries_of
     from lightning_edit.benchmark.tables import tables_of
 
-    tables = tables_of(grid, read_outcomes(cells, out))
+    outcomes = read_outcomes(cells, out)
+    tables = tables_of(grid, outcomes)
+    if table_format not in ("csv", "json"):  # whose records would stand there twice
+        tables = [*summaries_of(grid, outcomes), *tables]
     return write(tables, table_format, width, len({cell.seed for cell in cells}), grid)
 
 
+def _write_page(grid: Grid, cells: Sequence[Cell], out: Path) -> Path | None:
+    """Write the page of the finished cells; ``None`` where the extra `report` is absent."""
+    from lightning_edit.report.page import INSTALL, missing
+
+    if "jinja2" in missing():
+        sys.stderr.write(f"No page: jinja2 is not installed. For it: {INSTALL}\n")
+        return None
+    from lightning_edit.benchmark.formats import legend
+    from lightning_edit.benchmark.outcomes import read_outcomes
+    from lightning_edit.benchmark.overview import panel_of
+    from lightning_edit.benchmark.summary import summaries_of
+    from lightning_edit.benchmark.tables import tables_of
+    from lightning_edit.report.grid_page import write_grid_page
+
+    outcomes = read_outcomes(cells, out)
+    words = [grid.note, legend(len({cell.seed for cell in cells}), "bold in the other formats")]
+    return write_grid_page(
+        grid.title,
+        words,
+        [panel_of(table) for table in summaries_of(grid, outcomes)],
+        [panel_of(table) for table in tables_of(grid, outcomes)],
+        out / PAGE,
+    )
+
+
 def _draw(grid: Grid, cells: Sequence[Cell], out: Path, formats: Sequence[str]) -> list[Path]:
-    """Draw the overview of the finished cells."""
+    """Draw the summary and the overview of the finished cells."""
     if not formats or not sweep_plots.available():
         return []
     from lightning_edit.benchmark.outcomes import read_outcomes
-    from lightning_edit.benchmark.overview import panels_of
+    from lightning_edit.benchmark.overview import first_tables, panel_of
+    from lightning_edit.benchmark.summary import summaries_of
     from lightning_edit.benchmark.tables import tables_of
     from lightning_edit.report.overview_plot import plot_overview
 
-    figure = plot_overview(panels_of(tables_of(grid, read_outcomes(cells, out))))
-    return sweep_plots.save(figure, out / "overview", formats)
+    outcomes = read_outcomes(cells, out)
+    summary = [panel_of(table) for table in summaries_of(grid, outcomes)]
+    every = [panel_of(table, shares_only=True) for table in first_tables(tables_of(grid, outcomes))]
+    paths = []
+    if any(panel.has_scores for panel in summary):
+        paths += sweep_plots.save(plot_overview(summary, across=2), out / "summary", formats)
+    return paths + sweep_plots.save(plot_overview(every), out / "overview", formats)

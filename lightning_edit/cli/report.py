@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_edit.exceptions import DataError
 from lightning_edit.report.console import VisibleConsole
 from lightning_edit.report.table import render
 from lightning_edit.report.undone import undone_edits
+from lightning_edit.storage.atomic import write_atomic
 from lightning_edit.storage.results import read_results
 
 _NAME = "report.html"
@@ -42,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Show the tables of finished runs, and write one HTML page of them: "
         "what was edited, whether it held, what else moved. The page needs no network.",
     )
-    parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "run", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of a benchmark"
+    )
     page = parser.add_mutually_exclusive_group()
     page.add_argument(
         "--html",
@@ -66,14 +70,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status.
 
     Raises:
-        DataError: If a folder holds no finished run.
+        DataError: If a folder holds no finished run, nor tables of a benchmark.
         ReportError: If the page was requested with ``--html`` and cannot be written.
     """
     options = _parser().parse_args(argv)
+    if len(options.run) == 1 and (options.run[0] / "cells").is_dir():
+        return _show_benchmark(options.run[0], options.html, options.open)
     for folder in options.run:
         show(read_results(folder), folder)
     if not options.no_html:
         _write_report_page(options.run, options.html, options.open)
+    return 0
+
+
+def _show_benchmark(folder: Path, html: Path | None, open_it: bool) -> int:
+    """Print the tables of a benchmark's folder, and say where its page is."""
+    tables, page = folder / "tables.txt", folder / "page.html"
+    if not tables.exists():
+        raise DataError(
+            f"{folder} is the folder of a benchmark without tables; finish a cell with "
+            f"`lightning-edit benchmark GRID.yaml --out {folder}`"
+        )
+    sys.stdout.write(tables.read_text(encoding="utf-8"))
+    if not page.exists():
+        return 0
+    if html is not None:
+        write_atomic(html, page.read_bytes())
+        page = html
+    VisibleConsole(highlight=False).print(f"Page: {page}", soft_wrap=True, markup=False)
+    if open_it:
+        import webbrowser  # only here
+
+        webbrowser.open(page.resolve().as_uri())
     return 0
 
 

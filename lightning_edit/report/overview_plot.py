@@ -1,37 +1,22 @@
-"""Overview of a benchmark for papers: methods × aspects as a heat map, one panel a table."""
+"""Overview of a benchmark for papers: methods × columns as heat maps, one panel a table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lightning_edit.exceptions import DataError
+from lightning_edit.report.panels import Panel, ground, ink
 
-#: From a weak score to a strong one, readable in grey and by the colour-blind.
-_COLOURS = "cividis"
-_DARK = 0.55  # of the scale: below it, figures are white
-
-
-@dataclass(frozen=True)
-class OverviewPanel:
-    """One panel: the scores of some methods.
-
-    Args:
-        title: Model, data and protocol.
-        heads: Names of the columns.
-        rows: Names of the methods.
-        values: Shares from 0 to 1, one list a method; ``None`` where nothing was measured.
-        halves: Half of each share's 95 % interval; ``None`` where there is none.
-    """
-
-    title: str
-    heads: tuple[str, ...]
-    rows: tuple[str, ...]
-    values: tuple[tuple[float | None, ...], ...]
-    halves: tuple[tuple[float | None, ...], ...]
+#: Inches: of a column, of a row, of a method's name, of a panel's heads and title.
+_COLUMN, _ROW, _NAMES, _HEADS = 0.52, 0.21, 0.9, 0.75
+#: Fonts that LaTeX and publishers take: TrueType, not Type 3.
+_STYLE: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
 
 
-def plot_overview(panels: Sequence[OverviewPanel], across: int = 3) -> Any:
+def plot_overview(panels: Sequence[Panel], across: int = 3) -> Any:
     """Plot panels of scores side by side; every cell holds its share in per cent and its interval.
+
+    A column without shares, such as a time, is text without colour. Below each panel stands what
+    its notes say of the number of requests.
 
     Args:
         panels: The panels; those without a score are left out.
@@ -43,40 +28,47 @@ def plot_overview(panels: Sequence[OverviewPanel], across: int = 3) -> Any:
     Raises:
         DataError: If no panel has a score.
     """
-    from matplotlib import colormaps
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    shown = [p for p in panels if any(v is not None for row in p.values for v in row)]
+    class Overview(Figure):
+        def savefig(self, fname: Any, **kwargs: Any) -> None:
+            with rc_context(_STYLE):
+                super().savefig(fname, **kwargs)
+
+    shown = [panel for panel in panels if panel.has_scores]
     if not shown:
         raise DataError("the overview has nothing to show: no cell has scores; run the grid first")
     across = min(across, len(shown))
     down = -(-len(shown) // across)
-    height = 0.8 + 0.21 * max(len(panel.rows) for panel in shown)
+    height = _HEADS + _ROW * max(len(panel.rows) for panel in shown)
     widest = max(len(panel.heads) for panel in shown)
-    figure = Figure(figsize=(across * (1.5 + 0.52 * widest), down * height), layout="constrained")
-    colours = colormaps[_COLOURS].with_extremes(bad="#EEEEEE")
-    for axes, panel in zip(
-        figure.subplots(down, across, squeeze=False).flat,
-        [*shown, *[None] * (down * across - len(shown))],
-        strict=True,
-    ):
-        if panel is None:
-            axes.set_axis_off()
-            continue
-        numbers = [[float("nan") if v is None else v for v in row] for row in panel.values]
-        axes.imshow(numbers, vmin=0, vmax=1, cmap=colours, aspect="auto")
-        axes.set_title(panel.title, fontsize=8)
-        axes.set_xticks(range(len(panel.heads)), panel.heads, fontsize=7)
-        axes.set_yticks(range(len(panel.rows)), panel.rows, fontsize=7)
-        axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-        axes.spines[:].set_visible(False)
-        for line, (values, halves) in enumerate(zip(panel.values, panel.halves, strict=True)):
-            for place, (value, half) in enumerate(zip(values, halves, strict=True)):
-                text = "–" if value is None else f"{100 * value:.0f}"
-                if half is not None:
-                    text += f" ±{100 * half:.0f}"
-                colour = "white" if value is not None and value < _DARK else "black"
-                axes.text(
-                    place, line, text, ha="center", va="center", fontsize=6, color=colour
-                )  # fmt: skip
+    figure = Overview(figsize=(across * (_NAMES + _COLUMN * widest), down * height))
+    figure.set_layout_engine("constrained")
+    places = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes, panel in zip(places, shown, strict=False):
+        _draw(axes, panel)
+    for axes in places[len(shown) :]:
+        axes.set_axis_off()
     return figure
+
+
+def _draw(axes: Any, panel: Panel) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.set_xlim(-0.5, len(panel.heads) - 0.5)
+    axes.set_ylim(len(panel.rows) - 0.5, -0.5)
+    axes.set_title(panel.title, fontsize=8)
+    axes.set_xticks(range(len(panel.heads)), panel.heads, fontsize=6)
+    axes.set_yticks(range(len(panel.rows)), panel.rows, fontsize=7)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    counted = [note for note in panel.notes if note.startswith("n")]
+    axes.set_xlabel(" ".join(counted), fontsize=5, color="#444444")
+    for line, (values, texts) in enumerate(zip(panel.values, panel.texts, strict=True)):
+        for place, (value, text) in enumerate(zip(values, texts, strict=True)):
+            colour = "#F4F4F4" if value is None else ground(value)
+            box = Rectangle((place - 0.5, line - 0.5), 1, 1, color=colour, linewidth=0)
+            axes.add_patch(box)
+            black = "#000000" if value is None else ink(value)
+            axes.text(place, line, text, ha="center", va="center", fontsize=6, color=black)
