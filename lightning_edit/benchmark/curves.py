@@ -26,7 +26,8 @@ def curves(grid: Grid, outcomes: Sequence[CellOutcome], column: Column) -> Itera
     keys = dict.fromkeys(_curve_key(outcome) for outcome in outcomes)
     for key in keys:
         here = [o for o in outcomes if _curve_key(o) == key]
-        places = sorted({(after, o.cell.protocol) for o in here for after in evaluation_points(o)})
+        # A stream of 100 and one of 500 edits both pass 10: that is one column.
+        places = sorted({after for o in here for after in evaluation_points(o)})
         if len(places) < 2:
             continue
         lines = [
@@ -35,13 +36,14 @@ def curves(grid: Grid, outcomes: Sequence[CellOutcome], column: Column) -> Itera
         ]
         model, data, kind, _ = key
         shown = [p for p in grid.published if (p.model, p.data) == (model, data)]
-        shown = [p for p in shown if (p.after, p.protocol) in places]
+        protocols = {o.cell.protocol for o in here}
+        shown = [p for p in shown if p.after in places and p.protocol in protocols]
         lines += _published_curves(shown, column, places)
         cited = [p for p in shown if any(column.name in each for each in p.values.values())]
         notes = [*missing_notes(group_by_method(here)), *dict.fromkeys(map(source_note, cited))]
         yield Table(
             f"{model} · {data} · {kind}: {column.name} by number of edits",
-            tuple(("edits", str(after)) for after, _ in places),
+            tuple(("edits", str(after)) for after in places),
             (column,) * len(places),
             tuple(lines),
             tuple(notes),
@@ -50,16 +52,16 @@ def curves(grid: Grid, outcomes: Sequence[CellOutcome], column: Column) -> Itera
 
 
 def _published_curves(
-    published: Sequence[Published], column: Column, places: Sequence[tuple[int, str]]
+    published: Sequence[Published], column: Column, places: Sequence[int]
 ) -> Iterator[TableRow]:
-    rows: dict[str, dict[tuple[int, str], float]] = {}
+    rows: dict[str, dict[int, float]] = {}
     for each in published:
         for method, figures in each.values.items():
             if column.name in figures and each.after is not None:
-                place = (each.after, each.protocol)
-                rows.setdefault(f"{method}, {each.label}", {})[place] = figures[column.name]
-    for label, row in rows.items():
-        values = tuple(published_value(column, row[p]) if p in row else None for p in places)
+                row = rows.setdefault(f"{method}, {each.label}", {})
+                row[each.after] = figures[column.name]
+    for label, found in rows.items():
+        values = tuple(published_value(column, found[p]) if p in found else None for p in places)
         yield TableRow(label, values, source="published")
 
 
@@ -73,11 +75,12 @@ def _curve_row(
     method: str,
     outcomes: Sequence[CellOutcome],
     column: Column,
-    places: Sequence[tuple[int, str]],
+    places: Sequence[int],
 ) -> TableRow:
     values: list[Value | None] = []
-    for after, protocol in places:
-        here = [o for o in outcomes if o.cell.protocol == protocol and after in o.points]
+    for after in places:
+        reached = [o for o in outcomes if after in o.points]
+        here = [o for o in reached if o.cell.protocol == reached[0].cell.protocol]
         requests = requests_at(here, after)
         array = values_of(here, after, column.name, requests) if requests else None
         values.append(

@@ -59,11 +59,12 @@ def read_outcomes(cells: Iterable[Cell], out: Path) -> list[CellOutcome]:
 
 def _read(cell: Cell, folder: CellFolder) -> CellOutcome:
     status = folder.status
-    if status == "done":
+    # Scores count as soon as they are there, also where memory is still to be measured.
+    if status == "done" or (status == "started" and folder.scores.exists()):
         found: dict[str, Any] = folder.read(folder.scores)
         memory = folder.read(folder.memory) if folder.memory.exists() else {}
         points = {int(after): requests for after, requests in found["points"].items()}
-        return CellOutcome(cell, status, "", points, found["timing"] | memory)
+        return CellOutcome(cell, "done", "", points, found["timing"] | memory)
     if status == "failed":
         error = folder.read(folder.error)
         return CellOutcome(cell, status, f"{error['type']}: {error['message']}")

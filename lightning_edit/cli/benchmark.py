@@ -59,7 +59,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="FORMAT",
         help="draw the summary and an overview too, methods x aspects: png, pdf or svg; needs the "
-        "extra `plot`",
+        "extra `plot`; with --table the page is written as well",
     )
     parser.add_argument(
         "--table", choices=_FORMATS, help="run nothing; print the tables of the finished cells"
@@ -118,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.table is not None:
         width = shutil.get_terminal_size((_TABLE_WIDTH, 24)).columns
         sys.stdout.write(_render_tables(grid, available, out, options.table, width))
-        _draw(grid, available, out, options.figures)
+        if options.figures:
+            _draw(grid, available, out, options.figures)
+            _write_page(grid, available, out)
         return 0
     console = VisibleConsole(highlight=False, soft_wrap=True)
     for name, place in absent.items():

@@ -42,7 +42,10 @@ def test_a_cell_is_done_once_its_memory_is_measured(tmp_path: Path) -> None:
     found = {"points": {"1": {"a": {}}}, "timing": {"edit_seconds": 2.0, "edits": 10}}
     folder.write_json(folder.scores, found)
     assert CellFolder(tmp_path, plain).status == "done"
-    assert folder.status != "done"
+    folder.ledger.mkdir(parents=True)
+    (folder.ledger / "journal.jsonl").write_text("{}\n", encoding="utf-8")
+    assert folder.status == "started"
+    assert read_outcomes([asked], tmp_path)[0].time("seconds") == 2.0
     folder.write_json(folder.memory, {"peak_bytes": 5_000_000, "edits": 10})
     (outcome,) = read_outcomes([asked], tmp_path)
     assert outcome.status == "done"

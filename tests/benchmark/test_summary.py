@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_edit.__main__ import main
+from lightning_edit.benchmark.columns import Column
+from lightning_edit.benchmark.curves import curves
 from lightning_edit.benchmark.grid import Cell, Grid
 from lightning_edit.benchmark.outcomes import CellOutcome
 from lightning_edit.benchmark.overview import panel_of
@@ -80,6 +83,24 @@ def test_a_time_is_text_without_colour_and_each_share_says_its_interval() -> Non
     assert [text.get_text() for text in axes.texts] == [t for row in panel.texts for t in row]
 
 
+def test_a_curve_has_one_column_for_each_number_of_edits() -> None:
+    """Two streams pass the same points, and requests alone are no curve."""
+    spec = {"protocol": {"protocol": "sequential"}, "data": {}}
+    short, long = outcome("ROME", "stream", {1: [1.0], 2: [1.0, 0.0]}), outcome("KN", "long", {})
+    reached = outcome("KN", "long", {1: [0.0], 2: [0.0, 0.0], 4: [0.0, 0.0, 0.0, 1.0]})
+    found = [
+        replace(one, cell=replace(one.cell, spec=spec))
+        for one in (short, replace(reached, cell=long.cell))
+    ]
+    found += [outcome("ROME", "single", {1: [1.0]}), outcome("ROME", "ten", {1: [1.0]})]
+    (table,) = curves(grid(), found, Column(RIGHT))
+    assert [heads[1] for heads in table.heads] == ["1", "2", "4"]
+    assert {
+        line.label: [None if v is None else v.mean.value for v in line.values]
+        for line in table.lines
+    } == {"ROME": [1.0, 0.5, None], "KN": [0.0, 0.0, 0.25]}
+
+
 def luminance(colour: str) -> float:
     """Return the relative luminance of a colour, as WCAG 2 defines it."""
     parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
@@ -140,7 +161,7 @@ def test_the_page_says_every_figure_escapes_names_and_loads_nothing(tmp_path: Pa
     assert f"background:{ground(0.25)};color:{ink(0.25)}" in text
 
 
-def test_a_summary_of_unknown_protocols_or_columns_is_refused(tmp_path: Path) -> None:
+def test_a_summary_of_unknown_protocols_or_without_a_list_is_refused(tmp_path: Path) -> None:
     content = {
         "models": {"tiny": {"lm": "atlas"}},
         "data": {"facts": {"class_path": "AtlasDataModule"}},
@@ -164,3 +185,20 @@ def test_a_summary_of_unknown_protocols_or_columns_is_refused(tmp_path: Path) ->
 
 def test_a_panel_without_a_score_is_no_score() -> None:
     assert not Panel("t", ("a",), ("r",), ((None,),), (("–",),)).has_scores
+
+
+def test_report_shows_a_benchmarks_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cells").mkdir()
+    assert main(["report", str(tmp_path)]) == 2
+    assert "folder of a benchmark without tables" in capsys.readouterr().err
+    (tmp_path / "tables.txt").write_text("ROME 100\n", encoding="utf-8")
+    (tmp_path / "page.html").write_text("<p>ROME", encoding="utf-8")
+    assert main(["report", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "ROME 100" in shown
+    assert str(tmp_path / "page.html") in shown
+    copy = tmp_path / "copy.html"
+    assert main(["report", str(tmp_path), "--html", str(copy)]) == 0
+    assert copy.read_text(encoding="utf-8") == "<p>ROME"
