@@ -14,9 +14,11 @@ Status = Literal["done", "failed", "started", "open", "absent"]
 class CellFolder(RunFolder):
     """Run folder of a benchmark cell, with additional files.
 
-    ``cell.json``: specification of the cell. ``scores.json``: metrics of every request, from which
-    the bootstrap draws; its presence means that the edits are done.
-    ``memory.json``: their peak memory, where the grid asks for it. ``error.json``: why it failed.
+    * ``cell.json``: specification of the cell.
+    * ``scores.json``: metrics of every request, from which the bootstrap draws; its presence means
+      that the edits are done.
+    * ``memory.json``: their peak memory, where the grid asks for it.
+    * ``error.json``: why it failed.
 
     Args:
         out: Folder of the benchmark.

@@ -81,6 +81,7 @@ def peak_added_by(work: Callable[[], object], on_gpu: bool = False) -> int | Non
         The bytes; ``None`` where the system does not tell.
     """
     gc.collect()
+    peak: Callable[[], int] = _highest
     if on_gpu:
         import torch  # not for the process that only starts this one
 
@@ -89,7 +90,7 @@ def peak_added_by(work: Callable[[], object], on_gpu: bool = False) -> int | Non
     elif _CLEAR.exists():
         _return_freed_pages()
         _CLEAR.write_text("5")  # the highest resident size begins again at the present one
-        before, peak = _resident("VmRSS"), _highest
+        before = _resident("VmRSS")
     else:
         work()
         return None

@@ -443,7 +443,7 @@ class HypernetworkEditor(Editor, family=True):
             rows: Prompts and answers, each with the index of its edit.
         """
         label = partial(self.prompts.labels, self.language_model)
-        return tuple((edit, (p, label(a) if a else a)) for edit, (p, a) in rows)
+        return tuple((edit, (p, label(tuple(a)) if a else a)) for edit, (p, a) in rows)
 
     def edit_rows(self, batch: EditBatch) -> list[AnswerRow]:
         """Return the prompts and answers whose gradients the update is computed from.
