@@ -8,6 +8,7 @@ import ctypes
 import gc
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,7 +34,11 @@ def measure_in_own_process(specification: Path) -> dict[str, Any]:
         LightningEditError: If the process fails.
     """
     command = [sys.executable, "-m", "lightning_edit.benchmark.memory", str(specification)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The package of this process, also where the current folder holds another one.
+    own = str(Path(__file__).parents[2])
+    places = os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": places, "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise LightningEditError(f"peak memory of {specification.parent.name}: {last}")

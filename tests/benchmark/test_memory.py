@@ -57,8 +57,13 @@ def test_a_cell_is_done_once_its_memory_is_measured(tmp_path: Path) -> None:
 
 @linux
 @pytest.mark.slow
-def test_a_method_of_many_copies_takes_more_than_one_of_few(tmp_path: Path) -> None:
+def test_a_method_of_many_copies_takes_more_than_one_of_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fine-tuning of a block copies its weights, and keeps a gradient and two moments of each."""
+    (tmp_path / "lightning_edit").mkdir()  # another package of the name, in the current folder
+    (tmp_path / "lightning_edit" / "__init__.py").write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     peaks = []
     for layers in ([3], [0, 1, 2, 3, 4]):
         spec = {
