@@ -335,7 +335,7 @@ class WISE(MemoryEditor[SideMemory]):
         margins: tuple[float, float, float],
     ) -> tuple[Tensor, Tensor, list[float]]:
         """Train the side matrix; returns its update, the texts' activations and the losses."""
-        original = weight(self.language_model, f"{self.module}.weight").read(torch.float32)
+        original = weight(self.language_model, f"{self.module}.weight").read(before.dtype)
         update = before.clone().requires_grad_()
         seen: list[Tensor] = []
 

@@ -105,8 +105,10 @@ class PublishedWise:
 
         self.layer.forward = forward
         self.lowest = float("inf")
+        self.after: list[Tensor] = []
         for request in requests:
             inside = self._edit(self.rows(request), side, seen, steps)
+            self.after.append(side.detach().clone())
             self.lowest = min(self.lowest, float(inside.mean()))
         del self.layer.forward
         return side.detach()
