@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from lightning_edit.datamodules.formats import read_requests
-from lightning_edit.editors import ICE, IKE, RAG, MeLLo
+from lightning_edit.editors import ICE, IKE, RAG, MeLLo, MemPrompt
 from lightning_edit.editors.prompting.base import PromptingEditor
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.functional.text import starts_with_answer
 from lightning_edit.inference.model_responder import ModelResponder
-from lightning_edit.inference.responder import Question
+from lightning_edit.inference.responder import Question, Statement
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
@@ -107,3 +107,53 @@ def test_a_dialogue_about_an_edited_fact_comes_to_an_end() -> None:
     assert dialogue.facts[:1] == ("The capital of France is Oslo",)
     assert bool(text) == dialogue.answered
     assert editor.context_use.failed == (not dialogue.answered)
+
+
+QUESTIONS = [
+    EditRequest("a", "What is the capital of France?", "Lyon", "France"),
+    EditRequest("b", "Who wrote the novel Emma?", "Charles Dickens", "Emma"),
+    EditRequest("c", "What is the currency of Japan?", "peso", "Japan"),
+]
+UNRELATED = ["How many legs does a spider have?", "Name a colour of the rainbow.", "Hello!"]
+
+
+@pytest.mark.parametrize(
+    ("name", "answered"),
+    # Demonstrations are no help to so small a model in a chat: it goes on with other facts, and
+    # only the likelihood of the new answers says that they were read.
+    [("RAG", 2), ("MemPrompt", 1), ("IKE", 0)],
+)
+def test_in_a_chat_new_facts_are_read_and_other_questions_keep_their_bits(
+    name: str, answered: int
+) -> None:
+    facts, scoped = QUESTIONS, True
+    make: PromptingEditor = RAG(k=1, threshold=0.5) if name == "RAG" else MemPrompt()
+    if name == "IKE":  # made for statements, and without a threshold
+        make, facts, scoped = IKE(counterfact()[100:140], k=4), counterfact()[:3], False
+    model, tokenizer = language_model()
+    encoder, own = PromptEncoder(tokenizer, PromptFormat(True)), [one.prompt for one in facts]
+    bare, editor = ModelResponder(model, encoder, 16), make.bind(model, encoder)
+    deltas = [editor.edit(encode_batch(encoder, [request])) for request in facts]
+    editor.runtime().install(deltas)
+    responder = editor.responder(deltas, 16)
+    for one in facts:
+        rendered = encoder.decode(encoder.prompts([editor.told_prompt(one.prompt)])[0])
+        assert f"user\n{editor.told_prompt(one.prompt)}" in rendered
+        assert one.target in rendered.rpartition("assistant")[0]  # in the user's turn
+
+    prompts = [Question(one, 16) for one in own]
+    texts = responder.generate_until(prompts)
+    assert said(bare.generate_until(prompts), facts) == 0
+    assert said(texts, facts) >= answered, texts
+    # What is generated is what the scores take for the model's own choice.
+    pairs = [Statement(one, text) for one, text in zip(own, texts, strict=True)]
+    assert all(score.is_greedy for score in responder.loglikelihood(pairs))
+    targets = [Statement(one.prompt, one.target) for one in facts]
+    before, after = bare.loglikelihood(targets), responder.loglikelihood(targets)
+    assert all(one.total < other.total for one, other in zip(after, before, strict=True))
+
+    others = [Statement(one, "Eight or blue") for one in UNRELATED]
+    asked = [Question(one, 12) for one in UNRELATED]
+    same = responder.loglikelihood(others) == bare.loglikelihood(others)
+    same &= responder.generate_until(asked) == bare.generate_until(asked)
+    assert same == scoped
