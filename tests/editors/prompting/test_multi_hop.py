@@ -46,7 +46,11 @@ class Reader(Responder):
     ) -> None:
         self.chains: dict[str, tuple[list[Hop], list[Hop]]] = {}
         self.credulous, self.deaf = credulous, deaf
+        #: What it takes for true where an edit says otherwise.
+        self.unedited: dict[str, str] = {}
         for record in records:
+            for one in record["requested_rewrite"]:
+                self.unedited[one["question"]] = one["target_true"]["str"]
             old, new = (
                 [Hop(one["question"], one["cloze"], one["answer"]) for one in record[name]]
                 for name in ("single_hops", "new_single_hops")
@@ -82,9 +86,13 @@ class Reader(Responder):
         if here is None:
             return f"{before}Final answer: {rest}"
         return (
-            f"{before}Subquestion: {here.question}\nGenerated answer: {here.answer}\n"
+            f"{before}Subquestion: {here.question}\nGenerated answer: {self.belief(here)}\n"
             "Retrieved fact: what it would make up itself\n"
         )
+
+    def belief(self, hop: Hop) -> str:
+        """Return its own answer to a hop, without any edit."""
+        return self.unedited.get(hop.question, hop.answer)
 
     def walk(self, question: str, said: str) -> tuple[list[str], Hop | None]:
         """Return the intermediate answers of a dialogue so far, and the hop that is next."""
@@ -96,7 +104,7 @@ class Reader(Responder):
             hop = chain[number]
             about = fact.startswith(hop.cloze) or self.credulous
             told = fact[len(hop.cloze) :].strip(" .") if fact.startswith(hop.cloze) else fact
-            answers.append(told if about and not self.deaf else hop.answer)
+            answers.append(told if about and not self.deaf else self.belief(hop))
             if number < len(new) and answers[-1] == new[number].answer:
                 chain = new
         return answers, chain[len(facts)] if len(facts) < len(chain) else None
@@ -191,5 +199,5 @@ def test_hops_through_edited_facts_come_to_the_new_answer(tmp_path: Path) -> Non
 def test_real_cases_are_limited_by_retrieval_alone(tmp_path: Path, together: bool) -> None:
     path = shared_path("data/mquake/MQuAKE-CF_AKEW.json")
     records = json.loads(path.read_text())[:20]
-    assert accuracy(records, tmp_path, together) == 1.0
+    assert accuracy(records, tmp_path, together) >= 0.85  # 0.95 alone and 0.9 together
     assert accuracy(records[:10], tmp_path, together, deaf=True) <= 0.1
