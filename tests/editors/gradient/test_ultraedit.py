@@ -1,15 +1,17 @@
 """UltraEdit: parity with the authors' code, and statistics that follow commits and undos."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from lightning_edit.editors.gradient.ultraedit import UltraEdit
+from lightning_edit.editors.gradient.ultraedit import REACH, UltraEdit
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.functional.normalise import scale_alone, standardise, sums
-from lightning_edit.types import EditRequest
+from lightning_edit.types import EditRequest, Encoded
 from tests.editors.golden import Golden, batch, golden, model, relative, tokenizer
-from tests.models.tiny import TINY, build_tokenizer
+from tests.models.tiny import TINY, build_tiny, build_tokenizer
 
 # Distances found: 6e-6 in float32, 3e-8 (factors are kept in float32) against float64.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -105,3 +107,43 @@ def test_a_first_edit_of_one_token_is_written() -> None:
     delta = editor.edit(part)
     with delta.applied(editor.language_model):
         assert editor.edit(part).info["loss"] < before
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma3_text"])
+def test_the_step_follows_from_the_model(family: str) -> None:
+    """It promises three times the loss to first order, and the loss falls as a small part of it."""
+    requests = [
+        EditRequest("a", "The capital of France is", "Lyon"),
+        EditRequest("b", "Столица Италии —", "Арль"),
+    ]
+    language_model = build_tiny(family, vocab_size=300).requires_grad_(False)
+    editor = UltraEdit(layers=[1]).bind(language_model, build_tokenizer(vocab_size=300))
+    part = encode_batch(editor.tokenizer, requests)
+    delta = editor.edit(part)
+    lengths = sorted((len(one.target_ids) for one in part.encoded), reverse=True)
+    assert len(set(lengths)) == 2
+    sums_of_losses, before = [], []
+    for one in part.encoded:
+        nll = answer_nll(language_model, one)
+        before.append(nll)
+        sums_of_losses.append(nll * len(one.target_ids))
+    promised = REACH * sum(sums_of_losses) / 2
+    assert delta.info["first_order_drop"] == pytest.approx(promised, rel=1e-4)
+    # A thousandth of the step keeps a thousandth of the promise, and that much comes true.
+    small = UltraEdit(layers=[1], eta=delta.info["eta"] / 1000).bind(
+        language_model, editor.tokenizer
+    )
+    tiny = small.edit(part)
+    with tiny.applied(language_model):
+        after = [answer_nll(language_model, one) for one in part.encoded]
+    fallen = sum(
+        (b - a) * len(one.target_ids) for b, a, one in zip(before, after, part.encoded, strict=True)
+    )
+    assert fallen / 2 == pytest.approx(promised / 1000, rel=0.1)
+
+
+def answer_nll(language_model: Any, one: Encoded) -> float:
+    ids = torch.tensor([[*one.prompt_ids, *one.target_ids]])
+    with torch.no_grad():
+        logits = language_model(ids).logits[0, len(one.prompt_ids) - 1 : -1]
+    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(one.target_ids)))
