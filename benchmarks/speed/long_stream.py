@@ -4,19 +4,23 @@ Run:  PYTHONPATH=. python benchmarks/speed/long_stream.py --commits 100000 --ses
 
 Every commit is one edit of the toy editor of ``tests/toy.py``, written to a ledger on disk. At
 1,000, 10,000, 100,000 … commits: seconds of a commit (mean of the last thousand), the resident set
-of the process, bytes on disk. At the end: a replay by a new process's worth of objects (from the
-newest snapshot, and from the first edit), and the undo and redo of edits of several ages. The bits
+of the process, bytes on disk. Then a replay by a new process's worth of objects (from the newest
+snapshot), the undo and redo of edits of several ages, and a replay from the first edit. The bits
 are compared each time. ``--session`` also times the steps of ``EditTrainer.edit`` on so many edits.
-Written to benchmarks/results/long_stream.json.
+
+A shared machine gives a process less than a core, so its processor time (``cpu``, which waiting for
+a disk is no part of) stands beside every wall time. benchmarks/results/long_stream.json is written
+after each part.
 """
 
 import argparse
 import gc
 import json
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,11 +53,12 @@ def on_disk(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the wall seconds of a call and its result."""
-    begin = time.perf_counter()
+def timed(name: str, work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+    """Return the wall and processor seconds of a call, and its result."""
+    wall, cpu = time.perf_counter(), time.process_time()
     found = work()
-    return round(time.perf_counter() - begin, 3), found
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {f"{name}_s": round(wall, 3), f"{name}_cpu_s": round(cpu, 3)}, found
 
 
 def milestones(commits: int) -> list[int]:
@@ -70,22 +75,23 @@ def write(folder: Path, commits: int) -> tuple[list[dict[str, Any]], Ledger]:
     ledger.open(editor="ToyEditor")
     request = toy_requests(1)[0]
     batch = encode_batch(tokenizer, [request])
-    rows, spent, longest = [], 0.0, 0.0
+    rows, spent, busy, longest = [], 0.0, 0.0, 0.0
     wanted, memory = milestones(commits), resident()
     for number in range(commits):
         named = EditRequest(f"fact-{number}", request.prompt, request.target, request.subject)
         delta = editor.edit(replace(batch, requests=(named,)))
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         ledger.commit(delta, [named])
-        seconds = time.perf_counter() - begin
+        seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
         if wanted[0] - number <= 1000:
-            spent, longest = spent + seconds, max(longest, seconds)
+            spent, busy, longest = spent + seconds, busy + cpu, max(longest, seconds)
         if number + 1 == wanted[0]:
             now = resident()
             rows.append(
                 {
                     "commits": number + 1,
                     "ms_a_commit": round(1000 * spent / min(1000, number + 1), 3),
+                    "cpu_ms_a_commit": round(1000 * busy / min(1000, number + 1), 3),
                     "longest_ms": round(1000 * longest, 2),
                     "resident_mb": round(now / 1e6, 1),
                     "grown_mb": round((now - memory) / 1e6, 1),
@@ -93,7 +99,7 @@ def write(folder: Path, commits: int) -> tuple[list[dict[str, Any]], Ledger]:
                 }
             )
             print(rows[-1], flush=True)
-            spent = longest = 0.0
+            spent = busy = longest = 0.0
             wanted.pop(0)
     return rows, ledger
 
@@ -105,31 +111,27 @@ def replayed(folder: Path) -> Ledger:
     return ledger
 
 
-def replays(folder: Path, expected: str) -> list[dict[str, Any]]:
-    """Time a replay with the snapshots there, and one without."""
-    rows = []
-    for how in ("newest snapshot", "first edit"):
-        if how == "first edit":
-            shutil.rmtree(folder / "snapshots", ignore_errors=True)
-        seconds, ledger = timed(lambda: replayed(folder))
-        same = weights_hash(ledger.model) == expected
-        rows.append({"replay from": how, "seconds": seconds, "same bits": same})
-        print(rows[-1], flush=True)
-    return rows
+def replay(folder: Path, expected: str, how: str) -> dict[str, Any]:
+    """Time a replay, from the newest snapshot or, where there is none, from the first edit."""
+    seconds, ledger = timed("replay", lambda: replayed(folder))
+    same = weights_hash(ledger.model) == expected
+    row = {"replay from": how, **seconds, "same bits": same}
+    print(row, flush=True)
+    return row
 
 
-def undos(ledger: Ledger, commits: int) -> list[dict[str, Any]]:
+def undos(ledger: Ledger, commits: int) -> Iterator[dict[str, Any]]:
     """Time the undo and the redo of edits of several ages."""
-    rows, before = [], weights_hash(ledger.model)
+    before = weights_hash(ledger.model)
     ages = [age for age in (1, 100, 1000, 10_000, 50_000, 100_000) if age < commits]
     for age in [*ages, commits]:
         name = f"fact-{commits - age}"
-        undo, _ = timed(lambda name=name: ledger.undo([name]))
-        redo, _ = timed(lambda name=name: ledger.redo([name]))
+        undo, _ = timed("undo", lambda name=name: ledger.undo([name]))
+        redo, _ = timed("redo", lambda name=name: ledger.redo([name]))
         same = weights_hash(ledger.model) == before
-        rows.append({"age": age, "undo_s": undo, "redo_s": redo, "same bits": same})
-        print(rows[-1], flush=True)
-    return rows
+        row = {"age": age, **undo, **redo, "same bits": same}
+        print(row, flush=True)
+        yield row
 
 
 class StepTimes(pl.Callback):
@@ -174,16 +176,28 @@ def main() -> None:
         "model": "tests/toy.py: one matrix of 16 x 64, updates of rank 1",
         "machine": machine(),
     }
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "long_stream.json"
+
+    def save() -> None:
+        record["load"] = os.getloadavg()
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name) / "ledger"
         record["commits"], ledger = write(folder, options.commits)
-        record["undo"] = undos(ledger, options.commits)
-        record["replay"] = replays(folder, weights_hash(ledger.model))
+        bits = weights_hash(ledger.model)
+        record["replay"] = [replay(folder, bits, "newest snapshot")]
+        save()
         if options.session:
             record["session"] = session(Path(name) / "run", options.session)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "long_stream.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record["undo"] = []
+        for row in undos(ledger, options.commits):
+            record["undo"].append(row)
+            save()
+        shutil.rmtree(folder / "snapshots", ignore_errors=True)
+        record["replay"].append(replay(folder, bits, "first edit"))
+        save()
     console = Console(width=120)
     for listed in (record["commits"], record["undo"], record["replay"], [record.get("session")]):
         rows = [row for row in listed if row]
