@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from filelock import FileLock, Timeout
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from lightning_edit.benchmark.build import build
 from lightning_edit.benchmark.folders import CellFolder
@@ -18,6 +19,7 @@ from lightning_edit.benchmark.memory import measure_in_own_process
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.evaluation.outcomes import ProbeScore
+from lightning_edit.exceptions import ConfigError
 from lightning_edit.metrics.aspects import request_means
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
@@ -163,9 +165,18 @@ def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "default_root_dir": str(folder.path),
+            "devices": 1,
+            # Under SLURM, Lightning would take the task's number of processes, and the signals.
+            "plugins": [LightningEnvironment()],
             **grid.trainer,
         }
     )
+    if trainer.world_size > 1:
+        raise ConfigError(
+            f"a cell of a benchmark runs in one process, but the grid's trainer has "
+            f"{trainer.world_size}; leave out devices, num_nodes and strategy, and run cells at "
+            "once instead (--shard, --launcher slurm)"
+        )
     results = trainer.edit(
         editor,
         data,

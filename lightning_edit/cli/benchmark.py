@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from lightning_edit.benchmark.folders import CellFolder
 from lightning_edit.benchmark.grid import Cell, Grid, shard
 from lightning_edit.benchmark.parse import read_grid
+from lightning_edit.benchmark.slurm import SlurmOptions, submit
+from lightning_edit.cli.slurm_options import add_launcher_options, slurm_options
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.report import sweep_plots
 from lightning_edit.report.console import VisibleConsole
@@ -64,6 +66,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--table", choices=_FORMATS, help="run nothing; print the tables of the finished cells"
     )
+    add_launcher_options(parser)
     return parser.parse_args(argv)
 
 
@@ -110,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parse(argv)
     sweep_plots.check_formats(options.figures)
+    slurm = slurm_options(options)
     grid = read_grid(options.grid)
     out = options.out or Path("runs") / "benchmark" / grid.path.stem
     absent = _absent_models(grid)
@@ -130,35 +134,68 @@ def main(argv: Sequence[str] | None = None) -> int:
         for cell in cells:
             console.print(f"{CellFolder(out, cell).status:<9}{cell.title}", markup=False)
         return 0
-    status = _run(grid, cells, available, out, options.retry, console)
+    todo = _pending(grid, cells, out, options.retry, console)
+    if slurm is not None and todo and not options.slurm_wait:
+        _submit(grid, todo, out, slurm, False, console)
+        return 0
+    if not cells:
+        return 0
+    try:
+        if todo and slurm is not None:
+            _submit(grid, todo, out, slurm, True, console)
+        elif todo:
+            _run_pending(grid, todo, out, console)
+    except (KeyboardInterrupt, SystemExit):
+        sys.stderr.write("Interrupted. Finished work is kept; repeat the same command to resume.\n")
+        return 1
+    status = _report(grid, cells, available, out, console)
     for path in _draw(grid, available, out, options.figures):
         console.print(f"Figure: {path}")
     return status
 
 
-def _run(
-    grid: Grid,
-    cells: Sequence[Cell],
-    available: Sequence[Cell],
-    out: Path,
-    retry: bool,
-    console: VisibleConsole,
-) -> int:
+def _pending(
+    grid: Grid, cells: Sequence[Cell], out: Path, retry: bool, console: VisibleConsole
+) -> list[Cell]:
+    """Say how the cells stand, and return those to run."""
     wanted = ("open", "started", "failed") if retry else ("open", "started")
     counts = Counter(CellFolder(out, cell).status for cell in cells)
     status_counts = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     console.print(
         f"{grid.title}: {len(cells)} cells in {out} ({status_counts or 'nothing to run'})"
     )
-    todo = [cell for cell in cells if CellFolder(out, cell).status in wanted]
-    if not cells:
-        return 0
-    try:
-        if todo:
-            _run_pending(grid, todo, out, console)
-    except (KeyboardInterrupt, SystemExit):
-        sys.stderr.write("Interrupted. Finished work is kept; repeat the same command to resume.\n")
-        return 1
+    return [cell for cell in cells if CellFolder(out, cell).status in wanted]
+
+
+def _submit(
+    grid: Grid,
+    todo: Sequence[Cell],
+    out: Path,
+    options: SlurmOptions,
+    wait: bool,
+    console: VisibleConsole,
+) -> None:
+    """Submit cells as a job array; wait for its tasks where that is asked for."""
+    submission = submit(grid, todo, out, options)
+    tasks = len(submission.jobs)
+    console.print(
+        f"Submitted {len(todo)} cells as job {submission.job}, {tasks} tasks; what they print is in "
+        f"{submission.logs}"
+    )
+    if not wait:
+        console.print(
+            "How they stand: the same command with --list. Tables: --table text. What is not done "
+            "when the job has ended: the same command again."
+        )
+        return
+    for number, told in submission.wait():
+        console.print(f"{number} of {tasks} tasks: {told}", markup=False)
+
+
+def _report(
+    grid: Grid, cells: Sequence[Cell], available: Sequence[Cell], out: Path, console: VisibleConsole
+) -> int:
+    """Write and print the tables; return the exit status."""
     for table_format, suffix in _SUFFIX.items():
         path = out / f"tables.{suffix}"
         write_atomic(
@@ -169,13 +206,18 @@ def _run(
     console.print(f"Tables: {out}/tables.txt, .md, .tex, .csv, .json; runs: {out}/cells")
     if page := _write_page(grid, available, out):
         console.print(f"Page: {page}; opens in any browser, offline")
-    failed = [cell for cell in cells if CellFolder(out, cell).status == "failed"]
-    if failed:
+    counts = Counter(CellFolder(out, cell).status for cell in cells)
+    if counts["failed"]:
         console.print(
-            f"{len(failed)} of {len(cells)} cells failed; the reasons are below the tables, the "
-            "tracebacks in error.json of their folders. --retry runs them again.",
+            f"{counts['failed']} of {len(cells)} cells failed; the reasons are below the tables, "
+            "the tracebacks in error.json of their folders. --retry runs them again.",
         )
-    return 1 if failed else 0
+    if unfinished := counts["open"] + counts["started"]:
+        console.print(
+            f"{unfinished} of {len(cells)} cells are not done: another process runs them, or has "
+            "ended before its time. The same command goes on."
+        )
+    return 1 if counts["failed"] or unfinished else 0
 
 
 def _run_pending(grid: Grid, todo: Sequence[Cell], out: Path, console: VisibleConsole) -> None:
