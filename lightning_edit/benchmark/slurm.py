@@ -67,7 +67,7 @@ class SlurmOptions:
             if value is not None and value < 1:
                 raise ConfigError(f"slurm: {name} must be at least 1, got {value}")
         if self.gpus not in (0, 1):
-            raise ConfigError(f"slurm: a cell uses one GPU at most: gpus is 0 or 1, not {self.gpus}")
+            raise ConfigError(f"slurm: gpus is 0 or 1, not {self.gpus}: a cell uses one")
 
     def parameters(self, name: str) -> dict[str, Any]:
         """Return the arguments of submitit's ``update_parameters``.

@@ -179,8 +179,8 @@ def _submit(
     submission = submit(grid, todo, out, options)
     tasks = len(submission.jobs)
     console.print(
-        f"Submitted {len(todo)} cells as job {submission.job}, {tasks} tasks; what they print is in "
-        f"{submission.logs}"
+        f"Submitted {len(todo)} cells as job {submission.job}, {tasks} tasks; what they print is "
+        f"in {submission.logs}"
     )
     if not wait:
         console.print(

@@ -51,7 +51,8 @@ class OneProcess:
                 rank; of several, that of the first item.
 
         Returns:
-            One result per item, in order, on every rank.
+            One result per item, in order, on every rank; tensors of an accelerator lie on the
+            rank's own.
         """
         return [work(item) for item in items]
 

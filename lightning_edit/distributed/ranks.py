@@ -6,12 +6,14 @@ so results have the bits of one process at an equal number of threads. Everythin
 by all, and compared.
 """
 
+import io
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from lightning_edit.distributed.one_process import OneProcess
@@ -63,14 +65,19 @@ class Ranks(OneProcess):
         return value if self.is_first else told
 
     def deal(self, items: Iterable[_Item], work: Callable[[_Item], _Value]) -> list[_Value]:
-        """Do the work of some items, each on one rank; see :meth:`OneProcess.deal`."""
+        """Do the work of some items, each on one rank; see :meth:`OneProcess.deal`.
+
+        Passes are mostly sorted by length, so every second round is dealt backwards: with 0, 1, 1,
+        0 two ranks are done at about the same time, with 0, 1, 0, 1 rank 0 has the longer ones.
+        """
         listed = list(items)
         if len(listed) < 2:
             # Sending the result of one item would take longer than repeating it.
             return [work(item) for item in listed]
         done: list[_Value] = []
         error: Exception | None = None
-        mine = range(self.rank, len(listed), self.size)
+        owner = [self._owner(number) for number in range(len(listed))]
+        mine = [number for number, rank in enumerate(owner) if rank == self.rank]
         try:
             done.extend(work(listed[number]) for number in mine)
         except Exception as raised:  # noqa: BLE001  # raised again, on every rank
@@ -83,7 +90,13 @@ class Ranks(OneProcess):
             if rank == self.rank and error is not None:
                 raise error
             raise _unpacked(packed, rank)
-        return [parts[number % self.size][0][number // self.size] for number in range(len(listed))]
+        # A rank gets one item of every round, so its items count the rounds.
+        return [parts[rank][0][number // self.size] for number, rank in enumerate(owner)]
+
+    def _owner(self, number: int) -> int:
+        """Return the rank that an item is dealt to."""
+        way, place = divmod(number, self.size)
+        return place if way % 2 == 0 else self.size - 1 - place
 
     def require_same(self, what: str, checksums: Mapping[str, str]) -> None:
         """Check that all ranks have computed the same; see :meth:`OneProcess.require_same`."""
@@ -108,7 +121,12 @@ class Ranks(OneProcess):
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Show this process as the only one to torch.distributed; see :meth:`OneProcess.apart`."""
+        """Show this process as the only one to torch.distributed; see :meth:`OneProcess.apart`.
+
+        The default group is a property of ``torch.distributed.group`` that can be set; there is no
+        context manager for it. A process group given to each metric would not reach the metrics
+        of callbacks that users bring, nor what Lightning itself reduces.
+        """
         world = dist.group.WORLD
         dist.group.WORLD = self._alone
         try:
@@ -117,20 +135,41 @@ class Ranks(OneProcess):
             dist.group.WORLD = world
 
     def _broadcast(self, value: Any) -> Any:
-        box = [value if self.is_first else None]
+        box = [_sent(value) if self.is_first else b""]
         self._together(lambda: dist.broadcast_object_list(box, src=0, group=self._group))
-        return box[0]
+        return value if self.is_first else pickle.loads(box[0])  # noqa: S301  # our own processes'
 
     def _gather(self, value: Any) -> list[Any]:
         parts: list[Any] = [None] * self.size
-        self._together(lambda: dist.all_gather_object(parts, value, group=self._group))
-        return parts
+        self._together(lambda: dist.all_gather_object(parts, _sent(value), group=self._group))
+        return [pickle.loads(part) for part in parts]  # noqa: S301  # our own processes'
 
     def _together(self, call: Callable[[], None]) -> None:
         try:
             call()
         except RuntimeError as error:
             raise lost(error, self.rank, self.size, self.timeout) from error
+
+
+class _Sender(pickle.Pickler):
+    """Sends what lies on an accelerator by way of the CPU, onto the receiver's own device."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Say how a value is rebuilt by who receives it; see the pickle module."""
+        if isinstance(value, torch.Tensor) and value.device.type not in ("cpu", "meta"):
+            # Its index is another one in every process: "cuda" is the current one.
+            return _received, (value.detach().cpu(), value.device.type)
+        return NotImplemented
+
+
+def _received(tensor: torch.Tensor, kind: str) -> torch.Tensor:
+    return tensor.to(kind)
+
+
+def _sent(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Sender(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
 
 
 def lost(error: Exception, rank: int, size: int, timeout: float) -> RankLostError:

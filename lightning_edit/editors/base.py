@@ -298,7 +298,7 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         """Compute one independent delta per request, each as a single edit of the current model.
 
         Families that can search for several requests at once override this; the results are the
-        same.
+        same. Here whole requests are dealt to the processes of the run.
 
         Args:
             batch: Requests and their token ids.
@@ -306,7 +306,13 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         Returns:
             One delta per request.
         """
-        return [self.edit(part) for part in batch.split()]
+        ranks = self.ranks
+        # Inside its share a process works alone: nobody else is at the same request.
+        self.work_with(ALONE)
+        try:
+            return ranks.deal(batch.split(), self.edit)
+        finally:
+            self.work_with(ranks)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -62,7 +62,7 @@ def _read_packed(
         captured = packed.read(view, wanted, top)
         return {name: value[0, last].double() for name, value in captured.items()}
 
-    return _dealt(view, passes, read, ranks)
+    return _dealt(passes, read, ranks)
 
 
 def _read_padded(
@@ -83,25 +83,17 @@ def _read_padded(
         places = torch.arange(len(rows)), torch.tensor([lengths[row] - 1 for row in rows])
         return {name: value[places].double() for name, value in captured.items()}
 
-    return _dealt(view, length_sorted(lengths, rows_per_pass), read, ranks)
+    return _dealt(length_sorted(lengths, rows_per_pass), read, ranks)
 
 
 def _dealt(
-    view: ModelView,
     passes: Iterable[Sequence[int]],
     read: Callable[[Sequence[int]], dict[str, Tensor]],
     ranks: OneProcess,
 ) -> dict[str, Tensor]:
     """Run passes, those of other processes there, and restore the order of the texts."""
     listed = list(passes)
-    if ranks.size == 1:
-        return _restore_order([read(rows) for rows in listed], listed)
-    # Replicas lie whole on one device, a different one in every process.
-    device = view.embeddings.get_parameter("weight").device
-    parts = ranks.deal(listed, lambda rows: {k: value.cpu() for k, value in read(rows).items()})
-    return _restore_order(
-        [{name: value.to(device) for name, value in part.items()} for part in parts], listed
-    )
+    return _restore_order(ranks.deal(listed, read), listed)
 
 
 def _restore_order(

@@ -63,8 +63,9 @@ def test_a_grid_becomes_one_array_with_the_options_in_words(
     for line in (
         "#SBATCH --partition=short", "#SBATCH --time=90", "#SBATCH --cpus-per-task=8",
         "#SBATCH --gpus-per-node=1", "#SBATCH --mem=24GB", "#SBATCH --array=0-3%2",
-        "#SBATCH --account=mine", "#SBATCH --reservation=night", "#SBATCH --job-name=benchmark-small",
-        "#SBATCH --ntasks-per-node=1", "export OMP_NUM_THREADS=8", "module load cuda",
+        "#SBATCH --account=mine", "#SBATCH --reservation=night",
+        "#SBATCH --job-name=benchmark-small", "#SBATCH --ntasks-per-node=1",
+        "export OMP_NUM_THREADS=8", "module load cuda",
     ):  # fmt: skip
         assert line in lines
     assert not (tmp_path / "out/cells").exists()

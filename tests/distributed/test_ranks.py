@@ -27,7 +27,7 @@ def work(item):
     ran.append(item)
     return {"item": item, "row": torch.full((item,), float(item))}
 
-for number in (0, 1, 2, 5):
+for number in (0, 1, 2, 5, 8):
     ran.clear()
     results = ranks.deal(range(number), work)
     found[f"deal {number}"] = [[one["item"], one["row"].tolist()] for one in results]
@@ -98,9 +98,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_whole_items_are_dealt_and_gathered_in_order(found: list[dict[str, Any]]) -> None:
     for one in found:
-        for number in (0, 1, 2, 5):
+        for number in (0, 1, 2, 5, 8):
             assert one[f"deal {number}"] == [[n, [float(n)] * n] for n in range(number)]
-    assert [one["ran 5"] for one in found] == [[0, 3], [1, 4], [2]]
+    assert [one["ran 5"] for one in found] == [[0], [1, 4], [2, 3]]
+    # The way back is dealt backwards: of 8 sorted by length each rank gets long and short ones.
+    assert [one["ran 8"] for one in found] == [[0, 5, 6], [1, 4, 7], [2, 3]]
     assert [one["ran 2"] for one in found] == [[0], [1], []]
     # One item is repeated by all: nothing is sent.
     assert [one["ran 1"] for one in found] == [[0]] * 3

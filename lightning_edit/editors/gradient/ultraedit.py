@@ -218,19 +218,24 @@ class UltraEdit(Editor):
         sizes = [len(item.target_ids) for item in ordered]
         losses = torch.zeros(len(ordered))
         found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {name: {} for name in self._names}
-        for numbers in length_sorted(lengths, self.rows_per_pass):
+
+        def read(numbers: Sequence[int]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
             pairs = [(ordered[n].prompt_ids, ordered[n].target_ids) for n in numbers]
             backward = answer_factors(self.view, pairs, self._names)
-            losses[numbers] = backward.loss.float().cpu()
-            here = [sizes[n] for n in numbers]
-            for name, (inputs, gradients) in backward.factors.items():
-                # Gradients of the sum over a request's tokens, not of their mean.
-                counts = torch.tensor([size for size in here for _ in range(size)])
-                summed = gradients.double() * counts[:, None].to(gradients.device)
-                ends = list(accumulate(here))[:-1]
-                pieces = zip(
-                    inputs.double().tensor_split(ends), summed.tensor_split(ends), strict=True
-                )
+            # Gradients of the sum over a request's tokens, not of their mean.
+            counts = torch.tensor([sizes[n] for n in numbers for _ in range(sizes[n])])
+            summed = {
+                name: (inputs.double(), gradients.double() * counts[:, None].to(gradients.device))
+                for name, (inputs, gradients) in backward.factors.items()
+            }
+            return backward.loss.float().cpu(), summed
+
+        passes = list(length_sorted(lengths, self.rows_per_pass))
+        for numbers, (loss, factors) in zip(passes, self.ranks.deal(passes, read), strict=True):
+            losses[numbers] = loss
+            ends = list(accumulate(sizes[n] for n in numbers))[:-1]
+            for name, (inputs, summed) in factors.items():
+                pieces = zip(inputs.tensor_split(ends), summed.tensor_split(ends), strict=True)
                 found[name].update(zip(numbers, pieces, strict=True))
         order = range(len(ordered))
         joined = {

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_gradients import answer_factors
 from lightning_edit.inference.answers import AnswerRow, AnswerRows, token_factors
@@ -94,6 +95,7 @@ def read_tokens(
     token: TokenChoice = "ans",
     loss_over: LossOver = "request",
     parameters: Mapping[str, Tensor] | None = None,
+    ranks: OneProcess = ALONE,
 ) -> EditTokens:
     """Read keys and output gradients of edits, one forward and backward pass per mini-batch.
 
@@ -107,17 +109,21 @@ def read_tokens(
         loss_over: Whose mean loss the gradients are of: each ``request``'s own, whatever else is in
             the pass; or the answer tokens of a ``mini_batch``, as in the authors' code.
         parameters: Values that replace the model's parameters, by name.
+        ranks: The processes that read together; each takes whole passes.
     """
     stacks = {name: site_of(view, name).stack for name in modules}
     factors: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
     owners: dict[Stack, list[Tensor]] = {stack: [] for stack in stacks.values()}
     losses: list[float] = []
-    for numbers in length_sorted([len(p) + len(a) for p, a in rows], mini_batch):
+
+    def read(numbers: Sequence[int]) -> _Read:
         part = [rows[number] for number in numbers]
         if token == "ans" and not view.is_encoder_decoder:
-            loss, found, places = _at_answers(view, part, modules, loss_over, parameters)
-        else:
-            loss, found, places = _at_all(view, part, stacks, token, loss_over, parameters)
+            return _at_answers(view, part, modules, loss_over, parameters)
+        return _at_all(view, part, stacks, token, loss_over, parameters)
+
+    passes = list(length_sorted([len(p) + len(a) for p, a in rows], mini_batch))
+    for numbers, (loss, found, places) in zip(passes, ranks.deal(passes, read), strict=True):
         losses += loss
         for name in modules:
             factors[name].append(found[name])

@@ -180,7 +180,14 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
         rows = self.edit_rows(batch)
         modules = [_module(handle) for handle in self.weights]
         return read_tokens(
-            self.view, rows, modules, self.mini_batch, self.token, self.loss_over, parameters
+            self.view,
+            rows,
+            modules,
+            self.mini_batch,
+            self.token,
+            self.loss_over,
+            parameters,
+            self.ranks,
         )
 
     def update_norms(self, tokens: EditTokens) -> None:

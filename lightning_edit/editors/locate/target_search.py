@@ -115,19 +115,15 @@ def search_targets(
     """
     groups = list(_split_into_passes(texts, rows_per_pass))
     at: Site = "mlp" if through_mlp else site
-    total, cpu = len(groups) * objective.steps, torch.device("cpu")
+    total = len(groups) * objective.steps
 
     def search(number: int) -> Targets:
         # A pass may stop early: the next one begins where it would have ended.
         tell = _steps_of_pass(progress, number * objective.steps, total)
         group = groups[number]
-        targets = _search_pass(view, group, block, at, objective, loss_for, tell, through_mlp)
-        return targets if ranks.size == 1 else targets.to(cpu)
+        return _search_pass(view, group, block, at, objective, loss_for, tell, through_mlp)
 
     found = ranks.deal(range(len(groups)), search)
-    if ranks.size > 1:
-        device = view.embeddings.get_parameter("weight").device
-        found = [part.to(device) for part in found]
     if progress is not None:
         progress(total, total)
     order = [request for group in groups for request in dict.fromkeys(t.request for t in group)]

@@ -5,7 +5,7 @@ Axis names: ``n`` -- requests; ``r`` -- rows (texts); ``d`` -- hidden width; ``f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -60,20 +60,6 @@ class Targets:
             [self.steps[n] for n in numbers],
             [self.nll[n] for n in numbers],
             [self.nll_before[n] for n in numbers],
-        )
-
-    def to(self, device: torch.device) -> "Targets":
-        """Return the same targets on a device.
-
-        Args:
-            device: The device.
-        """
-        return replace(
-            self,
-            delta=self.delta.to(device),
-            initial=self.initial.to(device),
-            keys=[keys.to(device) for keys in self.keys],
-            values=[values.to(device) for values in self.values],
         )
 
     @classmethod

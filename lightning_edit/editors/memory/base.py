@@ -119,14 +119,6 @@ class MemoryEditor(Editor, Generic[M], family=True):
         info = {name: [one.info[name] for one in deltas] for name in deltas[0].info}
         return Delta(batch.ids, state=state, info=info)
 
-    def edit_independent(self, batch: EditBatch) -> list[Delta]:
-        """Learn every request as if it were the only one.
-
-        Args:
-            batch: The requests.
-        """
-        return [self.edit(part) for part in batch.split()]
-
     def memory_of(self, deltas: Sequence[Delta]) -> M:
         """Return the memory of a list of edits in force.
 

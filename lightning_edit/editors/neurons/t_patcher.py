@@ -227,17 +227,6 @@ class TPatcher(Editor):
             history={"hidden": torch.cat(hidden)},
         )
 
-    def edit_independent(self, batch: EditBatch) -> list[Delta]:
-        """Train each request's neurons on the model as it is, without those of the others.
-
-        Args:
-            batch: The requests.
-
-        Returns:
-            One delta per request.
-        """
-        return [self.edit(part) for part in batch.split()]
-
     def _states(self, encoded: Encoded) -> Float[Tensor, "_ d"]:
         """Return the hidden states of an edit that join the memory of later ones."""
         prompt, answer = self._row(encoded)
