@@ -53,7 +53,8 @@ def test_a_grid_becomes_one_array_with_the_options_in_words(
     arguments = ["benchmark", str(grid), "--out", str(tmp_path / "out"), "--launcher", "slurm"]
     options = {
         "partition": "short", "time": "1:30:00", "cpus": "8", "gpus": "1", "mem_gb": "24",
-        "parallel": "2", "account": "mine", "setup": "module load cuda", "extra": "reservation=night",
+        "parallel": "2", "account": "mine", "setup": "module load cuda",
+        "extra": "reservation=night",
     }  # fmt: skip
     given = [word for name, value in options.items() for word in (f"--slurm.{name}", value)]
     assert main([*arguments, *given]) == 0

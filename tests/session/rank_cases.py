@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ from lightning_edit import (
     GRACE,
     ICE,
     KN,
+    MALMEN,
     MEMIT,
+    MEND,
     RECT,
     ROME,
     WISE,
@@ -33,9 +36,14 @@ from lightning_edit import (
     CollapseGuard,
     DriftCallback,
     EfficiencyCallback,
+    LoRAEdit,
     OverfittingCallback,
+    RippleCallback,
     UltraEdit,
 )
+from lightning_edit.editors.gradient import ultraedit
+from lightning_edit.editors.gradient.base import GradientEditor
+from lightning_edit.editors.hypernetwork import edit_tokens
 from lightning_edit.editors.locate import target_search
 from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.edits.delta import Delta
@@ -44,7 +52,9 @@ from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.session.transaction import Transaction
 from lightning_edit.types import EditBatch
-from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
+from lightning_edit.types.facts import Fact
+from tests.editors.routing.routing import split, untuned
+from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 
 TEXTS = ["the capital of land1 is city2 .", "what is the capital ?", "city3 is the city of land5"]
 #: Small passes, so that there are some for every process.
@@ -91,34 +101,81 @@ def callbacks() -> list[Any]:
     ]
 
 
-#: By name: the editor, the number of facts, arguments of ``edit``, and whether callbacks measure.
-CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any], bool]] = {
-    "toy": (ToyEditor, 40, {"batch_size": 5, "eval_at": [5, "end"]}, True),
-    "memit": (lambda: MEMIT(**JOINT), 9, {"protocol": "batch"}, False),
-    "rome-single": (lambda: ROME(**ONE_LAYER), 5, {"protocol": "single", "batch_size": 5}, False),
-    "rome": (lambda: ROME(**ONE_LAYER), 4, {"batch_size": 2}, False),
+def ripple() -> list[Any]:
+    """The callback whose facts lie around the edits, in a graph of its own."""
+    facts = [
+        Fact(
+            f"land{i}", "capital", f"city{i % 40}", f"the capital of land{i} is", (f"city{i % 40}",)
+        )
+        for i in range(70)
+    ]
+    return [RippleCallback(facts, layer=0, size=5, known_only=False)]
+
+
+def trained(editor_class: Any, **options: Any) -> Any:
+    """An editor from a checkpoint, whose networks are far from what they begin with."""
+    learnt = editor_class(layers=[0, 1], rank=4, step_size=0.5, **options)
+    learnt.bind(toy_model(), toy_tokenizer())
+    learnt.trained_batches += 1
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in learnt.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+    with TemporaryDirectory() as name:
+        path = Path(name) / "learnt.safetensors"
+        learnt.save_weights(path)
+        return editor_class(checkpoint=str(path)).bind(toy_model(), toy_tokenizer())
+
+
+def serac() -> Any:
+    """A routing editor that sends half of the questions to its second model."""
+    editor = untuned()
+    editor.bind(toy_model(), toy_tokenizer())
+    prompts = [text for one in toy_requests(8) for text in (one.prompt, *one.rephrases)]
+    split(editor, toy_requests(5), prompts)
+    return editor
+
+
+#: By name: the editor, the number of facts, arguments of ``edit``, and what else measures.
+Measuring = Callable[[], list[Any]]
+CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any], Measuring | None]] = {
+    "toy": (ToyEditor, 40, {"batch_size": 5, "eval_at": [5, "end"]}, callbacks),
+    "memit": (lambda: MEMIT(**JOINT), 9, {"protocol": "batch"}, None),
+    "rome-single": (lambda: ROME(**ONE_LAYER), 5, {"protocol": "single", "batch_size": 5}, None),
+    "rome": (lambda: ROME(**ONE_LAYER), 4, {"batch_size": 2}, None),
     "alphaedit": (
-        lambda: AlphaEdit(**SEARCH), 8, {"batch_size": 4, "eval_at": [4, "end"]}, False,
+        lambda: AlphaEdit(**SEARCH), 8, {"batch_size": 4, "eval_at": [4, "end"]}, None,
     ),
-    "rect": (lambda: RECT(editor=MEMIT(**JOINT)), 7, {"protocol": "batch"}, False),
-    "ft": (lambda: FT(layers=[1], steps=3), 4, {"batch_size": 2}, False),
-    "ftm": (lambda: FTM(layers=[1], steps=3), 4, {"protocol": "single"}, False),
-    "kn": (KN, 2, {}, False),
-    "ultraedit": (lambda: UltraEdit(layers=[1]), 6, {"batch_size": 3}, False),
-    "grace": (lambda: GRACE(layer=1, steps=5), 4, {}, True),
-    "wise": (lambda: WISE(layer=1, steps=3), 3, {}, False),
-    "ice": (ICE, 3, {}, False),
+    "rect": (lambda: RECT(editor=MEMIT(**JOINT)), 7, {"protocol": "batch"}, None),
+    "ft": (lambda: FT(layers=[1], steps=3), 4, {"batch_size": 2}, None),
+    "ftm": (
+        lambda: FTM(layers=[1], steps=3), 4, {"protocol": "single", "batch_size": 4}, None,
+    ),
+    "lora": (lambda: LoRAEdit(steps=2), 4, {"protocol": "single", "batch_size": 4}, None),
+    "mend": (lambda: trained(MEND), 4, {"protocol": "single", "batch_size": 3}, None),
+    "mend-batch": (lambda: trained(MEND), 5, {"protocol": "batch"}, None),
+    "malmen": (lambda: trained(MALMEN, mini_batch=2), 7, {"protocol": "batch"}, None),
+    "serac": (serac, 5, {"batch_size": 2, "eval_at": [2, "end"]}, None),
+    "ripple": (ToyEditor, 6, {"batch_size": 2, "eval_at": [2, "end"]}, ripple),
+    "kn": (KN, 2, {}, None),
+    "ultraedit": (lambda: UltraEdit(layers=[1], rows_per_pass=1), 6, {"batch_size": 3}, None),
+    "grace": (lambda: GRACE(layer=1, steps=5), 4, {}, callbacks),
+    "grace-single": (
+        lambda: GRACE(layer=1, steps=5), 4, {"protocol": "single", "batch_size": 4}, None,
+    ),
+    "wise": (lambda: WISE(layer=1, steps=3), 3, {}, None),
+    "ice": (ICE, 3, {}, None),
     "transaction": (
         ToyEditor, 12, {"batch_size": 2, "transaction": Transaction(max_perplexity_ratio=1.05,
-        texts=TEXTS)}, False,
+        texts=TEXTS)}, None,
     ),
-    "only-wrong": (lambda: MEMIT(**JOINT), 8, {"batch_size": 4, "only_wrong": True}, False),
+    "only-wrong": (lambda: MEMIT(**JOINT), 8, {"batch_size": 4, "only_wrong": True}, None),
 }  # fmt: skip
 #: One plan of a failure each, on rank 1 or 0, and the same run without one.
 PLANTED = {"kill": 1, "kill-first": 0, "hang": 1, "raise": 1, "differ": 1, "plain": 1}
 for _what, _rank in PLANTED.items():
     _plan = partial(PlantedEditor, _what.partition("-")[0], "fact-7", _rank)
-    CASES[_what] = (_plan, 12, {}, False)
+    CASES[_what] = (_plan, 12, {}, None)
 
 
 @contextmanager
@@ -139,7 +196,7 @@ def counted(module: Any, name: str, counts: dict[str, int]) -> Iterator[None]:
 
 def run(root: Path, processes: int, name: str, nodes: int = 1, **options: Any) -> None:
     """Run one case in this process, as one of several."""
-    make, count, arguments, measured = CASES[name]
+    make, count, arguments, measure = CASES[name]
     passes: dict[str, int] = {}
     torch.manual_seed(0)
     model = toy_model()
@@ -147,13 +204,17 @@ def run(root: Path, processes: int, name: str, nodes: int = 1, **options: Any) -
     trainer = EditTrainer(
         logger=False, accelerator="cpu", devices=processes, enable_progress_bar=False,
         num_nodes=nodes, strategy="ddp" if processes * nodes > 1 else "auto",
-        callbacks=callbacks() if measured else None,
+        callbacks=None if measure is None else measure(),
     )  # fmt: skip
     folder = root / name
     arguments = {"checkpoint_every": 2} | arguments | options
     with (
         counted(target_search, "_search_pass", passes),
         counted(teacher_forcing, "run_pass", passes),
+        counted(GradientEditor, "_train", passes),
+        counted(LoRAEdit, "_train", passes),
+        counted(ultraedit, "answer_factors", passes),
+        counted(edit_tokens, "answer_factors", passes),
     ):
         results = trainer.edit(editor, ToyData(count), run=str(folder), **arguments)
     found = {
