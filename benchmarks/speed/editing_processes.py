@@ -2,8 +2,10 @@
 
 Run:  python benchmarks/speed/editing_processes.py --out benchmarks/results/editing_processes.json
       python benchmarks/speed/editing_processes.py --requests 8      to see that it works
+      python benchmarks/speed/editing_processes.py --lm ../smol --rows 32 --out …      another model
 
-MEMIT writes facts of the embedded model at once. All runs cut the search into the same passes
+MEMIT writes facts of the atlas at once; in another model than the embedded one with the identity in
+the place of statistics, which costs the same. All runs cut the search into the same passes
 (``rows_per_pass``), and must end with equal weights. A shared machine gives a process less than a
 core, so the processor seconds of every process are reported beside the wall time: the most of any
 process is what the wall time would be on idle cores, if nobody had to wait.
@@ -22,7 +24,7 @@ from typing import Any
 STAGES = ("search", "keys", "solve", "evaluate")
 
 
-def worker(folder: Path, processes: int, requests: int, rows: int) -> None:
+def worker(folder: Path, options: argparse.Namespace) -> None:
     """Edit in this process, as one of several, and write what each stage took."""
     import torch
 
@@ -47,36 +49,40 @@ def worker(folder: Path, processes: int, requests: int, rows: int) -> None:
     import lightning_edit.session.trainer as trainer_module
 
     trainer_module.Evaluation = Timed  # type: ignore[misc]  # a measured one
-    editor = MEMIT(rows_per_pass=rows)
+    statistics = "auto" if options.lm == "atlas" else "identity"
+    editor = MEMIT(rows_per_pass=options.rows, steps=options.steps, statistics=statistics)
     search = editor.search
 
     def timed(batch: Any) -> Any:
         begin = time.process_time()
+        _ = editor.templates  # sampled once a run by every process: part of the search
+        spent["templates_cpu"] = time.process_time() - begin
         found = search(batch)
         spent["search_cpu"] = time.process_time() - begin
         return found
 
     editor.search = timed  # type: ignore[method-assign]  # a measured one
-    model, tokenizer = load_language_model("atlas")
+    model, tokenizer = load_language_model(options.lm)
     editor.bind(model, tokenizer)
     trainer = EditTrainer(
-        logger=False, accelerator="cpu", devices=processes, enable_progress_bar=False,
-        strategy="ddp" if processes > 1 else "auto",
+        logger=False, accelerator="cpu", devices=options.processes, enable_progress_bar=False,
+        strategy="ddp" if options.processes > 1 else "auto",
     )  # fmt: skip
     results = trainer.edit(
-        editor, AtlasDataModule(limit=requests), protocol="batch", run=str(folder / "run")
+        editor, AtlasDataModule(limit=options.requests), protocol="batch", run=str(folder / "run")
     )
     timing = {name: results["timing"].get(f"{name}_seconds", 0.0) for name in STAGES}
     record = {"hash": weights_hash(model), "wall": timing, **spent}
     (folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(record))
 
 
-def measure(processes: int, requests: int, rows: int) -> dict[str, Any]:
+def measure(processes: int, options: argparse.Namespace) -> dict[str, Any]:
     """Start one run and collect what its processes say."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, __file__, "--worker", name, "--processes", str(processes)]
-        command += ["--requests", str(requests), "--rows", str(rows)]
+        for option in ("requests", "rows", "steps", "lm"):
+            command += [f"--{option}", str(getattr(options, option))]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         subprocess.run(command, check=True, env=environment)
         files = [folder / f"rank-{rank}.json" for rank in range(processes)]
@@ -88,6 +94,7 @@ def measure(processes: int, requests: int, rows: int) -> dict[str, Any]:
         "processes": processes,
         "hashes": sorted({rank["hash"] for rank in ranks}),
         "wall": ranks[0]["wall"],
+        "templates_cpu": [round(rank["templates_cpu"], 3) for rank in ranks],
         "search_cpu": [round(rank["search_cpu"], 3) for rank in ranks],
         "scoring_cpu": [round(rank["evaluate_cpu"], 3) for rank in ranks],
         "scoring_wall": [round(rank["evaluate_wall"], 3) for rank in ranks],
@@ -99,18 +106,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--rows", type=int, default=112, help="texts in a pass of the search")
+    parser.add_argument("--lm", default="atlas", help="language model: atlas, or a folder")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the search")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
-        worker(options.worker, options.processes, options.requests, options.rows)
+        worker(options.worker, options)
         return
     from lightning_edit.benchmark.machine import machine
 
     runs = [
-        measure(processes, options.requests, options.rows)
+        measure(processes, options)
         for _ in range(options.repeats)
         for processes in (1, options.processes)
     ]
@@ -131,7 +140,9 @@ def main() -> None:
     found = {
         "machine": machine(),
         "load": os.getloadavg(),
+        "model": Path(options.lm).name,
         "requests": options.requests,
+        "steps": options.steps,
         "rows_per_pass": options.rows,
         "runs": runs,
         "speed_up": {name: round(value, 2) for name, value in speed.items()},
