@@ -55,8 +55,6 @@ def worker(folder: Path, options: argparse.Namespace) -> None:
 
     def timed(batch: Any) -> Any:
         begin = time.process_time()
-        _ = editor.templates  # sampled once a run by every process: part of the search
-        spent["templates_cpu"] = time.process_time() - begin
         found = search(batch)
         spent["search_cpu"] = time.process_time() - begin
         return found
@@ -94,7 +92,6 @@ def measure(processes: int, options: argparse.Namespace) -> dict[str, Any]:
         "processes": processes,
         "hashes": sorted({rank["hash"] for rank in ranks}),
         "wall": ranks[0]["wall"],
-        "templates_cpu": [round(rank["templates_cpu"], 3) for rank in ranks],
         "search_cpu": [round(rank["search_cpu"], 3) for rank in ranks],
         "scoring_cpu": [round(rank["evaluate_cpu"], 3) for rank in ranks],
         "scoring_wall": [round(rank["evaluate_wall"], 3) for rank in ranks],

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from filelock import FileLock, Timeout
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from lightning_edit.benchmark.build import build
 from lightning_edit.benchmark.folders import CellFolder

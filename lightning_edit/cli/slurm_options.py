@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from typing import Any
 
 from lightning_edit.benchmark.slurm import SlurmOptions
 from lightning_edit.exceptions import ConfigError
@@ -80,7 +81,7 @@ def slurm_options(options: argparse.Namespace) -> SlurmOptions | None:
         ConfigError: If there are options of SLURM without ``--launcher slurm``.
     """
     prefix = "slurm_"
-    given = {
+    given: dict[str, Any] = {
         name.removeprefix(prefix): value
         for name, value in vars(options).items()
         if name.startswith(prefix) and value is not None
@@ -93,8 +94,9 @@ def slurm_options(options: argparse.Namespace) -> SlurmOptions | None:
             )
         return None
     given.pop("wait", None)
-    lists = {name: tuple(given.pop(name, ())) for name in ("setup", "extra")}
-    return SlurmOptions(**given, **lists)
+    for name in ("setup", "extra"):
+        given[name] = tuple(given.get(name, ()))
+    return SlurmOptions(**given)
 
 
 def minutes(text: str) -> int:
