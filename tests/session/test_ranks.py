@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_edit.distributed.one_process import ALONE, OneProcess
+from lightning_edit.editors.base import Editor
 from lightning_edit.edits.edited_model import EditedModel
+from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.session.trainer import EditTrainer
 from tests.conftest import ROOT
 from tests.session.rank_cases import CASES, PLANTED, run
-from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
+from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 
 pytestmark = pytest.mark.bits
 
@@ -219,6 +222,35 @@ def test_two_nodes(tmp_path: Path, one_process: Path, launcher: str) -> None:
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)[-4000:]
     for name in ("memit", "rome-single"):
         assert_same(one_process / name, tmp_path / name, 2 * devices)
+
+
+class Dealing(OneProcess):
+    """Two processes, as an editor sees them: notes what is dealt, and who works meanwhile."""
+
+    size = 2
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor, self.dealt = editor, 0
+
+    def deal(self, items: Any, work: Any) -> list[Any]:
+        listed = list(items)
+        self.dealt += len(listed)
+        parts = [module for module in self.editor.modules() if isinstance(module, Editor)]
+        assert [part.ranks for part in parts] == [ALONE] * len(parts)
+        return [work(item) for item in listed]
+
+
+def test_edits_of_one_request_each_are_dealt_and_found_alone() -> None:
+    editor = ToyEditor(fail_at="fact-5").bind(toy_model(), toy_tokenizer())
+    ranks = Dealing(editor)
+    editor.work_with(ranks)
+    found = editor.edit_independent(encode_batch(editor.prompts, toy_requests(3)))
+    assert [delta.request_ids for delta in found] == [("fact-0",), ("fact-1",), ("fact-2",)]
+    assert ranks.dealt == 3
+    # After an error too an editor works with the others again.
+    with pytest.raises(RuntimeError, match="planted"):
+        editor.edit_independent(encode_batch(editor.prompts, toy_requests(7)))
+    assert editor.ranks is ranks
 
 
 def test_processes_that_would_lose_the_edits_are_refused(tmp_path: Path) -> None:
