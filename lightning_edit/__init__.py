@@ -9,9 +9,9 @@ from typing import Any
 
 #: Public names of each module; a test compares them with the rooms' own lists.
 _NAMES: dict[str, str] = {
-    "callbacks": "CollapseCallback CollapseGuard DriftCallback EditEvaluation EfficiencyCallback "
-    "LocalityCallback MeasurementCallback OverfittingCallback PortabilityCallback ReportCallback "
-    "RippleCallback RobustnessCallback",
+    "callbacks": "AttributionCallback CollapseCallback CollapseGuard DriftCallback EditEvaluation "
+    "EfficiencyCallback LocalityCallback MeasurementCallback OverfittingCallback "
+    "PortabilityCallback ReportCallback RippleCallback RobustnessCallback",
     "datamodules": "AtlasDataModule CounterFactDataModule EditDataModule FileDataModule "
     "InstructedDataModule JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule "
     "RippleEditsDataModule ZsREDataModule",
@@ -22,6 +22,7 @@ _NAMES: dict[str, str] = {
     "edits.delta": "Delta",
     "edits.edited_model": "EditedModel",
     "edits.ledger": "Ledger",
+    "evaluation.edit_attribution": "attribute_edits",
     "export.runtime": "export_edited",
     "models.loading": "load_language_model",
     "models.prompt_encoder": "PromptEncoder",

@@ -5,6 +5,7 @@ every class twice.
 """
 
 from lightning_edit.callbacks.aspects import LocalityCallback, PortabilityCallback
+from lightning_edit.callbacks.attribution import AttributionCallback
 from lightning_edit.callbacks.base import MeasurementCallback
 from lightning_edit.callbacks.collapse import CollapseCallback
 from lightning_edit.callbacks.context import Commit, EvalContext, Measurement
@@ -21,6 +22,7 @@ from lightning_edit.callbacks.robustness import RobustnessCallback
 Measuring, Moment = MeasurementCallback, EvalContext
 
 __all__ = [
+    "AttributionCallback",
     "CollapseCallback",
     "CollapseGuard",
     "Commit",

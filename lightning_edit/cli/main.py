@@ -19,6 +19,7 @@ LIGHT: dict[str, str] = {
     "detect": "which facts a model does not know (CaliNET's CKA)",
     "attribute-training": "which fine-tuning texts caused an answer (DDA, TracIn)",
     "report": "RUN…: tables of finished runs, and one HTML page of them",
+    "attribute": "RUN: which edits moved a fact, and in which block",
     "benchmark": "GRID.yaml: methods × models × data × protocols, as tables",
     "mine": "RUN: which single edits made the model collapse, as data",
     "undo": "RUN --ids …: take edits back, or list those in force",
@@ -101,6 +102,8 @@ def _load_verb(verb: str) -> Callable[[Sequence[str]], int]:
             from lightning_edit.cli.attribute_training import main
         case "report":
             from lightning_edit.cli.report import main
+        case "attribute":
+            from lightning_edit.cli.attribute import main
         case "benchmark":
             from lightning_edit.cli.benchmark import main
         case "mine":

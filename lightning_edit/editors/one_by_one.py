@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import torch
 
 from lightning_edit.editors.base import Editor
+from lightning_edit.edits.columns import joined, renumbered
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.types import EditBatch
 
@@ -39,7 +40,11 @@ def edit_one_by_one(
                 weights[name] = concat_low_rank(weights.get(name), update)
     infos = [delta.info for delta in deltas]
     info = {key: [one for each in infos for one in each[key]] for key in PER_REQUEST}
-    return Delta(batch.ids, weights, info=dict(infos[0]) | info)
+    columns = joined(*(renumbered(delta.columns, [n]) for n, delta in enumerate(deltas)))
+    columns = {
+        name: owners for name, owners in columns.items() if len(owners) == weights[name].rank
+    }
+    return Delta(batch.ids, weights, info=dict(infos[0]) | info, columns=columns)
 
 
 def concat_low_rank(first: LowRank | None, second: LowRank) -> LowRank:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lightning_edit.edits.columns import expand, run_lengths
 from lightning_edit.exceptions import LedgerError
 from lightning_edit.models.weights import weight
 from lightning_edit.storage.atomic import write_atomic
@@ -132,6 +133,12 @@ class Delta:
         info: Statistics of the search (loss, steps, residual), for the run's record.
         history: Tensors that the editor keeps of this edit while it is in force (keys of a
             least-squares history). They do not change the model, so exports omit them.
+        columns: By name of a low-rank update that is a sum over requests, the request of each
+            column: its index in ``request_ids``, or -1 for a column of none of them. Names that are
+            missing have no such sum.
+
+    Raises:
+        ValueError: If ``columns`` does not fit the updates.
 
     Note:
         Tensors that are views or not row-major are copied, and a file keeps the order of their
@@ -145,8 +152,17 @@ class Delta:
     prompts: Mapping[str, str] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, owners in self.columns.items():
+            update = self.weights.get(name)
+            fits = isinstance(update, LowRank) and update.rank == len(owners)
+            if not fits or not all(-1 <= one < len(self.request_ids) for one in owners):
+                raise ValueError(
+                    f"columns of {name!r}: expected the index of a request, or -1, for every column"
+                    f" of a low-rank update, got {len(owners)} numbers for {self.request_ids}"
+                )
         for name in ("state", "history"):
             tensors: dict[str, Tensor] = getattr(self, name)
             object.__setattr__(self, name, {key: _own_contiguous(v) for key, v in tensors.items()})
@@ -307,6 +323,9 @@ class Delta:
             "info": json.dumps(dict(self.info)),
             "order": json.dumps([list(self.weights), list(self.state), list(self.history)]),
         }
+        if self.columns:
+            runs = {name: run_lengths(owners) for name, owners in self.columns.items()}
+            header["columns"] = json.dumps(runs, separators=(",", ":"))
         write_atomic(path, to_safetensors(tensors, header))
 
     @classmethod
@@ -372,6 +391,8 @@ class Delta:
             json.loads(header["prompts"]),
             json.loads(header["info"]),
             {name: tensors[f"history/{name}"] for name in order[2]},
+            # Absent in files of older versions, and where an update is no sum over requests.
+            {name: expand(runs) for name, runs in json.loads(header.get("columns", "{}")).items()},
         )
 
 

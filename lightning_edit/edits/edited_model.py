@@ -90,6 +90,37 @@ class EditedModel:
         written: Path = export_edited(self, Path(folder), overwrite)
         return written
 
+    def attribute(
+        self, facts: Any, top: int | None = None, by: str = "auto", measure: int = 0
+    ) -> list[Any]:
+        """Attribute the change of facts to the edits in force: which edit moved them, and where.
+
+        Example::
+
+            (why,) = edited.attribute(("The capital of Norway is", "Oslo"))
+            print(why.sentence())  # moved -3.12 nats, most by edit edit-17, in block 5 (-2.87)
+
+        Args:
+            facts: A fact or several: pairs of prompt and answer, triples with the subject, or
+                mappings with ``prompt``, ``answer`` and perhaps ``subject``.
+            top: Number of edits that are listed for each fact; ``None``: all.
+            by: ``auto``, ``columns`` or ``undo``, see :func:`lightning_edit.attribute_edits`.
+            measure: Number of commits of each fact that are also measured by leaving them out.
+
+        Returns:
+            One :class:`~lightning_edit.evaluation.attributed.FactAttribution` a fact.
+
+        Raises:
+            LedgerError: If no edit is in force.
+            ConfigError: If ``by`` is ``columns`` and an update is no sum over its requests.
+            DataError: If a fact is not valid.
+        """
+        # Attribution is of a higher room, as exports are.
+        from lightning_edit import attribute_edits
+
+        found: list[Any] = attribute_edits(self, facts, top, by, measure)
+        return found
+
     @staticmethod
     def of(model: Any, tokenizer: Any, run: str | Path | None = None) -> "EditedModel":
         """Return a handle without an editor, for deltas that were made elsewhere.
@@ -134,7 +165,10 @@ class EditedModel:
         listed = as_requests(requests, first=self._named, may_be_empty=True)
         self._named += len(listed)
         if listed:
-            delta = replace(delta, request_ids=tuple(request.id for request in listed))
+            # Columns are of the delta's own requests, in their order.
+            columns = delta.columns if len(listed) == len(delta.request_ids) else {}
+            ids = tuple(request.id for request in listed)
+            delta = replace(delta, request_ids=ids, columns=columns)
         with exclusive(self.model):
             self.ledger.commit(delta, listed)
         return self

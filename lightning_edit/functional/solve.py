@@ -39,12 +39,16 @@ class Solution:
         right: One row per key, (n, f), or the update, (d, f); the update is ``left @ right``.
         condition: Lower bound of the condition number of A, from its Cholesky factor.
         unwritten: ‖R − ΔK‖ / ‖R‖: the share of the residuals that was given up to keep old keys.
+        gram_inverse: G⁻¹ with G = KᵀA⁻¹K + αI, from which
+            :func:`~lightning_edit.functional.leave_one_out.left_out_columns` tells what the update
+            would be without some keys; ``None`` where it was not formed.
     """
 
     left: Float[Tensor, "d m"]
     right: Float[Tensor, "m f"]
     condition: float
     unwritten: float
+    gram_inverse: Float[Tensor, "n n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def least_squares(
                 "learning rate of the target search, or load the model in float32"
             )
     R, reduced = residuals.double(), preserved.reduce(keys)
-    left = R
+    left, inverse = R, None
     if mode == "ridge" and reduced.shape[1] >= reduced.shape[0]:
         # With more keys than outputs the update itself is the smaller factor.
         if len(R) < reduced.shape[1]:
@@ -211,11 +215,12 @@ def least_squares(
         gram.diagonal().add_(1.0 if mode == "ridge" else damping or 0.0)
         factor = _cholesky(gram, f"{preserved.where}, {mode} over {len(gram)} keys")
         right = torch.cholesky_solve(half.mT, factor)
+        inverse = torch.cholesky_inverse(factor)
     if preserved.basis is not None:
         right = right @ preserved.basis.mT
     rest = R - torch.linalg.multi_dot([left, right, keys.double()])
     unwritten = float(rest.norm() / R.norm()) if bool(R.any()) else 0.0
-    return Solution(left, right, preserved.condition, unwritten)
+    return Solution(left, right, preserved.condition, unwritten, inverse)
 
 
 def _scaled(moment: Tensor | None, weight: float) -> Tensor | None:

@@ -90,11 +90,13 @@ def _render(runs: Sequence[Run], out: Path) -> str:
     # Bokeh and Jinja are optional dependencies (the extra `report`).
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from lightning_edit.report.attribution_section import read_attributions
     from lightning_edit.report.ripple import read_ripples
     from lightning_edit.report.sections import sections
 
     cases = [RunCases(run, read_edits(run.folder)) for run in runs]
-    drawn = sections(runs, [read_ripples(run.folder) for run in runs])
+    ripples = [read_ripples(run.folder) for run in runs]
+    drawn = sections(runs, ripples, [read_attributions(run.folder) for run in runs])
     stories = [
         summarise_run(e.run, e.edits, *([_CARDS_PER_RUN] if len(runs) > 1 else [])) for e in cases
     ]

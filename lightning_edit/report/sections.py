@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+from lightning_edit.evaluation.attributed import FactAttribution
 from lightning_edit.report import charts, series
+from lightning_edit.report.attribution_section import attribution_section
 from lightning_edit.report.names import MetricInfo, describe_metric, leading_metrics
 from lightning_edit.report.parts import (
     Chart,
@@ -27,19 +29,26 @@ MODE = {
 }
 
 
-def sections(runs: Sequence[Run], ripples: Sequence[dict[str, list[RippleFact]]]) -> list[Section]:
+def sections(
+    runs: Sequence[Run],
+    ripples: Sequence[dict[str, list[RippleFact]]],
+    attributions: Sequence[Sequence[FactAttribution]] = (),
+) -> list[Section]:
     """Build every section of the page that the runs have metrics for.
 
     Args:
         runs: The runs.
         ripples: For each run, the facts around its edits, see
             :func:`~lightning_edit.report.ripple.read_ripples`.
+        attributions: For each run, why facts moved, see
+            :func:`~lightning_edit.report.attribution_section.read_attributions`.
     """
     found = [
         _aspect_section(runs),
         _tradeoff_section(runs),
         _curve_section(runs),
         ripple_section(runs, ripples),
+        attribution_section(runs, attributions or [()] * len(runs)),
         _family_section(
             runs,
             "drift",

@@ -5,6 +5,7 @@ Public as ``EditedModel.open("runs/x")``; the results of ``EditTrainer.edit`` ha
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ from lightning_edit.edits.exclusive import exclusive
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor, Conditions
 from lightning_edit.edits.run_journal import open_journal
+from lightning_edit.evaluation.attributed import SCHEMA, FactAttribution
 from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.export.runtime_folder import EDITOR, read_shipped
 from lightning_edit.inference.model_responder import ModelResponder
@@ -32,6 +34,7 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.weights import weights_hash
+from lightning_edit.report.moved_facts import moved_facts
 from lightning_edit.report.table import render
 from lightning_edit.storage.results import read_results
 from lightning_edit.storage.run_folder import RunFolder
@@ -171,6 +174,55 @@ class EditedRun(EditedModel):
             back = self.ledger.undone_ids if ids is None else listed_ids(ids)
             self.ledger.redo(back, by="user")
         return self
+
+    def attribute(
+        self,
+        facts: Any = None,
+        top: int | None = None,
+        by: str = "auto",
+        measure: int = 0,
+        count: int = 5,
+    ) -> list[FactAttribution]:
+        """Attribute the change of facts to the edits in force; see :meth:`EditedModel.attribute`.
+
+        Args:
+            facts: The facts; ``None``: those that moved most among the run's probes that must not
+                change, and the facts around its edits.
+            top: Number of edits that are listed for each fact; ``None``: all.
+            by: ``auto``, ``columns`` or ``undo``.
+            measure: Number of commits of each fact that are also measured by leaving them out.
+            count: Without ``facts``, their number.
+
+        Returns:
+            One attribution a fact.
+
+        Raises:
+            DataError: If the run has scored no such fact.
+        """
+        if not self.ledger.request_ids:
+            facts = facts or ()  # refused there, with the reason
+        elif facts is None:
+            separators = self._separators()
+            facts = [
+                replace(fact, separator=separators.get(fact.edit_id or ""))
+                for fact in moved_facts(self.folder.path, count)
+            ]
+        return super().attribute(facts, top, by, measure)
+
+    def _separators(self) -> dict[str, str | None]:
+        """Return the text between prompt and answer of every edit in force, by id."""
+        entries = self.ledger.in_force.entries
+        rows = (row for entry in entries for row in entry.requests)
+        return {str(row["id"]): row.get("separator") for row in rows if "id" in row}
+
+    def keep_attributions(self, found: Sequence[FactAttribution]) -> None:
+        """Write attributions to the run's folder, for a section of the page.
+
+        Args:
+            found: The attributions.
+        """
+        content = {"schema": SCHEMA, "facts": [one.to_row() for one in found]}
+        self.folder.write_json(self.folder.attribution, content)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -2,9 +2,9 @@
 
 ``config.yaml`` (options), ``results.json`` (scores), ``cases.jsonl`` (one line per probe and
 evaluation point), ``baseline.jsonl`` (the same probes on the pristine model), ``passes.json``
-(layout of texts in forward passes), ``measures.jsonl`` (measurements of callbacks), ``ledger/``
-(the edits), ``editor/`` (an editor that acts at run time), ``checkpoints/`` (position in the stream
-and history).
+(layout of texts in forward passes), ``measures.jsonl`` (measurements of callbacks),
+``attribution.json`` (which edits moved facts), ``ledger/`` (the edits), ``editor/`` (an editor that
+acts at run time), ``checkpoints/`` (position in the stream and history).
 """
 
 import json
@@ -70,6 +70,11 @@ class RunFolder:
     def passes(self) -> Path:
         """Path of ``passes.json``, the layout of forward passes, chosen before the baseline."""
         return self.path / "passes.json"
+
+    @property
+    def attribution(self) -> Path:
+        """Path of ``attribution.json``: which edits moved facts that should have stayed."""
+        return self.path / "attribution.json"
 
     @property
     def has_run(self) -> bool:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from lightning_edit.editors.base import Editor
+from lightning_edit.edits.columns import LEFT_OUT
 from lightning_edit.edits.delta import Delta, LowRank, WeightUpdate
 from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.edits.running_sums import RunningSums
+from lightning_edit.functional.leave_one_out import left_out_columns
 from lightning_edit.functional.normalise import (
     Variance,
     scale_alone,
@@ -22,7 +24,7 @@ from lightning_edit.functional.normalise import (
     sums,
     value_shifts,
 )
-from lightning_edit.functional.solve import Preserved, least_squares
+from lightning_edit.functional.solve import Preserved, Solution, least_squares
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_gradients import answer_factors
 from lightning_edit.models.view import ModelView
@@ -97,7 +99,7 @@ class UltraEdit(Editor):
         self.warmup = warmup
         self.rows_per_pass = rows_per_pass
         self._names: list[str] = []
-        self.seen = RunningSums(lambda delta: delta.history)
+        self.seen = RunningSums(_running_addends)
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
@@ -115,7 +117,7 @@ class UltraEdit(Editor):
             blocks = [self.view.block(layer) for layer in listed]
             pairs = [(b.mlp_down,) if self.projection == "down" else b.mlp_up for b in blocks]
             self._names = [name for names in pairs for name in names]
-        self.seen = RunningSums(lambda delta: delta.history)
+        self.seen = RunningSums(_running_addends)
 
     def _sums_name(self, name: str) -> str:
         """Return the name of the running sums for a layer's shape."""
@@ -153,7 +155,9 @@ class UltraEdit(Editor):
         """
         with torch.inference_mode(False), torch.no_grad():
             rows_of = [row for encoded in batch.encoded for row in encoded.forms]
-            mini_batches = _length_sorted_batches(rows_of, self.batch_size)
+            owner_of = [n for n, encoded in enumerate(batch.encoded) for _ in encoded.forms]
+            parts = _length_sorted_batches(rows_of, self.batch_size)
+            mini_batches = [[rows_of[number] for number in part] for part in parts]
             ordered = [encoded for part in mini_batches for encoded in part]
             with self.stage("search"):
                 loss, nll, tokens = self._keys_and_gradients(ordered)
@@ -173,18 +177,33 @@ class UltraEdit(Editor):
                 name: self._solve(name, keys.shape[1], rows[name], added)
                 for name, (keys, _) in tokens.items()
             }
-            drop = sum(first_order_drop(*tokens[name], one) for name, one in solved.items())
-            wanted = REACH * float(nll.sum())
+            drop = sum(
+                first_order_drop(*tokens[name], one.left, one.right) for name, one in solved.items()
+            )
             # A batch without gradients has nothing to write, and no η would change that.
-            auto = wanted / drop if drop > 0 else 0.0
+            auto = REACH * float(nll.sum()) / drop if drop > 0 else 0.0
             eta = auto if self.eta == "auto" else self.eta
+            owners = tuple(
+                owner_of[n] for part in parts for n in part for _ in rows_of[n].target_ids
+            )
+            # With more tokens than outputs an update was solved for the whole matrix.
+            weights = {name: f"{name}.weight" for name in solved}
+            summed = [name for name, one in solved.items() if one.left.shape[1] == len(owners)]
+            history = dict(added)
+            for name in summed if len(batch) > 1 else ():
+                one = solved[name]
+                if one.gram_inverse is not None:
+                    left_out = left_out_columns(one.left * eta, one.gram_inverse, owners)
+                    history[LEFT_OUT + weights[name]] = left_out.mT.float()
             updates: dict[str, WeightUpdate] = {
-                f"{name}.weight": LowRank(one.left * eta, one.right) for name, one in solved.items()
+                weights[name]: LowRank((one.left * eta).float(), one.right.float())
+                for name, one in solved.items()
             }
+        columns = {weights[name]: owners for name in summed}
         info = {"loss": loss, "eta": eta, "first_order_drop": eta * drop / len(ordered)}
-        return Delta(batch.ids, updates, history=added, info=info)
+        return Delta(batch.ids, updates, history=history, info=info, columns=columns)
 
-    def _solve(self, name: str, d_in: int, rows: Tensor, added: dict[str, Tensor]) -> LowRank:
+    def _solve(self, name: str, d_in: int, rows: Tensor, added: dict[str, Tensor]) -> Solution:
         here = added[self._sums_name(name)]
         before = self.seen.get(self._sums_name(name))
         total = here if before is None else before.to(here.device) + here
@@ -196,8 +215,7 @@ class UltraEdit(Editor):
             shifts = value_shifts(scaled[:, :d_in], scaled[:, d_in:], 1.0)
         preserved = Preserved.of(ridge=1.0, where=name)
         with self.stage("solve"):
-            solution = least_squares(keys.mT, shifts.mT, preserved)
-        return LowRank(solution.left.float(), solution.right.float())
+            return least_squares(keys.mT, shifts.mT, preserved)
 
     def _epsilon(self) -> float:
         """Return the machine epsilon of the dtype that the authors' code would use."""
@@ -250,23 +268,29 @@ class UltraEdit(Editor):
         return 8 * view.intermediate_size**2 + 3 * 8 * (view.intermediate_size + view.hidden_size)
 
 
-def _length_sorted_batches(encoded: Sequence[Encoded], size: int) -> list[list[Encoded]]:
-    """Split requests, in every form, into length-sorted mini-batches, longest first."""
+def _running_addends(delta: Delta) -> dict[str, Tensor]:
+    """Return a batch's addends to the running sums."""
+    return {name: v for name, v in delta.history.items() if not name.startswith(LEFT_OUT)}
 
-    def length(item: Encoded) -> int:
-        return len(item.prompt_ids) + len(item.target_ids)
 
-    ordered = sorted(encoded, key=length, reverse=True)
+def _length_sorted_batches(encoded: Sequence[Encoded], size: int) -> list[list[int]]:
+    """Split requests, in every form, into length-sorted mini-batches of numbers, longest first."""
+
+    def length(number: int) -> int:
+        return len(encoded[number].prompt_ids) + len(encoded[number].target_ids)
+
+    ordered = sorted(range(len(encoded)), key=length, reverse=True)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def first_order_drop(keys: Tensor, gradients: Tensor, update: LowRank) -> float:
+def first_order_drop(keys: Tensor, gradients: Tensor, left: Tensor, right: Tensor) -> float:
     """Return what an update takes from the loss to first order, in nats, summed over tokens.
 
     Args:
         keys: Inputs of the layer, shape (n, d_in).
         gradients: Gradients of the loss with respect to its outputs, shape (n, d_out).
-        update: Update of its weight.
+        left: Left factor of the update, shape (d_out, r).
+        right: Right factor, shape (r, d_in).
     """
-    moved = (keys.float() @ update.right.mT) @ update.left.mT
-    return -float((moved * gradients.float()).sum())
+    moved = (keys.to(right) @ right.mT) @ left.mT
+    return -float((moved * gradients.to(moved)).sum())

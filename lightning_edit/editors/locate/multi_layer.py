@@ -26,9 +26,11 @@ from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, Residual
 from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import UpdateTransform, low_rank
 from lightning_edit.editors.locate.targets import Targets
-from lightning_edit.edits.delta import Delta, WeightUpdate
+from lightning_edit.edits.columns import LEFT_OUT, one_each
+from lightning_edit.edits.delta import Delta, LowRank, WeightUpdate
 from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.exceptions import ArchitectureError
+from lightning_edit.functional.leave_one_out import left_out_columns
 from lightning_edit.functional.solve import Solution
 from lightning_edit.inference.hooks import Side
 from lightning_edit.inference.tokenized_text import TokenizedText
@@ -162,7 +164,45 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         with self.solve_layers(texts, targets) as solved:
             history = self.history_entries(texts, solved)
             info = self.info(batch, targets, solved.solutions)
-        return Delta(batch.ids, self.by_parameter(solved.updates), info=info, history=history)
+        updates = self.by_parameter(solved.updates)
+        columns = self.columns_of(updates, len(batch))
+        if len(batch) > 1:
+            history = history | self._left_out(columns, solved)
+        return Delta(batch.ids, updates, info=info, history=history, columns=columns)
+
+    def _left_out(
+        self, columns: Mapping[str, Sequence[int]], solved: LayerSolutions
+    ) -> dict[str, Tensor]:
+        """Return what attribution needs to say what a solve without one request would give."""
+        named = {self.view.parameter(number): number for number in solved.updates}
+        order = list(solved.updates)
+        found = {}
+        for name, owners in columns.items():
+            solution = solved.solutions[order.index(named[name])]
+            if solution.gram_inverse is not None:
+                rows = left_out_columns(solution.left, solution.gram_inverse, owners).mT
+                found[LEFT_OUT + name] = rows.float()
+        return found
+
+    def columns_of(
+        self, updates: Mapping[str, WeightUpdate], requests: int
+    ) -> dict[str, tuple[int, ...]]:
+        """Return which request each column of solved updates belongs to.
+
+        An update that is dense, or whose system had more keys than outputs and was solved for the
+        whole matrix, has no column of its own for each key and is left out.
+
+        Args:
+            updates: By parameter name.
+            requests: Number of requests that were solved together.
+        """
+        each = len(self.prompts.forms)
+        listed = [
+            name
+            for name, update in updates.items()
+            if isinstance(update, LowRank) and update.rank == requests * each
+        ]
+        return one_each(listed, requests, each)
 
     @contextmanager
     def solve_layers(

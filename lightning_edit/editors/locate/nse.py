@@ -17,6 +17,7 @@ from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import Solver
 from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.editors.one_by_one import concat_low_rank
+from lightning_edit.edits.columns import joined, renumbered
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.neurons import most_active
 from lightning_edit.functional.solve import Solution, least_squares
@@ -122,6 +123,7 @@ class NSE(MultiLayerEditor):
         unit = targets.initial.double().norm(dim=1) if self.distance == "relative" else 1.0
         updates: dict[int, LowRank] = {}
         solutions: list[Solution] = []
+        columns: dict[str, tuple[int, ...]] = {}
         within: Tensor | None = None
         with ExitStack() as stack:
             for _ in range(self.passes):
@@ -133,6 +135,8 @@ class NSE(MultiLayerEditor):
                     break
                 part = [text for text in texts if text.request in to_write]
                 solved = stack.enter_context(self.solve_layers(part, targets.select(to_write)))
+                found = self.columns_of(self.by_parameter(solved.updates), len(to_write))
+                columns = joined(columns, renumbered(found, to_write))
                 for layer, update in solved.updates.items():
                     assert isinstance(update, LowRank)  # there is no transform
                     updates[layer] = concat_low_rank(updates.get(layer), update)
@@ -140,7 +144,11 @@ class NSE(MultiLayerEditor):
             kept = [text for text in texts if within is not None and bool(within[text.request])]
             history = self.history_entries(kept, LayerSolutions()) if kept else {}
             info = self.info(batch, targets, solutions)
-        return Delta(batch.ids, self.by_parameter(updates), info=info, history=history)
+        named = self.by_parameter(updates)
+        columns = {
+            name: owners for name, owners in columns.items() if len(owners) == named[name].rank
+        }
+        return Delta(batch.ids, named, info=info, history=history, columns=columns)
 
     def _within_reach(self, batch: EditBatch, distances: Float[Tensor, " n"]) -> Tensor:
         """Return a mask of the facts close enough to edit, and log a warning about the others."""

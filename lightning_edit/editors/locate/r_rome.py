@@ -8,6 +8,7 @@ from lightning_edit.editors.locate.rome import ROME
 from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import LeastSquares, Solver
 from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.edits.columns import one_each
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.types import EditBatch
 
@@ -61,6 +62,7 @@ class RROME(LocateThenEdit):
         with self.stage("solve"):
             solution = self.solver.solve(layer, key[:, None], residual[:, None])
         update = LowRank(solution.left.float(), solution.right.float())
-        delta = Delta(batch.ids, {layer.parameter: update})
+        columns = one_each([layer.parameter], 1)
+        delta = Delta(batch.ids, {layer.parameter: update}, columns=columns)
         with delta.applied(self.language_model):
             return replace(delta, info=self.info(batch, targets, [solution]))

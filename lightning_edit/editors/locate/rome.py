@@ -7,6 +7,7 @@ from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import LeastSquares, Solver
 from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.edits.columns import one_each
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.types import EditBatch
 
@@ -55,6 +56,7 @@ class ROME(LocateThenEdit):
         bare = keys[:: len(self.templates)].mean(0)
         right = solution.right / (solution.right @ bare)
         update = LowRank(solution.left.float(), right.float())
-        delta = Delta(batch.ids, {layer.parameter: update})
+        columns = one_each([layer.parameter], 1)
+        delta = Delta(batch.ids, {layer.parameter: update}, columns=columns)
         with delta.applied(self.language_model):
             return replace(delta, info=self.info(batch, targets, [solution]))

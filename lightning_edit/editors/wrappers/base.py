@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.memit import MEMIT
+from lightning_edit.edits.columns import LEFT_OUT
 from lightning_edit.edits.delta import Delta, WeightUpdate
 from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.edits.protocols import Runtime
@@ -95,6 +96,8 @@ class UpdateShaper(WrappedEditor, family=True):
     """
 
     both_forms: ClassVar[bool] = True  # if the host's is, which is asked when it is bound
+    scales_columns: ClassVar[bool] = False
+    """Whether a transformed update is the host's sum over requests, each column times a number."""
 
     @abstractmethod
     def transform(self, name: str, update: WeightUpdate) -> WeightUpdate:
@@ -126,4 +129,16 @@ class UpdateShaper(WrappedEditor, family=True):
 
     def _shape_delta(self, delta: Delta) -> Delta:
         weights = {name: self.transform(name, update) for name, update in delta.weights.items()}
-        return replace(delta, weights=weights)
+        columns = {
+            name: owners
+            for name, owners in delta.columns.items()
+            if self.scales_columns or weights[name] is delta.weights[name]
+        }
+        # What a solve without a request would give is known of the host's own update only.
+        other = {name for name in weights if weights[name] is not delta.weights[name]}
+        history = {
+            name: value
+            for name, value in delta.history.items()
+            if not (name.startswith(LEFT_OUT) and name.removeprefix(LEFT_OUT) in other)
+        }
+        return replace(delta, weights=weights, columns=columns, history=history)

@@ -27,6 +27,7 @@ class OneLI(UpdateShaper):
     needs_statistics: ClassVar[bool] = FT.needs_statistics
     needs_subject: ClassVar[bool] = FT.needs_subject
     default_host: ClassVar[type[Editor]] = FT
+    scales_columns: ClassVar[bool] = True
 
     def __init__(self, editor: Editor | None = None, alpha: float = 0.5) -> None:
         super().__init__(editor)

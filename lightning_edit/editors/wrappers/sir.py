@@ -23,6 +23,7 @@ from lightning_edit.editors.locate.prompts import rewriting_texts
 from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.editors.one_by_one import PER_REQUEST
 from lightning_edit.editors.wrappers.base import WrappedEditor
+from lightning_edit.edits.columns import NO_REQUEST, renumbered
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.in_force import HistoryChange
@@ -184,7 +185,9 @@ class SIR(WrappedEditor):
                 "subjects": [request.subject for request in batch.requests],
             }
         )
-        delta = replace(delta, request_ids=batch.ids, info=info)
+        numbers = [*range(len(batch)), *(NO_REQUEST for _ in chosen)]
+        columns = renumbered(delta.columns, numbers)
+        delta = replace(delta, request_ids=batch.ids, info=info, columns=columns)
         host.effect_warnings.check(f"SIR({type(host).__name__})", [delta])
         return delta
 
