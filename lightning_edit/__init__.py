@@ -9,9 +9,9 @@ from typing import Any
 
 #: Public names of each module; a test compares them with the rooms' own lists.
 _NAMES: dict[str, str] = {
-    "callbacks": "AttributionCallback CollapseCallback CollapseGuard DriftCallback EditEvaluation "
-    "EfficiencyCallback LocalityCallback MeasurementCallback OverfittingCallback "
-    "PortabilityCallback ReportCallback RippleCallback RobustnessCallback",
+    "callbacks": "AttributionCallback CollapseCallback CollapseGuard DriftCallback "
+    "DurabilityCallback EditEvaluation EfficiencyCallback LocalityCallback MeasurementCallback "
+    "OverfittingCallback PortabilityCallback ReportCallback RippleCallback RobustnessCallback",
     "datamodules": "AtlasDataModule CounterFactDataModule EditDataModule FileDataModule "
     "InstructedDataModule JSONLDataModule KnowEditDataModule MQuAKEDataModule QAEditDataModule "
     "RippleEditsDataModule ZsREDataModule",

@@ -10,6 +10,7 @@ from lightning_edit.callbacks.base import MeasurementCallback
 from lightning_edit.callbacks.collapse import CollapseCallback
 from lightning_edit.callbacks.context import Commit, EvalContext, Measurement
 from lightning_edit.callbacks.drift import DriftCallback
+from lightning_edit.callbacks.durability import DurabilityCallback
 from lightning_edit.callbacks.efficiency import EfficiencyCallback
 from lightning_edit.callbacks.evaluation import EditEvaluation
 from lightning_edit.callbacks.guard import CollapseGuard
@@ -27,6 +28,7 @@ __all__ = [
     "CollapseGuard",
     "Commit",
     "DriftCallback",
+    "DurabilityCallback",
     "EditEvaluation",
     "EfficiencyCallback",
     "EvalContext",

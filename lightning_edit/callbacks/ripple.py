@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from rich.progress import track
@@ -17,6 +17,7 @@ from lightning_edit.atlas.facts import atlas_facts
 from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback, gather
 from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.editors.locate.rome import ROME
 from lightning_edit.edits.request_rows import as_requests
 from lightning_edit.evaluation.fact_reader import FactReader, Representation
 from lightning_edit.evaluation.knowledge_graph import FactGraph, facts_of, read_facts, triple_of
@@ -27,9 +28,12 @@ from lightning_edit.evaluation.neighbourhoods import (
     choose_neighbourhoods,
 )
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.functional.ripple import cosine
+from lightning_edit.functional.ripple import cosine, key_overlap
+from lightning_edit.functional.solve import Preserved
 from lightning_edit.metrics.aspects import to_floats
 from lightning_edit.metrics.ripple import RippleScores
+from lightning_edit.models.view import resolve
+from lightning_edit.statistics.cache import files_for, moments_in
 from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import EditRequest
@@ -38,6 +42,8 @@ from lightning_edit.types.facts import Fact
 log = logging.getLogger(__name__)
 #: File in a run folder with one line per fact, edit and evaluation point.
 FILE = "ripple.jsonl"
+Neighbours = Literal["hidden", "key_overlap"]
+"""What makes a fact near to an edit."""
 #: Facts per step of the progress bar.
 _CHUNK = 512
 
@@ -58,6 +64,12 @@ class RippleCallback(MeasurementCallback):
         representation: Representation of a fact in hidden space, see
             :class:`~lightning_edit.evaluation.fact_reader.FactReader`.
         layer: Index of the block it is read from; ``None``: the middle one.
+        neighbours: What makes a fact near: ``hidden``, cosine similarity of the representations;
+            ``key_overlap``, the share of its write that an edit by ROME's constraint adds at the
+            fact's key (see :func:`~lightning_edit.functional.ripple.key_overlap`), in block
+            ``layer``, by default ROME's. The representation is the key then.
+        statistics: Of ``key_overlap``: second moments of keys, as for
+            :class:`~lightning_edit.editors.ROME`.
         size: Maximum number of facts in a set.
         threshold: Rise of the log perplexity, in nats, above which a fact counts as harmed.
         known_only: Whether only facts that the pristine model answers correctly are used.
@@ -81,6 +93,8 @@ class RippleCallback(MeasurementCallback):
         facts: str | Sequence[Fact] = "requests",
         representation: Representation = "subject_last",
         layer: int | None = None,
+        neighbours: Neighbours = "hidden",
+        statistics: str = "auto",
         size: int = 20,
         threshold: float = math.log(2),
         known_only: bool = True,
@@ -94,6 +108,8 @@ class RippleCallback(MeasurementCallback):
         self.source = facts
         self.representation: Representation = representation
         self.layer = layer
+        self.neighbours: Neighbours = neighbours
+        self.statistics = statistics
         self.size = size
         self.threshold = threshold
         self.known_only = known_only
@@ -105,6 +121,7 @@ class RippleCallback(MeasurementCallback):
         self.outcomes: tuple[FactOutcome, ...] = ()
         self.places: dict[str, list[NeighbourFact]] = {}
         self.require(
+            neighbours=(neighbours in get_args(Neighbours), "hidden or key_overlap"),
             size=(size >= 1, "at least 1"),
             batch_size=(batch_size >= 1, "at least 1"),
         )
@@ -144,9 +161,10 @@ class RippleCallback(MeasurementCallback):
         Args:
             context: The model, and the edits in force.
         """
-        reader = FactReader(
-            context.model, context.encoder, self.representation, self.layer, self.batch_size
-        )
+        overlap = self.neighbours == "key_overlap"
+        layer = self._layer(context.model) if overlap else self.layer
+        kind: Representation = "key" if overlap else self.representation
+        reader = FactReader(context.model, context.encoder, kind, layer, self.batch_size)
         if self.before is None:
             self._choose_neighbourhoods(context, reader)
             return Measurement({"ripple/facts": float(len(self.facts))})
@@ -213,7 +231,9 @@ class RippleCallback(MeasurementCallback):
         found = dict(gather(context.map_sharded(asked, lambda part: _read(reader, part))))
         outcomes = [found[number][0] for number in range(len(graph.facts))]
         vectors = torch.stack([found[number][1] for number in range(len(asked))])
-        similar = cosine(vectors[len(graph.facts) :], vectors[: len(graph.facts)]).tolist()
+        similar = self._similarity(
+            context, vectors[len(graph.facts) :], vectors[: len(graph.facts)]
+        ).tolist()
         usable = [
             not edited and (outcome.right or not self.known_only)
             for edited, outcome in zip(graph.is_edited(requests), outcomes, strict=True)
@@ -233,6 +253,23 @@ class RippleCallback(MeasurementCallback):
             for request, row in zip(requests, similar, strict=True)
         }
         self._keep_chosen(graph.facts, outcomes, chosen)
+
+    def _layer(self, model: Any) -> int:
+        return (
+            ROME.default_layers(resolve(model).num_blocks)[0] if self.layer is None else self.layer
+        )
+
+    def _similarity(self, context: EvalContext, edits: Tensor, facts: Tensor) -> Tensor:
+        if self.neighbours == "hidden":
+            return cosine(edits, facts)
+        layer, view = self._layer(context.model), resolve(context.model)
+        files = files_for(context.model, context.encoder, [layer], self.statistics)
+        moment = moments_in(files, view, [layer])[layer]
+        # Without a moment the identity stands for it, as in the editors.
+        ridge = 1.0 if moment is None else 0.0
+        moment = None if moment is None else moment.cpu()
+        preserved = Preserved.of(moment, ridge=ridge, where=view.parameter(layer))
+        return key_overlap(edits.double(), facts.double(), preserved).float()
 
     def _keep_chosen(
         self,

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_edit.functional.solve import Preserved
+
 
 def cosine(edits: Float[Tensor, "e d"], facts: Float[Tensor, "f d"]) -> Float[Tensor, "e f"]:
     """Return the cosine similarity of each edit's and each fact's representation.
@@ -23,6 +25,25 @@ def cosine(edits: Float[Tensor, "e d"], facts: Float[Tensor, "f d"]) -> Float[Te
     """
     unit = torch.nn.functional.normalize
     return unit(edits.double(), dim=-1) @ unit(facts.double(), dim=-1).T
+
+
+def key_overlap(
+    edits: Float[Tensor, "e d"], facts: Float[Tensor, "f d"], preserved: Preserved
+) -> Float[Tensor, "e f"]:
+    r"""Return the key overlap :math:`|k_i^\top A^{-1} k_x| / k_i^\top A^{-1} k_i`.
+
+    It is the share of its full write that an edit of one request by an equality constraint (ROME)
+    adds at the fact's key.
+
+    Args:
+        edits: Keys of the edits.
+        facts: Keys of the facts.
+        preserved: Factored A, such as the second moment of keys.
+    """
+    reduced = preserved.reduce(edits.mT)
+    solved = preserved.inverse_times(reduced)
+    own = (reduced * solved).sum(0)
+    return (solved.mT @ preserved.reduce(facts.mT)).abs() / own[:, None]
 
 
 def token_ranks(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Int[Tensor, " n"]:

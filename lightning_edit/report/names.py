@@ -131,6 +131,10 @@ _MEASURES: Mapping[str, MetricInfo] = {
     "em_before": MetricInfo("Known before", share=True, leading=False),
     "facts": MetricInfo("Facts asked", leading=False),
     "energy": MetricInfo("Energy of the edit in its first ranks", share=True, leading=False),
+    "held": MetricInfo("Edits that are there", share=True),
+    "survived": MetricInfo(
+        "Edits that survive", "Of the questions that were answered with the edit.", share=True
+    ),
     "moved": MetricInfo("Facts attributed to edits", leading=False),
     "own_edit": MetricInfo("Moved by the edit that they probe", share=True, leading=False),
     "ES": MetricInfo("ES, efficacy", share=True),

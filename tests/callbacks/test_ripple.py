@@ -14,6 +14,7 @@ import torch
 from lightning_edit.atlas.facts import atlas_facts
 from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.callbacks import RippleCallback
+from lightning_edit.callbacks.ripple import Neighbours
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta, LowRank
@@ -95,10 +96,16 @@ def test_an_editor_that_does_nothing_makes_no_ripple(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_editor_that_leaks_along_its_key_is_seen_where_keys_are_similar(tmp_path: Path) -> None:
+@pytest.mark.parametrize("neighbours", ["hidden", "key_overlap"])
+def test_an_editor_that_leaks_along_its_key_is_seen_where_keys_are_similar(
+    tmp_path: Path, neighbours: Neighbours
+) -> None:
     editor = Leaking().bind(*load_language_model("atlas"))
     facts = random.Random(0).sample(atlas_facts(load_atlas()), 400)
-    ripple = RippleCallback(facts, representation="key", layer=LAYER, size=10)
+    # The leaking editor knows no statistics: its overlap is that of the identity.
+    ripple = RippleCallback(
+        facts, "key", LAYER, neighbours=neighbours, statistics="identity", size=10
+    )
     run = EditTrainer(
         callbacks=[ripple], accelerator="cpu", enable_progress_bar=False, logger=False
     )

@@ -24,10 +24,10 @@ from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.editors.one_by_one import PER_REQUEST
 from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.edits.columns import NO_REQUEST, renumbered
-from lightning_edit.edits.delta import Delta
+from lightning_edit.edits.delta import Delta, LowRank, WeightUpdate
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.in_force import HistoryChange
-from lightning_edit.exceptions import DataError
+from lightning_edit.exceptions import ConfigError, DataError
 from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.storage.jsonl import iterate_rows
 from lightning_edit.types import EditBatch, EditRequest
@@ -54,7 +54,7 @@ class _UneditedFacts:
 
 
 class SIR(WrappedEditor):
-    """Selective impact revision of ripple effects: solve an edit jointly with the facts it damages.
+    r"""Selective impact revision of ripple effects: solve edits jointly with the facts they damage.
 
     The host's update is applied on trial; of the facts that it disturbs most, those whose answers
     become much less likely than in the unedited model are added to the same least squares, with the
@@ -67,14 +67,15 @@ class SIR(WrappedEditor):
             Do not use the facts that locality is measured on. Facts that the model does not know at
             binding are left out.
         editor: The host, a locate-then-edit method that solves batches; ``None``: MEMIT.
-        candidates: Number of facts to check, ranked by the norm of the update's effect at their
-            keys.
+        candidates: Number of facts to check.
         revised: Most facts that are added to the system per round.
         threshold: Rise of an answer's mean negative log-likelihood, in nats, above which a fact is
             revised.
         rounds: Most times that the edit is solved again.
         restore: ``residual``: the targets are the unedited model's values at the subjects, without
             a search; ``search``: they are searched like those of edits.
+        candidates_by: Ranking of the facts to check: ``output_change``: norm of the update's effect
+            at their keys; ``key_overlap``: the largest :math:`|k_i^\top A^{-1} k_x|` of an edit.
 
     Note:
         Reconstructed from the abstract and summaries: neither the full text nor code was available.
@@ -93,6 +94,7 @@ class SIR(WrappedEditor):
         threshold: float = math.log(2),
         rounds: int = 3,
         restore: Literal["residual", "search"] = "residual",
+        candidates_by: Literal["output_change", "key_overlap"] = "output_change",
     ) -> None:
         super().__init__(editor)
         if not isinstance(self.editor, LocateThenEdit) or not self.editor.batched:
@@ -113,6 +115,7 @@ class SIR(WrappedEditor):
         self.threshold = threshold
         self.rounds = rounds
         self.restore = restore
+        self.candidates_by = candidates_by
         self._edited_subjects: dict[str, None] = {}
         self._unedited = _UneditedFacts([], torch.zeros(0), torch.zeros(0, 0))
 
@@ -230,9 +233,21 @@ class SIR(WrappedEditor):
         keys = host.all_at_subjects(
             [text.until_subject() for text in texts], dict.fromkeys(modules, "input")
         )
-        parts = [keys[name] @ update.dense().mT for name, update in modules.items()]
-        added = torch.stack([part.square().sum(1) for part in parts]).sum(0)
+        parts = [self._disturbance(keys[name], update) for name, update in modules.items()]
+        added = torch.stack(parts).sum(0)
         return [others[n] for n in added.argsort(descending=True)[: self.candidates].tolist()]
+
+    def _disturbance(self, keys: Float[Tensor, "n f"], update: WeightUpdate) -> Float[Tensor, " n"]:
+        """Return how much an update disturbs the facts with some keys, in one layer."""
+        if self.candidates_by == "output_change":
+            return (keys @ update.dense().mT).square().sum(1)
+        if not isinstance(update, LowRank):
+            raise ConfigError(
+                "SIR ranks facts by key overlap, but the update of its host is one matrix without "
+                "keys (a batch of more keys than the layer has outputs, or D4S after an undo); use "
+                "candidates_by='output_change'"
+            )
+        return (keys @ update.right.double().mT).abs().amax(1)
 
     @torch.no_grad()
     def _answer_nll(
