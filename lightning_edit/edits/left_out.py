@@ -26,8 +26,8 @@ def left_out(ledger: Ledger, entry: Entry) -> Iterator[list[Delta]]:
     delta = ledger.in_force.delta(entry)
     acts = ledger.runtime is not None and bool(delta.state or delta.prompts)
     others = [one for one in ledger.in_force.entries if one.seq != entry.seq]
-    # Only what acts at run time is built from the whole list.
-    left = [ledger.in_force.delta(one) for one in others] if acts else []
+    # Only what acts at run time is built from, and asked with, the whole list.
+    left = [] if ledger.runtime is None else [ledger.in_force.delta(one) for one in others]
     touched = [(ledger.weights.touched[name], update) for name, update in delta.weights.items()]
     with exclusive(ledger.model):
         try:

@@ -10,14 +10,11 @@ from collections.abc import Sequence
 from math import fsum
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.entries import Entry
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.left_out import left_out
-from lightning_edit.edits.shares import Share, linear_module, shares_of, summed_by_request
+from lightning_edit.edits.shares import summed_by_request
 from lightning_edit.edits.unedited import unedited
 from lightning_edit.evaluation.attributed import (
     AskedFact,
@@ -25,13 +22,12 @@ from lightning_edit.evaluation.attributed import (
     EditEffect,
     FactAttribution,
 )
+from lightning_edit.evaluation.edit_effects import LayerEffects, LayerShares
 from lightning_edit.exceptions import ConfigError, DataError, LedgerError
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.output_gradients import RowGradients, output_gradients
 from lightning_edit.inference.responder import Statement
 from lightning_edit.models.prompt_encoder import EncodedPrompt, PromptEncoder, PromptText
-from lightning_edit.models.sites import site_of
-from lightning_edit.models.view import resolve
 
 By = Literal["auto", "columns", "undo"]
 
@@ -67,6 +63,23 @@ def attribute_edits(
     )
 
 
+def shares_at_key(edited: EditedModel, fact: Any) -> list[LayerShares]:
+    """Return what every edit adds to each layer's output at a fact's key, as vectors.
+
+    Args:
+        edited: The handle.
+        fact: The fact, see :meth:`AskedFact.of`.
+
+    Returns:
+        One entry for each weight or bias of a linear layer that edits in force change.
+
+    Raises:
+        LedgerError: If no edit is in force.
+        DataError: If the fact is not valid.
+    """
+    return _Attributor(edited.ledger, _encoder(edited), edited.editor).shares(AskedFact.of(fact))
+
+
 def attribute_in_ledger(
     ledger: Ledger, prompts: PromptEncoder, editor: Any, facts: Sequence[AskedFact], top: int | None
 ) -> list[FactAttribution]:
@@ -98,29 +111,23 @@ class _Attributor:
         self.ledger = ledger
         self.prompts = prompts
         self.editor = editor
-        self.view = resolve(ledger.model)
+        self.layers = LayerEffects(ledger, prompts)
 
     def attribute(
         self, facts: Sequence[AskedFact], top: int | None, by: By, measure: int
     ) -> list[FactAttribution]:
-        if not len(self.ledger.in_force):
-            raise LedgerError(
-                "no edit is in force, so no fact was moved by one; edit first, or put undone edits "
-                "back with redo (the protocol `single` takes every edit back)"
-            )
+        self._require_edits()
         if by == "columns":
             self._require_columns()
         encoded = [self._encode(fact) for fact in facts]
-        modules = {} if by == "undo" else self._modules()
-        rows = [(one.prompt, one.answer) for one in encoded]
-        names = list(dict.fromkeys(modules.values()))
-        gradients = output_gradients(self.ledger.model, rows, names) if names and rows else []
+        names = [] if by == "undo" else self.layers.names
+        gradients = self._gradients(encoded, names) if names and encoded else []
         now = self._log_probs(facts, list(self.ledger.in_force) if self._acts() else [])
         with unedited(self.ledger):
             before = self._log_probs(facts, [])
-        effects = self._effects(gradients, encoded, modules) if gradients else [[] for _ in facts]
+        effects = self.layers.of(gradients, encoded) if gradients else [[] for _ in facts]
         keys = [
-            {name: self._key_token(row, encoded[n], name, modules) for name in names}
+            {name: self.layers.key_token(row, encoded[n], name) for name in names}
             for n, row in enumerate(gradients)
         ] or [{} for _ in facts]
         chosen = [_largest(found, top) for found in effects]
@@ -139,7 +146,20 @@ class _Attributor:
             for n, fact in enumerate(facts)
         ]
 
+    def shares(self, fact: AskedFact) -> list[LayerShares]:
+        self._require_edits()
+        encoded = self._encode(fact)
+        (row,) = self._gradients([encoded], self.layers.names)
+        return self.layers.shares(row, encoded)
+
     # ------------------------------------------------------------------------------------ checks
+
+    def _require_edits(self) -> None:
+        if not len(self.ledger.in_force):
+            raise LedgerError(
+                "no edit is in force, so no fact was moved by one; edit first, or put undone edits "
+                "back with redo (the protocol `single` takes every edit back)"
+            )
 
     def _require_columns(self) -> None:
         for entry in self.ledger.in_force.entries:
@@ -156,12 +176,6 @@ class _Attributor:
     def _acts(self) -> bool:
         return self.ledger.runtime is not None
 
-    def _modules(self) -> dict[str, str]:
-        """Return the linear layer of every parameter that acts on its output linearly."""
-        model = self.ledger.model
-        found = {name: linear_module(model, name) for name in self.ledger.touched}
-        return {name: module for name, module in found.items() if module is not None}
-
     # ------------------------------------------------------------------------------------ reading
 
     def _encode(self, fact: AskedFact) -> EncodedPrompt:
@@ -177,6 +191,12 @@ class _Attributor:
             raise DataError(f"fact {fact.prompt!r}: {error}") from error
         return encoded
 
+    def _gradients(
+        self, encoded: Sequence[EncodedPrompt], names: Sequence[str]
+    ) -> list[RowGradients]:
+        rows = [(one.prompt, one.answer) for one in encoded]
+        return output_gradients(self.ledger.model, rows, names)
+
     def _log_probs(self, facts: Sequence[AskedFact], in_force: Sequence[Any]) -> list[float]:
         model: Any = self.ledger.model
         if self.editor is not None and self._acts():
@@ -186,94 +206,13 @@ class _Attributor:
         statements = [Statement(fact.prompt, fact.answer, fact.separator) for fact in facts]
         return [-one.total for one in responder.loglikelihood(statements)] if statements else []
 
-    # ------------------------------------------------------------------------------------ effects
-
-    def _effects(
-        self,
-        gradients: Sequence[RowGradients],
-        encoded: Sequence[EncodedPrompt],
-        modules: dict[str, str],
-    ) -> list[list[EditEffect]]:
-        found: list[list[EditEffect]] = [[] for _ in gradients]
-        device = torch.device("cpu")
-        reads = {name: _Reads.of(gradients, name, device) for name in set(modules.values())}
-        at_key = {
-            name: torch.stack(
-                [
-                    row.layers[name].inputs[self._key(row, encoded[n], name, modules)].to(device)
-                    for n, row in enumerate(gradients)
-                ]
-            )
-            for name in reads
-        }
-        for entry in self.ledger.in_force.entries:
-            delta = self.ledger.in_force.delta(entry)
-            for name in delta.weights:
-                if name not in modules:
-                    continue
-                module = modules[name]
-                site, read = site_of(self.view, module), reads[module]
-                for share in shares_of(delta, name):
-                    log_probs = read.effects(share)
-                    logits = read.per_fact(share.along(read.inputs, read.logit))
-                    norms = share.at(at_key[module]).norm(dim=1).tolist()
-                    again = share.resolved()
-                    without: Sequence[float | None] = [None] * len(found)
-                    if again is not None:
-                        without = read.effects(again)
-                    for n, effects in enumerate(found):
-                        effects.append(
-                            EditEffect(
-                                share.ids,
-                                entry.seq,
-                                share.by,
-                                site.stack,
-                                site.block,
-                                name,
-                                log_probs[n],
-                                logits[n],
-                                norms[n],
-                                share.overlap(at_key[module][n]),
-                                without[n],
-                            )
-                        )
-        return found
-
-    def _key(
-        self, row: RowGradients, encoded: EncodedPrompt, name: str, modules: dict[str, str]
-    ) -> int:
-        """Return the position of a fact's key at a layer: the subject's last token, where known.
-
-        Else the token, of those that the answer depends on, at which the edits add most.
-        """
-        reads_prompt = not self.view.is_encoder_decoder or (
-            site_of(self.view, name).stack == "encoder"
-        )
-        if encoded.subject_last is not None and reads_prompt:
-            return encoded.subject_last
-        layer = row.layers[name]
-        added = torch.zeros_like(layer.log_prob)
-        for parameter, module in modules.items():
-            if module == name:
-                total = self.ledger.touched[parameter].total.to(added.device)
-                added += total if total.ndim == 1 else layer.inputs @ total.mT
-        size = added.norm(dim=1)
-        return int(torch.where(layer.log_prob.norm(dim=1) > 0, size, -1.0).argmax())
-
-    def _key_token(
-        self, row: RowGradients, encoded: EncodedPrompt, name: str, modules: dict[str, str]
-    ) -> str:
-        place = self._key(row, encoded, name, modules)
-        ids = (*encoded.prompt, *encoded.answer)
-        return self.prompts.tokenizer.decode([ids[place]]) if place < len(ids) else ""
-
     # ------------------------------------------------------------------------------------ undo
 
     def _to_measure(self, effects: Sequence[EditEffect], by: By, measure: int) -> list[Entry]:
         entries = self.ledger.in_force.entries
         if by == "undo":
             return list(entries)
-        linear = self._modules().keys()
+        linear = self.layers.modules.keys()
         chosen = {}
         for entry in entries:
             delta = self.ledger.in_force.delta(entry)
@@ -301,42 +240,11 @@ class _Attributor:
         return found
 
 
-class _Reads:
-    """A layer's inputs and gradients at the tokens of all facts, one behind the other."""
-
-    def __init__(
-        self, inputs: Tensor, log_prob: Tensor, logit: Tensor, fact: Tensor, count: int
-    ) -> None:
-        self.inputs, self.log_prob, self.logit = inputs, log_prob, logit
-        self.fact, self.count = fact, count
-
-    @classmethod
-    def of(cls, rows: Sequence[RowGradients], name: str, device: torch.device) -> "_Reads":
-        layers = [row.layers[name] for row in rows]
-        numbers = [n for n, layer in enumerate(layers) for _ in layer.inputs]
-        return cls(
-            torch.cat([layer.inputs for layer in layers]).to(device),
-            torch.cat([layer.log_prob for layer in layers]).to(device),
-            torch.cat([layer.logit for layer in layers]).to(device),
-            torch.tensor(numbers, device=device),
-            len(rows),
-        )
-
-    def effects(self, share: Share) -> list[float]:
-        """Return the first-order effect of a share on the log-probability of each fact."""
-        return self.per_fact(share.along(self.inputs, self.log_prob))
-
-    def per_fact(self, values: Tensor) -> list[float]:
-        sums = values.new_zeros(self.count).index_add(0, self.fact, values)
-        listed: list[float] = sums.tolist()
-        return listed
-
-
 def _largest(effects: Sequence[EditEffect], top: int | None) -> list[EditEffect]:
     """Return the effects of the edits that move a fact most, the largest first."""
     sums: dict[tuple[int, tuple[str, ...]], float] = {}
     for one in effects:
         sums[one.commit, one.ids] = sums.get((one.commit, one.ids), 0.0) + one.log_prob
-    listed = sorted(sums, key=lambda edit: -abs(sums[edit]))[:top]
-    kept = [one for one in effects if (one.commit, one.ids) in set(listed)]
+    listed = set(sorted(sums, key=lambda edit: -abs(sums[edit]))[:top])
+    kept = [one for one in effects if (one.commit, one.ids) in listed]
     return sorted(kept, key=lambda one: -abs(one.log_prob))

@@ -12,6 +12,7 @@ from lightning_edit import EditedModel, load_language_model
 from lightning_edit.editors import FT, GRACE, MEMIT, RECT, ROME, Editor, MemPrompt, UltraEdit
 from lightning_edit.edits.delta import Delta, Dense
 from lightning_edit.evaluation.attributed import AskedFact, FactAttribution
+from lightning_edit.evaluation.edit_attribution import shares_at_key
 from lightning_edit.exceptions import ConfigError, DataError, LedgerError
 from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.models.weights import weight, weights_hash
@@ -138,6 +139,21 @@ def test_the_edit_itself_is_moved_by_itself_most() -> None:
         assert largest.ids == (fact.id,)
         assert "most by edit " + fact.id in one.sentence()
         assert "in block" in one.sentence()
+
+
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("gemma3_text", marks=pytest.mark.slow)])
+def test_shares_at_a_facts_key_sum_to_the_change(family: str) -> None:
+    edited = edited_tiny(memit(), family, FACTS[:2])
+    edited.edit(FACTS[2])
+    for layer in shares_at_key(edited, (*ASKED[1], "Франция")):
+        assert [ids for ids, _ in layer.shares] == [(fact.id,) for fact in FACTS]
+        summed = torch.stack([share for _, share in layer.shares]).sum(0)
+        assert (summed - layer.change).abs().max() <= 1e-6
+        change = sum(delta.weights[layer.parameter].dense() for delta in edited.ledger.deltas)
+        assert (change @ layer.key - layer.change).abs().max() <= 1e-6
+        assert layer.change.norm() > 1e-3
+        # The key is read on the edited model: the layer itself says so.
+        assert "Франция".endswith(layer.token.strip())
 
 
 def test_a_subject_says_where_the_key_is() -> None:
