@@ -119,7 +119,9 @@ class DurabilityCallback(MeasurementCallback):
         values = {"durability/held": _share(context, list(now.values()))}
         if ledger is None:
             values["durability/survived"] = _share(context, [now[key] for key in held])
-        rows = [{"edit_id": e, "prompt": p, "right": ok} for (e, p), ok in now.items()]
+        rows: list[dict[str, Any]] = [
+            {"edit_id": edit, "prompt": prompt, "right": ok} for (edit, prompt), ok in now.items()
+        ]
         pristine: dict[str, Tensor] | None = None
         if ledger is not None:
             pristine = {name: one.pristine for name, one in ledger.touched.items()}
