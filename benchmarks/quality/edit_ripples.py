@@ -256,7 +256,7 @@ def _draw(record: Mapping[str, Any], path: Path) -> None:
                 axis.plot([point], [height], "o", ms=4, color=colours[editor], label=own)
         axis.axvline(0.5, color="#999999", lw=0.8)
         axis.set_yticks([-n for n in range(len(TITLES))], list(TITLES.values()))
-        shares = "/".join(f"{one[label]['share']:.1%}" for one in record["editors"].values())
+        shares = "/".join(f"{one[label]['share']:.2%}" for one in record["editors"].values())
         axis.set_title(f"{label} ({shares} of pairs)", fontsize=9)
         axis.set_xlabel("AUC, 95 % interval over edits")
     axes[0].legend(frameon=False, fontsize=8)

@@ -54,7 +54,7 @@ class _UneditedFacts:
 
 
 class SIR(WrappedEditor):
-    r"""Selective impact revision of ripple effects: solve edits jointly with the facts they damage.
+    """Selective impact revision of ripple effects: solve an edit jointly with the facts it damages.
 
     The host's update is applied on trial; of the facts that it disturbs most, those whose answers
     become much less likely than in the unedited model are added to the same least squares, with the
@@ -75,7 +75,7 @@ class SIR(WrappedEditor):
         restore: ``residual``: the targets are the unedited model's values at the subjects, without
             a search; ``search``: they are searched like those of edits.
         candidates_by: Ranking of the facts to check: ``output_change``: norm of the update's effect
-            at their keys; ``key_overlap``: the largest :math:`|k_i^\top A^{-1} k_x|` of an edit.
+            at their keys; ``key_overlap``: the largest key overlap with an edit, |kᵢᵀA⁻¹k|.
 
     Note:
         Reconstructed from the abstract and summaries: neither the full text nor code was available.
