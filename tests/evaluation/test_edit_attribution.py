@@ -247,7 +247,7 @@ def test_on_a_real_model_the_neighbour_moves_with_its_edit() -> None:
         EditRequest("france", "The capital of France is", "Oslo", "France"),
         EditRequest("einstein", "Albert Einstein was born in", "Madrid", "Albert Einstein"),
     ]
-    editor = MEMIT(layers=[3, 4, 5], statistics="identity", steps=12)
+    editor = MEMIT(layers=[3, 4, 5], statistics="identity", steps=20, moment_weight=1.0)
     edited: EditedModel = editor.edit_model(model, tokenizer, facts)
     asked = [
         ("France's capital city is", "Paris"),
