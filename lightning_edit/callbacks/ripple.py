@@ -19,7 +19,7 @@ from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementC
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.locate.rome import ROME
 from lightning_edit.edits.request_rows import as_requests
-from lightning_edit.evaluation.fact_reader import FactReader, Representation
+from lightning_edit.evaluation.fact_reader import FactReader, Representation, key_overlaps
 from lightning_edit.evaluation.knowledge_graph import FactGraph, facts_of, read_facts, triple_of
 from lightning_edit.evaluation.neighbourhoods import (
     FactOutcome,
@@ -28,12 +28,10 @@ from lightning_edit.evaluation.neighbourhoods import (
     choose_neighbourhoods,
 )
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.functional.ripple import cosine, key_overlap
-from lightning_edit.functional.solve import Preserved
+from lightning_edit.functional.ripple import cosine
 from lightning_edit.metrics.aspects import to_floats
 from lightning_edit.metrics.ripple import RippleScores
 from lightning_edit.models.view import resolve
-from lightning_edit.statistics.cache import files_for, moments_in
 from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import EditRequest
@@ -262,14 +260,8 @@ class RippleCallback(MeasurementCallback):
     def _similarity(self, context: EvalContext, edits: Tensor, facts: Tensor) -> Tensor:
         if self.neighbours == "hidden":
             return cosine(edits, facts)
-        layer, view = self._layer(context.model), resolve(context.model)
-        files = files_for(context.model, context.encoder, [layer], self.statistics)
-        moment = moments_in(files, view, [layer])[layer]
-        # Without a moment the identity stands for it, as in the editors.
-        ridge = 1.0 if moment is None else 0.0
-        moment = None if moment is None else moment.cpu()
-        preserved = Preserved.of(moment, ridge=ridge, where=view.parameter(layer))
-        return key_overlap(edits.double(), facts.double(), preserved).float()
+        layer = self._layer(context.model)
+        return key_overlaps(context.model, context.encoder, layer, edits, facts, self.statistics)
 
     def _keep_chosen(
         self,

@@ -12,13 +12,15 @@ from lightning_edit.evaluation.neighbourhoods import FactOutcome
 from lightning_edit.evaluation.scorer import evaluating
 from lightning_edit.exceptions import ArchitectureError, DataError
 from lightning_edit.functional.measures import mean
-from lightning_edit.functional.ripple import token_ranks
+from lightning_edit.functional.ripple import key_overlap, token_ranks
 from lightning_edit.functional.scores import token_scores
+from lightning_edit.functional.solve import Preserved
 from lightning_edit.inference.answer_pass import ReadRow, run_pass
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.pass_backends import PlainRows
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
 from lightning_edit.models.view import resolve
+from lightning_edit.statistics.cache import files_for, moments_in
 from lightning_edit.types.facts import Fact
 
 Representation = Literal["last_token", "subject_last", "mean", "key"]
@@ -155,3 +157,28 @@ class FactReader:
             state[len(row.context) - 1 if last else row.subject_last].clone()
             for row, state in zip(batch, states, strict=True)
         ]
+
+
+def key_overlaps(
+    model: nn.Module, tokenizer: Any, layer: int, edits: Tensor, facts: Tensor, statistics: str
+) -> Tensor:
+    """Return the key overlaps of edits and facts in one block, (edits, facts), in float32.
+
+    Args:
+        model: The unedited language model.
+        tokenizer: Its tokenizer, or a prompt encoder.
+        layer: Number of the block.
+        edits: Keys of the edits, one a row.
+        facts: Keys of the facts, one a row.
+        statistics: Second moments of keys: ``auto``, ``identity`` or a file.
+
+    Raises:
+        StatisticsNotFoundError: If they have not been collected.
+    """
+    view = resolve(model)
+    moment = moments_in(files_for(model, tokenizer, [layer], statistics), view, [layer])[layer]
+    # Without a moment the identity stands for it, as in the editors.
+    placed = None if moment is None else moment.cpu()
+    ridge = 1.0 if moment is None else 0.0
+    preserved = Preserved.of(placed, ridge=ridge, where=view.parameter(layer))
+    return key_overlap(edits.double(), facts.double(), preserved).float()
