@@ -60,6 +60,9 @@ SUMS: dict[str, Callable[[], Editor]] = {
     "OneLI": lambda: OneLI(MEMIT(moment_weight=5.0, **LOCATE), alpha=0.5),
 }
 
+#: Of each kind one is tested by default, the others are slow tests.
+QUICK = ("MEMIT", "AlphaEdit", "NSE", "ROME", "UltraEdit")
+
 
 def bound(editor: Editor, family: str) -> Editor:
     model = build_tiny(family, vocab_size=300)
@@ -84,7 +87,9 @@ def keys_on_edited(editor: Editor, delta: Delta, prompt: str) -> dict[str, Tenso
     return {f"{name}.weight": value[0].double() for name, value in c.items()}
 
 
-@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SUMS]
+)
 @pytest.mark.parametrize(
     "family",
     ["qwen3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "llama", "gemma3_text"))],
