@@ -34,6 +34,7 @@ __all__ = [
     "ScoredProbe",
     "Scorer",
     "compare",
+    "continue_greedily",
     "evaluate",
     "evaluating",
     "probes_of",
@@ -239,3 +240,16 @@ def _likely(probes: Iterable[ScoredProbe]) -> list[Statement]:
             if text is not None
         )
     )
+
+
+def continue_greedily(model: nn.Module, tokenizer: Any, prompt: str, limit: int) -> str:
+    """Return the greedy continuation of one prompt by a bare model, up to the end of the text.
+
+    Args:
+        model: A Hugging Face language model.
+        tokenizer: Its fast tokenizer, or a prompt encoder.
+        prompt: Text to continue.
+        limit: Maximum number of new tokens.
+    """
+    responder = ModelResponder(model, tokenizer)
+    return responder.generate_until([Question(prompt, limit)], stop=())[0]

@@ -26,10 +26,9 @@ from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor, Conditions
 from lightning_edit.edits.run_journal import open_journal
 from lightning_edit.evaluation.attributed import SCHEMA, FactAttribution
+from lightning_edit.evaluation.scorer import continue_greedily
 from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.export.runtime_folder import EDITOR, read_shipped
-from lightning_edit.inference.model_responder import ModelResponder
-from lightning_edit.inference.responder import Question
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
@@ -144,8 +143,7 @@ class EditedRun(EditedModel):
         if self.editor is not None:
             return super().generate(prompt, max_new_tokens)
         require_question(prompt, max_new_tokens)
-        responder = ModelResponder(self.model, self.prompts)
-        return responder.generate_until([Question(prompt, max_new_tokens)], stop=())[0]
+        return continue_greedily(self.model, self.prompts, prompt, max_new_tokens)
 
     def undo(self, ids: str | Sequence[str] | None = None) -> "EditedRun":
         """Undo edits, in the model and in the run's journal.
