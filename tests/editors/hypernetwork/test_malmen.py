@@ -51,13 +51,14 @@ def test_decoupled_gradient_is_that_of_one_graph(
     updates = solved_by_autograd(editor, tokens, None if together else 7)
     nll = torch.zeros((), dtype=torch.float64)
     kl = torch.zeros((), dtype=torch.float64)
+    outer, locality = editor.learnt(batch.outer), editor.learnt(batch.locality)
     for number, update in enumerate(updates):
         values = parameters_with(editor, update)
-        own = [row for edit, row in batch.outer if together or edit == number]
-        local = [row for edit, row in batch.locality if together or edit == number]
+        own = [row for edit, row in outer if together or edit == number]
+        local = [row for edit, row in locality if together or edit == number]
         nll = nll + nll_sum(editor, own, values)
         kl = kl + kl_sum(editor, local, values, None)
-    nll, kl = nll / answer_tokens(batch.outer), kl / answer_tokens(batch.locality)
+    nll, kl = nll / answer_tokens(outer), kl / answer_tokens(locality)
     loss = editor.c_edit * nll + editor.c_loc * kl
     assert float(kl.detach()) > 1e-4
     assert float(terms["edit_nll"]) == pytest.approx(float(nll.detach()), rel=1e-6)

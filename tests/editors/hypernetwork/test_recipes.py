@@ -14,7 +14,12 @@ from torch.utils.data import DataLoader
 from lightning_edit.cli.lightning import main
 from tests.conftest import ROOT
 
-TRAIN = sorted((ROOT / "configs/train").glob("*.yaml"))
+#: Recipes of editors; that of a language model keeps every epoch and has no validation.
+TRAIN = [
+    path
+    for path in sorted((ROOT / "configs/train").glob("*.yaml"))
+    if path.stem != "planted_facts_atlas"
+]
 RECIPES = {
     "malmen_atlas": ("MALMEN", ["--protocol", "single"]),
     "malmen_batch_atlas": ("MALMEN", ["--protocol", "batch"]),
@@ -52,9 +57,7 @@ class Worsening(LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore")  # of small loaders
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", TRAIN, ids=lambda p: p.stem)
 def test_recipe_goes_on_from_the_last_validation_and_not_from_the_best(
     path: Path, tmp_path: Path
 ) -> None:

@@ -67,9 +67,10 @@ def by_one_graph(
         loss = fresh.rewards.c_norm * sum(u.square().sum() for u in update.values())
         reference = before if fresh.rewards.locality_reference == "previous" else None
         for age, past in enumerate(reversed(steps[max(0, number - 1) : number + 1])):
-            nll = nll_sum(fresh, [r for _, r in past.outer], after) / answer_tokens(past.outer)
-            local = [row for _, row in past.locality]
-            kl = kl_sum(fresh, local, after, reference) / answer_tokens(past.locality)
+            outer, locality = fresh.learnt(past.outer), fresh.learnt(past.locality)
+            nll = nll_sum(fresh, [row for _, row in outer], after) / answer_tokens(outer)
+            local = [row for _, row in locality]
+            kl = kl_sum(fresh, local, after, reference) / answer_tokens(locality)
             loss = loss + 0.5**age * (fresh.c_edit * nll + fresh.c_loc * kl)
         for place, gradient in enumerate(gradients_of(fresh, loss)):  # type: ignore[arg-type]
             total[place] += gradient
