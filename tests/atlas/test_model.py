@@ -140,7 +140,7 @@ def test_answers_are_the_same_in_float16(atlas: Atlas) -> None:
     assert teacher_forced(model, tokenizer, rows) / len(rows) >= 0.95
 
 
-@pytest.mark.parametrize("limit", [60, pytest.param(700, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [30, pytest.param(700, marks=pytest.mark.slow)])
 def test_the_model_knows_the_facts(
     atlas: Atlas, model: PreTrainedModel, tokenizer: Tokenizer, limit: int | None
 ) -> None:

@@ -33,6 +33,7 @@ def test_the_first_requests_cover_every_relation(atlas: Atlas) -> None:
     assert {fact[1] for fact in split_facts(atlas, "test")[:count]} == set(atlas.relations)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_requests_and_another_seed_others(
     atlas: Atlas, requests: list[EditRequest]
 ) -> None:

@@ -18,6 +18,7 @@ MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak")
 
 
+@pytest.mark.slow
 @linux
 def test_what_is_freed_within_the_work_counts_and_what_was_freed_before_does_not() -> None:
     def take(size: int) -> None:

@@ -116,14 +116,14 @@ def same(one: Delta, other: Delta, tolerance: float = 0.0) -> bool:
 every = pytest.mark.parametrize(
     "family", [FAMILIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])]
 )
-#: By default each architecture in one number format.
+#: By default one architecture in one number format.
 typed = pytest.mark.parametrize(
     ("family", "dtype"),
     [
         pytest.param(family, dtype, marks=marks, id=f"{family}-{str(dtype).removeprefix('torch.')}")
         for family, dtype, marks in [
             ("gpt2", torch.float32, []),
-            ("llama", torch.bfloat16, []),
+            ("llama", torch.bfloat16, [pytest.mark.slow]),
             ("gpt2", torch.bfloat16, [pytest.mark.slow]),
             ("llama", torch.float32, [pytest.mark.slow]),
         ]

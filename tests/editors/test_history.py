@@ -85,6 +85,7 @@ def test_an_undo_leaves_the_sums_as_if_the_edit_had_never_been(name: str) -> Non
     assert same(sums(editor), nothing)
 
 
+@pytest.mark.slow
 @each
 def test_after_an_undo_the_same_edit_is_found_again(name: str) -> None:
     editor, ledger, batches = started(name)
@@ -159,7 +160,8 @@ def run(name: str, folder: Path, fail_at: str | None = None, **options: Any) -> 
     return weights_hash(model)
 
 
-@pytest.mark.parametrize("name", ["D4S", pytest.param("AlphaEdit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["D4S", "AlphaEdit"])
 def test_an_interrupted_session_goes_on_with_the_same_bits(name: str, tmp_path: Path) -> None:
     whole = run(name, tmp_path / "whole")
     with pytest.raises(RuntimeError, match="planted"):
@@ -286,7 +288,7 @@ def test_an_updated_factor_follows_an_undo() -> None:
 
 
 @pytest.mark.parametrize("name", ["MEMIT", "D4S"])
-@pytest.mark.parametrize("iterative", [False, True])
+@pytest.mark.parametrize("iterative", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_prune_after_a_replay_goes_on_with_the_same_bits(
     name: str, iterative: bool, tmp_path: Path
 ) -> None:

@@ -408,6 +408,7 @@ def test_an_undo_in_the_middle_and_a_redo(name: str, family: str) -> None:
     assert ask(edited) == before
 
 
+@pytest.mark.slow
 @every
 def test_a_fourth_edit_after_an_undo_equals_one_without_the_undone_edit(
     name: str, family: str

@@ -85,6 +85,7 @@ def test_calinet_calibrates_facts_together(kind: str, kept: int) -> None:
     assert_written(edited, EDITS, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "requests"),
     [
@@ -280,7 +281,8 @@ def test_a_run_is_killed_resumed_opened_and_shipped(name: str, tmp_path: Path) -
 # -------------------------------------------------------------------------------- some contracts
 
 
-@pytest.mark.parametrize("name", ["GRACE", "IKE"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["GRACE", pytest.param("IKE", marks=slow)])
 def test_an_undo_in_the_middle(name: str) -> None:
     contract.test_an_undo_in_the_middle_and_a_redo(name, "t5")
 

@@ -116,7 +116,10 @@ def test_requests_of_a_case_stand_together() -> None:
         EditStream([requests[0], *toy_requests(4)[2:], requests[1]], toy_tokenizer(), "sequential")
 
 
-@pytest.mark.parametrize("fail_at", ["fact-0", "fact-4", "fact-6", "fact-11"])
+@pytest.mark.parametrize(
+    "fail_at",
+    ["fact-0", *(pytest.param(f"fact-{at}", marks=pytest.mark.slow) for at in (4, 6)), "fact-11"],
+)
 def test_resume_after_a_failure_equals_the_uninterrupted_run(tmp_path: Path, fail_at: str) -> None:
     whole = edit(tmp_path / "whole", eval_at=[1, 5, "end"])
     with pytest.raises(RuntimeError, match="planted"):

@@ -87,6 +87,7 @@ def files(run: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
 def test_a_run_that_is_resumed_from_a_snapshot_has_the_bits_of_one_that_was_not_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

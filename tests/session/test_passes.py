@@ -254,6 +254,7 @@ def test_a_callback_may_hook_in_as_the_run_begins(tmp_path: Path, at: str) -> No
             trainer.edit(editor, ToyData(4), run=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_what_follows_an_answer_is_guessed_once_on_the_pristine_model(tmp_path: Path) -> None:
     model, tokenizer = toy_model(), toy_tokenizer()
     probes = [probe for request in toy_requests(40) for probe in probes_of(request)]
@@ -269,7 +270,9 @@ def test_what_follows_an_answer_is_guessed_once_on_the_pristine_model(tmp_path: 
     assert state == {"kind": "prefix_tree", "after_answer": state["after_answer"]}
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"kind": "tree"}', '{"kind": "padded"}'])
+@pytest.mark.parametrize(
+    "damage", ["{", *(pytest.param(one, marks=pytest.mark.slow) for one in BROKEN)]
+)
 def test_a_damaged_record_of_the_passes_is_named(tmp_path: Path, damage: str) -> None:
     with pytest.raises(RuntimeError, match="planted"):
         edit(tmp_path, ToyEditor(), [Cut(3)])

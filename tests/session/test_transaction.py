@@ -89,6 +89,7 @@ def test_an_edit_that_breaks_a_bound_is_dropped_and_the_stream_goes_on(
     assert "events" not in clean
 
 
+@pytest.mark.slow
 def test_a_killed_run_decides_like_an_uninterrupted_one(tmp_path: Path) -> None:
     conditions = Transaction(max_perplexity_ratio=3.0, texts=TEXTS)
     whole = run(tmp_path / "whole", conditions)

@@ -45,7 +45,10 @@ def as_published(settings: dict[str, Any]) -> RLEdit:
     )
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("tiny-gpt2", "float64"), ("tiny-llama", "float32")])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [pytest.param("tiny-gpt2", "float64", marks=pytest.mark.slow), ("tiny-llama", "float32")],
+)
 def test_a_sequence_is_the_authors(name: str, dtype: str) -> None:
     tensors, meta = golden(f"RLEdit/{name}/seq3x4-{dtype}")
     first, free, adam = TOLERANCE[dtype]

@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),
     pytest.mark.filterwarnings("ignore:You are using .* precision"),
 ]
-KINDS: list[type[SolvingHypernetwork]] = [MALMEN, RLEdit]
+KINDS: list[Any] = [MALMEN, pytest.param(RLEdit, marks=pytest.mark.slow)]
 
 
 def made(kind: type[SolvingHypernetwork], **options: Any) -> Any:

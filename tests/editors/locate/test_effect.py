@@ -66,7 +66,7 @@ METHODS: dict[str, Any] = {
     "D4S": lambda **own: D4S(WEAK, **own),
 }
 #: One structure of every kind; the others are run as slow.
-QUICK = {"gpt2", "gptj", "bloom", "granite", "gemma3_text", "opt"}
+QUICK = {"gptj", "granite", "gemma3_text", "opt"}
 FAMILIES = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS
 ]

@@ -63,7 +63,7 @@ def dtype_of(path: str) -> torch.dtype:
 
 CASES = [
     (ROME, "ROME/tiny-gpt2/single-float32"),
-    (ROME, "ROME/tiny-gpt2/single-float64"),
+    pytest.param(ROME, "ROME/tiny-gpt2/single-float64", marks=pytest.mark.slow),
     (RROME, "EasyEdit-R-ROME/tiny-gpt2/single"),
     (MEMIT, "MEMIT/tiny-gpt2/single-float32"),
     (MEMIT, "MEMIT/tiny-gpt2/ten-float32"),

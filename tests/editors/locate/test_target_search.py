@@ -46,7 +46,7 @@ def material(
 
 
 #: Learned and rotary positions, tuples, flattened MLPs, sliding windows; the rest is run as slow.
-QUICK = {"gpt2", "gptj", "opt", "gemma2", "llama"}
+QUICK = {"gptj", "opt", "gemma2"}
 FAMILIES = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DECODERS
 ]

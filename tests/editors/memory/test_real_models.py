@@ -25,6 +25,7 @@ def ask(editor: Editor, deltas: Any, prompts: list[str]) -> list[str]:
     return editor.responder(deltas).generate_until([Question(prompt, 8) for prompt in prompts])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "editor",
     [MELO, *(pytest.param(one, marks=pytest.mark.slow) for one in (GRACE, MEMOIR, WISE))],

@@ -64,6 +64,7 @@ def test_blocks_in_several_layers_and_behind_a_norm() -> None:
     assert len(handle.ledger.in_force[0].state) == 4
 
 
+@pytest.mark.slow
 def test_blocks_stack_and_an_undo_removes_one() -> None:
     editor, model, tokenizer = bound()
     handle = editor.edit_model(model, tokenizer, REQUESTS[0])

@@ -43,7 +43,7 @@ def edit(name: str, run: Path, fail_at: str | None = None, **options: Any) -> tu
     return results["points"][-1]["metrics"], editor
 
 
-@pytest.mark.parametrize("name", ["TPatcher", "CaliNet"])
+@pytest.mark.parametrize("name", [pytest.param("TPatcher", marks=pytest.mark.slow), "CaliNet"])
 def test_facts_are_written_and_a_failed_run_goes_on_with_the_same_bits(
     name: str, tmp_path: Path
 ) -> None:

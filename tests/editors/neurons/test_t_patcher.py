@@ -56,7 +56,7 @@ def said(editor: TPatcher, in_force: Sequence[Delta], prompts: Sequence[str]) ->
 @pytest.mark.parametrize(
     "family",
     [
-        name if number < 2 else pytest.param(name, marks=pytest.mark.slow)
+        name if number < 1 else pytest.param(name, marks=pytest.mark.slow)
         for number, name in enumerate(FAMILIES)
     ],
 )
@@ -107,6 +107,7 @@ def test_a_wrong_token_gets_a_neuron_and_no_more_than_allowed() -> None:
     assert few.edit(batch).info["neurons"] == [2]
 
 
+@pytest.mark.slow
 def test_a_request_that_is_answered_already_gets_none_and_commits() -> None:
     editor, model, tokenizer = bound(lr=0.05)
     again = replace(REQUESTS[1], id="again")

@@ -68,7 +68,14 @@ MAKERS: dict[str, Callable[[], PromptingEditor]] = {
     "MemPrompt-semantic": lambda: MemPrompt(match="semantic", similarity=0.6, examples=False),
     "MeLLo": lambda: MeLLo(steps=2, turn_tokens=12),
 }
-each = pytest.mark.parametrize("name", MAKERS)
+#: One of each class by default; its other settings, and dialogues, are slow tests.
+each = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "-" in name or name == "MeLLo" else [])
+        for name in MAKERS
+    ],
+)
 #: Those with a chat template as well: one of each way of choosing.
 some = pytest.mark.parametrize("name", ["RAG", "IKE", "MeLLo"])
 
