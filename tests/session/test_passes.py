@@ -270,6 +270,10 @@ def test_what_follows_an_answer_is_guessed_once_on_the_pristine_model(tmp_path: 
     assert state == {"kind": "prefix_tree", "after_answer": state["after_answer"]}
 
 
+#: Damaged records that are JSON all the same.
+BROKEN = ["[]", '{"kind": "tree"}', '{"kind": "padded"}']
+
+
 @pytest.mark.parametrize(
     "damage", ["{", *(pytest.param(one, marks=pytest.mark.slow) for one in BROKEN)]
 )
