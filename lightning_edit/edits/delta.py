@@ -135,10 +135,11 @@ class Delta:
             least-squares history). They do not change the model, so exports omit them.
         columns: By name of a low-rank update that is a sum over requests, the request of each
             column: its index in ``request_ids``, or -1 for a column of none of them. Names that are
-            missing have no such sum.
+            missing have no such sum; so have updates that were replaced by others of another rank
+            (``dataclasses.replace(delta, weights=...)``), whose columns are left out.
 
     Raises:
-        ValueError: If ``columns`` does not fit the updates.
+        ValueError: If ``columns`` names a request that is not there.
 
     Note:
         Tensors that are views or not row-major are copied, and a file keeps the order of their
@@ -155,14 +156,17 @@ class Delta:
     columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        fitting = {}
         for name, owners in self.columns.items():
-            update = self.weights.get(name)
-            fits = isinstance(update, LowRank) and update.rank == len(owners)
-            if not fits or not all(-1 <= one < len(self.request_ids) for one in owners):
+            if not all(-1 <= one < len(self.request_ids) for one in owners):
                 raise ValueError(
                     f"columns of {name!r}: expected the index of a request, or -1, for every column"
-                    f" of a low-rank update, got {len(owners)} numbers for {self.request_ids}"
+                    f" of a low-rank update, got {owners} for {self.request_ids}"
                 )
+            update = self.weights.get(name)
+            if isinstance(update, LowRank) and update.rank == len(owners):
+                fitting[name] = owners
+        object.__setattr__(self, "columns", fitting)
         for name in ("state", "history"):
             tensors: dict[str, Tensor] = getattr(self, name)
             object.__setattr__(self, name, {key: _own_contiguous(v) for key, v in tensors.items()})

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_edit.__main__ import main
 from lightning_edit.analysis.sweep.measure import ASPECTS, measure_of
+from lightning_edit.cli import study_trials
 from lightning_edit.cli import sweep as cli
 from lightning_edit.editors import FTL
 from lightning_edit.editors.wrappers.one_li import scaled
@@ -155,7 +156,7 @@ def test_what_cannot_be_swept(
 def test_a_layer_without_a_finite_edit_is_named_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = cli.deltas_alone
+    real = study_trials.deltas_alone
 
     def broken(editor: FTL, *arguments: Any) -> Iterator[tuple[Any, Delta]]:
         for case, delta in real(editor, *arguments):
@@ -163,7 +164,7 @@ def test_a_layer_without_a_finite_edit_is_named_and_the_others_go_on(
             weights = {name: scaled(one, factor) for name, one in delta.weights.items()}
             yield case, replace(delta, weights=weights)
 
-    monkeypatch.setattr(cli, "deltas_alone", broken)
+    monkeypatch.setattr(study_trials, "deltas_alone", broken)
     assert sweep(tmp_path, *FTL_OPTIONS, "--candidates", "[1,3]") == 0
     assert "Layer 1 could not be edited: the update of" in capsys.readouterr().out
     first, second = json.loads((tmp_path / "sweep.json").read_text())["tried"]

@@ -233,9 +233,8 @@ def test_a_short_training_lowers_the_loss_and_leaves_the_model(
     [
         (MEND, "t5", 250),
         (MEND, "bart", 150),
-        (MALMEN, "t5", 100),
         (MALMEN, "bart", 100),
-        (KE, "bart", 120),
+        (KE, "bart", 100),
     ],
 )
 def test_trained_edits_write_their_targets_and_keep_more_than_fine_tuning(

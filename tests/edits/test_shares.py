@@ -230,9 +230,14 @@ def test_a_delta_file_keeps_its_columns(tmp_path: Path) -> None:
 def test_columns_must_fit_the_update() -> None:
     low, dense = LowRank(torch.ones(3, 2), torch.ones(2, 4)), Dense(torch.ones(3, 4))
     assert Delta(("a", "b"), {"w": low}, columns={"w": (0, 1)}).columns
-    for update, owners in ((low, (0,)), (low, (0, 2)), (low, (0, -2)), (dense, (0, 1))):
+    for owners in ((0, 2), (0, -2)):
         with pytest.raises(ValueError, match="expected the index of a request"):
-            Delta(("a", "b"), {"w": update}, columns={"w": owners})
+            Delta(("a", "b"), {"w": low}, columns={"w": owners})
+    # An update that somebody replaced is no longer the sum that its columns were.
+    delta = Delta(("a", "b"), {"w": low, "v": low}, columns={"w": (0, 1), "v": (1, 1)})
+    for other in (dense, LowRank(torch.ones(3, 1), torch.ones(1, 4))):
+        assert replace(delta, weights={"w": other, "v": low}).columns == {"v": (1, 1)}
+    assert replace(delta, weights={}).columns == {}
 
 
 def test_a_bias_is_added_whatever_the_input() -> None:
