@@ -324,10 +324,11 @@ def test_the_card_is_what_loads_it(folder: Path, monkeypatch: pytest.MonkeyPatch
     card = (folder / "README.md").read_text()
     (code,) = [part for part in card.split("```") if part.startswith("python\n")]
     monkeypatch.chdir(folder.parent)
-    monkeypatch.setattr(lightning_edit.models.loading, "load_language_model", None)
     monkeypatch.setattr(
         lightning_edit, "load_language_model", lambda name: (toy_model(), toy_tokenizer()), False
     )
+    # The package's own name first: it is read from the module, and put back as it was read.
+    monkeypatch.setattr(lightning_edit.models.loading, "load_language_model", None)
     names: dict[str, Any] = {}
     exec(compile(code.removeprefix("python\n"), "README.md", "exec"), names)
     assert names["edited"].ledger.request_ids == ("fact-0", "fact-1", "fact-2")
