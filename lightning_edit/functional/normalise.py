@@ -73,3 +73,21 @@ def value_shifts(
         eta: η.
     """
     return -eta * keys.square().sum(1, keepdim=True) * gradients
+
+
+def first_order_drop(
+    keys: Float[Tensor, "n d_in"],
+    gradients: Float[Tensor, "n d_out"],
+    left: Float[Tensor, "d_out r"],
+    right: Float[Tensor, "r d_in"],
+) -> float:
+    """Return what a low-rank update takes from a loss to first order, in nats, over all tokens.
+
+    Args:
+        keys: Inputs of the layer.
+        gradients: Gradients of the loss with respect to its outputs.
+        left: Left factor of the update.
+        right: Right factor.
+    """
+    moved = (keys.to(right) @ right.mT) @ left.mT
+    return -float((moved * gradients.to(moved)).sum())

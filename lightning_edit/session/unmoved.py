@@ -13,8 +13,18 @@ log = logging.getLogger(__name__)
 #: log-likelihood that it had on the pristine model, and is still not the answer.
 KEPT_SHARE = 0.9
 #: Settings that make an editor write more if they are raised, and those if they are lowered.
-RAISE = ("eta", "lr", "steps", "clamp", "norm_constraint", "scale", "add", "alpha", "kept")
-LOWER = ("moment_weight", "norm_weight", "null_threshold")
+RAISE = (
+    "eta",
+    "lr",
+    "steps",
+    "clamp",
+    "norm_constraint",
+    "scale",
+    "add",
+    "alpha",
+    "null_threshold",
+)
+LOWER = ("moment_weight", "norm_weight")
 
 
 def unmoved(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], int]:
@@ -65,6 +75,8 @@ def _remedy(editor: Any) -> str:
     name = type(editor).__name__
     while isinstance(editor, WrappedEditor):
         editor = editor.editor
+    if editor.needs_fit:
+        return f"{name} writes what it was trained to: train it longer, or for this kind of edits."
     texts = []
     for verb, names in (("raise", RAISE), ("lower", LOWER)):
         values = ((one, getattr(editor, one, None)) for one in names)

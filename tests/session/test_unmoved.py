@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_edit.editors import FTM, RECT, UltraEdit
+from lightning_edit.editors import FTM, MEND, RECT, AlphaEdit, UltraEdit
 from lightning_edit.editors.base import Editor
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.session.unmoved import say_unmoved, unmoved
@@ -66,3 +66,13 @@ def test_a_wrapped_editors_settings_are_named(caplog: pytest.LogCaptureFixture) 
     assert "\x1b" not in message
     say_unmoved([row("a", 5.0, 0.1, right=1.0)], UltraEdit())
     assert len(caplog.messages) == 1
+
+
+def test_what_is_turned_makes_the_editor_write_more(caplog: pytest.LogCaptureFixture) -> None:
+    """A wider null space has more directions to write in; a trained editor has nothing to turn."""
+    say_unmoved([row("a", 5.0, 5.0)], AlphaEdit())
+    say_unmoved([row("a", 5.0, 5.0)], MEND())
+    wider, trained = caplog.messages
+    assert "null_threshold (0.1); lower norm_weight (10)" in wider
+    assert "train it longer" in trained
+    assert "tune MEND" not in trained

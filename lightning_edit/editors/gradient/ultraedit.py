@@ -6,6 +6,7 @@ TMLR 2026, arXiv 2505.14679. Axis names: ``n`` -- answer tokens of all edits of 
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +20,7 @@ from lightning_edit.edits.running_sums import RunningSums
 from lightning_edit.functional.leave_one_out import left_out_columns
 from lightning_edit.functional.normalise import (
     Variance,
+    first_order_drop,
     scale_alone,
     standardise,
     sums,
@@ -83,10 +85,14 @@ class UltraEdit(Editor):
         rows_per_pass: int = 64,
     ) -> None:
         super().__init__()
-        if min(batch_size, rows_per_pass) < 1 or (eta != "auto" and eta <= 0) or warmup < 2:
+        if (
+            min(batch_size, rows_per_pass) < 1
+            or (eta != "auto" and not 0 < eta < inf)
+            or warmup < 2
+        ):
             raise ValueError(
-                "UltraEdit needs batch_size >= 1, rows_per_pass >= 1, eta auto or > 0, and warmup "
-                ">= 2, got "
+                "UltraEdit needs batch_size >= 1, rows_per_pass >= 1, eta auto or finite > 0, and "
+                "warmup >= 2, got "
                 f"batch_size={batch_size}, rows_per_pass={rows_per_pass}, eta={eta}, "
                 f"warmup={warmup}"
             )
@@ -281,16 +287,3 @@ def _length_sorted_batches(encoded: Sequence[Encoded], size: int) -> list[list[i
 
     ordered = sorted(range(len(encoded)), key=length, reverse=True)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-
-
-def first_order_drop(keys: Tensor, gradients: Tensor, left: Tensor, right: Tensor) -> float:
-    """Return what an update takes from the loss to first order, in nats, summed over tokens.
-
-    Args:
-        keys: Inputs of the layer, shape (n, d_in).
-        gradients: Gradients of the loss with respect to its outputs, shape (n, d_out).
-        left: Left factor of the update, shape (d_out, r).
-        right: Right factor, shape (r, d_in).
-    """
-    moved = (keys.to(right) @ right.mT) @ left.mT
-    return -float((moved * gradients.to(moved)).sum())

@@ -147,3 +147,9 @@ def answer_nll(language_model: Any, one: Encoded) -> float:
     with torch.no_grad():
         logits = language_model(ids).logits[0, len(one.prompt_ids) - 1 : -1]
     return float(torch.nn.functional.cross_entropy(logits, torch.tensor(one.target_ids)))
+
+
+@pytest.mark.parametrize("eta", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_step_that_is_no_step_is_refused(eta: float) -> None:
+    with pytest.raises(ValueError, match="eta auto or finite > 0"):
+        UltraEdit(eta=eta)
