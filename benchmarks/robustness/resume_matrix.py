@@ -61,6 +61,7 @@ FACTS = [
     for n, (country, city) in enumerate([("Italy", "Rome"), ("Peru", "Lima"), ("Japan", "Tokyo")])
 ]
 CALLBACKS: dict[str, Callable[[], MeasurementCallback]] = {
+    "AttributionCallback": lambda: every_callback.AttributionCallback(facts=2, threshold=0.0),
     "CollapseCallback": lambda: every_callback.CollapseCallback(
         limit=12, generations=2, max_new_tokens=8, every_n_commits=2
     ),
@@ -68,6 +69,7 @@ CALLBACKS: dict[str, Callable[[], MeasurementCallback]] = {
         limit=12, min_earlier=0.1, every_n_commits=2
     ),
     "DriftCallback": lambda: every_callback.DriftCallback(limit=12),
+    "DurabilityCallback": lambda: every_callback.DurabilityCallback(limit=4),
     "EditEvaluation": lambda: every_callback.EditEvaluation(requests=FACTS),
     "EfficiencyCallback": every_callback.EfficiencyCallback,
     "LocalityCallback": lambda: every_callback.LocalityCallback(other_task=10),
@@ -122,12 +124,24 @@ def cells(pairs: bool) -> list[Cell]:
     ]
     if not pairs:
         return listed
-    # Twelve steps and two threads beside three protocols: no setting falls on one editor alone.
+    # Every setting has its turn: there are more pairs than settings.
     turns = itertools.cycle([*CALLBACKS, "all", "none"])
     return [
         Cell(editor, protocol, next(turns), THREADS[number % 2])
         for number, (editor, protocol) in enumerate(itertools.product(EDITORS, PROTOCOLS))
     ]
+
+
+def callbacks_without_settings() -> set[str]:
+    """Return the names of the measuring callbacks that the matrix does not know."""
+    measuring = {
+        name
+        for name, kind in vars(every_callback).items()
+        if isinstance(kind, type)
+        and issubclass(kind, MeasurementCallback)
+        and kind is not MeasurementCallback
+    }
+    return measuring - CALLBACKS.keys() - NOT_ASKED.keys()
 
 
 @contextlib.contextmanager
@@ -234,6 +248,7 @@ def product(run_folder: Path) -> dict[str, Any]:
             row = json.loads(line)
             measures.append(row | {"values": _timeless(row.get("values", {}))})
     return {
+        "attribution": folder.attribution.read_bytes() if folder.attribution.exists() else b"",
         "deltas": {p.name: p.read_bytes() for p in sorted(folder.ledger.glob("*.safetensors"))},
         "journal": (folder.ledger / "journal.jsonl").read_bytes(),
         "cases": folder.cases.read_bytes(),
@@ -274,18 +289,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    absent = (
-        {
-            name
-            for name, kind in vars(every_callback).items()
-            if isinstance(kind, type)
-            and issubclass(kind, MeasurementCallback)
-            and kind is not MeasurementCallback
-        }
-        - CALLBACKS.keys()
-        - NOT_ASKED.keys()
-    )
-    if absent:
+    if absent := callbacks_without_settings():
         parser.error(f"no settings for the callbacks {', '.join(sorted(absent))}; add them here")
     chosen = [cell for cell in cells(options.pairs) if options.only in cell.name]
     warnings.simplefilter("ignore")
