@@ -7,7 +7,7 @@ all rows, row after row; ``v`` -- vocabulary; ``d_in``/``d_out`` -- width of a l
 output.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.padding import pad
@@ -170,21 +171,45 @@ class AnswerRows:
         best = int(cost.argmin())
         if float(cost[best]) > 0.75 * count * width:
             return [(self, order.sort().values, torch.arange(len(self.rows), device=order.device))]
-        parts = []
-        for part in (order[: best + 1], order[best + 1 :]):
-            place = torch.full((count,), -1, device=part.device)
-            place[part] = torch.arange(len(part), device=part.device)
-            answers = (place[self.rows] >= 0).nonzero().squeeze(1)
-            longest = int(self.mask[part].sum(1).max())
-            rows = AnswerRows(
-                self.ids[part, :longest],
-                self.mask[part, :longest],
-                place[self.rows[answers]],
-                self.positions[answers],
-                self.targets[answers],
-            )
-            parts.append((rows, part, answers))
-        return parts
+        return [self._take(part) for part in (order[: best + 1], order[best + 1 :])]
+
+    def passes(
+        self, rows: int
+    ) -> list[tuple["AnswerRows", Int[Tensor, " b2"], Int[Tensor, " a2"]]]:
+        """Split into passes of rows of similar length.
+
+        Args:
+            rows: Most rows in a pass.
+
+        Returns:
+            Batches, each with the indices of its rows and of its answer tokens.
+        """
+        mask = self.mask if self.encoder is None else self.encoder[1]
+        starts = list(range(rows, len(self.ids), rows))
+        order = mask.sum(1).argsort(stable=True)
+        return [self._take(part) for part in order.tensor_split(starts)]
+
+    def _take(
+        self, part: Int[Tensor, " b2"]
+    ) -> tuple["AnswerRows", Int[Tensor, " b2"], Int[Tensor, " a2"]]:
+        place = torch.full((len(self.ids),), -1, device=part.device)
+        place[part] = torch.arange(len(part), device=part.device)
+        answers = (place[self.rows] >= 0).nonzero().squeeze(1)
+        longest = int(self.mask[part].sum(1).max())
+        rows = AnswerRows(
+            self.ids[part, :longest],
+            self.mask[part, :longest],
+            place[self.rows[answers]],
+            self.positions[answers],
+            self.targets[answers],
+        )
+        if self.encoder is not None:
+            ids, mask = self.encoder
+            read = int(mask[part].sum(1).max())
+            rows = replace(rows, encoder=(ids[part, :read], mask[part, :read]))
+            if self.encoded is not None:
+                rows = replace(rows, encoded=self.encoded[part, :read])
+        return rows, part, answers
 
     def verdicts(self, logits: Float[Tensor, "a v"]) -> "RowVerdicts":
         """Score each row's answer under teacher forcing.
@@ -247,7 +272,10 @@ def start_tokens(model: Any) -> list[int]:
 
 
 def answer_logits(
-    model: nn.Module, batch: AnswerRows, parameters: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    batch: AnswerRows,
+    parameters: Mapping[str, Tensor] | None = None,
+    rows_per_pass: int | None = None,
 ) -> Float[Tensor, "a v"]:
     """Return the logits that predict the answer tokens, from a teacher-forced pass.
 
@@ -256,12 +284,37 @@ def answer_logits(
         batch: Rows on the model's device, made for this model (:meth:`AnswerRows.of`).
         parameters: Values that replace the model's parameters, by name. Gradients then flow to them
             only: the model's own parameters are constants.
+        rows_per_pass: Gradient checkpointing: most rows of a pass. Activations of one pass at a
+            time are in memory; the backward pass computes them again. ``None``: one or two passes
+            whose activations are kept.
     """
     values = _parameter_values(model, parameters) if parameters else {}
-    parts = batch.buckets()
+    parts, run = _split(batch, rows_per_pass)
     return _restore_order(
-        [_logits(model, rows, values) for rows, _, _ in parts], [answers for *_, answers in parts]
+        [run(partial(_logits, model, rows, values)) for rows, _, _ in parts],
+        [answers for *_, answers in parts],
     )
+
+
+_Pass = Callable[[], Tensor]
+
+
+def _split(
+    batch: AnswerRows, rows_per_pass: int | None
+) -> tuple[list[tuple[AnswerRows, Tensor, Tensor]], Callable[[_Pass], Tensor]]:
+    """Return passes of a batch, and how each is run."""
+    if rows_per_pass is None:
+        return batch.buckets(), lambda one: one()
+    return batch.passes(rows_per_pass), _recomputed
+
+
+def _recomputed(one: _Pass) -> Tensor:
+    """Run a pass whose activations are not kept but computed again in the backward pass."""
+    # The whole pass is repeated, hooks and replaced parameters included, which would be gone by
+    # then if blocks were repeated. It must end in order, since contexts close behind it.
+    with set_checkpoint_early_stop(False):
+        logits: Tensor = checkpoint(one, use_reentrant=False, preserve_rng_state=False)
+    return logits
 
 
 def _parameter_values(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -284,6 +337,7 @@ def answer_logits_each(
     batch: AnswerRows,
     changes: Mapping[str, tuple[Float[Tensor, "e d_out r"], Float[Tensor, "e r d_in"]]],
     edits: Int[Tensor, " b"],
+    rows_per_pass: int | None = None,
 ) -> Float[Tensor, "a v"]:
     """Return the answer tokens' logits, with a separate low-rank update for each row.
 
@@ -293,17 +347,31 @@ def answer_logits_each(
         changes: Low-rank factors of ``e`` alternative updates, by dotted name of the linear layer;
             gradients flow to them only.
         edits: Index of the update that applies to each row.
+        rows_per_pass: Gradient checkpointing, see :func:`answer_logits`.
     """
     values = _parameter_values(model, {})
-    logits, numbers = [], []
-    for rows, part, answers in batch.buckets():
-        with ExitStack() as stack:
-            for name, (left, right) in changes.items():
-                hook = partial(_add_change, left[edits[part]], right[edits[part]], rows.ids.shape)
-                stack.enter_context(hooked(model.get_submodule(name), after=hook))
-            logits.append(_logits(model, rows, values))
-            numbers.append(answers)
-    return _restore_order(logits, numbers)
+    parts, run = _split(batch, rows_per_pass)
+    return _restore_order(
+        [
+            run(partial(_changed, model, rows, values, changes, edits[part]))
+            for rows, part, _ in parts
+        ],
+        [answers for *_, answers in parts],
+    )
+
+
+def _changed(
+    model: nn.Module,
+    rows: AnswerRows,
+    values: Mapping[str, Tensor],
+    changes: Mapping[str, tuple[Tensor, Tensor]],
+    edits: Tensor,
+) -> Tensor:
+    with ExitStack() as stack:
+        for name, (left, right) in changes.items():
+            hook = partial(_add_change, left[edits], right[edits], rows.ids.shape)
+            stack.enter_context(hooked(model.get_submodule(name), after=hook))
+        return _logits(model, rows, values)
 
 
 def _add_change(
@@ -329,6 +397,7 @@ def token_factors(
     device: torch.device | str = "cpu",
     each: bool = False,
     parameters: Mapping[str, Tensor] | None = None,
+    rows_per_pass: int | None = None,
 ) -> tuple[float, dict[str, tuple[Float[Tensor, "b t d_in"], Float[Tensor, "b t d_out"]]]]:
     r"""Return the answers' loss and, per layer, its gradient factors at every token.
 
@@ -346,11 +415,46 @@ def token_factors(
         each: Take the gradient of each row's own mean loss, as in a batch of one, instead of the
             mean over the answer tokens of all rows.
         parameters: Values that replace the model's parameters, by name.
+        rows_per_pass: Most rows of a pass, to bound memory; ``None``: all.
 
     Returns:
         The mean loss in nats, and by module name inputs and output gradients of every position
         (padding included), detached.
     """
+    answers = sum(len(answer) for _, answer in rows)
+    size = rows_per_pass or len(rows)
+    found = [
+        _factors(model, rows[first : first + size], modules, device, each, parameters, answers)
+        for first in range(0, len(rows), size)
+    ]
+    loss = sum(nll.sum().item() for nll, _ in found) / answers
+    if len(found) == 1:
+        return found[0][0].mean().item(), found[0][1]
+    return loss, {
+        name: (
+            _joined([part[name][0] for _, part in found]),
+            _joined([part[name][1] for _, part in found]),
+        )
+        for name in modules
+    }
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Join tensors of rows whose second axis is padded to different widths."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([nn.functional.pad(p, (0, 0, 0, width - p.shape[1])) for p in parts])
+
+
+def _factors(
+    model: nn.Module,
+    rows: Sequence[AnswerRow],
+    modules: Sequence[str],
+    device: torch.device | str,
+    each: bool,
+    parameters: Mapping[str, Tensor] | None,
+    answers: int,
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """Return the loss of each answer token of a pass, and the factors of its gradient."""
     zeros: dict[str, Tensor] = {}
 
     def add_zero(name: str, hidden: Tensor) -> Tensor:
@@ -365,10 +469,9 @@ def token_factors(
         batch = AnswerRows.of(model, rows, device)
         logits = wide(_logits(model, batch, parameters or {}))
         nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-        loss = batch.per_row(nll).sum() if each else nll.mean()
+        loss = batch.per_row(nll).sum() if each else nll.mean() * (len(nll) / answers)
         gradients = torch.autograd.grad(loss, [zeros[name] for name in modules])
-    factors = {
+    return nll.detach(), {
         name: (captured[name].detach(), gradient)
         for name, gradient in zip(modules, gradients, strict=True)
     }
-    return nll.mean().item(), factors

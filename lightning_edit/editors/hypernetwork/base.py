@@ -73,9 +73,14 @@ class HypernetworkEditor(Editor, family=True):
         other_facts: Locality prompts from other requests in a training step.
         any_wording: Use any wording of a request as the edit of a training step, and another as its
             rephrase: more variety than the paper's fixed edit prompt.
+        any_target: Give an edit of a training step the target of another request, of the same
+            relation where one is met: a network that sees few facts learns to write any answer.
         together: Write the edits of a batch as one update, to train for batches of edits. ``False``
             writes each one alone, in parallel: the result of ``accumulate_grad_batches`` over
             batches of one, in a fraction of the time.
+        rows_per_pass: Gradient checkpointing, for large models: most rows in a pass of the language
+            model. The activations of one pass at a time are in memory, and the backward pass
+            computes them again. ``None``: those of all rows are kept.
         seed: Seed of the network's initialisation and of the sampled rephrases and locality
             prompts.
         checkpoint: File with trained parameters: a Lightning checkpoint or a file from
@@ -103,11 +108,15 @@ class HypernetworkEditor(Editor, family=True):
         own_probes: int = 1,
         other_facts: int = 1,
         any_wording: bool = False,
+        any_target: bool = False,
         together: bool = True,
+        rows_per_pass: int | None = None,
         seed: int = 0,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
+        if rows_per_pass is not None and rows_per_pass < 1:
+            raise ValueError(f"rows_per_pass is 1 or more, or null for all, got {rows_per_pass}")
         if stack not in get_args(StackChoice):
             raise ValueError(f"stack is both, encoder or decoder, got {stack!r}")
         self.layers = layers
@@ -120,7 +129,9 @@ class HypernetworkEditor(Editor, family=True):
         self.own_probes = own_probes
         self.other_facts = other_facts
         self.any_wording = any_wording
+        self.any_target = any_target
         self.together = together
+        self.rows_per_pass = rows_per_pass
         self.seed = seed
         self.checkpoint = checkpoint
         self.weights: tuple[Weight, ...] = ()
@@ -202,7 +213,12 @@ class HypernetworkEditor(Editor, family=True):
             )
         self.weights = weights
         self.source = MetaBatchSampler(
-            self.prompts, self.own_probes, self.other_facts, self.any_wording, self.together
+            self.prompts,
+            self.own_probes,
+            self.other_facts,
+            self.any_wording,
+            self.together,
+            self.any_target,
         )
         self._compare_language_model()
         if shapes == self._shapes:
@@ -393,7 +409,7 @@ class HypernetworkEditor(Editor, family=True):
 
             def read(rows: Sequence[OwnedRow]) -> tuple[AnswerRows, Tensor]:
                 batch = self.rows(rows)
-                return batch, answer_logits(model, batch, patched)
+                return batch, answer_logits(model, batch, patched, self.rows_per_pass)
 
             return read
         changes = stacked_factors(self.weights, self.propose_each(edits, learn))
@@ -401,7 +417,7 @@ class HypernetworkEditor(Editor, family=True):
         def read_each(rows: Sequence[OwnedRow]) -> tuple[AnswerRows, Tensor]:
             batch = self.rows(rows)
             numbers = torch.tensor([number for number, _ in rows], device=batch.ids.device)
-            return batch, answer_logits_each(model, batch, changes, numbers)
+            return batch, answer_logits_each(model, batch, changes, numbers, self.rows_per_pass)
 
         return read_each
 
@@ -431,7 +447,8 @@ class HypernetworkEditor(Editor, family=True):
     @torch.no_grad()
     def base_logits(self, rows: Sequence[tuple[int, AnswerRow]]) -> Float[Tensor, "a v"]:
         """Return the unedited model's logits at the answer tokens of some rows."""
-        return answer_logits(self.language_model, self.rows(rows))
+        size = self.rows_per_pass
+        return answer_logits(self.language_model, self.rows(rows), rows_per_pass=size)
 
     def learnt(self, rows: Sequence[OwnedRow]) -> tuple[OwnedRow, ...]:
         """Return rows of training with what their answers are learnt as: two stacks add the EOS.

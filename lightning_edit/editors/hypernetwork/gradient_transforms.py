@@ -78,7 +78,9 @@ class GradientTransformEditor(HypernetworkEditor, family=True):
         rows = self.edit_rows(batch)
         model = self.language_model
         modules = [handle.name.removesuffix(".weight") for handle in self.weights]
-        loss, factors = token_factors(model, rows, modules, model.device, each)
+        loss, factors = token_factors(
+            model, rows, modules, model.device, each, rows_per_pass=self.rows_per_pass
+        )
         ids = [(name,) for name in batch.ids] if each else [batch.ids]
         updates: list[dict[str, LowRank]] = [{} for _ in ids]
         # The networks stay in float32 under mixed precision: the normaliser divides by small

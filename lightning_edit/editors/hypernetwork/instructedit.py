@@ -41,7 +41,12 @@ class InstructEdit(GradientTransformEditor):
         own_probes: Locality prompts from each request's own probes in a training step.
         other_facts: Locality prompts from other requests in a training step.
         any_wording: Use any wording of a request as the edit of a training step.
+        any_target: Give an edit of a training step the target of another request, of the same
+            relation where one is met: a network that sees few facts learns to write any answer.
         together: Write the edits of a training batch as one update.
+        rows_per_pass: Gradient checkpointing, for large models: most rows in a pass of the language
+            model. The activations of one pass at a time are in memory, and the backward pass
+            computes them again. ``None``: those of all rows are kept.
         seed: Seed of the network's initialisation and of the sampled rephrases and locality
             prompts.
         checkpoint: Trained parameters: a Lightning checkpoint or a file from ``save_weights``.
@@ -69,7 +74,9 @@ class InstructEdit(GradientTransformEditor):
         own_probes: int = 1,
         other_facts: int = 1,
         any_wording: bool = False,
+        any_target: bool = False,
         together: bool = True,
+        rows_per_pass: int | None = None,
         seed: int = 0,
         checkpoint: str | None = None,
     ) -> None:
@@ -88,7 +95,9 @@ class InstructEdit(GradientTransformEditor):
             own_probes=own_probes,
             other_facts=other_facts,
             any_wording=any_wording,
+            any_target=any_target,
             together=together,
+            rows_per_pass=rows_per_pass,
             seed=seed,
             checkpoint=checkpoint,
         )

@@ -92,6 +92,11 @@ class KE(HypernetworkEditor):
         other_facts: Locality prompts from other requests in a training step; all but one of a batch
             of 64 in the authors' script.
         any_wording: Use any wording of a request as the edit of a training step.
+        any_target: Give an edit of a training step the target of another request, of the same
+            relation where one is met: a network that sees few facts learns to write any answer.
+        rows_per_pass: Gradient checkpointing, for large models: most rows in a pass of the language
+            model. The activations of one pass at a time are in memory, and the backward pass
+            computes them again. ``None``: those of all rows are kept.
         seed: Seed of the network's initialisation and of the sampled rephrases and locality
             prompts.
         checkpoint: Trained parameters: a Lightning checkpoint or a file from ``save_weights``. The
@@ -139,6 +144,8 @@ class KE(HypernetworkEditor):
         own_probes: int = 0,
         other_facts: int = 15,
         any_wording: bool = False,
+        any_target: bool = False,
+        rows_per_pass: int | None = None,
         seed: int = 0,
         checkpoint: str | None = None,
     ) -> None:
@@ -153,7 +160,9 @@ class KE(HypernetworkEditor):
             own_probes=own_probes,
             other_facts=other_facts,
             any_wording=any_wording,
+            any_target=any_target,
             together=False,
+            rows_per_pass=rows_per_pass,
             seed=seed,
             checkpoint=checkpoint,
         )
@@ -254,7 +263,9 @@ class KE(HypernetworkEditor):
         model = self.language_model
         modules = [handle.name.removesuffix(".weight") for handle in self.weights]
         # Gradients of the loss without label smoothing; they are constants.
-        loss, factors = token_factors(model, rows, modules, model.device, each=True)
+        loss, factors = token_factors(
+            model, rows, modules, model.device, each=True, rows_per_pass=self.rows_per_pass
+        )
         texts = [
             torch.tensor(self.tokenizer(text, verbose=False)["input_ids"], device=self.device)
             for text in self.condition_texts(batch)

@@ -64,6 +64,8 @@ class MALMEN(SolvingHypernetwork):
         other_facts: Locality prompts from other requests in a training step.
         any_wording: Use any wording of a request as the edit of a training step, and another as its
             rephrase.
+        any_target: Give an edit of a training step the target of another request, of the same
+            relation where one is met: a network that sees few facts learns to write any answer.
         together: Write the edits of a training batch as one update, over all processes under DDP;
             ``False``: each one alone, in parallel.
         seed: Seed of the network's initialisation and of the sampled rephrases and locality
@@ -108,6 +110,7 @@ class MALMEN(SolvingHypernetwork):
         own_probes: int = 1,
         other_facts: int = 1,
         any_wording: bool = False,
+        any_target: bool = False,
         together: bool = True,
         seed: int = 0,
         checkpoint: str | None = None,
@@ -134,6 +137,7 @@ class MALMEN(SolvingHypernetwork):
             own_probes=own_probes,
             other_facts=other_facts,
             any_wording=any_wording,
+            any_target=any_target,
             together=together,
             seed=seed,
             checkpoint=checkpoint,

@@ -1,7 +1,7 @@
 """Meta-batches for hypernetwork training: edits, their rephrases and locality prompts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, zip_longest
 from random import Random
@@ -97,6 +97,35 @@ def _choose_wording(request: EditRequest, rng: Random) -> EditRequest:
     )
 
 
+def _need_numbers(others: Any, what: str) -> None:
+    """Refuse requests that cannot be drawn by number.
+
+    Raises:
+        DataError: If they have no length.
+    """
+    if not hasattr(others, "__len__") or not hasattr(others, "__getitem__"):
+        raise DataError(
+            f"{what} from the loader's data set by number, but got {type(others).__name__}, which "
+            "has no numbers; use a map-style data set, or set other_facts to 0 and any_target to "
+            "false"
+        )
+
+
+#: Requests that are looked at for a target of the same relation.
+_LOOKED_AT = 32
+
+
+def _another_target(request: EditRequest, rng: Random, others: Any) -> str:
+    """Return the target of another request; the own one if all have that or the old answer."""
+    drawn = [others[rng.randrange(len(others))] for _ in range(_LOOKED_AT)]
+    fit = [one for one in drawn if one.target not in (request.target, request.old_target)]
+    relation = request.triple[1] if request.triple else None
+    same = [one for one in fit if one.triple and one.triple[1] == relation]
+    chosen = (same or fit or [request])[0]
+    target: str = chosen.target
+    return target
+
+
 class _EditedFacts:
     """What the edits of a batch change: their wordings, and subjects with relations if known."""
 
@@ -128,6 +157,7 @@ class MetaBatchSampler:
         other_facts: Locality prompts from other requests, for each edit.
         any_wording: Use any wording of a request as the edit, and another as its rephrase.
         together: Whether the edits of a step, on all processes, are written as one update.
+        any_target: Give an edit the target of another request, of the same relation if one is met.
     """
 
     tokenizer: Any
@@ -135,6 +165,7 @@ class MetaBatchSampler:
     other_facts: int
     any_wording: bool = False
     together: bool = True
+    any_target: bool = False
 
     def sample(
         self,
@@ -154,9 +185,14 @@ class MetaBatchSampler:
         Raises:
             DataError: If a request cannot be tokenised, or ``others`` has no length.
         """
+        if self.any_target:
+            _need_numbers(others, "any_target=True takes targets")
         edits, wordings = [], []
         for request in requests:
             view = _choose_wording(request, rng) if self.any_wording else request
+            if self.any_target:
+                target = _another_target(request, rng, others)
+                view = replace(view, target=target, probes=(), triple=None)
             wordings.append(rng.choice(view.rephrases or (view.prompt,)))
             edits.append(view)
         inner = encode_batch(self.tokenizer, edits)
@@ -263,12 +299,7 @@ class MetaBatchSampler:
         count = self.other_facts * len(requests)
         if not count:
             return []
-        if not hasattr(others, "__len__") or not hasattr(others, "__getitem__"):
-            raise DataError(
-                f"other_facts={self.other_facts} takes locality prompts from the loader's data set "
-                f"by number, but got {type(others).__name__}, which has no numbers; use a "
-                "map-style data set, or set other_facts to 0"
-            )
+        _need_numbers(others, f"other_facts={self.other_facts} takes locality prompts")
         own = {text for request in requests for text in (request.prompt, *request.rephrases)}
         # Some spare ones are sampled, to replace those that are edited in this very step.
         drawn = rng.sample(range(len(others)), min(count + len(requests), len(others)))

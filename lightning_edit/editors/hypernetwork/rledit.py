@@ -80,6 +80,8 @@ class RLEdit(SolvingHypernetwork):
         own_probes: Locality prompts from each request's own probes in a training step.
         other_facts: Locality prompts from other requests in a training step.
         any_wording: Use any wording of a request as the edit, and another as its rephrase.
+        any_target: Give an edit of a training step the target of another request, of the same
+            relation where one is met: a network that sees few facts learns to write any answer.
         seed: Seed of the network's initialisation and of the sampled rephrases and locality
             prompts.
         checkpoint: Trained parameters, as for
@@ -123,6 +125,7 @@ class RLEdit(SolvingHypernetwork):
         own_probes: int = 1,
         other_facts: int = 1,
         any_wording: bool = False,
+        any_target: bool = False,
         seed: int = 0,
         checkpoint: str | None = None,
     ) -> None:
@@ -148,6 +151,7 @@ class RLEdit(SolvingHypernetwork):
             own_probes=own_probes,
             other_facts=other_facts,
             any_wording=any_wording,
+            any_target=any_target,
             together=True,
             seed=seed,
             checkpoint=checkpoint,

@@ -134,3 +134,27 @@ def test_answers_follow_their_own_separator(gpt2: tuple[Any, Any]) -> None:
             own, others = own[:-1], own[-1:]
         assert all("\n" in gpt2[1].decode([*prompt, *answer]) for prompt, answer in own)
         assert not any("\n" in gpt2[1].decode([*prompt, *answer]) for prompt, answer in others)
+
+
+def test_any_target_is_another_answer_of_the_relation(gpt2: tuple[Any, Any]) -> None:
+    source = MetaBatchSampler(gpt2[1], own_probes=1, other_facts=0, any_target=True)
+    requests = [
+        EditRequest(
+            f"{relation}-{number}", f"{relation} of {number} is", target, str(number), "old",
+            triple=(str(number), relation, target),
+        )
+        for relation, targets in (("river", "abc"), ("king", "xyz"))
+        for number, target in enumerate(targets)
+    ]  # fmt: skip
+    seen: dict[str, set[str]] = {}
+    for turn in range(40):
+        batch = source.sample(requests, Random(turn), requests)
+        for request, edit in zip(requests, batch.inner.requests, strict=True):
+            seen.setdefault(request.id, set()).add(edit.target)
+        for edit, (_, answer) in batch.outer:
+            assert answer == batch.inner.encoded[edit].target_ids
+    for request in requests:
+        wanted = set("abc" if request.id.startswith("river") else "xyz") - {request.target}
+        assert seen[request.id] == wanted
+    with pytest.raises(DataError, match="any_target=True takes targets from the loader's data set"):
+        source.sample(requests, Random(0), iter(requests))
