@@ -15,7 +15,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 DOCS := .venv-docs
 
-.PHONY: help setup quickstart docs test test-all test-bits test-oldest resume-matrix lint typecheck check benchmark clean
+.PHONY: help setup quickstart docs test test-all test-bits test-oldest test-int8 resume-matrix lint typecheck check benchmark clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -68,6 +68,20 @@ test-bits: export OMP_NUM_THREADS = 1
 test-bits: $(VENV)/.done  ## run the tests that compare bits, on a stand-in for another processor
 	@env $(STAND_IN) $(BIN)/python -m pytest -q $(PARALLEL) -m "bits and not slow and not gpu"
 
+# torchao stays out of .venv: transformers imports it wherever it is installed, which costs every process
+# a second and prints warnings of its own.
+INT8 := .int8
+
+$(INT8)/.done: constraints.txt | $(VENV)/.done
+	@$(PIP) install --no-deps --upgrade --target $(INT8) "$$(grep '^torchao==' constraints.txt)"
+	@touch $@
+
+test-int8: export OMP_NUM_THREADS = 1
+
+test-int8: $(INT8)/.done  ## run the test of edits in 8-bit weights, with torchao
+	@PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q -p no:cacheprovider tests/callbacks/test_durability.py -k eight_bits \
+		-W ignore::DeprecationWarning -W ignore::SyntaxWarning  # of compiling torchao
+
 resume-matrix: $(VENV)/.done  ## kill, resume and compare every callback, protocol and family of editors (an hour)
 	@$(BIN)/python benchmarks/robustness/resume_matrix.py --out benchmarks/results/resume_matrix.json
 
@@ -115,4 +129,4 @@ typecheck: $(VENV)/.done  ## check types
 check: lint typecheck test  ## everything a change must pass
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(OLDEST) $(DOCS) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(DOCS) $(INT8) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
