@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_edit.cli.stats_options import boolean
+from lightning_edit.cli.model_options import add_unedited_model_options
+from lightning_edit.cli.option_types import positive, whole
 from lightning_edit.evaluation.attributed import SCHEMA, FactAttribution, name_of
 from lightning_edit.exceptions import LightningEditError
 from lightning_edit.functional.visible import visible
@@ -50,10 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="a fact to attribute; may be given several times",
     )
     parser.add_argument(
-        "--facts", type=_positive, default=5, metavar="N", help="without --fact: how many (5)"
+        "--facts", type=positive, default=5, metavar="N", help="without --fact: how many (5)"
     )
     parser.add_argument(
-        "--top", type=_positive, default=3, metavar="N", help="edits listed for each fact (3)"
+        "--top", type=positive, default=3, metavar="N", help="edits listed for each fact (3)"
     )
     parser.add_argument(
         "--by",
@@ -64,21 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--measure",
-        type=_whole,
+        type=whole,
         default=1,
         metavar="N",
         help="commits of each fact that are also measured by leaving them out (1)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a .json or .csv file")
-    parser.add_argument("--model", help="path of the unedited model (default: as in the run)")
-    parser.add_argument(
-        "--lm_trust_remote_code",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="true: run the Python code that the model brings",
-    )
+    add_unedited_model_options(parser)
     return parser
 
 
@@ -185,17 +178,3 @@ def _show(found: Sequence[FactAttribution]) -> None:
             "as a whole."
         )
     sys.stdout.flush()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
-    return value
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text}")
-    return value

@@ -19,6 +19,7 @@ from lightning_edit.analysis.training_data.rows import (
     rows_hash,
 )
 from lightning_edit.cli.model_options import add_model_options, load_model
+from lightning_edit.cli.option_types import positive
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.storage.atomic import write_atomic, write_error
 
@@ -29,12 +30,6 @@ if TYPE_CHECKING:  # --help must not import torch
 _SCHEMA = "lightning-edit-training-attribution/1"
 _RESULTS = "attribution.json"
 _RECALL_AT = (1, 5, 10)
-
-
-def _positive(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {value!r}")
-    return int(value)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,16 +67,14 @@ def _parser() -> argparse.ArgumentParser:
         "--layers", type=int, nargs="+", metavar="N", help="blocks; default: all"
     )
     gradients.add_argument(
-        "--projection", type=_positive, metavar="WIDTH",
+        "--projection", type=positive, metavar="WIDTH",
         help="random projection of both sides of a gradient, for long texts: a text then takes "
         "WIDTH² numbers a layer; default: exact factors, a token takes d_in + d_out",
     )  # fmt: skip
     gradients.add_argument("--seed", type=int, default=0, help="seed of the projection")
+    gradients.add_argument("--rows", type=positive, default=16, help="rows of a pass (%(default)s)")
     gradients.add_argument(
-        "--rows", type=_positive, default=16, help="rows of a pass (%(default)s)"
-    )
-    gradients.add_argument(
-        "--block", type=_positive, default=128, help="texts of a file of the index (%(default)s)"
+        "--block", type=positive, default=128, help="texts of a file of the index (%(default)s)"
     )
     scores = parser.add_argument_group("scores")
     scores.add_argument(
@@ -101,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, metavar="FOLDER",
         help="folder of the index and of the result; an unfinished run there is resumed",
     )  # fmt: skip
-    out.add_argument("--top", type=_positive, default=10, help="texts kept a fact (%(default)s)")
+    out.add_argument("--top", type=positive, default=10, help="texts kept a fact (%(default)s)")
     out.add_argument(
         "--method", default="dda_no_debias",
         help="method whose texts are listed (%(default)s, which finds most planted texts)",

@@ -4,7 +4,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 
-from lightning_edit.cli.stats_options import boolean
+from lightning_edit.cli.model_options import add_trust_option
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,14 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", default="float32", help="type to load weights in (%(default)s)")
     parser.add_argument("--revision", default=None, help="branch, tag or commit of a hub model")
-    parser.add_argument(
-        "--lm_trust_remote_code",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="true: run the Python code that the model brings",
-    )
+    add_trust_option(parser)
     return parser
 
 

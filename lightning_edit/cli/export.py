@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_edit.cli.stats_options import boolean
+from lightning_edit.cli.model_options import add_unedited_model_options
+from lightning_edit.cli.option_types import positive
 from lightning_edit.exceptions import LightningEditError
 from lightning_edit.functional.visible import visible
 
@@ -38,19 +39,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max_rank",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="largest LoRA rank of a layer; a larger update is truncated by singular values",
     )
-    parser.add_argument("--model", help="path of the unedited model (default: as in the run)")
-    parser.add_argument(
-        "--lm_trust_remote_code",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="true: run the Python code that the model brings",
-    )
+    add_unedited_model_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return parser
 
@@ -80,10 +73,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = "" if done.kept > EXACT else f", {done.kept:.2%} of the update kept"
     sys.stdout.write(visible(f"wrote {done.path} ({edits}, {done.size}{cut}): {done.code}\n"))
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
-    return value

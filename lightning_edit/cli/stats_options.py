@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_edit.cli.model_options import add_loading_options
+from lightning_edit.cli.option_types import positive
+
 
 def _layers(value: str) -> list[int]:
     try:
@@ -15,23 +18,6 @@ def _layers(value: str) -> list[int]:
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
         raise argparse.ArgumentTypeError(f"expected a list such as '[1,2]', got {value!r}")
     return layers
-
-
-def boolean(value: str) -> bool:
-    """Parse ``true`` or ``false``, for argparse.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is neither.
-    """
-    if value.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
-    return value.lower() == "true"
-
-
-def _positive(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {value!r}")
-    return int(value)
 
 
 def _threshold(value: str) -> tuple[str, float]:
@@ -74,30 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Run a model over text once and save the second moments of its MLPs' inputs. "
         "Repeat the same command to resume an interrupted run.",
     )
-    model = parser.add_argument_group("language model")
-    model.add_argument("--lm", default="atlas", help="atlas, a folder, or a hub name")
-    model.add_argument(
-        "--lm_dtype", default="float32", help="type of its weights, as it will be edited"
-    )
-    model.add_argument(
-        "--lm_bos",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="true: put BOS before every text",
-    )
-    model.add_argument("--lm_revision", help="revision on the hub")
-    model.add_argument(
-        "--lm_trust_remote_code",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="true: run the Python code that the model brings",
-    )
+    model = add_loading_options(parser)
     model.add_argument("--layers", type=_layers, help="blocks, such as '[1,2]'; default: all")
-    model.add_argument("--device", help="such as cuda:0; default: a GPU where there is one")
     text = parser.add_argument_group("text")
     text.add_argument(
         "--text",
@@ -106,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--text_config", help="configuration of a data set")
     text.add_argument("--text_split", default="train", help="split of a data set (%(default)s)")
     text.add_argument("--text_field", default="text", help="field with the text (%(default)s)")
-    text.add_argument("--max_tokens", type=_positive, help="stop after this many tokens")
-    text.add_argument("--max_length", type=_positive, help="tokens of a document (1024)")
+    text.add_argument("--max_tokens", type=positive, help="stop after this many tokens")
+    text.add_argument("--max_length", type=positive, help="tokens of a document (1024)")
     quality = parser.add_argument_group("quality")
     quality.add_argument(
         "--quick",
@@ -132,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument(
         "--batch_tokens",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="tokens of one forward pass (1024 on a CPU, to fit its cache, else 4096)",
     )

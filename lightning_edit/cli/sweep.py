@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lightning_edit.analysis.sweep.layers import LayerTrial, RankedTrial, candidates, rate
-from lightning_edit.analysis.sweep.measure import ASPECTS, measure_of
+from lightning_edit.analysis.sweep.measure import ASPECTS
+from lightning_edit.analysis.sweep.table import BEST, TIED, ScoreRow, score_table
 from lightning_edit.cli.study_options import Study, editor_name, innermost_editor, study_parser
 from lightning_edit.cli.study_trials import IMPOSSIBLE, run_trial
 from lightning_edit.editors.base import Editor
@@ -190,36 +190,14 @@ def _title(study: Study) -> str:
 
 
 def _table(ranked: Sequence[RankedTrial], title: str, mode: Mode) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    table.add_column("")
-    table.add_column("layers", justify="right")
-    aspects = [aspect for aspect in ASPECTS if aspect in ranked[0].means]
-    for aspect in aspects:
-        header = f"{aspect}\n{measure_of(aspect, mode)}"
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("harmonic\nmean", justify="right", style="bold")
-    table.add_column("±", justify="right", style="dim")
-    table.add_column("s/edit", justify="right")
     best = ranked[0]
-    for one in sorted(ranked, key=lambda entry: entry.tried.layers):
-        mark = "" if best.score == 0 else "★" if one is best else "≈" if one.ties else ""
-        cells = [f"{one.means[aspect]:.3f}" for aspect in aspects]
-        table.add_row(
-            mark,
-            label(one.tried.layers),
-            *cells,
-            f"{one.score:.3f}",
-            f"{one.spread:.3f}",
-            f"{one.tried.seconds:.2g}",
-            style="bold green" if mark == "★" else None,
-        )
-    return table
+
+    def mark(one: RankedTrial) -> str:
+        return "" if best.score == 0 else BEST if one is best else TIED if one.ties else ""
+
+    ordered = sorted(ranked, key=lambda one: one.tried.layers)
+    rows = [ScoreRow.of(mark(one), label(one.tried.layers), one) for one in ordered]
+    return score_table(title, "layers", rows, mode)
 
 
 def _advice(ranked: Sequence[RankedTrial], facts: int) -> str:

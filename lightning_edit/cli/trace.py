@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_edit.analysis.tracing.facts import Fact, of_request, read_facts
 from lightning_edit.analysis.tracing.show import finish
 from lightning_edit.cli.model_options import add_model_options, load_model
+from lightning_edit.cli.option_types import positive
 from lightning_edit.exceptions import ConfigError, DataError
 
 if TYPE_CHECKING:  # --help must not import torch
@@ -21,12 +22,6 @@ if TYPE_CHECKING:  # --help must not import torch
 
 #: Share of the blocks in a window: 10 of GPT-2 XL's 48 (the paper, section 2.2).
 _WINDOW = 10 / 48
-
-
-def _positive(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {value!r}")
-    return int(value)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         "`lightning-edit data check` reads; default: facts of the embedded atlas",
     )  # fmt: skip
     facts.add_argument(
-        "--limit", type=_positive, default=100,
+        "--limit", type=positive, default=100,
         help="number of known facts to trace (%(default)s; the paper: 1000)",
     )  # fmt: skip
     trace = parser.add_argument_group("tracing")
@@ -54,17 +49,17 @@ def _parser() -> argparse.ArgumentParser:
         help="noise in standard deviations of the subjects' embeddings (%(default)g)",
     )  # fmt: skip
     trace.add_argument(
-        "--samples", type=_positive, default=10, help="noise samples a fact (%(default)s)"
+        "--samples", type=positive, default=10, help="noise samples a fact (%(default)s)"
     )
     trace.add_argument(
-        "--window", type=_positive,
+        "--window", type=positive,
         help="blocks whose MLPs or attentions are restored together; default: a fifth of the "
         "model, the paper's 10 of 48",
     )  # fmt: skip
     trace.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--batch_rows", type=_positive, default=256, help="rows of one forward pass (%(default)s)"
+        "--batch_rows", type=positive, default=256, help="rows of one forward pass (%(default)s)"
     )
     run.add_argument("--run", type=Path, help="folder of the run; an unfinished run is resumed")
     run.add_argument(

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lightning_edit.analysis.sweep.measure import ASPECTS, measure_of
+from lightning_edit.analysis.sweep.measure import ASPECTS
+from lightning_edit.analysis.sweep.table import BEST, ScoreRow, score_table
 from lightning_edit.analysis.sweep.tradeoff import Outcomes, Point, at_weights, check_weights
 from lightning_edit.cli.study_options import Study, editor_name, study_parser
 from lightning_edit.editors.wrappers.one_li import OneLI
@@ -187,28 +187,13 @@ def _option_line(study: Study, weight: float) -> str:
 
 
 def _table(points: Sequence[Point], best: Point, title: str, mode: Mode) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    table.add_column("")
-    table.add_column("α", justify="right")
-    aspects = [aspect for aspect in ASPECTS if aspect in points[0].means]
-    for aspect in aspects:
-        header = f"{aspect}\n{measure_of(aspect, mode)}"
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("harmonic\nmean", justify="right", style="bold")
-    for point in points:
-        cells = [f"{point.means[aspect]:.3f}" for aspect in aspects]
-        star = point is best and best.score > 0
-        table.add_row(
-            "★" if star else "",
+    rows = [
+        ScoreRow(
+            BEST if point is best and best.score > 0 else "",
             f"{point.weight:g}",
-            *cells,
-            f"{point.score:.3f}",
-            style="bold green" if star else None,
+            point.means,
+            point.score,
         )
-    return table
+        for point in points
+    ]
+    return score_table(title, "α", rows, mode)

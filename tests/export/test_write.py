@@ -84,7 +84,7 @@ def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> 
     for options in (["--format", "delta", "--max_rank", "2"], ["--max_rank", "0"]):
         with pytest.raises(SystemExit):
             main(["run", *options])
-    assert "expected a whole number from 1" in capsys.readouterr().err
+    assert "expected a whole number of 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["peft", "merged"])

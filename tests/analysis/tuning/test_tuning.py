@@ -1,0 +1,116 @@
+"""A search with its record: what it proposes, ranks, tells and writes."""
+
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from lightning_edit.analysis.sweep.measure import CaseScores
+from lightning_edit.analysis.tuning.choices import Choices
+from lightning_edit.analysis.tuning.result import TuningResult
+from lightning_edit.analysis.tuning.search import Settings
+from lightning_edit.analysis.tuning.settings_file import settings_yaml
+from lightning_edit.analysis.tuning.trial import SettingsTrial
+from lightning_edit.analysis.tuning.tuning import Tuning
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.storage.study_rows import ResumableRows
+
+ARGUMENTS = {"lr": 0.1, "steps": 20, "layers": [2], "mode": "x"}
+WINDOWS = [[1], [2], [3, 4]]
+
+
+def attempt(layers: list[int], numbers: Settings) -> SettingsTrial:
+    """Edits hold in block 1 alone, and not at all with a large learning rate."""
+    if numbers["lr"] > 0.5:
+        return SettingsTrial(layers, [], failed="too large", settings=numbers)
+    held = 1.0 if layers == [1] else 0.25
+    values = {"reliability": held, "generalization": held, "locality": 0.5}
+    cases = [CaseScores(str(number), values) for number in range(4)]
+    return SettingsTrial(layers, cases, 0.1, settings=numbers)
+
+
+def search(folder: Path, trials: int) -> Tuning:
+    choices = Choices.of(ARGUMENTS, WINDOWS, [2])
+    tuning = Tuning(choices, 0, ResumableRows(folder / "tune.jsonl", choices.to_row()))
+    while not tuning.is_over(1e9, trials):
+        tuning.step(attempt)
+    return tuning
+
+
+def shown(result: TuningResult) -> str:
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(result.table("title", "tf"))
+    return console.export_text()
+
+
+def test_the_best_trial_and_the_editors_own_are_told_apart(tmp_path: Path) -> None:
+    tuning = search(tmp_path, 14)
+    result = TuningResult.of(tuning)
+    assert tuning.tried[0].layers == [2]  # the editor's own settings come first
+    assert tuning.tried[0].settings == {"lr": 0.1, "steps": 20}
+    assert result.best is not None
+    assert result.best.tried.layers == [1]
+    assert result.own is not None
+    lines = shown(result).splitlines()
+    assert [line.split()[1] for line in lines if line.strip().startswith("own")] == ["1"]
+    assert sum(line.strip().startswith("★") for line in lines) == 1
+    assert result.advice(4).endswith(f"own settings reach {result.own.score:.3f}.")
+    failed = [one for one in tuning.tried if one.failed]
+    assert len(result.failures()) == min(3, len(failed))
+    assert all(line.endswith(": too large") for line in result.failures())
+    best = next(line for line in result.settings() if "layers 1," in line)
+    assert best.startswith("Trial ")
+
+
+def test_a_resumed_search_proposes_what_the_whole_one_did(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = search(tmp_path / "a", 11)
+    search(tmp_path / "b", 4)
+    again = search(tmp_path / "b", 11)
+    assert [one.settings for one in again.tried] == [one.settings for one in whole.tried]
+    assert [one.layers for one in again.tried] == [one.layers for one in whole.tried]
+
+
+def test_bounds_that_leave_out_the_editors_own_settings_are_known() -> None:
+    assert Choices.of(ARGUMENTS, WINDOWS, [2]).begins_with_own
+    assert not Choices.of(ARGUMENTS, WINDOWS, [5]).begins_with_own
+    assert not Choices.of(ARGUMENTS, [], [2], {"lr": [0.2, 0.3]}).begins_with_own
+    assert Choices.of(ARGUMENTS, [], [2], only=["layers", "lr"]).layers_of({"lr": 1}) == [2]
+    with pytest.raises(ConfigError, match="width cannot be searched"):
+        Choices.of(ARGUMENTS, WINDOWS, [2], only=["width"])
+
+
+def test_the_file_sets_the_innermost_editor_and_nothing_else(tmp_path: Path) -> None:
+    best = TuningResult.of(search(tmp_path, 14)).best
+    assert best is not None
+    inner = {"class_path": "MEMIT", "init_args": {"clamp": 2.0, "lr": 9.0}}
+    configured = {"class_path": "RECT", "init_args": {"kept": 0.4, "editor": inner}}
+    text = settings_yaml(configured, 1, best, "RECT on\x1b[2J tiny", layers=True)
+    written = yaml.safe_load(text)["model"]
+    assert written["init_args"]["kept"] == 0.4
+    chosen = written["init_args"]["editor"]["init_args"]
+    assert chosen["clamp"] == 2.0
+    assert chosen["layers"] == [1]
+    assert chosen["lr"] == best.tried.settings["lr"]  # type: ignore[attr-defined]  # a SettingsTrial
+    assert inner["init_args"] == {"clamp": 2.0, "lr": 9.0}  # what was configured stays
+    assert "\x1b" not in text
+    assert f"harmonic mean {best.score:.3f}" in text.splitlines()[1]
+
+
+def test_nothing_that_works_writes_no_settings(tmp_path: Path) -> None:
+    rows = ResumableRows(tmp_path / "tune.jsonl", {})
+    tuning = Tuning(Choices.of(ARGUMENTS, [], [2]), 0, rows)
+    tuning.step(lambda layers, numbers: attempt(layers, {**numbers, "lr": 1.0}))
+    result = TuningResult.of(tuning)
+    assert (result.best, result.ranked) == (None, ())
+    tuning.step(
+        lambda layers, numbers: SettingsTrial(
+            layers, [CaseScores("a", {"reliability": 0.0, "locality": 1.0})], settings=numbers
+        )
+    )
+    result = TuningResult.of(tuning)
+    assert result.best is None
+    assert "no settings are written" in result.advice(1)
