@@ -15,7 +15,8 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 DOCS := .venv-docs
 
-.PHONY: help setup quickstart docs test test-all test-bits test-oldest test-int8 resume-matrix lint typecheck check benchmark clean
+.PHONY: help setup quickstart docs test test-all test-bits test-oldest test-int8 resume-matrix lint typecheck check benchmark
+.PHONY: real-model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -107,6 +108,24 @@ runs/second-model/statistics.done: | $(VENV)/.done
 
 benchmark: $(VENV)/.done runs/mend-atlas/checkpoints/best.ckpt runs/serac-atlas/checkpoints/best.ckpt $(STATISTICS)  ## every method on 100 facts, as tables (hours; goes on where it was stopped)
 	@$(BIN)/lightning-edit benchmark configs/benchmark/methods.yaml
+
+# A real instruct model, 135 million parameters: docs/real-model.md. Its statistics come from running text.
+REAL := runs/real-model/smollm2-135m-instruct
+REAL_TEXT ?= ../shared/data/text/wikitext2-valid.txt
+
+$(REAL)/complete.json: | $(VENV)/.done
+	@$(PIP) install -c constraints.txt gguf==0.19.0
+	@echo "Fetching a real instruct model (once; a minute and 540 MB) ..."
+	@$(BIN)/python benchmarks/quality/real_model.py $(REAL)
+
+runs/real-model/statistics.done: $(REAL)/complete.json
+	@test -f $(REAL_TEXT) || { echo "$(REAL_TEXT) is absent: give running text, one document a line, as" \
+		"make real-model REAL_TEXT=FILE"; exit 1; }
+	@echo "Collecting its key statistics (once; some minutes) ..."
+	@$(BIN)/lightning-edit stats --lm $(REAL) --text $(REAL_TEXT) --quick
+	@touch $@
+
+real-model: runs/real-model/statistics.done  ## put a real instruct model and its key statistics on disk
 
 $(DOCS)/.done: docs/requirements.txt
 	@echo "Setting up $(DOCS) (once; half a minute) ..."

