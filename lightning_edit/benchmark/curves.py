@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from lightning_edit.benchmark.captions import curve_caption
 from lightning_edit.benchmark.columns import Column
 from lightning_edit.benchmark.grid import Grid, Published
 from lightning_edit.benchmark.outcomes import CellOutcome, values_of
@@ -48,6 +49,7 @@ def curves(grid: Grid, outcomes: Sequence[CellOutcome], column: Column) -> Itera
             tuple(lines),
             tuple(notes),
             {"model": model, "data": data, "protocol": kind, "after": "", "seeds": ""},
+            curve_caption(here[0].cell, column),
         )
 
 

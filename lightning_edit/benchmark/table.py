@@ -56,6 +56,7 @@ class Table:
         lines: Its rows.
         notes: Notes below the table.
         place: Model, data, protocol, evaluation point and seeds, for CSV and JSON.
+        caption: What it shows, in words, for a paper; may be empty.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Table:
     lines: tuple[TableRow, ...]
     notes: tuple[str, ...]
     place: Mapping[str, str] = field(default_factory=dict)
+    caption: str = ""
 
     @property
     def decimals(self) -> int:

@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from lightning_edit.benchmark.captions import caption
 from lightning_edit.benchmark.columns import DEFAULT_COLUMNS, Column
 from lightning_edit.benchmark.curves import curves
 from lightning_edit.benchmark.grid import ColumnGroup, Grid, Published
@@ -98,7 +99,8 @@ def _table(
     heads = tuple(column.heads for column in columns)
     csv_place = dict(zip(("model", "data", "protocol"), place, strict=True))
     csv_place |= {"after": str(last), "seeds": " ".join(map(str, seeds))}
-    return Table(title, heads, columns, tuple(lines), tuple(notes), csv_place)
+    words = caption(outcomes[0].cell, len(requests) or last, columns, group.title)
+    return Table(title, heads, columns, tuple(lines), tuple(notes), csv_place, words)
 
 
 def _best_method(
@@ -159,14 +161,19 @@ def _seed_note(seeds: Sequence[int]) -> str:
 
 
 def count_notes(lines: Sequence[TableRow], columns: Sequence[Column]) -> Iterator[str]:
-    """Yield a note on the number of requests behind each group of columns."""
+    """Yield notes on the number of requests behind each group of columns, and who has fewer."""
     counts: dict[str, int] = {}
+    of_cell: dict[tuple[str, str], int] = {}
     for line in lines:
         for column, value in zip(columns, line.values, strict=True):
             if value is not None and not column.is_time and line.source == "ours":
-                group = column.name.partition("/")[0]
-                counts[group] = max(counts.get(group, 0), value.mean.n)
+                group, n = column.name.partition("/")[0], value.mean.n
+                counts[group] = max(counts.get(group, 0), n)
+                of_cell[line.label, group] = min(of_cell.get((line.label, group), n), n)
     if counts and len(set(counts.values())) == 1:
         yield f"n = {next(iter(counts.values()))} requests."
     elif counts:
         yield "n, requests: " + ", ".join(f"{group} {n}" for group, n in counts.items()) + "."
+    fewer = [f"{label} {group} {n}" for (label, group), n in of_cell.items() if n < counts[group]]
+    if fewer:
+        yield f"Fewer requests: {', '.join(fewer)}."
