@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     page = parser.add_mutually_exclusive_group()
     page.add_argument(
-        "--html",
+        "--out",
+        "--html",  # its name in earlier versions
         type=Path,
         metavar="FILE",
         help=f"path of the page; default: {_NAME} in the run's folder, "
@@ -71,19 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises:
         DataError: If a folder holds no finished run, nor tables of a benchmark.
-        ReportError: If the page was requested with ``--html`` and cannot be written.
+        ReportError: If the page was requested with ``--out`` and cannot be written.
     """
     options = _parser().parse_args(argv)
     if len(options.run) == 1 and (options.run[0] / "cells").is_dir():
-        return _show_benchmark(options.run[0], options.html, options.open)
+        return _show_benchmark(options.run[0], options.out, options.open)
     for folder in options.run:
         show(read_results(folder), folder)
     if not options.no_html:
-        _write_report_page(options.run, options.html, options.open)
+        _write_report_page(options.run, options.out, options.open)
     return 0
 
 
-def _show_benchmark(folder: Path, html: Path | None, open_it: bool) -> int:
+def _show_benchmark(folder: Path, out: Path | None, open_it: bool) -> int:
     """Print the tables of a benchmark's folder, and say where its page is."""
     tables, page = folder / "tables.txt", folder / "page.html"
     if not tables.exists():
@@ -94,9 +95,9 @@ def _show_benchmark(folder: Path, html: Path | None, open_it: bool) -> int:
     sys.stdout.write(tables.read_text(encoding="utf-8"))
     if not page.exists():
         return 0
-    if html is not None:
-        write_atomic(html, page.read_bytes())
-        page = html
+    if out is not None:
+        write_atomic(out, page.read_bytes())
+        page = out
     VisibleConsole(highlight=False).print(f"Page: {page}", soft_wrap=True, markup=False)
     if open_it:
         import webbrowser  # only here
@@ -105,15 +106,15 @@ def _show_benchmark(folder: Path, html: Path | None, open_it: bool) -> int:
     return 0
 
 
-def _write_report_page(runs: Sequence[Path], html: Path | None, open_it: bool) -> None:
+def _write_report_page(runs: Sequence[Path], out: Path | None, open_it: bool) -> None:
     from lightning_edit.report.page import INSTALL, missing, write_page  # not for `--help`
 
-    if html is None and (absent := missing()):
-        # Tables are printed in any case; a missing page is an error only with --html.
+    if out is None and (absent := missing()):
+        # Tables are printed in any case; a missing page is an error only with --out.
         sys.stderr.write(f"No page: {' and '.join(absent)} not installed. For it: {INSTALL}\n")
         return
     first = runs[0] if runs[0].is_dir() else runs[0].parent
-    page = write_page(runs, html or (first / _NAME if len(runs) == 1 else Path(_NAME)))
+    page = write_page(runs, out or (first / _NAME if len(runs) == 1 else Path(_NAME)))
     VisibleConsole(highlight=False).print(
         f"Page: {page}, {page.stat().st_size / 1e6:.1f} MB; opens in any browser, offline",
         soft_wrap=True,

@@ -10,6 +10,7 @@ measured on the same requests; ``a`` -- aspects.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,36 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     middle = (share + _Z**2 / (2 * n)) / scale
     half = _Z / scale * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def cluster_mean(
+    groups: Sequence[Sequence[float]], resamples: int = _RESAMPLES, seed: int = 0
+) -> Mean:
+    """Return the mean of all values and its 95 % interval, where values of a group go together.
+
+    Whole groups are drawn with replacement (cluster bootstrap; Davison and Hinkley, Bootstrap
+    Methods, 1997, section 3.8): facts around one edit change together, so that ten facts of one
+    edit say less than a fact of each of ten. The values of a single group are drawn one by one.
+
+    Args:
+        groups: Values by group, at least one value in all.
+        resamples: Number of draws.
+        seed: Seed of the draws.
+
+    Example:
+        >>> cluster_mean([[1.0, 1.0], [1.0]])
+        Mean(value=1.0, low=1.0, high=1.0, n=3)
+    """
+    listed = [list(group) for group in groups if len(group)]
+    if len(listed) == 1:
+        listed = [[value] for value in listed[0]]
+    sums = np.array([sum(group) for group in listed])
+    counts = np.array([len(group) for group in listed], dtype=np.float64)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(listed), np.full(len(listed), 1 / len(listed)), resamples
+    )
+    low, high = np.percentile((drawn @ sums) / (drawn @ counts), _PERCENTILES)
+    return Mean(float(sums.sum() / counts.sum()), float(low), float(high), int(counts.sum()))
 
 
 class Resampling:

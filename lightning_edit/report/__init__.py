@@ -7,6 +7,7 @@ plotting module is imported on first use, so tables and pages work without Matpl
 import importlib
 from typing import Any
 
+from lightning_edit.exceptions import ReportError
 from lightning_edit.storage.results import read_results as read_results
 
 _HOME: dict[str, str] = {
@@ -14,7 +15,7 @@ _HOME: dict[str, str] = {
     "plot_curves": "figures",
     "plot_drift": "figures",
     "plot_efficiency": "figures",
-    "plot_ripple": "figures",
+    "plot_ripple": "ripple_figure",
     "plot_tradeoff": "figures",
     "write_page": "page",
 }
@@ -24,7 +25,15 @@ __all__ = sorted([*_HOME, "read_results"])  # noqa: PLE0605  # a sorted list of 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(f"lightning_edit.report.{_HOME[name]}"), name)
+        try:
+            module = importlib.import_module(f"lightning_edit.report.{_HOME[name]}")
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "matplotlib":
+                raise
+            raise ReportError(
+                'figures need Matplotlib; install with: pip install "lightning-edit[plot]"'
+            ) from error
+        return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -68,6 +68,8 @@ def attribution_section(
         "first-order effect of one edit through one layer on the answer's log-probability; "
         "effects need not sum to the change, which they foretell for small steps only.",
         tuple(drawn),
+        gist=drawn[0].note,
+        open=False,
     )
 
 

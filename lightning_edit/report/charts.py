@@ -8,8 +8,10 @@ from bokeh.models import (
     BasicTickFormatter,
     ColumnDataSource,
     FactorRange,
+    FixedTicker,
     NumeralTickFormatter,
     Range1d,
+    Whisker,
 )
 from bokeh.models.renderers import DataRenderer
 from bokeh.transform import dodge
@@ -56,10 +58,11 @@ def aspect_bars(
         values = named[0][1]
         bars = [("before", BEFORE, values, "before"), ("after", series_colour(0), values, "after")]
     step = 0.8 / len(bars)
+    counted = any(value.interval for _, values in named for value in values)
     plot = frame(
-        height=70 + len(aspects) * max(44, 17 * len(bars)),
+        height=50 + len(aspects) * max(30, 16 * len(bars)),
         y_range=FactorRange(factors=aspects[::-1]),
-        x_range=Range1d(start=0, end=1.12),
+        x_range=Range1d(start=0, end=1.45 if counted else 1.2),  # room for the last label
     )
     renderers: list[DataRenderer] = []
     for number, (name, colour, values, field) in enumerate(bars):
@@ -69,7 +72,13 @@ def aspect_bars(
                 "aspect": [value.aspect for value in shown],
                 "measure": [value.measure for value in shown],
                 "value": [getattr(value, field) for value in shown],
-                "shown": [percent(getattr(value, field), 0) for value in shown],
+                "shown": [
+                    percent(getattr(value, field), 0) + (f" (n {value.n:,})" if counted else "")
+                    for value in shown
+                ],
+                "place": [
+                    max((value.interval or (0, 0))[1], getattr(value, field)) for value in shown
+                ],
                 "n": [value.n for value in shown],
                 "name": [name] * len(shown),
             }
@@ -84,10 +93,21 @@ def aspect_bars(
                 color=colour,
             )
         )
-        plot.text(x="value", y=place, text="shown", source=source, **BAR_LABEL)
+        plot.text(x="place", y=place, text="shown", source=source, **BAR_LABEL)
+        known = [value for value in shown if value.interval]
+        if known:
+            ends = ColumnDataSource(
+                {
+                    "aspect": [value.aspect for value in known],
+                    "low": [value.interval[0] for value in known if value.interval],
+                    "high": [value.interval[1] for value in known if value.interval],
+                }
+            )
+            _whisker(plot, "width", place, ends)
     tips = [("", "@name"), ("@aspect", "@value{0.0%}"), ("measure", "@measure"), (unit, "@n")]
     hover(plot, tips, renderers)
     percent_axis(plot.xaxis)
+    plot.xaxis.ticker = FixedTicker(ticks=[0, 0.25, 0.5, 0.75, 1])
     plot.ygrid.visible = False
     legend = tuple(Mark(name, colour, BAR) for name, colour, _, _ in bars)
     return Drawing(plot, legend if len(bars) > 1 else ())
@@ -111,20 +131,28 @@ def lines(
     """
     options: dict[str, Any] = {"y_axis_type": "log"} if log else {}
     if share:
-        options["y_range"] = Range1d(start=-0.02, end=1.04)
-    plot = frame(height=260, x_axis_label=x_label, **options)
+        options["y_range"] = Range1d(start=-0.04, end=1.06)
+    plot = frame(height=210, x_axis_label=x_label, **options)
     dots: list[DataRenderer] = []
     legend = []
     for fallback, line in enumerate(curves):
         number = series_index(line.label, order, fallback)
         colour = series_colour(number)
-        source = ColumnDataSource({"x": line.x, "y": line.y, "name": [line.label] * len(line.x)})
+        columns: dict[str, Any] = {"x": line.x, "y": line.y, "name": [line.label] * len(line.x)}
+        if line.intervals:
+            columns["low"], columns["high"] = zip(*line.intervals, strict=True)
+        if line.n:
+            columns["n"] = line.n
+        source = ColumnDataSource(columns)
+        if line.intervals:
+            _whisker(plot, "height", "x", source, colour)
         plot.line("x", "y", source=source, color=colour, line_width=2.5)
         marker = MARKERS[marker_index(number)]
         dots.append(plot.scatter("x", "y", source=source, color=colour, size=8, marker=marker))
         legend.append(Mark(line.label, colour, SHAPES[marker_index(number)]))
     value = "@y{0.0%}" if share else "@y{0.000 a}"
-    hover(plot, [("", "@name"), (x_label, "@x"), ("value", value)], dots)
+    counted = [("n", "@n")] if any(line.n for line in curves) else []
+    hover(plot, [("", "@name"), (x_label, "@x"), ("value", value), *counted], dots)
     plot.xaxis.ticker = BasicTicker(min_interval=1)  # edits and steps are whole numbers
     if share:
         percent_axis(plot.yaxis)
@@ -132,6 +160,19 @@ def lines(
         plot.yaxis.formatter = BasicTickFormatter(power_limit_low=-5)
     plot.xgrid.visible = False
     return Drawing(plot, tuple(legend) if len(curves) > 1 else ())
+
+
+def _whisker(
+    plot: Any, dimension: str, base: Any, source: ColumnDataSource, colour: str = "#777777"
+) -> None:
+    """Draw the intervals of a source's columns ``low`` and ``high``."""
+    whisker = Whisker(
+        base=base, lower="low", upper="high", source=source, dimension=dimension,
+        line_color=colour, line_width=1.2, level="overlay",
+    )  # fmt: skip
+    whisker.upper_head.size = whisker.lower_head.size = 6
+    whisker.upper_head.line_color = whisker.lower_head.line_color = colour
+    plot.add_layout(whisker)
 
 
 def tradeoff(points: Sequence[Tradeoff], order: Sequence[str] = ()) -> Drawing:
@@ -142,9 +183,9 @@ def tradeoff(points: Sequence[Tradeoff], order: Sequence[str] = ()) -> Drawing:
         order: Names of all runs; their order sets colours and marks.
     """
     plot = frame(
-        height=360,
-        x_range=Range1d(start=-0.03, end=1.05),
-        y_range=Range1d(start=-0.03, end=1.05),
+        height=300,
+        x_range=Range1d(start=-0.04, end=1.06),
+        y_range=Range1d(start=-0.04, end=1.06),
         x_axis_label="locality: unchanged where nothing may change",
         y_axis_label="reliability: edits that hold",
     )

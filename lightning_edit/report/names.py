@@ -24,6 +24,8 @@ class MetricInfo:
         share: Whether it is a share between 0 and 1.
         leading: Whether it gets a chart; the others only appear in the list of all metrics.
         log: Whether values that span several orders of magnitude get a logarithmic axis.
+        counter: Whether it counts or names a place in the sequence: told as a number, never drawn.
+        start: Value on the unedited model by definition, with which a curve begins.
     """
 
     title: str
@@ -32,6 +34,8 @@ class MetricInfo:
     share: bool = False
     leading: bool = True
     log: bool = False
+    counter: bool = False
+    start: float | None = None
 
     def show(self, value: float) -> str:
         """Format a value with its unit."""
@@ -66,26 +70,41 @@ _MEASURES: Mapping[str, MetricInfo] = {
     ),
     "earlier": MetricInfo("Earlier edits that are right", share=True, leading=False),
     "half_life": MetricInfo(
-        "Half-life of an edit", "Later edits after which half of the edits is lost.", "edits"
+        "Half-life of an edit",
+        "Later edits after which half of the edits is lost.",
+        "edits",
+        counter=True,
     ),
     "hidden_cosine": MetricInfo(
         "Distance of hidden states",
         "1 − cosine to the pristine model's hidden states on fixed texts; 0 is no change.",
+        start=0.0,
     ),
     "hidden_l2": MetricInfo("Distance of hidden states, norm", leading=False),
-    "perplexity_ratio": MetricInfo("Perplexity over that before", leading=False),
+    "perplexity_ratio": MetricInfo(
+        "Perplexity on held text, over that before",
+        "How surprised the model is by ordinary text; 1 is no change, a steep rise is collapse.",
+        "×",
+        log=True,
+        start=1.0,
+    ),
     "l1_growth": MetricInfo("Growth of the weights, L1", leading=False),
     "l2_growth": MetricInfo(
-        "Growth of the weights", "Norm of the edited weights over their norm before; 1 is none."
+        "Growth of the weights",
+        "Norm of the edited weights over their norm before; 1 is none.",
+        start=1.0,
     ),
     "update_norm": MetricInfo(
-        "Size of all edits", "Norm of the change over the norm of the weights before."
+        "Size of all edits",
+        "Norm of the change over the norm of the weights before.",
+        start=0.0,
     ),
     "perplexity": MetricInfo("Perplexity on held text", leading=False),
     "perplexity_mean": MetricInfo("Perplexity on held text, mean over texts", leading=False),
     "perplexity_median": MetricInfo(
         "Perplexity on held text, median",
         "How surprised the model is by ordinary text; a steep rise is model collapse.",
+        leading=False,
         log=True,
     ),
     "perplexity_clipped": MetricInfo(
@@ -104,8 +123,8 @@ _MEASURES: Mapping[str, MetricInfo] = {
     "delta_bytes": MetricInfo("Size of an edit on disk", unit="bytes"),
     "peak_cuda_bytes": MetricInfo("Peak memory of the GPU", unit="bytes"),
     "peak_rss_bytes": MetricInfo("Peak memory of the process", unit="bytes"),
-    "parameters": MetricInfo("Parameters changed", unit="numbers"),
-    "rank": MetricInfo("Rank of an edit"),
+    "parameters": MetricInfo("Parameters changed", unit="numbers", counter=True),
+    "rank": MetricInfo("Rank of an edit", counter=True),
     "leak": MetricInfo(
         "The new answer where it is wrong", "Share of questions; less is better.", share=True
     ),
@@ -114,8 +133,11 @@ _MEASURES: Mapping[str, MetricInfo] = {
     ),
     "ams": MetricInfo("Old answer overcome", share=True, leading=False),
     "broken": MetricInfo("Edits beyond the bound of perplexity", share=True, leading=False),
-    "first_broken": MetricInfo("Perplexity beyond its bound, first after", unit="edits"),
-    "rolled_back": MetricInfo("Edits taken back"),
+    "first_broken": MetricInfo(
+        "Perplexity beyond its bound, first after", unit="edits", counter=True
+    ),
+    "rolled_back": MetricInfo("Edits taken back", counter=True),
+    "checks": MetricInfo("Checks of the guard", leading=False, counter=True),
     "gie": MetricInfo(
         "Harm to facts that only the model holds close",
         "GIE: mean change of facts close in hidden space and far in the graph, over that of "

@@ -32,6 +32,8 @@ NEEDS = ("bokeh", "jinja2", "networkx")
 INSTALL = 'pip install "lightning-edit[report]"'
 #: Runs whose metrics are all listed; more would fill the page with tables.
 _MAX_LISTED_RUNS = 10
+#: Sections that are open on a phone; the others are opened by a tap.
+_OPEN_ON_A_PHONE = ("aspects", "tradeoff", "curves")
 #: Cards of each run on a page of several runs.
 _CARDS_PER_RUN = 3
 
@@ -81,7 +83,7 @@ def write_page(runs: Sequence[Path], out: Path) -> Path:
         write_atomic(out, _render(listed, out).encode("utf-8", "replace"))
     except OSError as error:
         raise ReportError(
-            f"could not write {out}: {error.strerror or error}; give another file with --html"
+            f"could not write {out}: {error.strerror or error}; give another file with --out"
         ) from error
     return out
 
@@ -103,6 +105,8 @@ def _render(runs: Sequence[Run], out: Path) -> str:
     mode: Mode = next(iter(modes(runs)), "gen")
     shown = list(dict.fromkeys(value.aspect for run in runs for value in aspects(run, mode)))
     charts = {chart.id: chart.item() for section in drawn for chart in section.charts}
+    cards = [card for section in drawn for card in section.multiples]
+    charts |= {chart.id: chart.item() for card in cards for chart in card.charts}
     graphs = [graph for section in drawn for graph in section.items]
     scripts = [Script(_bokeh_script()), Script(_asset("page.js"))]
     values: dict[str, Any] = {
@@ -115,6 +119,7 @@ def _render(runs: Sequence[Run], out: Path) -> str:
         "differ": comparable(runs),
         "warnings": [warning for run in runs for warning in warnings(run)],
         "sections": drawn,
+        "first": _OPEN_ON_A_PHONE,
         "questions": QUESTION,
         "about": [(run.label, facts_about(run)) for run in runs],
         "every": [(run.label, _all_metrics(run)) for run in runs[:_MAX_LISTED_RUNS]],

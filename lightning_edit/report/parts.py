@@ -11,6 +11,7 @@ from lightning_edit.report.drawing import Drawing
 from lightning_edit.report.names import MetricInfo, describe_metric
 from lightning_edit.report.runs import Run
 from lightning_edit.report.series import Curve
+from lightning_edit.report.small_charts import Multiples
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class Section:
         numbers: Metrics with a single value per run.
         graphs: Titles of the graphs that can be selected in place of the first chart.
         items: Bokeh JSON items of these graphs.
+        multiples: Cards of small charts.
+        gist: What it found, in a few words, which are read while it is closed; may be empty.
+        open: Whether it is open when the page is opened.
     """
 
     id: str
@@ -74,6 +78,9 @@ class Section:
     numbers: tuple[ScalarMetric, ...] = ()
     graphs: tuple[str, ...] = ()
     items: tuple[Any, ...] = field(default=(), repr=False)
+    multiples: tuple[Multiples, ...] = ()
+    gist: str = ""
+    open: bool = True
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
@@ -104,13 +111,21 @@ def line_chart(
     """
     title, note, share, log = info.title, info.note, info.share, info.log
     log = log and series.needs_log_axis([y for line in found for y in line.y])
-    rows = tuple(
-        (line.label, f"{x:g}", percent_or_dash(y) if share else f"{y:.4g}")
-        for line in found
-        for x, y in zip(line.x, line.y, strict=True)
-    )
+
+    def written(value: float) -> str:
+        return percent_or_dash(value) if share else f"{value:.4g}"
+
+    rows = []
+    for line in found:
+        for place, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
+            low_high = [" to ".join(map(written, line.intervals[place]))] if line.intervals else []
+            n = [str(line.n[place])] if line.n else []
+            rows.append((line.label, f"{x:g}", written(y), *low_high, *n))
     plot = charts.lines(found, x_label, share, log, order)
-    return Chart(name, title, note, plot, ("run", x_label, "value"), rows)
+    spread = ("95 % interval",) if any(line.intervals for line in found) else ()
+    counted = ("n",) if any(line.n for line in found) else ()
+    header = ("run", x_label, "value", *spread, *counted)
+    return Chart(name, title, note, plot, header, tuple(rows))
 
 
 def scalar_metrics(runs: Sequence[Run], *families: str) -> tuple[ScalarMetric, ...]:

@@ -131,19 +131,6 @@ def _read(row: dict[str, Any], where: str) -> RippleFact:
         ) from error
 
 
-def by_distance(facts: Sequence[RippleFact]) -> dict[int, list[float]]:
-    """Group the changes of facts by knowledge-graph distance, in ascending order.
-
-    Args:
-        facts: Facts of any edits; facts without a path are left out.
-    """
-    found: dict[int, list[float]] = {}
-    for fact in facts:
-        if fact.distance is not None:
-            found.setdefault(fact.distance, []).append(fact.change)
-    return dict(sorted(found.items()))
-
-
 def lay_out(facts: Sequence[RippleFact], limit: int = 250) -> RippleGraph:
     """Compute the ring layout (shell layout) of the facts around one edit.
 

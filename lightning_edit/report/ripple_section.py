@@ -9,7 +9,7 @@ from bokeh.models.annotations import ColorBar
 from bokeh.palettes import interp_palette
 from bokeh.plotting import from_networkx
 
-from lightning_edit.report import charts, series
+from lightning_edit.report import charts
 from lightning_edit.report.drawing import BAR_LABEL, FONT, Drawing, frame, hover
 from lightning_edit.report.names import SETS, MetricInfo
 from lightning_edit.report.parts import (
@@ -23,12 +23,12 @@ from lightning_edit.report.parts import (
 from lightning_edit.report.ripple import (
     RippleFact,
     RippleGraph,
-    by_distance,
     distance_words,
     lay_out,
 )
+from lightning_edit.report.ripple_series import change_over_distance, harmed_facts
 from lightning_edit.report.runs import Run
-from lightning_edit.report.series import Curve
+from lightning_edit.report.series import AspectValue
 
 #: Diverging palette: orange less likely (harm), blue more likely, grey unchanged.
 CHANGE = interp_palette(("#2F6DB5", "#B9B9B9", "#D1600F"), 21)
@@ -66,31 +66,34 @@ def ripple_section(
             tuple(row for graph in graphs for row in _graph_rows(graph)),
         )
     ]
-    curves = []
-    for run, found in zip(runs, ripples, strict=True):
-        changes = by_distance([fact for facts in found.values() for fact in facts])
-        if len(changes) > 1:
-            means = tuple(sum(values) / len(values) for values in changes.values())
-            curves.append(Curve(run.label, tuple(changes), means))
-    if curves:
+    measured = [
+        change_over_distance(run.label, found) for run, found in zip(runs, ripples, strict=True)
+    ]
+    if curves := [line for line in measured if line is not None]:
         title = "Mean change over the distance"
-        note = "Rise of the right answer's negative log probability, nats a token; above 0 is harm."
+        note = (
+            "Rise of the right answer's negative log probability, nats a token; above 0 is harm. "
+            "Whiskers: 95 % intervals over edits."
+        )
         x_label = "steps in the knowledge graph"
         drawn.append(
             line_chart(
                 "ripple-distance", MetricInfo(title, note), curves, x_label, run_labels(runs)
             )
         )
-    harmed = [(run.label, shares) for run in runs if (shares := series.harmed_facts(run, SETS))]
+    harmed = [(run.label, shares) for run in runs if (shares := harmed_facts(run, SETS))]
     if harmed:
         rows = tuple(
-            (run, value.aspect, percent_or_dash(value.after), str(value.n))
+            (run, value.aspect, percent_or_dash(value.after), _ends(value), str(value.n))
             for run, values in harmed
             for value in values
         )
-        note = "Facts whose probability fell below half, unless the run set another bound."
+        note = (
+            "Facts whose probability fell below half, unless the run set another bound. Whiskers: "
+            "95 % intervals, as if facts were independent; n: facts."
+        )
         plot = charts.aspect_bars(harmed, run_labels(runs), "facts")
-        header = ("run", "where", "harmed", "facts")
+        header = ("run", "where", "harmed", "95 % interval", "facts")
         drawn.append(Chart("ripple-harmed", "Facts harmed", note, plot, header, rows))
     return Section(
         "ripple",
@@ -102,6 +105,12 @@ def ripple_section(
         tuple(moved),
         tuple(json_item(draw_graph(graph).plot) for graph in graphs),
     )
+
+
+def _ends(value: AspectValue) -> str:
+    if value.interval is None:
+        return "–"
+    return " to ".join(map(percent_or_dash, value.interval))
 
 
 def _left_out(graphs: Sequence[RippleGraph]) -> str:
@@ -131,8 +140,7 @@ def draw_graph(graph: RippleGraph) -> Drawing:
         graph: Layout of the facts.
     """
     plot = frame(
-        height=430,
-        aspect_ratio=0.9,
+        height=360,
         x_range=DataRange1d(range_padding=0.12),
         y_range=DataRange1d(range_padding=0.12),
         match_aspect=True,

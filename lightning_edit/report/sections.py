@@ -11,7 +11,6 @@ from lightning_edit.report.parts import (
     ScalarMetric,
     Section,
     last_values,
-    line_chart,
     percent_or_dash,
     run_labels,
     scalar_metrics,
@@ -19,7 +18,9 @@ from lightning_edit.report.parts import (
 from lightning_edit.report.ripple import RippleFact
 from lightning_edit.report.ripple_section import ripple_section
 from lightning_edit.report.runs import Run
+from lightning_edit.report.sequence import metric_curves
 from lightning_edit.report.series import AspectValue
+from lightning_edit.report.small_charts import small_multiples
 from lightning_edit.types import Mode
 
 _NOTE = {"gen": "", "tf": "Each answer token is predicted given the right tokens before it."}
@@ -65,6 +66,7 @@ def sections(
             "Questions near the edited one in which the new answer is wrong: an edit that is "
             "learned too well gives it there as well.",
             "overfitting",
+            opened=False,
         ),
         _efficiency_section(runs),
     ]
@@ -123,49 +125,54 @@ def _tradeoff_section(runs: Sequence[Run]) -> Section | None:
 
 
 def _curve_section(runs: Sequence[Run]) -> Section | None:
-    drawn = []
+    cards = []
     kinds = [
         ("sequence", "edits written, one after the other"),
         ("batch", "edits written at once"),
     ]
     mode: Mode = next(iter(series.modes(runs)), "gen")
     for kind, label in kinds:
-        for aspect in series.ASPECTS:
-            if found := series.leading_curves(runs, aspect, mode, kind):
-                info = MetricInfo(aspect.capitalize(), share=True)
-                drawn.append(line_chart(f"{kind}-{aspect}", info, found, label, run_labels(runs)))
-    if not drawn:
+        found = [
+            (MetricInfo(aspect.capitalize(), share=True), curves)
+            for aspect in series.ASPECTS
+            if (curves := series.leading_curves(runs, aspect, mode, kind))
+        ]
+        card = small_multiples(kind, f"Aspects over {label}", found, label, run_labels(runs))
+        cards += [] if card is None else [card]
+    if not cards:
         return None
     return Section(
         "curves",
         "Over the number of edits",
         f"All edits written so far are evaluated again at each point. {MODE[mode]}.",
-        tuple(drawn),
+        multiples=tuple(cards),
     )
 
 
 def _family_section(
-    runs: Sequence[Run], name: str, title: str, intro: str, *families: str
+    runs: Sequence[Run], name: str, title: str, intro: str, *families: str, opened: bool = True
 ) -> Section | None:
-    drawn: list[Chart] = []
-    numbers: list[ScalarMetric] = []
-    for number, full in enumerate(leading_metrics(series.metric_names(runs, *families))):
-        info = describe_metric(full)
-        if found := series.sequence_curves(runs, full, pristine=True):
-            place, label = f"{name}-{number}", "edits written"
-            drawn.append(line_chart(place, info, found, label, run_labels(runs)))
-        else:
-            numbers += scalar_metrics(runs, full)
-    if not drawn and not numbers:
+    found = metric_curves(runs, leading_metrics(series.metric_names(runs, *families)))
+    drawn = [(info, curves) for info, curves in found.values() if curves]
+    card = small_multiples(name, title, drawn, "edits written", run_labels(runs))
+    left = [full for full, (_, curves) in found.items() if not curves]
+    numbers = [number for full in left for number in scalar_metrics(runs, full)]
+    if card is None and not numbers:
         return None
-    return Section(name, title, intro, tuple(drawn), tuple(numbers))
+    cards = () if card is None else (card,)
+    return Section(name, title, intro, (), tuple(numbers), multiples=cards, open=opened)
 
 
 def _efficiency_section(runs: Sequence[Run]) -> Section | None:
     drawn: list[Chart] = []
     numbers: list[ScalarMetric] = []
     staged = [(run.label, stages) for run in runs if (stages := series.stage_seconds(run))]
-    if staged:
+    if len(staged) == 1 == len(runs):  # one bar says no more than its numbers
+        ((label, stages),) = staged
+        for part, value in stages.items():
+            info = describe_metric(f"efficiency/{part}_seconds")
+            numbers.append(ScalarMetric(info.title, info.note, ((label, info.show(value)),)))
+    elif staged:
         parts = tuple((run, part, f"{s:.4g}") for run, found in staged for part, s in found.items())
         title, note = "Where the time of an edit goes", "Seconds an edit, without scoring it."
         plot = charts.stacked(staged, "seconds")
@@ -183,12 +190,15 @@ def _efficiency_section(runs: Sequence[Run]) -> Section | None:
         drawn.append(Chart(f"efficiency-{number}", info.title, info.note, plot, header, rows))
     if not drawn and not numbers:
         return None
+    seconds = series.seconds_per_edit(runs[0]) if len(runs) == 1 else None
     return Section(
         "efficiency",
         "What it costs",
         "Times are of the machine that a run was made on; compare runs of one machine.",
         tuple(drawn),
         tuple(numbers),
+        gist="" if seconds is None else f"{seconds:.3g} s an edit",
+        open=bool(drawn),
     )
 
 

@@ -36,6 +36,7 @@ class AspectValue:
         before: Value on the pristine model; ``None`` where it is not defined, as for ``kept``.
         after: Value on the edited model, a share.
         n: Number of requests behind the value.
+        interval: Ends of its 95 % interval, if one was computed.
     """
 
     aspect: str
@@ -43,6 +44,7 @@ class AspectValue:
     before: float | None
     after: float
     n: int
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,21 @@ class Curve:
         label: Label of the run or editor.
         x: Numbers of edits in force, ascending.
         y: Value of the metric after each number of edits.
+        intervals: Ends of the 95 % interval of each value; empty if none were computed.
+        n: Number of measurements behind each value; empty if it is not told.
     """
 
     label: str
     x: tuple[int, ...]
     y: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...] = ()
+    n: tuple[int, ...] = ()
+
+    def begun_with(self, start: float) -> "Curve":
+        """Return the curve with a first value before any edit, unless it has one."""
+        if self.x[0] == 0:
+            return self
+        return Curve(self.label, (0, *self.x), (start, *self.y))
 
 
 @dataclass(frozen=True)
@@ -252,22 +264,6 @@ def stage_seconds(run: Run) -> dict[str, float]:
         stage = name.removeprefix("efficiency/").removesuffix("_seconds")
         if name.endswith("_seconds") and stage not in ("evaluate", "measure"):
             found[stage] = last_value(run, name) or 0.0
-    return found
-
-
-def harmed_facts(run: Run, sets: Mapping[str, str]) -> list[AspectValue]:
-    """Return the share of facts around the edits that were harmed (ripple effects), by set.
-
-    Args:
-        run: The run.
-        sets: Display names of the sets, by the name in ``ripple.<set>/…``.
-    """
-    found = []
-    for name, words in sets.items():
-        share = last_value(run, f"ripple.{name}/beyond@tf")
-        facts = last_value(run, f"ripple.{name}/facts")
-        if share is not None:
-            found.append(AspectValue(words, "harmed", None, share, int(facts or 0)))
     return found
 
 

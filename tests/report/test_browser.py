@@ -58,7 +58,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     curves: Any = {
         "drift/hidden_cosine": lambda after: after / 100,
-        "collapse/perplexity_median": lambda after: 10.0 * after,
+        "drift/update_norm": lambda after: 0.01 * after,
+        "drift.reliability/retention@gen": lambda after: 1 - after / 50,
+        "collapse/perplexity_ratio": lambda after: 1 + after / 10,
+        "collapse/ngram_entropy": lambda after: 5 - after / 10,
+        "collapse/rolled_back": lambda after: 3.0,
+        "overfitting.subject_only/leak@gen": lambda after: after / 40,
+        "overfitting.multi_hop/leak@gen": lambda after: after / 50,
         "efficiency/search_seconds": lambda after: 0.2,
         "efficiency/solve_seconds": lambda after: 0.1,
     }
@@ -76,6 +82,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for editor in ("ROME", "MEMIT")
     ]
     write_ripples(runs[0], ["edit:0", "edit:1"], prompts=HOSTILE)
+    write_page(runs[:1], folder / "one.html")
     return write_page(runs, folder / "page.html")
 
 
@@ -91,6 +98,16 @@ def open_page(browser: Chrome, page: Path, width: int = 1200, scheme: str = "lig
     browser.get_log("performance")
     browser.get(page.as_uri())
     WebDriverWait(browser, 30).until(lambda b: b.execute_script(_READY))
+
+
+def unfold(browser: Chrome) -> None:
+    """Open every section, and wait for its charts."""
+    script = "document.querySelectorAll('details.fold').forEach((fold) => { fold.open = true; })"
+    browser.execute_script(script)
+    drawn = """
+    return [...document.querySelectorAll("[data-chart]")].every((e) => e.childElementCount > 0)
+    """
+    WebDriverWait(browser, 30).until(lambda b: b.execute_script(drawn))
 
 
 def hover(browser: Chrome, chart: str, x: float, y: float) -> str:
@@ -143,12 +160,13 @@ def test_it_opens_without_errors_and_asks_for_nothing(browser: Chrome, page: Pat
 
 def test_every_chart_is_drawn(browser: Chrome, page: Path) -> None:
     open_page(browser, page)
+    unfold(browser)
     script = """
-    return [...document.querySelectorAll("[data-chart]")].map((e) => [e.id, e.childElementCount])
+    return [...document.querySelectorAll("[data-chart]")].map((e) => [e.id, e.offsetWidth])
     """
     drawn = dict(browser.execute_script(script))
-    assert all(drawn.values())
-    wanted = {"aspects-gen", "aspects-tf", "tradeoff-gen", "sequence-reliability", "drift-0"}
+    assert all(width > 100 for width in drawn.values())
+    wanted = {"aspects-gen", "aspects-tf", "tradeoff-gen", "sequence-0", "drift-0", "leaks-0"}
     assert wanted | {"ripple-graph", "ripple-distance", "efficiency-stages"} <= set(drawn)
 
 
@@ -169,9 +187,9 @@ def test_search_and_filters(browser: Chrome, page: Path) -> None:
 def test_pages_and_order(browser: Chrome, page: Path) -> None:
     open_page(browser, page)
     first = rows(browser)
-    assert len(first) == 50
+    assert len(first) == 8
     browser.find_element(By.ID, "next").click()
-    assert browser.find_element(By.ID, "page").text == "page 2 of 4"
+    assert browser.find_element(By.ID, "page").text == "page 2 of 25"
     assert rows(browser)[0] != first[0]
     header = browser.find_elements(By.CSS_SELECTOR, "#table th")[2]
     header.find_element(By.TAG_NAME, "button").click()
@@ -199,6 +217,7 @@ def test_hover_shows_the_fact(browser: Chrome, page: Path) -> None:
 
 def test_a_finger_shows_the_fact(browser: Chrome, page: Path) -> None:
     open_page(browser, page, width=390)
+    unfold(browser)
     browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
     element = browser.find_element(By.ID, "ripple-graph")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
@@ -226,14 +245,14 @@ def tap(browser: Chrome, x: float, y: float) -> None:
 
 def test_hover_shows_the_numbers(browser: Chrome, page: Path) -> None:
     open_page(browser, page)
-    text = hover(browser, "sequence-reliability", 20, _last_reliability(page))
+    text = hover(browser, "sequence-0", 20, _last_reliability(page))
     assert "ROME" in text or "MEMIT" in text
     assert "%" in text
 
 
 def _last_reliability(page: Path) -> float:
     results = json.loads((page.parent / "ROME" / "results.json").read_text())
-    return float(results["points"][-1]["metrics"]["reliability/em@gen"])
+    return float(results["points"][-1]["metrics"]["reliability/answer@gen"])
 
 
 def test_another_edit_can_be_chosen(browser: Chrome, page: Path) -> None:
@@ -276,6 +295,43 @@ def test_a_phone_scrolls_one_way_only(browser: Chrome, page: Path) -> None:
     assert browser.execute_script(width) == 390
     assert not browser.find_element(By.CSS_SELECTOR, "#table thead").is_displayed()
     assert rows(browser)
+
+
+@pytest.mark.parametrize(("width", "screens"), [(1280, 3), (390, 3.2)])
+def test_a_sequential_run_fits_on_three_screens(
+    browser: Chrome, page: Path, width: int, screens: float
+) -> None:
+    open_page(browser, page.with_name("one.html"), width)
+    tall = browser.execute_script("return document.documentElement.scrollHeight")
+    assert tall <= screens * 900
+
+
+def test_names_are_not_broken(browser: Chrome, page: Path) -> None:
+    script = """
+    const broken = [];
+    const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+      for (const found of walk.currentNode.textContent.matchAll(/MEMIT|ROME|100%/g)) {
+        const range = document.createRange();
+        range.setStart(walk.currentNode, found.index);
+        range.setEnd(walk.currentNode, found.index + found[0].length);
+        const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+        if (lines.size > 1) broken.push(walk.currentNode.parentElement.outerHTML);
+      }
+    }
+    return broken;
+    """
+    for width in (1200, 390, 320):
+        open_page(browser, page, width)
+        assert browser.execute_script(script) == []
+
+
+def test_a_link_opens_the_section_that_it_leads_to(browser: Chrome, page: Path) -> None:
+    open_page(browser, page)
+    about = browser.find_element(By.CSS_SELECTOR, "#about > details")
+    assert about.get_attribute("open") is None
+    browser.find_element(By.CSS_SELECTOR, "nav a[href='#about']").click()
+    assert about.get_attribute("open") is not None
 
 
 def test_the_keyboard_reaches_the_table(browser: Chrome, page: Path) -> None:

@@ -242,7 +242,7 @@ def test_a_broken_case_is_named_and_no_page_is_left(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ReportError, match="give another file with --html"):
+    with pytest.raises(ReportError, match="give another file with --out"):
         write_page([run], tmp_path / "file" / "page.html")
 
 
@@ -270,4 +270,4 @@ def test_without_the_extra_the_tables_are_still_there(
     assert "reliability" in said.out
     assert 'bokeh not installed. For it: pip install "lightning-edit[report]"' in said.err
     with pytest.raises(ReportError, match="needs bokeh"):
-        main([str(run), "--html", str(tmp_path / "page.html")])
+        main([str(run), "--out", str(tmp_path / "page.html")])

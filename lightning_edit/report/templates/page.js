@@ -1,7 +1,8 @@
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
-  const PAGE = 50;
+  const PHONE = matchMedia("(max-width: 760px)").matches;
+  const PAGE = PHONE ? 5 : 8;
   const ASPECT_GOOD = ["✓ right", "✓ unchanged"], ASPECT_BAD = ["✗ wrong", "✗ changed"];
 
   // ------------------------------------------------------------------------------ data
@@ -98,13 +99,37 @@
     listenToFingers();
     const data = await read("charts-data");
     if (!data) return;
-    for (const element of document.querySelectorAll("[data-chart]")) {
-      await draw(element, data.charts[element.dataset.chart]);
-    }
+    const waiting = new Set(document.querySelectorAll("[data-chart]"));
+    const drawVisible = async () => { // a chart in a closed section has no width yet
+      for (const element of [...waiting]) {
+        if (!element.checkVisibility()) continue;
+        waiting.delete(element);
+        await draw(element, data.charts[element.dataset.chart]);
+      }
+    };
+    for (const fold of document.querySelectorAll("details")) fold.addEventListener("toggle", drawVisible);
+    await drawVisible();
     const choice = $("graph-choice");
     if (choice) {
       choice.addEventListener("change", () => draw($("ripple-graph"), data.graphs[Number(choice.value)]));
     }
+  }
+
+  // ------------------------------------------------------------------------- sections
+  function unfold(target) {
+    for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
+    target?.querySelector(":scope > details.fold")?.setAttribute("open", "");
+  }
+
+  function folds() {
+    if (PHONE) for (const fold of document.querySelectorAll("[data-closed-on-phone]")) fold.open = false;
+    const follow = () => { if (location.hash) unfold($(decodeURIComponent(location.hash.slice(1)))); };
+    addEventListener("hashchange", follow);
+    for (const link of document.querySelectorAll('a[href^="#"]')) {
+      link.addEventListener("click", () => unfold($(link.hash.slice(1)))); // also where the hash stays the same
+    }
+    addEventListener("beforeprint", () => document.querySelectorAll("details.fold").forEach((fold) => { fold.open = true; }));
+    follow();
   }
 
   // ----------------------------------------------------------------------------- cases
@@ -248,6 +273,7 @@
   }
 
   async function start() {
+    folds();
     $("theme").addEventListener("click", () => setTheme(theme + 1));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
     setTheme(Math.max(0, THEMES.findIndex(([name]) => name === remembered())));
