@@ -60,7 +60,7 @@ def aspect_bars(
     step = 0.8 / len(bars)
     counted = any(value.interval for _, values in named for value in values)
     plot = frame(
-        height=50 + len(aspects) * max(30, 16 * len(bars)),
+        height=40 + len(aspects) * max(24, 13 * len(bars)),
         y_range=FactorRange(factors=aspects[::-1]),
         x_range=Range1d(start=0, end=1.45 if counted else 1.2),  # room for the last label
     )
@@ -107,7 +107,7 @@ def aspect_bars(
     tips = [("", "@name"), ("@aspect", "@value{0.0%}"), ("measure", "@measure"), (unit, "@n")]
     hover(plot, tips, renderers)
     percent_axis(plot.xaxis)
-    plot.xaxis.ticker = FixedTicker(ticks=[0, 0.25, 0.5, 0.75, 1])
+    plot.xaxis.ticker = FixedTicker(ticks=[0, 0.5, 1])
     plot.ygrid.visible = False
     legend = tuple(Mark(name, colour, BAR) for name, colour, _, _ in bars)
     return Drawing(plot, legend if len(bars) > 1 else ())
@@ -132,7 +132,11 @@ def lines(
     options: dict[str, Any] = {"y_axis_type": "log"} if log else {}
     if share:
         options["y_range"] = Range1d(start=-0.04, end=1.06)
-    plot = frame(height=210, x_axis_label=x_label, **options)
+    elif ends := [end for line in curves for pair in line.intervals for end in pair]:
+        low, high = min(0.0, *ends), max(0.0, *ends)  # zero is no change
+        room = 0.06 * (high - low) or 1.0
+        options["y_range"] = Range1d(start=low - room * (low < 0), end=high + room)
+    plot = frame(height=184, x_axis_label=x_label, **options)
     dots: list[DataRenderer] = []
     legend = []
     for fallback, line in enumerate(curves):
@@ -239,9 +243,10 @@ def bars(values: Sequence[tuple[str, float, str]], unit: str, order: Sequence[st
         height=56 + 30 * len(names),
         y_range=FactorRange(factors=names[::-1]),
         x_axis_label=unit,
-        x_range=Range1d(start=0, end=1.15 * max(value for _, value, _ in values) or 1),
+        x_range=Range1d(start=0, end=1.35 * max(value for _, value, _ in values) or 1),
     )
     drawn = plot.hbar(y="name", right="value", height=0.62, color="colour", source=source)
+    plot.xaxis.ticker = BasicTicker(desired_num_ticks=3)
     if unit == "bytes":
         plot.xaxis.formatter = NumeralTickFormatter(format="0 b")
     plot.text(x="value", y="name", text="shown", source=source, **BAR_LABEL)

@@ -58,9 +58,8 @@ def ripple_section(
         Chart(
             "ripple-graph",
             "Facts around one edit",
-            "The edit is in the middle; each ring is a distance in the knowledge graph. Squares "
-            "are close to it in hidden space only. Point at a fact, or tap it, to read it."
-            + _left_out(graphs),
+            "Each ring is a distance from the edit in the knowledge graph; squares are close to it "
+            "in hidden space only. Point at a fact, or tap it." + _left_out(graphs),
             draw_graph(graphs[0]),
             ("edit", "fact", "distance", "change (nats a token)", "outcome"),
             tuple(row for graph in graphs for row in _graph_rows(graph)),
@@ -73,7 +72,7 @@ def ripple_section(
         title = "Mean change over the distance"
         note = (
             "Rise of the right answer's negative log probability, nats a token; above 0 is harm. "
-            "Whiskers: 95 % intervals over edits."
+            "Whiskers: 95 % over edits."
         )
         x_label = "steps in the knowledge graph"
         drawn.append(
@@ -89,8 +88,8 @@ def ripple_section(
             for value in values
         )
         note = (
-            "Facts whose probability fell below half, unless the run set another bound. Whiskers: "
-            "95 % intervals, as if facts were independent; n: facts."
+            "Their probability fell below half, or another bound of the run. Whiskers: 95 %, as if "
+            "facts were independent; n: facts."
         )
         plot = charts.aspect_bars(harmed, run_labels(runs), "facts")
         header = ("run", "where", "harmed", "95 % interval", "facts")
@@ -140,16 +139,22 @@ def draw_graph(graph: RippleGraph) -> Drawing:
         graph: Layout of the facts.
     """
     plot = frame(
-        height=360,
-        x_range=DataRange1d(range_padding=0.12),
-        y_range=DataRange1d(range_padding=0.12),
+        height=244,
+        x_range=DataRange1d(range_padding=0.2),
+        y_range=DataRange1d(range_padding=0.2),
         match_aspect=True,
     )
     plot.axis.visible = False
     plot.grid.visible = False
     for label, radius in graph.rings:
         plot.circle(0, 0, radius=radius, fill_color=None, line_color="#888888", line_alpha=0.25)
-        plot.text([0], [radius], text=[label], text_align="center", **BAR_LABEL | {"y_offset": -14})
+        plot.text(
+            [0],
+            [radius],
+            text=[label],
+            text_align="center",
+            **BAR_LABEL | {"x_offset": 0, "y_offset": -8},
+        )
     net = nx.Graph()
     for number, node in enumerate(graph.nodes):
         fact = node.fact

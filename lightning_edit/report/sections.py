@@ -179,7 +179,8 @@ def _efficiency_section(runs: Sequence[Run]) -> Section | None:
         names = ("run", "stage", "seconds")
         drawn.append(Chart("efficiency-stages", title, note, plot, names, parts))
     for number, (info, values) in enumerate(_costs(runs, bool(staged))):
-        if len(values) < 2:
+        # A bar chart of one number, of a counter, or of equal numbers shows nothing.
+        if info.counter or len({info.show(value) for _, value in values}) < 2:
             shown = tuple((name, info.show(value)) for name, value in values)
             numbers.append(ScalarMetric(info.title, info.note, shown))
             continue

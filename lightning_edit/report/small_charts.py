@@ -26,8 +26,10 @@ from lightning_edit.report.names import MetricInfo
 from lightning_edit.report.series import Curve
 
 #: Pixels of a small chart.
-_HEIGHT = 118
+_HEIGHT = 106
 _FONT_SIZE = "10px"
+#: The last number of edits over the first one from which on the axis is logarithmic.
+_WIDE = 50
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,22 @@ def small_multiples(
     )
 
 
+def needs_log_edits(curves: Sequence[Curve]) -> bool:
+    """Return whether numbers of edits span so much that a logarithmic axis tells them apart.
+
+    Args:
+        curves: The curves.
+    """
+    places = {x for line in curves for x in line.x if x > 0}
+    return len(places) > 2 and max(places) >= _WIDE * min(places)
+
+
+def without_start(line: Curve) -> Curve:
+    """Return a curve without its value before the first edit, for a logarithmic axis."""
+    kept = [(x, y) for x, y in zip(line.x, line.y, strict=True) if x > 0]
+    return Curve(line.label, tuple(x for x, _ in kept), tuple(y for _, y in kept))
+
+
 def small_lines(info: MetricInfo, curves: Sequence[Curve], order: Sequence[str]) -> figure:
     """Draw one metric small: few ticks, no axis labels.
 
@@ -129,6 +147,10 @@ def small_lines(info: MetricInfo, curves: Sequence[Curve], order: Sequence[str])
     """
     log = info.log and series.needs_log_axis([y for line in curves for y in line.y])
     options: dict[str, Any] = {"y_axis_type": "log"} if log else {}
+    wide = needs_log_edits(curves)
+    if wide:  # or the first points lie on each other at the lower left
+        options["x_axis_type"] = "log"
+        curves = [without_start(line) for line in curves]
     if info.share:
         options["y_range"] = Range1d(start=-0.08, end=1.08)
     plot = frame(height=_HEIGHT, **options)
@@ -142,7 +164,11 @@ def small_lines(info: MetricInfo, curves: Sequence[Curve], order: Sequence[str])
     value = "@y{0.0%}" if info.share else "@y{0.000 a}"
     hover(plot, [("", "@name"), ("edits", "@x"), ("value", value)], dots)
     plot.axis.major_label_text_font_size = _FONT_SIZE
-    plot.xaxis.ticker = BasicTicker(min_interval=1, desired_num_ticks=3)
+    if wide:
+        plot.xaxis.ticker = FixedTicker(ticks=sorted({x for line in curves for x in line.x}))
+        plot.xaxis.formatter = BasicTickFormatter(use_scientific=False)
+    else:
+        plot.xaxis.ticker = BasicTicker(min_interval=1, desired_num_ticks=3)
     if info.share:
         percent_axis(plot.yaxis)
         plot.yaxis.ticker = FixedTicker(ticks=[0, 0.5, 1])

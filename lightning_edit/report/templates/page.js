@@ -2,7 +2,7 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const PHONE = matchMedia("(max-width: 760px)").matches;
-  const PAGE = PHONE ? 5 : 8;
+  const PAGE = PHONE ? 4 : 5;
   const ASPECT_GOOD = ["✓ right", "✓ unchanged"], ASPECT_BAD = ["✗ wrong", "✗ changed"];
 
   // ------------------------------------------------------------------------------ data
@@ -134,8 +134,8 @@
 
   // ----------------------------------------------------------------------------- cases
   const COLUMNS = [
-    ["edit", "Edit", "15%"], ["kind", "Kind", "12%"], ["question", "Question", "25%"], ["expected", "Answer", "12%"],
-    ["before", "Before", "12%"], ["now", "Now", "12%"], ["verdict", "Verdict", "12%"],
+    ["edit", "Edit", "10%"], ["kind", "Kind", "11%"], ["question", "Question", "35%"], ["expected", "Answer", "11%"],
+    ["before", "Before", "11%"], ["now", "Now", "11%"], ["verdict", "Verdict", "11%"],
   ];
 
   function cell(row, label, content) {
