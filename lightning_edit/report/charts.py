@@ -11,8 +11,8 @@ from bokeh.models import (
     FixedTicker,
     NumeralTickFormatter,
     Range1d,
-    Whisker,
 )
+from bokeh.models.annotations import Whisker
 from bokeh.models.renderers import DataRenderer
 from bokeh.transform import dodge
 
