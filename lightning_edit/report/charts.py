@@ -1,7 +1,7 @@
 """Bokeh charts of the HTML page; the page's theme sets the colours of text and grid."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from bokeh.models import (
     BasicTicker,
@@ -12,7 +12,7 @@ from bokeh.models import (
     NumeralTickFormatter,
     Range1d,
 )
-from bokeh.models.annotations import Whisker
+from bokeh.models.annotations import TeeHead, Whisker
 from bokeh.models.renderers import DataRenderer
 from bokeh.transform import dodge
 
@@ -167,15 +167,19 @@ def lines(
 
 
 def _whisker(
-    plot: Any, dimension: str, base: Any, source: ColumnDataSource, colour: str = "#777777"
+    plot: Any,
+    dimension: Literal["width", "height"],
+    base: Any,
+    source: ColumnDataSource,
+    colour: str = "#777777",
 ) -> None:
     """Draw the intervals of a source's columns ``low`` and ``high``."""
+    head = TeeHead(size=6, line_color=colour)
     whisker = Whisker(
         base=base, lower="low", upper="high", source=source, dimension=dimension,
         line_color=colour, line_width=1.2, level="overlay",
+        upper_head=head, lower_head=head.clone(),
     )  # fmt: skip
-    whisker.upper_head.size = whisker.lower_head.size = 6
-    whisker.upper_head.line_color = whisker.lower_head.line_color = colour
     plot.add_layout(whisker)
 
 
