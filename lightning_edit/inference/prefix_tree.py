@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from lightning_edit.inference.packed.backend import NotPackableError, packable, replaced_attention
+from lightning_edit.models.view import configs_of
 
 Ids = tuple[int, ...]
 
@@ -137,7 +138,7 @@ def tree_attention(model: Any, tree: TokenTree) -> Iterator[None]:
         )
         return found.transpose(1, 2)
 
-    with replaced_attention(model, attend, int(tree.positions.max()) + 1):
+    with replaced_attention(configs_of(model), attend, int(tree.positions.max()) + 1):
         yield
     # Any other layer that mixes tokens would ignore the tree.
     if len(called) != getattr(model.config.get_text_config(), "num_hidden_layers", None):

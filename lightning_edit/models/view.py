@@ -7,6 +7,7 @@ blocks the final norm, the output head and the token embeddings.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
@@ -74,6 +75,20 @@ class ModelView:
         """Number of (decoder) blocks."""
         return len(self.blocks)
 
+    @cached_property
+    def block_numbers(self) -> dict[int, int]:
+        """Number of the block that each module is in, by ``id``; looked up once a view."""
+        return {
+            id(module): number
+            for number, block in enumerate(self.blocks)
+            for module in block.module.modules()
+        }
+
+    @cached_property
+    def configs(self) -> list[Any]:
+        """Distinct configs from which the model's modules choose their attention."""
+        return configs_of(self.model)
+
     def stack(self, name: Stack) -> tuple[BlockView, ...]:
         """Return the blocks of a stack.
 
@@ -122,6 +137,16 @@ class ModelView:
     def name_of(self, module: nn.Module) -> str:
         """Return the dotted name of a module of the model, e.g. of :attr:`head`."""
         return _name_of(self.model, module)
+
+
+def configs_of(model: nn.Module) -> list[Any]:
+    """Return the distinct configs from which a model's modules choose their attention.
+
+    Args:
+        model: The model.
+    """
+    found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    return [config for config in found.values() if hasattr(config, "_attn_implementation")]
 
 
 def depth_fraction(view: ModelView, fractions: Sequence[float]) -> list[int]:

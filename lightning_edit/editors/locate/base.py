@@ -39,6 +39,7 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.solve import Solution
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.hooks import Side
+from lightning_edit.inference.suffix.forward import texts_per_pass
 from lightning_edit.inference.suffix.write_path import WritePath, find_write_paths
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
@@ -67,7 +68,8 @@ class LocateThenEdit(Editor, family=True):
             itself when the editor is bound.
         seed: Seed of the sampled templates.
         rows_per_pass: Most texts per forward pass; bounds memory, changes no result. ``None``: on a
-            CPU 32 (wide or deep models) to 448 (small ones), else 1024.
+            CPU 32 (wide or deep models) to 448 (small ones), so that about 1 GiB of activations is
+            stored; else 1024.
 
     Note:
         As in the authors' code and unlike the papers, the weight decay is linear in ‖δ‖, and the KL
@@ -280,9 +282,7 @@ class LocateThenEdit(Editor, family=True):
             return self.rows_per_pass
         if self.language_model.device.type != "cpu":
             return 1024
-        # Wide models saturate a CPU with few rows, and store many activations per row.
-        width = self.view.embeddings.get_parameter("weight").shape[1]
-        return min(448, max(32, 2**19 // (width * self.view.num_blocks)))
+        return texts_per_pass(self.view)
 
     # ------------------------------------------------------------------------------------- pieces
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.editors.locate.search_objective import EarlyStopping, Objective
 from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.functional.adam import AdamVector
 from lightning_edit.functional.losses import drift, log_probs, mean_by
 from lightning_edit.inference.suffix.build import build_suffix_forward
 from lightning_edit.inference.suffix.forward import Site, SuffixForward
@@ -187,7 +188,7 @@ def _search_pass(
     norm = _norms(initial, suffix.parts)
     delta = torch.zeros_like(initial, requires_grad=True)
     # Adam is elementwise, so joint optimisation equals one optimiser per request.
-    optimizer = torch.optim.Adam([delta], lr=objective.lr)
+    adam = AdamVector(delta, objective.lr)
     losses, steps = torch.zeros(count, dtype=dtype), [0] * count
     nll, nll_before = torch.zeros_like(losses), torch.zeros_like(losses)
     searching = torch.arange(count, device=initial.device)
@@ -218,9 +219,9 @@ def _search_pass(
         active = (loss.detach() >= objective.threshold) & ~done
         if final or not bool(active.any()):
             break
-        (delta.grad,) = torch.autograd.grad(loss[active].sum(), delta)
+        (gradient,) = torch.autograd.grad(loss[active].sum(), delta)
         kept = delta.detach().clone()
-        optimizer.step()
+        adam.step(gradient)
         searching = searching[active]
         with torch.no_grad():
             stepped = _clamp_norms(delta[searching], objective.clamp * norm[searching])

@@ -11,6 +11,7 @@ head ``j`` of the keys (grouped-query attention); ``c``, ``e`` -- width of a hea
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -85,17 +86,17 @@ class PackedGroup:
         }
         return PackedGroup.of(numbers, lengths, self.before[rows], past, self.mask.dtype)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of tokens m of the texts."""
         return len(self.places)
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Maximum number of tokens t of a text in the row."""
         return self.mask.shape[1]
 
-    @property
+    @cached_property
     def same_length(self) -> bool:
         """Whether all texts have the same length, so that there is no padding."""
         return len(self.slots) == len(self.places)
@@ -111,7 +112,7 @@ class PackedGroup:
         """Unpack a row into one line per text; padding is zero."""
         if self.same_length:
             return self.unpack(row).contiguous()
-        whole = row.new_zeros(len(row), len(self.slots), row.shape[2])
+        whole = row.new_zeros(row.shape[0], self.slots.shape[0], row.shape[2])
         whole.index_copy_(1, self.places, row)
         return torch.unflatten(whole, 1, self.mask.shape[:2])
 
@@ -176,7 +177,7 @@ class _PackedAttention(torch.autograd.Function):
     ) -> Float[Tensor, "m h e"]:
         ctx.groups, ctx.scaling = groups, scaling
         kept = []
-        found = query.new_empty(query.shape[1], len(query), value.shape[2])
+        found = query.new_empty(query.shape[1], query.shape[0], value.shape[2])
         rows = (query, key, value, found.transpose(0, 1))
         cuts = zip(groups, *(_split_groups(row, groups) for row in rows), strict=True)
         for group, own_query, own_key, own_value, row in cuts:
@@ -184,7 +185,7 @@ class _PackedAttention(torch.autograd.Function):
             unpacked = group.unpack(own_query)
             # Laid out for the products below, in the same step as the scaling.
             queries = _group_heads(
-                torch.mul(unpacked, scaling, out=unpacked.new_empty(unpacked.shape)), len(key)
+                torch.mul(unpacked, scaling, out=unpacked.new_empty(unpacked.shape)), key.shape[0]
             )
             scores = queries @ keys.mT
             torch.unflatten(scores, 2, (-1, group.longest)).add_(group.mask[:, None])
@@ -198,10 +199,10 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "m h e"]) -> tuple[Tensor | None, ...]:
         saved, groups = ctx.saved_tensors, ctx.groups
-        kv_heads, width = len(saved[0]), saved[0].shape[3]
+        kv_heads, width = saved[0].shape[0], saved[0].shape[3]
         # Token-major memory, as the model's own tensors have it.
         found = [
-            gradient.new_empty(len(gradient), count, size).transpose(0, 1)
+            gradient.new_empty(gradient.shape[0], count, size).transpose(0, 1)
             for count, size in (
                 (gradient.shape[1], width),
                 (kv_heads, width),
@@ -226,7 +227,7 @@ class _PackedAttention(torch.autograd.Function):
 
 def _group_heads(unpacked: Float[Tensor, "h k t c"], heads: int) -> Float[Tensor, "j k gt c"]:
     """Group query heads that share a key head (grouped-query attention)."""
-    if len(unpacked) == heads:
+    if unpacked.shape[0] == heads:
         return unpacked
     return torch.unflatten(unpacked, 0, (heads, -1)).transpose(1, 2).flatten(2, 3)
 
@@ -240,4 +241,6 @@ def _ungroup_heads(grouped: Float[Tensor, "j k gt c"], longest: int) -> Float[Te
 
 def _split_groups(row: Float[Tensor, "h m c"], groups: Sequence[PackedGroup]) -> tuple[Tensor, ...]:
     """Split a packed row into the tokens of every group."""
+    if len(groups) == 1:
+        return (row,)
     return torch.split(row, [group.size for group in groups], dim=1)

@@ -8,12 +8,14 @@ Axis names: ``h`` -- heads of the queries; ``m`` -- tokens of a row; ``e`` -- wi
 value; ``c`` -- of its key.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lightning_edit.models.view import configs_of
 
 #: Name of the attention function that computes softmax(scaling · q kᵀ + mask) v and no more.
 _SDPA = "sdpa"
@@ -28,12 +30,6 @@ class NotPackableError(Exception):
     """Attention of a model that cannot run packed, without padding; callers then pad."""
 
 
-def configs_of(model: nn.Module) -> list[Any]:
-    """Return the distinct configs from which a model's modules choose their attention."""
-    found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    return [config for config in found.values() if hasattr(config, "_attn_implementation")]
-
-
 def packable(model: nn.Module) -> bool:
     """Return whether all of a model's attention is plain and can be replaced by name."""
     if not getattr(model, "_supports_attention_backend", False):
@@ -42,11 +38,15 @@ def packable(model: nn.Module) -> bool:
 
 
 @contextmanager
-def replaced_attention(model: nn.Module, attention: Attention, longest: int) -> Iterator[None]:
+def replaced_attention(
+    configs: Sequence[Any], attention: Attention, longest: int
+) -> Iterator[None]:
     """Replace a model's attention function inside the ``with`` block.
 
     Args:
-        model: A :func:`packable` model; it is called without a cache and without a mask.
+        configs: Those of a :func:`packable` model
+            (:func:`~lightning_edit.models.view.configs_of`); it is called without a cache and
+            without a mask.
         attention: Replacement for softmax(scaling · q kᵀ + mask) v.
         longest: Maximum number of tokens that one token attends to.
 
@@ -66,7 +66,6 @@ def replaced_attention(model: nn.Module, attention: Attention, longest: int) -> 
         return attention(module, query, key, value, rest.get("scaling")), None
 
     name = f"lightning_edit_{id(replacement)}"
-    configs = configs_of(model)
     ALL_ATTENTION_FUNCTIONS[name] = replacement
     try:
         for config in configs:

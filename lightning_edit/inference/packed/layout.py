@@ -180,17 +180,12 @@ def packed_attention(
     Yields:
         A list that collects the numbers of the blocks whose attention ran.
     """
-    number_of = {
-        id(module): number
-        for number, block in enumerate(view.blocks)
-        for module in block.module.modules()
-    }
     called: list[int] = []
 
     def replacement(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
     ) -> Tensor:
-        number = number_of.get(id(module))
+        number = view.block_numbers.get(id(module))
         if number is None:
             raise NotPackableError
         called.append(number)
@@ -199,5 +194,5 @@ def packed_attention(
         return attend(packing.groups, number, query, key, value, scaling)
 
     longest = max(group.mask.shape[-1] for group in packing.groups)
-    with replaced_attention(view.model, replacement, longest):
+    with replaced_attention(view.configs, replacement, longest):
         yield called

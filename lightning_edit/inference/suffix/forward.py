@@ -36,6 +36,25 @@ from lightning_edit.models.view import ModelView
 
 Site = Literal["mlp", "block", "attention+mlp"]
 
+#: Numbers that the passes of a search may store for their gradient on a CPU: 1 GiB in float32.
+_STORED = 2**28
+#: Tokens of a text from its subject's last one on, which are those that run.
+_USUAL_TOKENS = 8
+
+
+def texts_per_pass(view: ModelView) -> int:
+    """Return how many texts a pass on a CPU takes, so that what it stores fits in about 1 GiB.
+
+    More texts read the weights less often and multiply larger matrices. The model alone decides, so
+    that the layout, and with it the last bits, are the same on every machine.
+
+    Args:
+        view: The language model's structure.
+    """
+    # A block stores about eight vectors of the hidden width and four of the MLP's for each token.
+    token = view.num_blocks * (8 * view.hidden_size + 4 * view.intermediate_size)
+    return min(448, max(32, _STORED // (_USUAL_TOKENS * token)))
+
 
 @dataclass(frozen=True)
 class SuffixForward:

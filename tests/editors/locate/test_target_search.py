@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_edit.editors import KN, MEMIT
 from lightning_edit.editors.locate.prompts import essence_texts, merge_watched, rewriting_texts
@@ -13,6 +14,7 @@ from lightning_edit.editors.locate.target_search import _split_into_passes, sear
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.inference.suffix.build import build_suffix_forward
+from lightning_edit.inference.suffix.forward import texts_per_pass
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import resolve
 from lightning_edit.types import EditBatch, EditRequest
@@ -147,3 +149,29 @@ def test_in_front_of_the_first_attention_only_what_changes_runs() -> None:
     assert seen == [tokens, *3 * [len(texts)], 2, 1]
     torch.testing.assert_close(again, first)
     torch.testing.assert_close(few, first[0][[3, 1]])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "texts"),
+    [
+        ((576, 1536, 30, 9), 104),  # SmolLM2-135M
+        ((768, 3072, 12, 12), 151),  # GPT-2 small
+        ((4096, 14336, 32, 32), 32),  # Llama 3 8B
+        ((32, 48, 3, 4), 448),
+    ],
+)
+def test_the_model_says_how_many_texts_a_pass_takes(
+    sizes: tuple[int, int, int, int], texts: int
+) -> None:
+    hidden, inner, blocks, heads = sizes
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        vocab_size=97,
+    )
+    with torch.device("meta"):
+        view = resolve(LlamaForCausalLM(config))
+    assert texts_per_pass(view) == texts
