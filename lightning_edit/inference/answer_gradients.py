@@ -24,7 +24,9 @@ from lightning_edit.inference.hooks import (
     replace_input,
     replace_output,
 )
-from lightning_edit.inference.model_call import telling
+from lightning_edit.inference.model_call import calls_of, telling
+from lightning_edit.inference.packed.backend import NotPackableError
+from lightning_edit.inference.packed.forward import PackedRow, TextSpan, prefill_prefixes
 from lightning_edit.models.view import ModelView
 
 
@@ -50,9 +52,13 @@ def answer_factors(
 ) -> AnswerFactors:
     r"""Return each row's loss and, per layer, its gradient factors at the answer tokens.
 
-    The gradient is that of each row's own mean loss, as in a batch of one. The last block's MLP and
-    the head run only at the positions that predict the answers: no other output is read. Results
-    equal those of :func:`~lightning_edit.inference.answers.token_factors` up to rounding.
+    The gradient is that of each row's own mean loss, as in a batch of one. No gradient passes
+    through a prompt: nothing at an answer token acts on a token before it. So prompts run once,
+    without a graph, into a KV cache, and equal ones once only; then the tokens that predict the
+    answers run alone, packed in one row without padding. Where the model's attention cannot be
+    replaced, where edits decide once a prompt, and with ``parameters``, rows are padded; the last
+    block's MLP and the head run only at the answers there. Results equal those of
+    :func:`~lightning_edit.inference.answers.token_factors` up to rounding.
 
     Args:
         view: A decoder-only language model; its weights may be frozen.
@@ -60,32 +66,88 @@ def answer_factors(
         modules: Dotted names of linear layers.
         parameters: Values that replace the model's parameters, by name.
     """
+    with torch.inference_mode(False), torch.enable_grad():
+        batch = AnswerRows.pad(rows, view.embeddings.get_parameter("weight").device)
+        if not parameters and calls_of(view.model) is None:
+            try:
+                return _after_prompts(view, rows, batch, modules)
+            except NotPackableError:
+                # Found before anything is kept: attention with a bias, a cap or a short window.
+                pass
+        return _whole_rows(view, batch, modules, parameters)
+
+
+def _after_prompts(
+    view: ModelView, rows: Sequence[AnswerRow], batch: AnswerRows, modules: Sequence[str]
+) -> AnswerFactors:
+    """Run prompts into a KV cache, then what predicts the answers, in one row without padding."""
+    with torch.no_grad():
+        before = [tuple(prompt[:-1]) for prompt, _ in rows]
+        pool, earlier = prefill_prefixes(view, before, view.num_blocks - 1)
+    spans = [
+        TextSpan((prompt[-1], *answer[:-1]), places)
+        for (prompt, answer), places in zip(rows, earlier, strict=True)
+    ]
+    row = PackedRow.of(view, spans, pool)
+    ends = torch.tensor([len(one) for one in before], device=batch.rows.device)
+    places = row.packing.starts[batch.rows] + batch.positions - ends[batch.rows]
+    with _recorded(view.model, modules) as (captured, zeros):
+        logits = row.logits(view, places)
+    losses, gradients = _gradients(logits, batch, [zeros[name] for name in modules])
+    factors = {
+        name: (captured[name].detach()[0, places], gradient[0, places])
+        for name, gradient in zip(modules, gradients, strict=True)
+    }
+    return AnswerFactors(losses, factors)
+
+
+def _whole_rows(
+    view: ModelView,
+    batch: AnswerRows,
+    modules: Sequence[str],
+    parameters: Mapping[str, Tensor] | None,
+) -> AnswerFactors:
+    """Run prompts with their answers in padded rows."""
+    model = view.model
+    with _run_last_mlp_at_answers(view, batch), _recorded(model, modules) as (captured, zeros):
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+        places = (batch.rows, batch.positions)
+        with telling(model, batch.prompt_ends):
+            logits = wide(logits_at(model, inputs, places, parameters))
+    losses, gradients = _gradients(logits, batch, [zeros[name] for name in modules])
+    factors = {
+        name: (_select_answers(captured[name].detach(), batch), _select_answers(gradient, batch))
+        for name, gradient in zip(modules, gradients, strict=True)
+    }
+    return AnswerFactors(losses, factors)
+
+
+@contextmanager
+def _recorded(
+    model: nn.Module, modules: Sequence[str]
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Record inputs of layers, and zeros that are added to their outputs to take gradients at."""
     zeros: dict[str, Tensor] = {}
 
     def add_zero(name: str, hidden: Tensor) -> Tensor:
         zeros[name] = torch.zeros_like(hidden, requires_grad=True)
         return hidden + zeros[name]
 
-    model = view.model
-    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-        batch = AnswerRows.pad(rows, view.embeddings.get_parameter("weight").device)
-        stack.enter_context(_run_last_mlp_at_answers(view, batch))
+    with ExitStack() as stack:
         captured = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
         for name in modules:
             hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
             stack.enter_context(hook)
-        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
-        places = (batch.rows, batch.positions)
-        with telling(model, batch.prompt_ends):
-            logits = wide(logits_at(model, inputs, places, parameters))
-        nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-        losses = batch.per_row(nll)
-        gradients = torch.autograd.grad(losses.sum(), [zeros[name] for name in modules])
-    factors = {
-        name: (_select_answers(captured[name].detach(), batch), _select_answers(gradient, batch))
-        for name, gradient in zip(modules, gradients, strict=True)
-    }
-    return AnswerFactors(losses.detach(), factors)
+        yield captured, zeros
+
+
+def _gradients(
+    logits: Float[Tensor, "a v"], batch: AnswerRows, zeros: Sequence[Tensor]
+) -> tuple[Float[Tensor, " b"], tuple[Tensor, ...]]:
+    """Return each row's mean loss, and the gradients of their sum at layers' outputs."""
+    nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    losses = batch.per_row(nll)
+    return losses.detach(), torch.autograd.grad(losses.sum(), zeros)
 
 
 @contextmanager

@@ -47,3 +47,33 @@ def test_equals_the_whole_pass(family: str, sizes: list[tuple[int, int]]) -> Non
             # GPT-Neo computes attention in float32 whatever its weights are.
             torch.testing.assert_close(mine, theirs[lines, places], rtol=1e-5, atol=1e-7)
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_only_what_predicts_the_answers_has_a_graph(family: str) -> None:
+    view = resolve(TINY[family]().requires_grad_(False))
+    (prompt, answer), *others = made(ROWS)
+    rows = [(prompt, answer), (prompt, answer[:1]), *others]
+    name = view.down_projection(0)
+    tokens = {True: 0, False: 0}
+
+    def count(_: torch.nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        tokens[torch.is_grad_enabled()] += args[0].shape[:-1].numel()
+
+    handle = view.model.get_submodule(name).register_forward_hook(count)
+    answer_factors(view, rows, [name])
+    handle.remove()
+    assert tokens[True] == sum(len(given) for _, given in rows)
+    # The prompt of two answers runs once.
+    assert tokens[False] == sum(len(given) - 1 for given, _ in rows[1:])
+
+
+def test_the_order_of_modules_is_the_callers() -> None:
+    view = resolve(TINY["llama"]().double().requires_grad_(False))
+    names = [view.down_projection(layer) for layer in (2, 0)]
+    found, turned = (
+        answer_factors(view, made(ROWS), listed).factors for listed in (names, names[::-1])
+    )
+    for name in names:
+        for one, other in zip(found[name], turned[name], strict=True):
+            torch.testing.assert_close(one, other)

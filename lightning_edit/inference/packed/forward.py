@@ -3,14 +3,18 @@
 A shared prefix goes through the model once. Everything here raises
 :class:`~lightning_edit.inference.packed.backend.NotPackableError` where the model's attention
 cannot be replaced; callers then pad.
+
+Axis names: ``p`` -- tokens that are read; ``v`` -- vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_edit.inference.answer_pass import logits_at, wide
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.packed.backend import NotPackableError, packable
 from lightning_edit.inference.packed.layout import KVPool, Packing, packed_attention
@@ -82,6 +86,20 @@ class PackedRow:
             view.model(**self.inputs, use_cache=False)
         _require_attention_of_blocks(ran, until)
         return captured
+
+    def logits(self, view: ModelView, places: Int[Tensor, " p"]) -> Float[Tensor, "p v"]:
+        """Return logits at tokens of the row, in at least single precision.
+
+        Gradients flow to whatever acts in the pass. Take them before the row is run again.
+
+        Args:
+            view: The language model's structure.
+            places: Indices of the tokens.
+        """
+        with packed_attention(view, self.packing) as ran:
+            found = logits_at(view.model, self.inputs, (torch.zeros_like(places), places))
+        _require_attention_of_blocks(ran, view.num_blocks - 1)
+        return wide(found)
 
     def keys_and_values(self, view: ModelView, until: int) -> dict[int, tuple[Tensor, Tensor]]:
         """Return keys and values of the row's tokens, by number of the block.
