@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_edit.exceptions import ConfigError
@@ -40,6 +39,8 @@ def accepted_arguments(kind: type) -> tuple[str, ...]:
     Args:
         kind: The class.
     """
+    from jsonargparse import ArgumentParser  # only needed to write arguments down, not to edit
+
     return tuple(ArgumentParser().add_class_arguments(kind))
 
 
