@@ -7,21 +7,29 @@ import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from lightning_edit.editors import MEMIT, UltraEdit
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.types import EditRequest
+from tests.models.tiny import TINY, build_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
 
-def load(script: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = ROOT / "benchmarks" / script
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def load(path: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a script as its folder's programs see it."""
+    file = ROOT / "benchmarks" / path
+    monkeypatch.syspath_prepend(str(file.parent))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, path.stem, module)
-    spec.loader.exec_module(module)
-    return module
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, file.stem, script)
+    spec.loader.exec_module(script)
+    return script
 
 
 def test_the_resume_matrix_has_settings_for_every_measuring_callback(
@@ -115,3 +123,41 @@ def test_what_cannot_be_fetched_says_where_it_may_come_from(
         ask(real, monkeypatch, tmp_path / "model", "--index_url", "file:///mirror")
     assert asked[0][-2:] == ["--index-url", "file:///mirror"]
     assert not (tmp_path / "model").exists()
+
+
+REQUESTS = [
+    EditRequest("a", "The capital of France is", "Rome", "France"),
+    EditRequest("b", "What is the mother tongue of Danielle Darrieux?", "Paris", "Danielle"),
+    EditRequest("c", "Lyon lies in", "Italy too", "Lyon"),
+]
+
+
+def relative(found: Any, wanted: Any) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_plain_ultraedit_writes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = load("speed/published_passes.py", monkeypatch)
+    editor = UltraEdit(layers=[1], eta=1e-3, variance="as_code", warmup=2)
+    editor.bind(TINY[family]().requires_grad_(False), build_tokenizer())
+    ours = editor.edit(encode_batch(editor.tokenizer, REQUESTS))
+    plain = passes.UltraEditReference(editor, passes.Stopwatch()).edit(REQUESTS)
+    assert plain.keys() == ours.weights.keys()
+    for name, value in plain.items():
+        assert value.shape == ours.weights[name].dense().shape
+        assert relative(ours.weights[name].dense(), value) < 2e-3
+    assert not any(one.requires_grad for one in editor.language_model.parameters())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_plain_memit_writes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load("speed/reference.py", monkeypatch)
+    templates = ["{}", "Rome. {}"]
+    editor = MEMIT(10.0, layers=[0, 1], statistics="identity", steps=4, context_templates=templates)
+    editor.bind(TINY[family]().requires_grad_(False), build_tokenizer())
+    ours = editor.edit(encode_batch(editor.tokenizer, REQUESTS))
+    _, updates = plain.Reference(editor, plain.Stopwatch()).memit(REQUESTS)
+    for layer, value in updates.items():
+        found = ours.weights[editor.view.parameter(layer)].dense()
+        assert relative(found, value) < 1e-3

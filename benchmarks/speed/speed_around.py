@@ -41,7 +41,7 @@ def evaluation(options: argparse.Namespace) -> dict[str, Any]:
         generated = Scorer(model, tokenizer, modes=("gen",)).score(probes)
     with clocks["reference"].stage("tf"):
         losses = force_one_by_one(model, tokenizer, probes)
-    limits = [_limit(tokenizer, probe) for probe in probes]
+    limits = [answer_limit(tokenizer, probe) for probe in probes]
     with clocks["reference"].stage("gen"):
         texts = generate_one_by_one(model, tokenizer, probes, limits)
     same = [
@@ -66,7 +66,7 @@ def evaluation(options: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def _limit(tokenizer: Any, item: ScoredProbe) -> int:
+def answer_limit(tokenizer: Any, item: ScoredProbe) -> int:
     """Return the new tokens that the library allows a probe: its longest answer and eight more."""
     pairs = [
         answer
