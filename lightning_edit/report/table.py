@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -86,7 +86,9 @@ def _aspect_table(results: Mapping[str, Any], point: Mapping[str, Any]) -> Table
 def _callback_table(point: Mapping[str, Any]) -> Table | None:
     table = _table("Beside the probes")
     for header, style in (("", None), ("", None), ("before", None), ("after", "bold")):
-        table.add_column(header, justify="right" if header else "left", style=style, no_wrap=True)
+        # At 80 columns names are folded; a number that is cut would be another one.
+        justify: JustifyMethod = "right" if header else "left"
+        table.add_column(header, justify=justify, style=style, no_wrap=bool(header))
     return table if comparison.add_metric_rows(table, point) else None
 
 
