@@ -1,11 +1,17 @@
 """Where the tests find material that is not part of the project."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.forks import Forks
+
 ROOT = Path(__file__).resolve().parent.parent
+
+#: About how many seconds the slow tests of a file take, where it is many.
+LONG: dict[str, float] = {}
 
 
 def shared_path(name: str) -> Path:
@@ -21,3 +27,28 @@ def shared_path(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is absent; set ${variable} to the folder that holds it")
     return path
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """What starts several processes at a time; see ``tests/forks.py``."""
+    made = Forks(tmp_path_factory.mktemp("forks"))
+    yield made
+    made.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist deal files in the order below, not by their number of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)  # after tests were chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: a run ends when the last of its files does."""
+    seconds: dict[Path, float] = {}
+    for item in items:
+        long = LONG.get(item.path.relative_to(ROOT).as_posix(), 0.0)
+        known = long if item.get_closest_marker("slow") else 0.0
+        seconds[item.path] = max(seconds.get(item.path, 0.0), known) + 0.1
+    items.sort(key=lambda item: -seconds[item.path])

@@ -49,6 +49,16 @@ def found(out: Path) -> dict[str, object]:
     }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the grid, run in one process to its end."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = folder / "small.yaml"
+    path.write_text(GRID)
+    assert run(path, folder / "out") == 1
+    return folder / "out"
+
+
 @pytest.mark.slow
 def test_a_failed_cell_is_shown_and_the_grid_goes_on(
     grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -94,9 +104,8 @@ def test_some_methods_of_a_grid(
 
 
 @pytest.mark.slow
-def test_shards_find_what_one_process_finds(grid: Path, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run(grid, whole) == 1
+def test_shards_find_what_one_process_finds(grid: Path, tmp_path: Path, whole: Path) -> None:
+    parts = tmp_path / "parts"
     assert run(grid, parts, "--shard", "1/2") == 1
     assert 0 < len(found(parts)) < len(found(whole))
     run(grid, parts, "--shard", "2/2")
@@ -104,9 +113,8 @@ def test_shards_find_what_one_process_finds(grid: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_grid_goes_on_where_it_was(grid: Path, tmp_path: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    run(grid, whole)
+def test_a_killed_grid_goes_on_where_it_was(grid: Path, tmp_path: Path, whole: Path) -> None:
+    out = tmp_path / "out"
     command = [sys.executable, "-m", "lightning_edit", "benchmark", str(grid), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 240
@@ -123,7 +131,6 @@ def test_a_killed_grid_goes_on_where_it_was(grid: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cells_share_one_baseline(grid: Path, tmp_path: Path) -> None:
-    run(grid, tmp_path)
-    assert len(list(tmp_path.glob("baselines/*.jsonl"))) == 2  # two facts, and four
-    assert len(found(tmp_path)) == 4
+def test_cells_share_one_baseline(whole: Path) -> None:
+    assert len(list(whole.glob("baselines/*.jsonl"))) == 2  # two facts, and four
+    assert len(found(whole)) == 4

@@ -1,9 +1,6 @@
 """EditEvaluation in a Trainer of a project that has nothing to do with editing."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from lightning_edit.callbacks import EditEvaluation
 from lightning_edit.evaluation.outcomes import ProbeScore
@@ -20,9 +19,9 @@ from lightning_edit.metrics import summarise
 from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.types import EditRequest, Probe
 from tests.callbacks.foreign import FineTuning, loader, trainer
+from tests.forks import Forks
 from tests.metrics.outcomes import reference
 
-ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.bits,
@@ -203,48 +202,35 @@ def test_errors_say_what_to_give(tmp_path: Path) -> None:
         trainer(tmp_path, evaluation).fit(mute, loader(), loader(1))
 
 
-_WORKER = """
-import json, sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.fsdp import fully_shard
-from tests.callbacks.foreign import FineTuning, loader, trainer
-from tests.callbacks.test_evaluation import callback
-
 class Sharded(FineTuning):
-    def configure_model(self):
-        for block in self.backbone.model.layers:
-            fully_shard(block, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self.backbone, mesh=self.device_mesh["data_parallel"])
+    """The same module in parts: its weights lie on both processes."""
 
-root, devices, strategy = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-sharded = strategy == "sharded"
-module = (Sharded if sharded else FineTuning)(lr=0.0)  # measuring is compared
-evaluation = callback(module, directory=str(root / "cases"))
-if sharded:
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-run = trainer(root, evaluation, max_epochs=1, devices=devices, strategy=strategy)
-run.fit(module, loader(), loader(1))
-values = {name: float(value) for name, value in run.callback_metrics.items() if "/" in name}
-(root / f"rank-{run.global_rank}.json").write_text(json.dumps(values))
-"""
+    def configure_model(self) -> None:
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.backbone.model.layers:
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.backbone, mesh=mesh)
+
+
+def measure(root: str, devices: int, strategy: Any) -> None:
+    module = (Sharded if strategy == "sharded" else FineTuning)(lr=0.0)  # measuring is compared
+    evaluation = callback(module, directory=f"{root}/cases")
+    if strategy == "sharded":
+        strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    run = trainer(Path(root), evaluation, max_epochs=1, devices=devices, strategy=strategy)
+    run.fit(module, loader(), loader(1))
+    values = {name: float(value) for name, value in run.callback_metrics.items() if "/" in name}
+    Path(root, f"rank-{run.global_rank}.json").write_text(json.dumps(values))
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(_WORKER)
+def test_two_processes_equal_one(tmp_path: Path, forks: Forks) -> None:
     found = {}
     for strategy, devices in (("auto", 1), ("ddp", 2), ("sharded", 2)):
         root = tmp_path / strategy
         root.mkdir()
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(script), str(root), str(devices), strategy]
-        done = subprocess.run(
-            command, check=False, timeout=300, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        call = "tests.callbacks.test_evaluation:measure"
+        forks.run(call, root, devices, strategy, ranks=devices)
         ranks = [json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(devices)]
         assert all(values == ranks[0] for values in ranks)
         rows = read_rows(max((root / "cases").glob("step-*.jsonl")))

@@ -1,9 +1,6 @@
 """Callbacks in anyone's Trainer: two processes give the numbers of one; half precision; resume."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,8 @@ from lightning_edit.callbacks import (
 from lightning_edit.storage.jsonl import read_rows
 from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.callbacks.test_evaluation import REQUESTS
+from tests.forks import Forks
 
-ROOT = Path(__file__).parents[2]
 # Three texts and one request on two processes: uneven shares, and an empty one.
 TEXTS = ["The capital of Italy is Rome", "Lyon lies in France", "The river is in Rome"]
 
@@ -80,36 +77,23 @@ def test_half_precision(tmp_path: Path, precision: str) -> None:
     assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
 
 
-_WORKER = """
-import json, sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-from tests.callbacks.foreign import FineTuning, loader, trainer
-from tests.callbacks.test_processes import callbacks, measured
-
-root, devices = Path(sys.argv[1]), int(sys.argv[2])
-run = trainer(root, *callbacks(root), max_epochs=1, devices=devices,
-              strategy="ddp" if devices > 1 else "auto", use_distributed_sampler=False)
-run.fit(FineTuning(lr=1e-3), loader(), loader(1))
-(root / f"rank-{run.global_rank}.json").write_text(json.dumps(measured(run)))
-"""
+def measure(root: str, devices: int) -> None:
+    run = trainer(
+        Path(root), *callbacks(Path(root)), max_epochs=1, devices=devices,
+        strategy="ddp" if devices > 1 else "auto", use_distributed_sampler=False,
+    )  # fmt: skip
+    run.fit(FineTuning(lr=1e-3), loader(), loader(1))
+    Path(root, f"rank-{run.global_rank}.json").write_text(json.dumps(measured(run)))
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(_WORKER)
+def test_two_processes_equal_one(tmp_path: Path, forks: Forks) -> None:
     found: dict[int, list[dict[str, float]]] = {}
     rows: dict[int, dict[str, list[str]]] = {}
     for devices in (1, 2):
         root = tmp_path / str(devices)
         root.mkdir()
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, str(script), str(root), str(devices)],
-            check=False, timeout=300, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        forks.run("tests.callbacks.test_processes:measure", root, devices, ranks=devices)
         found[devices] = [
             json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(devices)
         ]

@@ -1,10 +1,7 @@
 """The ripple callback: planted faults, resumes, anyone's Trainer, two processes."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,11 +24,11 @@ from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.types import EditBatch
 from lightning_edit.types.facts import Fact
 from tests.callbacks.foreign import FineTuning, loader, trainer
+from tests.forks import Forks
 from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 
 pytestmark = pytest.mark.bits
 
-ROOT = Path(__file__).parents[2]
 #: Where and how hard the leaking editor writes.
 LAYER, STRENGTH = 2, 40.0
 FACTS = [
@@ -202,37 +199,22 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         trainer(tmp_path, bare).fit(FineTuning(), loader(), loader(1))
 
 
-_WORKER = """
-import json, sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-from tests.callbacks.foreign import FineTuning, loader, trainer
-from tests.callbacks.test_ripple import foreign_callback
-
-root, devices = Path(sys.argv[1]), int(sys.argv[2])
-ripple = foreign_callback(directory=str(root / "rows"))
-strategy = "ddp" if devices > 1 else "auto"
-run = trainer(root, ripple, max_epochs=1, devices=devices, strategy=strategy)
-run.fit(FineTuning(lr=0.0), loader(), loader(1))
-values = {name: float(value) for name, value in run.callback_metrics.items() if "/" in name}
-(root / f"rank-{run.global_rank}.json").write_text(json.dumps(values))
-"""
+def measure(root: str, devices: int) -> None:
+    ripple = foreign_callback(directory=f"{root}/rows")
+    strategy = "ddp" if devices > 1 else "auto"
+    run = trainer(Path(root), ripple, max_epochs=1, devices=devices, strategy=strategy)
+    run.fit(FineTuning(lr=0.0), loader(), loader(1))
+    values = {name: float(value) for name, value in run.callback_metrics.items() if "/" in name}
+    Path(root, f"rank-{run.global_rank}.json").write_text(json.dumps(values))
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(_WORKER)
+def test_two_processes_equal_one(tmp_path: Path, forks: Forks) -> None:
     found = []
     for devices in (1, 2):
         root = tmp_path / str(devices)
         root.mkdir()
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, str(script), str(root), str(devices)],
-            check=False, timeout=300, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        forks.run("tests.callbacks.test_ripple:measure", root, devices, ranks=devices)
         ranks = [json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(devices)]
         assert all(values == ranks[0] for values in ranks)
         found.append(ranks[0])

@@ -1,9 +1,6 @@
 """In `validate`, `test`, `predict`, and in trainings without validation: nothing is left out."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.types import EditRequest
 from lightning_edit.types.facts import Fact
 from tests.callbacks.foreign import FineTuning, loader, trainer
-from tests.callbacks.test_processes import ROOT
+from tests.forks import Forks
 from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 
 pytestmark = [
@@ -216,37 +213,24 @@ def test_wrong_arguments_are_named_all_at_once(kind: Any, wrong: dict[str, Any])
         kind(every_n_steps=0)
 
 
-_WORKER = """
-import json, sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-from tests.callbacks.foreign import trainer
-from tests.callbacks.test_schedule import SplitData, ToyEditor, every_callback
-from tests.toy import toy_model, toy_tokenizer
-
-root, devices = Path(sys.argv[1]), int(sys.argv[2])
-run = trainer(root, *every_callback(), devices=devices,
-              strategy="ddp" if devices > 1 else "auto", use_distributed_sampler=False)
-(found,) = run.test(ToyEditor().bind(toy_model(), toy_tokenizer()), SplitData(), verbose=False)
-found = {name: value for name, value in found.items() if not name.endswith("_bytes")}
-(root / f"rank-{run.global_rank}.json").write_text(json.dumps(found))
-"""
+def measure(root: str, devices: int) -> None:
+    run = trainer(
+        Path(root), *every_callback(), devices=devices,
+        strategy="ddp" if devices > 1 else "auto", use_distributed_sampler=False,
+    )  # fmt: skip
+    editor = ToyEditor().bind(toy_model(), toy_tokenizer())
+    (found,) = run.test(editor, SplitData(), verbose=False)
+    found = {name: value for name, value in found.items() if not name.endswith("_bytes")}
+    Path(root, f"rank-{run.global_rank}.json").write_text(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(_WORKER)
+def test_two_processes_find_what_one_finds(tmp_path: Path, forks: Forks) -> None:
     found: dict[int, list[dict[str, float]]] = {}
     for devices in (1, 2):
         root = tmp_path / str(devices)
         root.mkdir()
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, str(script), str(root), str(devices)],
-            check=False, timeout=300, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        forks.run("tests.callbacks.test_schedule:measure", root, devices, ranks=devices)
         found[devices] = [
             json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(devices)
         ]

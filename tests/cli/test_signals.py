@@ -111,7 +111,7 @@ def test_resume_says_what_to_do_without_a_configuration(
 
 def _edit(run: Path) -> list[str]:
     return [
-        "edit", "--model", "FTL", "--data", "AtlasDataModule", "--data.limit", "40", "--modes",
+        "edit", "--model", "FTL", "--data", "AtlasDataModule", "--data.limit", "16", "--modes",
         "[tf]", "--run", str(run), "--checkpoint_every", "1", "--trainer.enable_progress_bar",
         "false", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
@@ -138,4 +138,4 @@ def test_a_run_that_a_signal_ended_goes_on(tmp_path: Path, number: int, status: 
     require_unlocked(run)
     assert not (run / "results.json").exists()
     assert main(["resume", str(run)]) == 0
-    assert len(Journal(run / "ledger").active()) == 40
+    assert len(Journal(run / "ledger").active()) == 16

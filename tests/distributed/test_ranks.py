@@ -2,96 +2,91 @@
 
 import json
 import os
-import subprocess
-import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-
-from lightning_edit.distributed.one_process import ALONE
-from tests.conftest import ROOT
-
-_WORKER = """
-import json, sys, time
-from pathlib import Path
 import torch
 import torch.distributed as dist
+
+from lightning_edit.distributed.one_process import ALONE
 from lightning_edit.distributed.ranks import Ranks
 from lightning_edit.exceptions import SolveError
+from tests.forks import Forks
 
-rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-ranks, found, ran = Ranks(5.0), {}, []
+class Odd(Exception):
+    """An error that cannot be rebuilt from its arguments."""
 
-def work(item):
-    ran.append(item)
-    return {"item": item, "row": torch.full((item,), float(item))}
+    def __init__(self, one: str, two: int) -> None:
+        super().__init__(one)
 
-for number in (0, 1, 2, 5, 8):
-    ran.clear()
-    results = ranks.deal(range(number), work)
-    found[f"deal {number}"] = [[one["item"], one["row"].tolist()] for one in results]
-    found[f"ran {number}"] = list(ran)
 
-def told(call):
+def told(call: Callable[[], Any]) -> list[Any]:
     try:
         return ["returned", call()]
     except Exception as error:
         return [type(error).__name__, str(error)]
 
-def fails(item):
+
+def fails(item: int) -> int:
     if item in (2, 4):
         raise SolveError(f"item {item}")
     return item
 
-class Odd(Exception):
-    def __init__(self, one, two):
-        super().__init__(one)
 
-def odd(item):
+def odd(item: int) -> None:
     if item == 1:
         raise Odd("cannot be rebuilt", 2)
 
-def broken():
+
+def broken() -> None:
     raise OSError(28, "No space left on device")
 
-found["error"] = told(lambda: ranks.deal(range(5), fails))
-found["odd"] = told(lambda: ranks.deal(range(3), odd))
-found["first"] = told(lambda: ranks.first(lambda: [rank, "written"]))
-found["broken"] = told(lambda: ranks.first(broken))
-found["same"] = ranks.same({"clock": rank})
-found["agree"] = told(lambda: ranks.require_same("it", {"a": "1", "b": "2"}))
-found["differ"] = told(lambda: ranks.require_same("it", {"a": "1", "b": str(rank // 2)}))
-with ranks.apart():
-    mine = torch.ones(1)
-    dist.all_reduce(mine)
-    found["apart"] = [dist.get_world_size(), float(mine), len(ranks.deal([1, 2, 3], str))]
-found["together"] = dist.get_world_size()
-if rank != size - 1:
-    begin = time.monotonic()
-    found["hang"] = told(ranks.wait)
-    found["seconds"] = time.monotonic() - begin
-(folder / f"{rank}.json").write_text(json.dumps(found))
-if rank == size - 1:
-    time.sleep(12)
-"""
+
+def work_together(folder: str, size: int) -> None:
+    """Do everything once, as one of three processes; the last of them hangs at the end."""
+    rank = int(os.environ["LOCAL_RANK"])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    ranks, ran = Ranks(5.0), list[int]()
+    found: dict[str, Any] = {}
+
+    def work(item: int) -> dict[str, Any]:
+        ran.append(item)
+        return {"item": item, "row": torch.full((item,), float(item))}
+
+    for number in (0, 1, 2, 5, 8):
+        ran.clear()
+        results = ranks.deal(range(number), work)
+        found[f"deal {number}"] = [[one["item"], one["row"].tolist()] for one in results]
+        found[f"ran {number}"] = list(ran)
+    found["error"] = told(lambda: ranks.deal(range(5), fails))
+    found["odd"] = told(lambda: ranks.deal(range(3), odd))
+    found["first"] = told(lambda: ranks.first(lambda: [rank, "written"]))
+    found["broken"] = told(lambda: ranks.first(broken))
+    found["same"] = ranks.same({"clock": rank})
+    found["agree"] = told(lambda: ranks.require_same("it", {"a": "1", "b": "2"}))
+    found["differ"] = told(lambda: ranks.require_same("it", {"a": "1", "b": str(rank // 2)}))
+    with ranks.apart():
+        mine = torch.ones(1)
+        dist.all_reduce(mine)
+        found["apart"] = [dist.get_world_size(), float(mine), len(ranks.deal([1, 2, 3], str))]
+    found["together"] = dist.get_world_size()
+    if rank != size - 1:
+        begin = time.monotonic()
+        found["hang"] = told(ranks.wait)
+        found["seconds"] = time.monotonic() - begin
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    if rank == size - 1:
+        time.sleep(8)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> list[dict[str, Any]]:
     """What each of three processes has found."""
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "worker.py").write_text(_WORKER)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(folder / "worker.py")]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), "3", str(folder)], env=environment, stderr=subprocess.PIPE
-        )
-        for rank in range(3)
-    ]
-    said = [one.communicate(timeout=200)[1].decode() for one in processes]
-    assert [one.returncode for one in processes] == [0, 0, 0], "\n".join(said)
+    forks.run("tests.distributed.test_ranks:work_together", folder, 3, ranks=3)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 
 

@@ -1,5 +1,6 @@
 """Trained editors on models of two stacks (T5 v1.0 and v1.1, BART)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ pytestmark = [
 ]
 
 kinds = pytest.mark.parametrize("kind", MODELS)
+Learnt = Callable[[type[HypernetworkEditor], str, int], HypernetworkEditor]
 STEPS = {"step_size": 1e-2, "step_size_lr": 1e-2}
 SMALL: dict[type[HypernetworkEditor], dict[str, Any]] = {
     MEND: {"rank": 16, "lr": 3e-3, "c_edit": 1.0, "together": False, **STEPS},
@@ -227,6 +229,22 @@ def test_a_short_training_lowers_the_loss_and_leaves_the_model(
     assert all(parameter.grad is None for parameter in editor.language_model.parameters())
 
 
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
+    """Train an editor on the five facts, or load what an earlier test has trained."""
+    folder = tmp_path_factory.mktemp("learnt")
+
+    def make(editor_class: type[HypernetworkEditor], kind: str, epochs: int) -> HypernetworkEditor:
+        path = folder / f"{editor_class.__name__}-{kind}-{epochs}.safetensors"
+        if not path.exists():
+            editor = bound(editor_class, kind, any_wording=True)
+            trained(editor, folder, epochs)
+            editor.save_weights(path)
+        return bound(editor_class, kind, any_wording=True, checkpoint=str(path))
+
+    return make
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("editor_class", "kind", "epochs"),
@@ -238,12 +256,11 @@ def test_a_short_training_lowers_the_loss_and_leaves_the_model(
     ],
 )
 def test_trained_edits_write_their_targets_and_keep_more_than_fine_tuning(
-    editor_class: type[HypernetworkEditor], kind: str, epochs: int, tmp_path: Path
+    editor_class: type[HypernetworkEditor], kind: str, epochs: int, learnt: Learnt
 ) -> None:
     """Fine-tuning stands for an edit without training; both write the targets as well."""
-    editor = bound(editor_class, kind, any_wording=True)
+    editor = learnt(editor_class, kind, epochs)
     pristine = drift_and_nll(bound(editor_class, kind), editor.source)
-    trained(editor, tmp_path, epochs)
     drift, loss, right = drift_and_nll(editor, editor.source)
     tuned = FTM(steps=40, lr=1e-2).bind(editor.language_model, tokenizer())
     their_drift, their_loss, _ = drift_and_nll(tuned, editor.source)
@@ -271,9 +288,8 @@ def test_answers_are_learnt_with_the_end_that_generation_stops_at(
 
 
 @pytest.mark.slow
-def test_a_trained_edit_generates_its_target_and_stops(tmp_path: Path) -> None:
-    editor = bound(MEND, "bart", any_wording=True)
-    trained(editor, tmp_path, 150)
+def test_a_trained_edit_generates_its_target_and_stops(learnt: Learnt) -> None:
+    editor = learnt(MEND, "bart", 150)
     model, exact, begun = editor.language_model, 0, 0
     for request in facts():
         with editor.edit(encode_batch(editor.prompts, [request])).applied(model):

@@ -1,19 +1,18 @@
 """Every metric: against its reference, in parts, merged, carried, resumed, on two processes."""
 
 import json
+import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from torchmetrics import Metric
 
 import lightning_edit.metrics as library
+from tests.forks import Forks
 from tests.metrics.cases import CASES
-from tests.metrics.tester import assert_close, check
-
-ROOT = Path(__file__).parents[2]
+from tests.metrics.tester import assert_close, check, values
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -28,41 +27,28 @@ def test_no_metric_is_left_out() -> None:
     assert metrics == set(CASES)
 
 
-_WORKER = """
-import json, random, sys
-import torch.distributed as dist
-from tests.metrics.cases import CASES
-from tests.metrics.tester import values
-
-rank, file = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-found = {}
-for split in ("uneven", "empty"):
-    for name, case in CASES.items():
-        items = case.items(random.Random(5))
-        cut = len(items) // 3 if split == "uneven" else len(items)
-        metric = case.make()
-        case.give(metric, items[:cut] if rank == 0 else items[cut:])
-        found[f"{split} {name}"] = values(metric)
-print(json.dumps(found))
-dist.destroy_process_group()
-"""
+def share(folder: str) -> None:
+    """Give every metric this process's share of its items, and keep what it says."""
+    rank, found = int(os.environ["LOCAL_RANK"]), {}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for split in ("uneven", "empty"):
+        for name, case in CASES.items():
+            items = case.items(random.Random(5))
+            cut = len(items) // 3 if split == "uneven" else len(items)
+            metric = case.make()
+            case.give(metric, items[:cut] if rank == 0 else items[cut:])
+            found[f"{split} {name}"] = values(metric)
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_with_uneven_and_empty_shares_equal_one(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=180)
-        found = json.loads(output.splitlines()[-1])
+def test_two_processes_with_uneven_and_empty_shares_equal_one(
+    tmp_path: Path, forks: Forks
+) -> None:
+    forks.run("tests.metrics.test_every_metric:share", tmp_path, ranks=2)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
         for split in ("uneven", "empty"):
             for name, case in CASES.items():
                 expected = case.reference(case.items(random.Random(5)))

@@ -228,8 +228,13 @@ def run(root: Path, processes: int, name: str, nodes: int = 1, **options: Any) -
     (folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
+def run_all(root: str, processes: int, names: str, options: dict[str, Any]) -> None:
+    """Run some cases after each other."""
+    for one in names.split(","):
+        run(Path(root), processes, one, **options)
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    root, processes, names, options = sys.argv[1:5]
-    for one in names.split(","):
-        run(Path(root), int(processes), one, **json.loads(options))
+    given = sys.argv[1:5]
+    run_all(given[0], int(given[1]), given[2], json.loads(given[3]))

@@ -103,7 +103,7 @@ def edit(run: Path, editor: Editor, extra: list[pl.Callback], **options: Any) ->
         logger=False, accelerator="cpu", enable_progress_bar=False, callbacks=[*callbacks(), *extra]
     )
     return trainer.edit(
-        editor, ToyData(6), run=str(run), checkpoint_every=2, eval_at=[1, "end"], **options
+        editor, ToyData(4), run=str(run), checkpoint_every=2, eval_at=[1, "end"], **options
     )
 
 

@@ -21,6 +21,7 @@ from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.session.trainer import EditTrainer
 from tests.conftest import ROOT
+from tests.forks import Forks
 from tests.session.rank_cases import CASES, PLANTED, run
 from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 
@@ -37,12 +38,13 @@ SHARED = {
 }
 #: Seconds of a process differ from run to run.
 TIMES = "EfficiencyCallback"
+RUN = "tests.session.rank_cases:run_all"
 
 
 def start(
-    root: Path, processes: int, names: str, launch: tuple[str, ...] = (), **options: Any
+    root: Path, processes: int, names: str, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *launch, "-m", "tests.session.rank_cases"]
+    command = [sys.executable, "-m", "tests.session.rank_cases"]
     return subprocess.run(
         [*command, str(root), str(processes), names, json.dumps(options)],
         check=False, timeout=900, capture_output=True, text=True, cwd=ROOT,
@@ -50,9 +52,8 @@ def start(
     )  # fmt: skip
 
 
-def edited(root: Path, processes: int, names: str, **options: Any) -> None:
-    done = start(root, processes, names, **options)
-    assert done.returncode == 0, done.stderr[-4000:]
+def edited(forks: Forks, root: Path, processes: int, names: str, **options: Any) -> None:
+    forks.run(RUN, root, processes, names, options, ranks=processes, timeout=900)
 
 
 def ranks(folder: Path, processes: int) -> list[Any]:
@@ -107,9 +108,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+def test_two_processes_write_what_one_writes(tmp_path: Path, forks: Forks) -> None:
     run(tmp_path / "1", 1, "memit")
-    edited(tmp_path / "2", 2, "memit")
+    edited(forks, tmp_path / "2", 2, "memit")
     assert_same(tmp_path / "1/memit", tmp_path / "2/memit", 2)
     # And they share the work.
     (alone,) = passes(tmp_path / "1/memit", 1)
@@ -120,9 +121,9 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_protocol_and_family_is_the_run_of_one_process(
-    tmp_path: Path, one_process: Path, processes: int
+    tmp_path: Path, one_process: Path, forks: Forks, processes: int
 ) -> None:
-    edited(tmp_path, processes, ",".join(SAME))
+    edited(forks, tmp_path, processes, ",".join(SAME))
     for name in SAME:
         assert_same(one_process / name, tmp_path / name, processes)
     for name in ("memit", "mend-batch", "malmen"):
@@ -138,16 +139,18 @@ def test_every_protocol_and_family_is_the_run_of_one_process(
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_process(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     root = tmp_path_factory.mktemp("one-process")
-    edited(root, 1, ",".join(SAME))
+    edited(forks, root, 1, ",".join([*SAME, "plain"]))
     return root
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["kill", "kill-first", "hang", "raise"])
-def test_a_process_that_fails_ends_the_run_and_it_is_resumed(tmp_path: Path, what: str) -> None:
-    edited(tmp_path / "whole", 1, "plain")
+def test_a_process_that_fails_ends_the_run_and_it_is_resumed(
+    tmp_path: Path, one_process: Path, forks: Forks, what: str
+) -> None:
+    """Lightning's launcher starts them, and sees to their end as well."""
     begin = time.monotonic()
     failed = start(tmp_path, 2, what, rank_timeout=20.0)
     assert failed.returncode != 0
@@ -159,35 +162,32 @@ def test_a_process_that_fails_ends_the_run_and_it_is_resumed(tmp_path: Path, wha
     assert 0 < before < 12
     folder.rename(tmp_path / "plain")
     processes = {"kill": 3, "hang": 1}.get(what, 2)
-    edited(tmp_path, processes, "plain", ckpt_path="last")
-    assert_same(tmp_path / "whole/plain", tmp_path / "plain", processes)
+    edited(forks, tmp_path, processes, "plain", ckpt_path="last")
+    assert_same(one_process / "plain", tmp_path / "plain", processes)
 
 
 @pytest.mark.slow
-def test_all_processes_are_killed_at_some_time_and_others_go_on(tmp_path: Path) -> None:
-    edited(tmp_path / "whole", 1, "plain")
-    command = [sys.executable, "-m", "tests.session.rank_cases", str(tmp_path), "2", "plain"]
-    begun = subprocess.Popen(
-        [*command, "{}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, start_new_session=True,
-    )  # fmt: skip
+def test_all_processes_are_killed_at_some_time_and_others_go_on(
+    tmp_path: Path, one_process: Path, forks: Forks
+) -> None:
+    begun = forks.begin(RUN, tmp_path, 2, "plain", {}, ranks=2)
     journal, until = tmp_path / "plain/ledger/journal.jsonl", time.monotonic() + 300
-    while time.monotonic() < until and begun.poll() is None:
+    while time.monotonic() < until:
         if journal.exists() and journal.read_bytes().count(b"commit") >= 3:
             break
         time.sleep(0.002)
-    os.killpg(begun.pid, signal.SIGKILL)
-    begun.wait()
+    begun.kill()
+    assert begun.wait() == [-signal.SIGKILL] * 2
     assert 3 <= len(Journal(journal.parent).commits()) < 12
-    edited(tmp_path, 3, "plain", ckpt_path="last")
-    assert_same(tmp_path / "whole/plain", tmp_path / "plain", 3)
+    edited(forks, tmp_path, 3, "plain", ckpt_path="last")
+    assert_same(one_process / "plain", tmp_path / "plain", 3)
 
 
 @pytest.mark.slow
-def test_a_delta_that_differs_in_one_bit_is_not_written(tmp_path: Path) -> None:
-    failed = start(tmp_path, 2, "differ")
-    assert failed.returncode != 0
-    assert "the edit of fact-7: rank 1 has computed another transformer.h.0.mlp" in failed.stderr
+def test_a_delta_that_differs_in_one_bit_is_not_written(tmp_path: Path, forks: Forks) -> None:
+    failed = forks.begin(RUN, tmp_path, 2, "differ", {}, ranks=2)
+    assert failed.wait() == [1, 1]
+    assert "the edit of fact-7: rank 1 has computed another transformer.h.0.mlp" in failed.told()
     made = [name for entry in Journal(tmp_path / "differ/ledger").commits() for name in entry.ids]
     assert made == [f"fact-{number}" for number in range(7)]
 

@@ -1,36 +1,34 @@
 """Two processes that share the passes give the moments of one."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from lightning_edit.cli.stats import main
 from lightning_edit.functional.statistics import SecondMoment
 from lightning_edit.statistics.moments import Moments
+from tests.forks import Forks
 from tests.models.tiny import CORPUS, TINY, build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
-_WORKER = """
-import sys
-import torch, torch.distributed as dist
-from safetensors.torch import load_file, save_file
-from lightning_edit.functional.statistics import SecondMoment
-
-rank, folder, split = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-keys = load_file(f"{folder}/keys.safetensors")["keys"]
-mine = keys[:split] if rank == 0 else keys[split:]
-metric = SecondMoment(keys.shape[1])
-for part in mine.split(50) if len(mine) else [mine]:
-    metric.update(part)
-found = metric.compute()
-save_file({"found": found}, f"{folder}/{rank}.safetensors")
-dist.destroy_process_group()
-"""
+def add_up(folder: str, split: int) -> None:
+    """Add this process's keys to the sum of both."""
+    rank = int(os.environ["LOCAL_RANK"])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    keys = load_file(f"{folder}/keys.safetensors")["keys"]
+    mine = keys[:split] if rank == 0 else keys[split:]
+    metric = SecondMoment(keys.shape[1])
+    for part in mine.split(50) if len(mine) else [mine]:
+        metric.update(part)
+    save_file({"found": metric.compute()}, f"{folder}/{rank}.safetensors")
+    dist.destroy_process_group()
 
 
 def keys(whole_numbers: bool) -> torch.Tensor:
@@ -41,17 +39,12 @@ def keys(whole_numbers: bool) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("split", [97, 0], ids=["uneven", "empty"])
 @pytest.mark.parametrize("whole_numbers", [True, False])
-def test_sum_states_on_two_processes(tmp_path: Path, split: int, whole_numbers: bool) -> None:
-    from safetensors.torch import load_file, save_file
-
+def test_sum_states_on_two_processes(
+    tmp_path: Path, forks: Forks, split: int, whole_numbers: bool
+) -> None:
     every = keys(whole_numbers)
     save_file({"keys": every}, tmp_path / "keys.safetensors")
-    command = [sys.executable, "-c", _WORKER]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path), str(split)], cwd=ROOT)
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    forks.run("tests.statistics.test_processes:add_up", tmp_path, split, ranks=2)
     one = SecondMoment(24)
     one.update(every)
     expected = one.compute()

@@ -1,8 +1,5 @@
 """KE: constrained training that resumes exactly, single edits, the loop, and the ports' loss."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,8 @@ from lightning_edit.functional.hypernet import drift_kl
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import EditRequest
 from tests.editors.hypernetwork.mending import trainer
+from tests.forks import Forks
 from tests.models.tiny import build_tiny, build_tokenizer
-
-ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
@@ -259,44 +255,32 @@ def test_an_empty_old_answer_is_none() -> None:
     assert not texts[0][0].startswith(" >>")
 
 
-_PROCESS = """
-import sys, warnings
-from pathlib import Path
-import torch
-warnings.simplefilter("ignore")
-from tests.editors.hypernetwork.mending import trainer
-from tests.editors.hypernetwork.test_ke import Facts, small
+def train_together(folder: str, loss: Any) -> None:
+    """Train on two processes; a step of the second one has a loss that is not finite."""
+    root = Path(folder)
+    run = trainer(root, max_epochs=2, devices=2, strategy="ddp", limit_val_batches=0)
+    editor = small(loss=loss)
+    whole, calls = editor.terms, list[int]()
 
-root = Path(sys.argv[1])
-run = trainer(root, max_epochs=2, devices=2, strategy="ddp", limit_val_batches=0)
-editor = small(loss=sys.argv[2])
-whole = editor.terms
-calls = []
+    def broken(*arguments: Any) -> Any:
+        terms = whole(*arguments)
+        calls.append(0)
+        here = loss == "constrained" and run.global_rank == 1 and len(calls) == 2
+        return {**terms, "loss": terms["loss"] * float("nan")} if here else terms
 
-def broken(*arguments):
-    terms = whole(*arguments)
-    calls.append(0)
-    here = sys.argv[2] == "constrained" and run.global_rank == 1 and len(calls) == 2
-    return {**terms, "loss": terms["loss"] * float("nan")} if here else terms
-
-editor.terms = broken
-run.fit(editor, datamodule=Facts(batch_size=1))
-torch.save([len(calls), editor.state_dict()], root / f"rank-{run.global_rank}.pt")
-"""
+    editor.terms = broken
+    run.fit(editor, datamodule=Facts(batch_size=1))
+    torch.save([len(calls), editor.state_dict()], root / f"rank-{run.global_rank}.pt")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("loss", "skipped"), [("constrained", 1), ("plain", 0)])
-def test_two_processes_skip_a_step_together(tmp_path: Path, loss: str, skipped: int) -> None:
+def test_two_processes_skip_a_step_together(
+    tmp_path: Path, forks: Forks, loss: str, skipped: int
+) -> None:
     """A loss that is not finite in one of them would leave the other waiting for its gradient."""
-    script = tmp_path / "worker.py"
-    script.write_text(_PROCESS)
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), loss],
-        check=False, timeout=120, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    call = "tests.editors.hypernetwork.test_ke:train_together"
+    forks.run(call, tmp_path, loss, ranks=2)
     (calls, one), (_, two) = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1))
     assert int(one["trained_batches"]) == calls - skipped == 6 - skipped
     for name, value in one.items():

@@ -1,10 +1,7 @@
 """Ready meta-batches from the data module's workers: the same training, bit by bit."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -19,8 +16,8 @@ from lightning_edit.editors.hypernetwork.mend import MEND
 from lightning_edit.editors.hypernetwork.meta_batch import MetaBatch
 from lightning_edit.exceptions import DataError
 from lightning_edit.types import EditRequest
-from tests.conftest import ROOT
 from tests.editors.hypernetwork.mending import trainer
+from tests.forks import Forks
 from tests.toy import ToyData, toy_model, toy_requests, toy_tokenizer
 
 pytestmark = [
@@ -145,31 +142,18 @@ def test_a_loader_built_by_hand_yields_the_data_modules_batches() -> None:
     assert batch.to("meta") is batch
 
 
-_PROCESS = """
-import json, sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-from tests.editors.hypernetwork.mending import trainer
-from tests.editors.hypernetwork.test_meta_batch_loader import Watch, data, editor
-
-root, watch = Path(sys.argv[1]), Watch()
-run = trainer(root, max_epochs=2, callbacks=[watch], devices=2, strategy="ddp")
-run.fit(editor(), datamodule=data())
-found = {"edits": watch.edits, "kinds": sorted(watch.kinds)}
-(root / f"rank-{run.global_rank}.json").write_text(json.dumps(found))
-"""
+def train_together(folder: str) -> None:
+    root, watch = Path(folder), Watch()
+    run = trainer(root, max_epochs=2, callbacks=[watch], devices=2, strategy="ddp")
+    run.fit(editor(), datamodule=data())
+    found = {"edits": watch.edits, "kinds": sorted(watch.kinds)}
+    (root / f"rank-{run.global_rank}.json").write_text(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_epochs_order(tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(_PROCESS)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        check=False, timeout=300, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_share_the_epochs_order(tmp_path: Path, forks: Forks) -> None:
+    call = "tests.editors.hypernetwork.test_meta_batch_loader:train_together"
+    forks.run(call, tmp_path, ranks=2)
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["kinds"] for rank in ranks] == [["MetaBatch"]] * 2
     for epoch in (0, 1):

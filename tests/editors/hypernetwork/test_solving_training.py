@@ -1,8 +1,5 @@
 """MALMEN and RLEdit in Lightning: learning, resume, accumulation, precision, processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,8 @@ from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import SolveError
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weights_hash
-from tests.conftest import ROOT
 from tests.editors.hypernetwork.mending import trainer
+from tests.forks import Forks
 from tests.toy import ToyData, toy_model, toy_requests, toy_tokenizer
 
 pytestmark = [
@@ -208,34 +205,24 @@ def test_memory_is_estimated(kind: type[SolvingHypernetwork]) -> None:
     assert 0 < one <= two
 
 
-_PROCESS = """
-import sys, warnings
-from pathlib import Path
-import torch
-warnings.simplefilter("ignore")
-from tests.editors.hypernetwork.mending import trainer
-from tests.editors.hypernetwork.test_solving_training import Gradients, data, plain_batches
-
-root, keep = Path(sys.argv[1]), Gradients()
-run = trainer(root, max_epochs=2, devices=2, strategy="ddp", limit_val_batches=0, callbacks=[keep])
-editor = plain_batches(sys.argv[2] == "True")
-run.fit(editor, datamodule=data(2, 8))
-torch.save([keep.found, editor.state_dict()], root / f"rank-{run.global_rank}.pt")
-"""
+def train_together(folder: str, together: bool) -> None:
+    root, keep = Path(folder), Gradients()
+    run = trainer(
+        root, max_epochs=2, devices=2, strategy="ddp", limit_val_batches=0, callbacks=[keep]
+    )
+    editor = plain_batches(together)
+    run.fit(editor, datamodule=data(2, 8))
+    torch.save([keep.found, editor.state_dict()], root / f"rank-{run.global_rank}.pt")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("together", [True, False])
-def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path, together: bool) -> None:
+def test_two_processes_are_one_with_twice_the_batch(
+    tmp_path: Path, forks: Forks, together: bool
+) -> None:
     """The solve is over the edits of both processes; so are statistics, loss and gradient."""
-    script = tmp_path / "worker.py"
-    script.write_text(_PROCESS)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(together)],
-        check=False, timeout=280, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    call = "tests.editors.hypernetwork.test_solving_training:train_together"
+    forks.run(call, tmp_path, together, ranks=2)
     keep, editor = Gradients(), plain_batches(together)
     settings = {"limit_val_batches": 0, "callbacks": [keep], "gradient_clip_val": None}
     fit(editor, tmp_path, data(4, 8), max_epochs=2, **settings)
