@@ -11,7 +11,33 @@ from tests.forks import Forks
 ROOT = Path(__file__).resolve().parent.parent
 
 #: About how many seconds the slow tests of a file take, where it is many.
-LONG: dict[str, float] = {}
+LONG: dict[str, float] = {
+    "tests/benchmark/test_run.py": 40,
+    "tests/benchmark/test_slurm.py": 30,
+    "tests/cli/test_run_folder_options.py": 30,
+    "tests/cli/test_signals.py": 30,
+    "tests/cli/test_sweep.py": 40,
+    "tests/editors/hypernetwork/test_ke.py": 60,
+    "tests/editors/hypernetwork/test_recipes.py": 60,
+    "tests/editors/memory/test_real_models.py": 250,
+    "tests/editors/memory/test_grace_golden.py": 30,
+    "tests/editors/memory/test_wise_golden.py": 30,
+    "tests/editors/neurons/test_instruct_model.py": 120,
+    "tests/editors/neurons/test_t_patcher.py": 80,
+    "tests/editors/prompting/test_instruct_model.py": 80,
+    "tests/editors/routing/test_serac_models.py": 30,
+    "tests/editors/routing/test_serac_two_stacks.py": 60,
+    "tests/editors/test_two_stacks_trained.py": 200,
+    "tests/edits/test_instruct_model.py": 130,
+    "tests/session/test_edit_session.py": 40,
+    "tests/session/test_passes.py": 80,
+    "tests/session/test_ranks.py": 180,
+    "tests/test_configs.py": 250,
+    "tests/test_foreign_project.py": 30,
+    "tests/test_readme.py": 25,
+    "tests/test_tutorials.py": 40,
+}
+
 
 
 def shared_path(name: str) -> Path:
