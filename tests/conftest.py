@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.checking import install
 from tests.forks import Forks
+
+install()  # before the library is imported
 
 ROOT = Path(__file__).resolve().parent.parent
 

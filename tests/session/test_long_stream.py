@@ -182,5 +182,5 @@ def test_a_thousand_commits_cost_the_same_each(
     (tmp_path / "snapshots").rename(tmp_path / "away")
     Ledger(scratch, directory=tmp_path, snapshot_every=0).replay()
     assert weights_hash(scratch) == weights_hash(editor.language_model)
-    ledger.redo(["fact-4700"])
+    ledger.redo(["fact-940"])
     assert weights_hash(editor.language_model) == expected

@@ -98,7 +98,7 @@ def test_training_leaves_the_language_model_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_learns_to_edit_under_the_constraint(tmp_path: Path) -> None:
-    editor = small(max_scale=10.0, margin_kl=0.5, smoothing=0.0, any_wording=True)
+    editor = small(layers=[1], max_scale=10.0, margin_kl=0.5, smoothing=0.0, any_wording=True)
     data = Facts(batch_size=3)
     before = trainer(tmp_path).validate(editor, datamodule=data, verbose=False)[0]
     run = trainer(tmp_path, max_epochs=60, limit_val_batches=0)
