@@ -42,7 +42,6 @@ LONG: dict[str, float] = {
 }
 
 
-
 def shared_path(name: str) -> Path:
     """Return ``name`` ("data/zsre", "golden", "models/gpt2") of the shared material, or skip.
 

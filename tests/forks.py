@@ -9,10 +9,11 @@ with other seeds of ``hash``: ranks that walk a set of strings in its order diff
 its standard output the processes' ids, then how each ended.
 """
 
+import base64
 import contextlib
-import importlib
 import json
 import os
+import pickle
 import select
 import signal
 import socket
@@ -20,8 +21,9 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +74,12 @@ class Forks:
         self.folder, self.count = folder, 0
         self.interpreters: list[subprocess.Popen[str]] = []
 
-    def begin(self, call: str, *arguments: Any, ranks: int = 1) -> Begun:
+    def begin(self, call: Callable[..., object], *arguments: Any, ranks: int = 1) -> Begun:
         """Start a function in several processes.
 
         Args:
-            call: ``module:function``.
-            arguments: Its arguments, which JSON can hold; paths become text.
+            call: A function of a module, which is imported by its name.
+            arguments: Its arguments, which can be pickled.
             ranks: Number of processes.
         """
         wanted = min(ranks, 2)
@@ -85,12 +87,13 @@ class Forks:
             self.interpreters.append(_interpreter(len(self.interpreters) + 1))
         self.count += 1
         said = [self.folder / f"{self.count}-{rank}.txt" for rank in range(ranks)]
-        request = {"call": call, "arguments": arguments, "ranks": ranks, "port": _free_port()}
+        sent = base64.b64encode(pickle.dumps((call, arguments))).decode()
+        request = {"call": sent, "ranks": ranks, "port": _free_port()}
         interpreters, parts = self.interpreters[:wanted], []
         for place, interpreter in enumerate(interpreters):
             mine = {str(rank): str(said[rank]) for rank in range(place, ranks, wanted)}
             assert interpreter.stdin is not None
-            print(json.dumps(request | {"said": mine}, default=str), file=interpreter.stdin)
+            print(json.dumps(request | {"said": mine}), file=interpreter.stdin)
             interpreter.stdin.flush()
         for interpreter in interpreters:
             assert interpreter.stdout is not None
@@ -98,7 +101,13 @@ class Forks:
         pids = [parts[rank % wanted][rank // wanted] for rank in range(ranks)]
         return Begun(interpreters, pids, said)
 
-    def run(self, call: str, *arguments: Any, ranks: int = 1, timeout: float = 300.0) -> None:
+    def run(
+        self,
+        call: Callable[..., object],
+        *arguments: Any,
+        ranks: int = 1,
+        timeout: float = 300.0,
+    ) -> None:
         """Run a function in several processes, all of which must end well; see :meth:`begin`."""
         begun = self.begin(call, *arguments, ranks=ranks)
         statuses = begun.wait(timeout)
@@ -149,15 +158,14 @@ def _become(rank: int, request: dict[str, Any]) -> None:
     torch.manual_seed(torch.initial_seed())
 
 
-def _fork(rank: int, request: dict[str, Any]) -> int:
+def _fork(rank: int, request: dict[str, Any], work: Callable[[], object]) -> int:
     child = os.fork()
     if child:
         return child
     status = 1
     try:
         _become(rank, request)
-        module, _, name = request["call"].partition(":")
-        getattr(importlib.import_module(module), name)(*request["arguments"])
+        work()
         status = 0
     except SystemExit as ended:
         status = int(ended.code or 0)
@@ -174,13 +182,15 @@ def _serve() -> None:
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # nothing else may come between the answers
         warnings.simplefilter("ignore")
-        importlib.import_module("tests.callbacks.foreign")
-        importlib.import_module("tests.toy")
+        import tests.callbacks.foreign
+        import tests.toy  # noqa: F401  # what most of them need
+
         for line in sys.stdin:
             request = json.loads(line)
-            # Here, so that later forks have it as well.
-            importlib.import_module(request["call"].partition(":")[0])
-            pids = [_fork(int(rank), request) for rank in request["said"]]
+            # Its module is imported here, so that later forks have it as well.
+            call, arguments = pickle.loads(base64.b64decode(request["call"]))  # noqa: S301  # our own
+            work = partial(call, *arguments)
+            pids = [_fork(int(rank), request, work) for rank in request["said"]]
             print(json.dumps(pids), file=answers, flush=True)
             ended = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
             print(json.dumps(ended), file=answers, flush=True)

@@ -72,14 +72,19 @@ def run_script(*words: str) -> None:
 
 
 def train(
-    forks: Forks, root: Path, devices: int = 1, epochs: int = 4, ckpt: str = "", measure: str = "yes"
+    forks: Forks,
+    root: Path,
+    devices: int = 1,
+    epochs: int = 4,
+    ckpt: str = "",
+    measure: str = "yes",
 ) -> Any:
     root.mkdir(exist_ok=True)
     script = root / "project.py"
     script.write_text(_PROJECT)
     words = [str(script), str(root), str(devices), str(epochs), ckpt, measure]
     if devices == 1:
-        forks.run("tests.test_foreign_project:run_script", *words)
+        forks.run(run_script, *words)
     else:  # Lightning's own launcher starts the second
         done = subprocess.run(
             [sys.executable, *words], check=False, timeout=400, capture_output=True, text=True,

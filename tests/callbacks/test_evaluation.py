@@ -22,7 +22,6 @@ from tests.callbacks.foreign import FineTuning, loader, trainer
 from tests.forks import Forks
 from tests.metrics.outcomes import reference
 
-
 pytestmark = [
     pytest.mark.bits,
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -229,8 +228,7 @@ def test_two_processes_equal_one(tmp_path: Path, forks: Forks) -> None:
     for strategy, devices in (("auto", 1), ("ddp", 2), ("sharded", 2)):
         root = tmp_path / strategy
         root.mkdir()
-        call = "tests.callbacks.test_evaluation:measure"
-        forks.run(call, root, devices, strategy, ranks=devices)
+        forks.run(measure, root, devices, strategy, ranks=devices)
         ranks = [json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(devices)]
         assert all(values == ranks[0] for values in ranks)
         rows = read_rows(max((root / "cases").glob("step-*.jsonl")))

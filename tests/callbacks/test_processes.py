@@ -93,7 +93,7 @@ def test_two_processes_equal_one(tmp_path: Path, forks: Forks) -> None:
     for devices in (1, 2):
         root = tmp_path / str(devices)
         root.mkdir()
-        forks.run("tests.callbacks.test_processes:measure", root, devices, ranks=devices)
+        forks.run(measure, root, devices, ranks=devices)
         found[devices] = [
             json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(devices)
         ]

@@ -214,7 +214,7 @@ def test_two_processes_equal_one(tmp_path: Path, forks: Forks) -> None:
     for devices in (1, 2):
         root = tmp_path / str(devices)
         root.mkdir()
-        forks.run("tests.callbacks.test_ripple:measure", root, devices, ranks=devices)
+        forks.run(measure, root, devices, ranks=devices)
         ranks = [json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(devices)]
         assert all(values == ranks[0] for values in ranks)
         found.append(ranks[0])

@@ -16,7 +16,8 @@ from lightning_edit.distributed.ranks import Ranks
 from lightning_edit.exceptions import SolveError
 from tests.forks import Forks
 
-class Odd(Exception):
+
+class OddError(Exception):
     """An error that cannot be rebuilt from its arguments."""
 
     def __init__(self, one: str, two: int) -> None:
@@ -26,7 +27,7 @@ class Odd(Exception):
 def told(call: Callable[[], Any]) -> list[Any]:
     try:
         return ["returned", call()]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # whatever is raised is told
         return [type(error).__name__, str(error)]
 
 
@@ -38,7 +39,7 @@ def fails(item: int) -> int:
 
 def odd(item: int) -> None:
     if item == 1:
-        raise Odd("cannot be rebuilt", 2)
+        raise OddError("cannot be rebuilt", 2)
 
 
 def broken() -> None:
@@ -48,7 +49,9 @@ def broken() -> None:
 def work_together(folder: str, size: int) -> None:
     """Do everything once, as one of three processes; the last of them hangs at the end."""
     rank = int(os.environ["LOCAL_RANK"])
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
+    )
     ranks, ran = Ranks(5.0), list[int]()
     found: dict[str, Any] = {}
 
@@ -86,7 +89,7 @@ def work_together(folder: str, size: int) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> list[dict[str, Any]]:
     """What each of three processes has found."""
     folder = tmp_path_factory.mktemp("ranks")
-    forks.run("tests.distributed.test_ranks:work_together", folder, 3, ranks=3)
+    forks.run(work_together, folder, 3, ranks=3)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 
 
@@ -108,8 +111,8 @@ def test_errors_are_those_of_one_process_on_every_rank(found: list[dict[str, Any
     for rank, one in enumerate(found):
         assert one["error"] == ["SolveError", "item 2"]
         assert one["broken"] == ["OSError", "[Errno 28] No space left on device"]
-        own = ["Odd", "cannot be rebuilt"]
-        others = ["RankLostError", "rank 1 failed with Odd: cannot be rebuilt"]
+        own = ["OddError", "cannot be rebuilt"]
+        others = ["RankLostError", "rank 1 failed with OddError: cannot be rebuilt"]
         assert one["odd"] == (own if rank == 1 else others)
 
 

@@ -43,10 +43,8 @@ def share(folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_with_uneven_and_empty_shares_equal_one(
-    tmp_path: Path, forks: Forks
-) -> None:
-    forks.run("tests.metrics.test_every_metric:share", tmp_path, ranks=2)
+def test_two_processes_with_uneven_and_empty_shares_equal_one(tmp_path: Path, forks: Forks) -> None:
+    forks.run(share, tmp_path, ranks=2)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         for split in ("uneven", "empty"):

@@ -174,9 +174,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, object]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_kill_and_resume_of_220_edits(
-    tmp_path: Path, whole: tuple[str, object], seed: int
-) -> None:
+def test_kill_and_resume_of_220_edits(tmp_path: Path, whole: tuple[str, object], seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     kills = sorted(torch.randint(1, 220, (4,), generator=draw).tolist())
     run = tmp_path / "cut"

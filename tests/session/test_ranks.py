@@ -20,7 +20,7 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.session.trainer import EditTrainer
 from tests.conftest import ROOT
 from tests.forks import Forks
-from tests.session.rank_cases import CASES, PLANTED
+from tests.session.rank_cases import CASES, PLANTED, run_all
 from tests.toy import ToyData, ToyEditor, toy_model, toy_requests, toy_tokenizer
 
 pytestmark = pytest.mark.bits
@@ -36,7 +36,6 @@ SHARED = {
 }
 #: Seconds of a process differ from run to run.
 TIMES = "EfficiencyCallback"
-RUN = "tests.session.rank_cases:run_all"
 
 
 def start(
@@ -51,7 +50,7 @@ def start(
 
 
 def edited(forks: Forks, root: Path, processes: int, names: str, **options: Any) -> None:
-    forks.run(RUN, root, processes, names, options, ranks=processes, timeout=900)
+    forks.run(run_all, root, processes, names, options, ranks=processes, timeout=900)
 
 
 def ranks(folder: Path, processes: int) -> list[Any]:
@@ -152,7 +151,7 @@ def test_a_process_that_fails_ends_the_run_and_it_is_resumed(
 def test_all_processes_are_killed_at_some_time_and_others_go_on(
     tmp_path: Path, one_process: Path, forks: Forks
 ) -> None:
-    begun = forks.begin(RUN, tmp_path, 2, "plain", {}, ranks=2)
+    begun = forks.begin(run_all, tmp_path, 2, "plain", {}, ranks=2)
     journal, until = tmp_path / "plain/ledger/journal.jsonl", time.monotonic() + 300
     while time.monotonic() < until:
         if journal.exists() and journal.read_bytes().count(b"commit") >= 3:
@@ -167,7 +166,7 @@ def test_all_processes_are_killed_at_some_time_and_others_go_on(
 
 @pytest.mark.slow
 def test_a_delta_that_differs_in_one_bit_is_not_written(tmp_path: Path, forks: Forks) -> None:
-    failed = forks.begin(RUN, tmp_path, 2, "differ", {}, ranks=2)
+    failed = forks.begin(run_all, tmp_path, 2, "differ", {}, ranks=2)
     assert failed.wait() == [1, 1]
     assert "the edit of fact-7: rank 1 has computed another transformer.h.0.mlp" in failed.told()
     made = [name for entry in Journal(tmp_path / "differ/ledger").commits() for name in entry.ids]

@@ -18,6 +18,7 @@ from tests.models.tiny import CORPUS, TINY, build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
+
 def add_up(folder: str, split: int) -> None:
     """Add this process's keys to the sum of both."""
     rank = int(os.environ["LOCAL_RANK"])
@@ -44,7 +45,7 @@ def test_sum_states_on_two_processes(
 ) -> None:
     every = keys(whole_numbers)
     save_file({"keys": every}, tmp_path / "keys.safetensors")
-    forks.run("tests.statistics.test_processes:add_up", tmp_path, split, ranks=2)
+    forks.run(add_up, tmp_path, split, ranks=2)
     one = SecondMoment(24)
     one.update(every)
     expected = one.compute()

@@ -279,8 +279,7 @@ def test_two_processes_skip_a_step_together(
     tmp_path: Path, forks: Forks, loss: str, skipped: int
 ) -> None:
     """A loss that is not finite in one of them would leave the other waiting for its gradient."""
-    call = "tests.editors.hypernetwork.test_ke:train_together"
-    forks.run(call, tmp_path, loss, ranks=2)
+    forks.run(train_together, tmp_path, loss, ranks=2)
     (calls, one), (_, two) = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1))
     assert int(one["trained_batches"]) == calls - skipped == 6 - skipped
     for name, value in one.items():

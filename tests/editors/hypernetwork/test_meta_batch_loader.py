@@ -152,8 +152,7 @@ def train_together(folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_the_epochs_order(tmp_path: Path, forks: Forks) -> None:
-    call = "tests.editors.hypernetwork.test_meta_batch_loader:train_together"
-    forks.run(call, tmp_path, ranks=2)
+    forks.run(train_together, tmp_path, ranks=2)
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["kinds"] for rank in ranks] == [["MetaBatch"]] * 2
     for epoch in (0, 1):

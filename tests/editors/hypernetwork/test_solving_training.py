@@ -221,8 +221,7 @@ def test_two_processes_are_one_with_twice_the_batch(
     tmp_path: Path, forks: Forks, together: bool
 ) -> None:
     """The solve is over the edits of both processes; so are statistics, loss and gradient."""
-    call = "tests.editors.hypernetwork.test_solving_training:train_together"
-    forks.run(call, tmp_path, together, ranks=2)
+    forks.run(train_together, tmp_path, together, ranks=2)
     keep, editor = Gradients(), plain_batches(together)
     settings = {"limit_val_batches": 0, "callbacks": [keep], "gradient_clip_val": None}
     fit(editor, tmp_path, data(4, 8), max_epochs=2, **settings)

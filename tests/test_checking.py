@@ -1,0 +1,56 @@
+"""The library's types and shapes are checked while its tests run."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ForwardRef, Literal, TypeVar
+
+import pytest
+import torch
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import Float, TypeCheckError
+from torch import Tensor
+
+from lightning_edit.distributed.sharding import Share
+from lightning_edit.functional.hypernet import drift_kl
+from lightning_edit.models.loading import locate, parse_dtype
+from tests.checking import is_plain
+
+WRONG: Any = 3
+Shift = Float[Tensor, "b d"]
+Plain = TypeVar("Plain", bound=Sequence[str])
+Array = TypeVar("Array", bound=Shift)
+
+
+@pytest.mark.parametrize("call", [parse_dtype, locate, lambda value: Share(rank=str(value))])
+def test_a_wrong_type_is_refused(call: Callable[[Any], Any]) -> None:
+    with pytest.raises(BeartypeCallHintViolation):
+        call(WRONG)
+
+
+def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "float32", "float32")
+    with pytest.raises(BeartypeCallHintViolation, match="return"):
+        parse_dtype("float32")
+
+
+def test_a_wrong_shape_is_refused() -> None:
+    with pytest.raises(TypeCheckError, match="drift_kl"):
+        drift_kl(torch.zeros(2, 5), torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("hint", "plain"),
+    [
+        (dict[str, tuple[int, ...]], True),
+        (Literal["ans", "mask"] | None, True),
+        (Callable[[Tensor], Tensor], True),
+        (Plain, True),
+        (Shift, False),
+        (Array, False),
+        (dict[str, Shift | None], False),
+        (Callable[[Shift], Tensor], False),
+        (list["Share"], False),
+        (ForwardRef("Share"), False),
+    ],
+)
+def test_what_names_an_array_or_a_name_is_not_plain(hint: Any, plain: bool) -> None:
+    assert is_plain(hint) == plain
