@@ -28,7 +28,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@# torch goes first and exactly: a range would take the newest build, with gigabytes of CUDA.
 	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install -c constraints.txt -e '.[dev,harness]'
+	@$(PIP) install -c constraints.txt -e '.[dev,harness,int8]'
 	@touch $@
 
 quickstart: $(VENV)/.done  ## edit 20 facts with ROME in the embedded model and measure what moved
