@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lightning_edit.datamodules.conflicts import conflicts_of, normalised
 from lightning_edit.datamodules.formats import ParsedFile
 from lightning_edit.models.prompt_format import separator_between
 from lightning_edit.storage.record import shorten
@@ -21,8 +22,8 @@ _JOINED = (
     "prompt's end); `separator` says otherwise"
 )
 
-# Records by fact and by target; a fact is (relation, subject) or ("", prompt).
-_Facts = dict[tuple[str, str], dict[str, list[tuple[int, EditRequest]]]]
+# Records by prompt and target.
+_Prompts = dict[str, dict[str, list[tuple[int, EditRequest]]]]
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,18 @@ def findings_of(parsed_file: ParsedFile) -> Iterable[Finding]:
     Args:
         parsed_file: The file.
     """
-    prompts: _Facts = defaultdict(lambda: defaultdict(list))
+    prompts: _Prompts = defaultdict(lambda: defaultdict(list))
     same = []
-    for request, where, relation in zip(
-        parsed_file.requests, parsed_file.locations, parsed_file.relations, strict=True
-    ):
+    for request, where in zip(parsed_file.requests, parsed_file.locations, strict=True):
         entry = (where.number, request)
-        prompts["", _normalise(request.prompt)][request.target].append(entry)
-        if relation and request.subject:
-            prompts[relation, _normalise(request.subject)][request.target].append(entry)
-        if request.old_target is not None and _normalise(request.target) == _normalise(
+        prompts[normalised(request.prompt)][normalised(request.target)].append(entry)
+        if request.old_target is not None and normalised(request.target) == normalised(
             request.old_target
         ):
             same.append(f"record {where.number}: {request.target!r}")
-    yield from _make_finding("conflicting edits (one fact, several targets)", _conflicts(prompts))
+    yield from _make_finding(
+        "conflicting edits (one fact, several targets)", _conflicts(parsed_file)
+    )
     yield from _make_finding("duplicate prompts (with one target)", _duplicates(prompts))
     yield from _make_finding("target equal to the old target", same)
     for aspect in ("generalization", "locality"):
@@ -86,41 +85,26 @@ def _make_finding(what: str, details: Sequence[str]) -> Iterable[Finding]:
         )
 
 
-def _conflicts(facts: _Facts) -> list[str]:
-    # Two records with one prompt also share subject and relation; report a group of records once.
-    found: dict[tuple[int, ...], str] = {}
-    for (relation, _), targets in facts.items():
-        if len(targets) < 2:
-            continue
-        entries = sorted((entry for group in targets.values() for entry in group), key=_number)
-        records = tuple(number for number, _ in entries)
-        first = entries[0][1]
-        fact = f"{first.subject} ({relation})" if relation else first.prompt
-        answers = ", ".join(map(repr, targets))
-        found.setdefault(records, f"records {_join_numbers(records)}: {fact!r} → {answers}")
-    return list(found.values())
-
-
-def _duplicates(facts: _Facts) -> list[str]:
+def _conflicts(parsed_file: ParsedFile) -> list[str]:
+    numbers = [where.number for where in parsed_file.locations]
     return [
-        f"records {_join_numbers([number for number, _ in entries])}: {entries[0][1].prompt!r}"
-        for (relation, _), targets in facts.items()
-        for entries in targets.values()
-        if not relation and len(entries) > 1
+        f"records {_join_numbers([numbers[n] for n in one.members])}: {one}"
+        for one in conflicts_of(parsed_file.requests, parsed_file.relations)
     ]
 
 
-def _number(entry: tuple[int, EditRequest]) -> int:
-    return entry[0]
+def _duplicates(prompts: _Prompts) -> list[str]:
+    return [
+        f"records {_join_numbers([number for number, _ in entries])}: {entries[0][1].prompt!r}"
+        for targets in prompts.values()
+        for entries in targets.values()
+        if len(entries) > 1
+    ]
 
 
 def _join_numbers(numbers: Sequence[int]) -> str:
     more = f" +{len(numbers) - _MAX_EXAMPLES} more" if len(numbers) > _MAX_EXAMPLES else ""
     return ", ".join(map(str, numbers[:_MAX_EXAMPLES])) + more
-
-
-def _normalise(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _text_findings(parsed_file: ParsedFile) -> Iterable[Finding]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -10,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch.utils.data import DataLoader
 
+from lightning_edit.datamodules.conflicts import conflict_warnings, without_conflicts
 from lightning_edit.datamodules.fact_checks import with_derived_probes
 from lightning_edit.datamodules.loader import (
     Collate,
@@ -24,6 +26,9 @@ from lightning_edit.types import EditRequest, cases_of
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Conflicts = Literal["keep", "drop"]
+"""What becomes of cases that edit one fact to different targets."""
+_log = logging.getLogger(__name__)
 
 
 class EditDataModule(LightningDataModule, ABC):
@@ -50,6 +55,10 @@ class EditDataModule(LightningDataModule, ABC):
             rephrasing) the edit as an open question; not in the training split.
         separator: Text between prompt and answer of every request that has none of its own, in all
             splits; may be empty. ``None``: by rule (docs/data.md). A chat template brings its own.
+        conflicts: What becomes of cases that cannot hold together: they edit one fact (prompt, or
+            subject and relation) to different targets, or one edits a premise of the other.
+            ``keep``: they stay, and a warning counts them. ``drop``: only the first is kept, before
+            ``limit`` is applied. Not in the training split.
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class EditDataModule(LightningDataModule, ABC):
         fact_checks: bool = False,
         open_questions: bool = False,
         separator: str | None = None,
+        conflicts: Conflicts = "keep",
     ) -> None:
         super().__init__()
         self.limit = limit
@@ -74,7 +84,9 @@ class EditDataModule(LightningDataModule, ABC):
         self.fact_checks = fact_checks
         self.open_questions = open_questions
         self.separator = separator
+        self.conflicts: Conflicts = conflicts
         self._loaded: dict[str, list[EditRequest]] = {}
+        self._relations: dict[str, str | None] = {}
 
     @abstractmethod
     def load_split(self, split: str) -> list[EditRequest]:
@@ -100,18 +112,31 @@ class EditDataModule(LightningDataModule, ABC):
         """Return the requests of one split, up to ``limit``, in source order; loaded once."""
         if split not in self._loaded:
             self.check_options(split)
-            requests = self._with_separator(self._apply_limit(self.load_split(split)))
-            self._loaded[split] = requests if split == "train" else self._add_probes(requests)
+            requests = self.load_split(split)
+            if split != "train" and self.conflicts == "drop":
+                requests = self._without_conflicts(requests, split)
+            requests = self._with_separator(self._apply_limit(requests))
+            if split != "train":
+                for warning in conflict_warnings(_cases(requests), self._relations):
+                    _log.warning("%s, %s split: %s", type(self).__name__, split, warning)
+                requests = self._add_probes(requests)
+            self._loaded[split] = requests
         return self._loaded[split]
 
     def _apply_limit(self, requests: list[EditRequest]) -> list[EditRequest]:
         if self.limit is None:
             return requests
-        try:
-            cases = cases_of(requests)
-        except ValueError as error:
-            raise DataError(str(error)) from error
-        return [request for case in cases[: self.limit] for request in case]
+        return [request for case in _cases(requests)[: self.limit] for request in case]
+
+    def _without_conflicts(self, requests: list[EditRequest], split: str) -> list[EditRequest]:
+        cases = _cases(requests)
+        kept = without_conflicts(cases, self._relations)
+        if len(kept) < len(cases):
+            _log.info(
+                "%s: %d of %d cases of the %s split conflict with an earlier one and are left out",
+                type(self).__name__, len(cases) - len(kept), len(cases), split,
+            )  # fmt: skip
+        return [request for number in kept for request in cases[number]]
 
     def _with_separator(self, requests: list[EditRequest]) -> list[EditRequest]:
         if self.separator is None:
@@ -154,6 +179,8 @@ class EditDataModule(LightningDataModule, ABC):
         _require(size >= 1, "batch_size", "a number of at least 1", size)
         _require(workers >= 0, "num_workers", "0 or more", workers)
         _require(self.other_task >= 0, "other_task", "0 or more", self.other_task)
+        known = self.conflicts in get_args(Conflicts)
+        _require(known, "conflicts", "keep or drop", self.conflicts)
         between = self.separator
         is_text = between is None or isinstance(between, str)
         _require(is_text, "separator", 'text ("" for nothing), or null', between)
@@ -220,6 +247,13 @@ class EditDataModule(LightningDataModule, ABC):
         if isinstance(module, CollatesRequests):
             return module.collate_requests(stage, requests)
         return as_list
+
+
+def _cases(requests: list[EditRequest]) -> list[list[EditRequest]]:
+    try:
+        return cases_of(requests)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:

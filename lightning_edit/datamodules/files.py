@@ -90,6 +90,8 @@ class FileDataModule(EditDataModule):
         place = local_file(str(source)) if named else source
         suffix = suffix_of(str(source)) if named else None
         parsed_file = read_requests(place, self.form, suffix=suffix)
+        names = (request.id for request in parsed_file.requests)
+        self._relations |= zip(names, parsed_file.relations, strict=True)
         name = str(source) if named else type(source).__name__
         for kind, count in parsed_file.note_counts().items():
             _log.warning("%s: %d × %s (details: lightning-edit data check)", name, count, kind)
