@@ -87,11 +87,17 @@ CONFIGS: dict[str, dict[str, object]] = {
     },
 }
 
+#: Further families, which only tests that name them are run on.
+MORE: dict[str, dict[str, object]] = {
+    "falcon": _NEOX | {"new_decoder_architecture": False, "alibi": False},
+    "bloom": {"hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS},
+}
+
 
 def build_tiny(model_type: str, seed: int = 0, **changes: object) -> PreTrainedModel:
     """Build one tiny model with fixed random weights, float32, eval mode."""
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 2}
-    arguments = {"vocab_size": VOCAB} | ids | CONFIGS[model_type] | changes
+    arguments = {"vocab_size": VOCAB} | ids | (CONFIGS | MORE)[model_type] | changes
     config = AutoConfig.for_model(model_type, **arguments)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):

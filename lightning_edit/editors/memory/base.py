@@ -16,8 +16,10 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.module_runtime import ModuleRuntime, PromptDecisionResponder
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.in_force import HistoryChange
+from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.inference.answers import AnswerRows
 from lightning_edit.inference.eval_mode import evaluating
+from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.model_call import ModelCall
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.module_adapter import ModuleAdapter, attached
@@ -177,6 +179,35 @@ class MemoryEditor(Editor, Generic[M], family=True):
         """
         found = self.view.block(block, stack)
         return found.mlp_down if projection == "down" else found.mlp_up[0]
+
+    def require_context(self, block: int, module: str) -> None:
+        """Refuse a place for keys of prompts' last tokens that reads nothing but the last token.
+
+        Where a block computes attention and MLP from the same input, side by side, the MLP of the
+        first block sees one token: all prompts that end with the same word have the same key.
+
+        Args:
+            block: Number of the block with the module.
+            module: Dotted name of the MLP projection.
+
+        Raises:
+            ArchitectureError: If the module reads one token alone.
+        """
+        if block > 0 or self.view.is_encoder_decoder:
+            return
+        model = self.language_model
+        # The same token behind two others.
+        ids = torch.tensor([[1, 3], [2, 3]], device=self.input_device)
+        with evaluating(model), capture(model, {module: "both"}, stop=True) as captured:
+            model(input_ids=ids, use_cache=False)
+        one, other = captured[f"{module}@output"][:, 1].float()
+        if torch.allclose(one, other, rtol=1e-4, atol=1e-6 * float(one.norm())):
+            raise ArchitectureError(
+                f"{type(self).__name__} tells prompts apart by the state of their last token, but "
+                f"in {type(model).__name__} attention and MLP of a block work side by side, so "
+                f"that {module} has read the last token alone, and all prompts that end with the "
+                "same word look alike there; choose a block of 1 or more"
+            )
 
 
 class Identity(ModuleAdapter):

@@ -132,6 +132,15 @@ class GRACE(MemoryEditor[Codebook]):
         """Dotted name of the projection with the codebook."""
         return self.site(self.block, self.projection, self.edited_stack)
 
+    def on_bind(self) -> None:
+        """Prepare the runtime.
+
+        Raises:
+            ArchitectureError: If the codebook's place has read the last token of a prompt alone.
+        """
+        super().on_bind()
+        self.require_context(self.block, self.module)
+
     def empty_memory(self) -> Codebook:
         """Return a codebook without entries; checks that its place exists.
 

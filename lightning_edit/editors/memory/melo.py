@@ -132,7 +132,8 @@ class MELO(MemoryEditor[NeuronIndex]):
         """Prepare the runtime.
 
         Raises:
-            ArchitectureError: If there is no block with LoRA above the index.
+            ArchitectureError: If there is no block with LoRA above the index, or the index has
+                read the last token of a prompt alone.
         """
         if not self.lora_layers or min(self.lora_layers) <= self.index_block:
             raise ArchitectureError(
@@ -141,6 +142,7 @@ class MELO(MemoryEditor[NeuronIndex]):
                 f"{self.view.num_blocks} blocks; give index_layer and layers, or a deeper model"
             )
         super().on_bind()
+        self.require_context(self.index_block, self.index_module)
 
     def empty_memory(self) -> NeuronIndex:
         """Return an index without clusters."""
