@@ -21,7 +21,6 @@ from lightning_edit.inference.hooks import (
     capture,
     first_tensor,
     hooked,
-    replace_input,
     replace_output,
 )
 from lightning_edit.inference.model_call import calls_of, telling
@@ -160,8 +159,14 @@ def _run_last_mlp_at_answers(view: ModelView, batch: AnswerRows) -> Iterator[Non
         return
     mlp = view.model.get_submodule(block.mlp)
 
-    def gather(hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "a 1 d"]:
-        return hidden[batch.rows, batch.positions].unsqueeze(1)
+    def pick(value: Any) -> Any:
+        # BLOOM and MPT give their MLP the hidden state to add as well.
+        if not isinstance(value, Tensor) or value.shape[:2] != batch.ids.shape:
+            return value
+        return value[batch.rows, batch.positions].unsqueeze(1)
+
+    def gather(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(map(pick, args)), {name: pick(value) for name, value in kwargs.items()}
 
     def scatter(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         found = first_tensor(output)
@@ -169,7 +174,7 @@ def _run_last_mlp_at_answers(view: ModelView, batch: AnswerRows) -> Iterator[Non
         whole = zeros.index_put((batch.rows, batch.positions), found[:, 0])
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-    with hooked(mlp, after=scatter), replace_input(mlp, gather):
+    with hooked(mlp, gather, scatter, with_kwargs=True):
         yield
 
 

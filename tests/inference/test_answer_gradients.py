@@ -6,9 +6,9 @@ import torch
 from lightning_edit.inference.answer_gradients import answer_factors
 from lightning_edit.inference.answers import token_factors
 from lightning_edit.models.view import resolve
-from tests.models.tiny import CONFIGS, TINY, VOCAB
+from tests.models.tiny import CONFIGS, MORE, VOCAB, build_tiny
 
-DECODERS = [name for name in CONFIGS if name not in ("t5", "bart")]
+DECODERS = [name for name in (*CONFIGS, *MORE) if name not in ("t5", "bart")]
 #: Prompts and answers of several lengths; the last prompt leaves nothing in front of it.
 ROWS = [(7, 2), (5, 1), (9, 4), (5, 3)]
 
@@ -25,7 +25,7 @@ def made(sizes: list[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
 @pytest.mark.parametrize("sizes", [ROWS, [*ROWS, (1, 2)]], ids=["prefix", "no-prefix"])
 @pytest.mark.parametrize("family", DECODERS)
 def test_equals_the_whole_pass(family: str, sizes: list[tuple[int, int]]) -> None:
-    model = TINY[family]().double().requires_grad_(False)
+    model = build_tiny(family).double().requires_grad_(False)
     view, rows = resolve(model), made(sizes)
     names = [view.down_projection(0), *view.block(2).mlp_up]
     before = {name: value.clone() for name, value in model.named_parameters()}
