@@ -18,6 +18,7 @@ from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.callbacks.base import EvalContext, Measurement, MeasurementCallback, gather
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.locate.rome import ROME
+from lightning_edit.editors.locate.trial import trial_effects
 from lightning_edit.edits.request_rows import as_requests
 from lightning_edit.evaluation.fact_reader import FactReader, Representation, key_overlaps
 from lightning_edit.evaluation.knowledge_graph import FactGraph, facts_of, read_facts, triple_of
@@ -40,7 +41,7 @@ from lightning_edit.types.facts import Fact
 log = logging.getLogger(__name__)
 #: File in a run folder with one line per fact, edit and evaluation point.
 FILE = "ripple.jsonl"
-Neighbours = Literal["hidden", "key_overlap"]
+Neighbours = Literal["hidden", "key_overlap", "first_order"]
 """What makes a fact near to an edit."""
 #: Facts per step of the progress bar.
 _CHUNK = 512
@@ -65,8 +66,10 @@ class RippleCallback(MeasurementCallback):
         neighbours: What makes a fact near: ``hidden``, cosine similarity of the representations;
             ``key_overlap``, the share of its write that an edit by ROME's constraint adds at the
             fact's key (see :func:`~lightning_edit.functional.ripple.key_overlap`), in block
-            ``layer``, by default ROME's. The representation is the key then.
-        statistics: Of ``key_overlap``: second moments of keys, as for
+            ``layer``, by default ROME's. The representation is the key then. ``first_order``: size
+            of the first-order effect on the fact's answer, in nats a token, of a trial edit by ROME
+            in that block (a target search for each edit before the first one; nothing is kept).
+        statistics: Of ``key_overlap`` and ``first_order``: second moments of keys, as for
             :class:`~lightning_edit.editors.ROME`.
         size: Maximum number of facts in a set.
         threshold: Rise of the log perplexity, in nats, above which a fact counts as harmed.
@@ -119,7 +122,7 @@ class RippleCallback(MeasurementCallback):
         self.outcomes: tuple[FactOutcome, ...] = ()
         self.places: dict[str, list[NeighbourFact]] = {}
         self.require(
-            neighbours=(neighbours in get_args(Neighbours), "hidden or key_overlap"),
+            neighbours=(neighbours in get_args(Neighbours), "hidden, key_overlap or first_order"),
             size=(size >= 1, "at least 1"),
             batch_size=(batch_size >= 1, "at least 1"),
         )
@@ -228,10 +231,13 @@ class RippleCallback(MeasurementCallback):
         asked = [*graph.facts, *map(_edit_as_fact, requests)]
         found = dict(gather(context.map_sharded(asked, lambda part: _read(reader, part))))
         outcomes = [found[number][0] for number in range(len(graph.facts))]
-        vectors = torch.stack([found[number][1] for number in range(len(asked))])
-        similar = self._similarity(
-            context, vectors[len(graph.facts) :], vectors[: len(graph.facts)]
-        ).tolist()
+        if self.neighbours == "first_order":
+            similar = self._trial_effects(context, requests, graph.facts)
+        else:
+            vectors = torch.stack([found[number][1] for number in range(len(asked))])
+            similar = self._similarity(
+                context, vectors[len(graph.facts) :], vectors[: len(graph.facts)]
+            ).tolist()
         usable = [
             not edited and (outcome.right or not self.known_only)
             for edited, outcome in zip(graph.is_edited(requests), outcomes, strict=True)
@@ -262,6 +268,19 @@ class RippleCallback(MeasurementCallback):
             return cosine(edits, facts)
         layer = self._layer(context.model)
         return key_overlaps(context.model, context.encoder, layer, edits, facts, self.statistics)
+
+    def _trial_effects(
+        self, context: EvalContext, requests: Sequence[EditRequest], facts: Sequence[Fact]
+    ) -> list[list[float]]:
+        layer, model, prompts = self._layer(context.model), context.model, context.encoder
+
+        def work(part: Sequence[EditRequest]) -> list[list[float]]:
+            effects = trial_effects(model, prompts, part, facts, layer, self.statistics)
+            listed: list[list[float]] = effects.abs().tolist()
+            return listed
+
+        found = dict(gather(context.map_sharded(requests, work)))
+        return [found[number] for number in range(len(requests))]
 
     def _keep_chosen(
         self,

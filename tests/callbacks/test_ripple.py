@@ -13,6 +13,7 @@ from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.callbacks import RippleCallback
 from lightning_edit.callbacks.ripple import Neighbours
 from lightning_edit.datamodules import AtlasDataModule
+from lightning_edit.editors import ROME
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.exceptions import ConfigError
@@ -118,6 +119,54 @@ def test_an_editor_that_leaks_along_its_key_is_seen_where_keys_are_similar(
     rows.sort(key=lambda row: row["similarity"])
     moved = [row["nll_after"] - row["nll_before"] for row in rows]
     assert sum(moved[-20:]) > 2 * sum(map(abs, moved[:20]))
+
+
+@pytest.mark.slow
+def test_facts_that_a_trial_edit_moves_are_moved_by_the_edit(tmp_path: Path) -> None:
+    """The run's editor is that of the trial, so that sizes agree too where they are small."""
+    facts = random.Random(0).sample(atlas_facts(load_atlas()), 300)
+    ripple = RippleCallback(facts, neighbours="first_order", size=15, known_only=False)
+    editor = ROME().bind(*load_language_model("atlas"))
+    run = EditTrainer(
+        callbacks=[ripple], accelerator="cpu", enable_progress_bar=False, logger=False
+    )
+    run.edit(editor, AtlasDataModule(limit=3), run=str(tmp_path), modes=("tf",), protocol="single")
+    rows = read_rows(tmp_path / "ripple.jsonl")
+    moved = {
+        name: [abs(r["nll_after"] - r["nll_before"]) for r in rows if r["set"] == name]
+        for name in ("near", "random")
+    }
+    assert sum(moved["near"]) > 3 * sum(moved["random"]) * len(moved["near"]) / len(moved["random"])
+    foretold = torch.tensor([row["similarity"] for row in rows])
+    seen = torch.tensor([abs(row["nll_after"] - row["nll_before"]) for row in rows])
+    ranks = torch.stack([one.argsort().argsort().double() for one in (foretold, seen)])
+    assert torch.corrcoef(ranks)[0, 1] > 0.7
+
+
+def test_a_trial_edit_leaves_no_trace(tmp_path: Path) -> None:
+    options = {"layer": 0, "statistics": "identity", "size": 5, "known_only": False}
+    results = []
+    for neighbours in ("hidden", "first_order"):
+        ripple = RippleCallback(FACTS[:60], neighbours=neighbours, **options)
+        run = EditTrainer(
+            callbacks=[ripple], accelerator="cpu", enable_progress_bar=False, logger=False
+        )
+        editor = ToyEditor().bind(toy_model(), toy_tokenizer())
+        folder = tmp_path / neighbours
+        results.append(
+            run.edit(editor, ToyData(2), run=str(folder), modes=("tf",), protocol="batch")
+        )
+    metrics = [
+        {k: v for k, v in one["points"][-1]["metrics"].items() if "ripple" not in k}
+        for one in results
+    ]
+    assert metrics[0] == metrics[1]
+    rows = read_rows(tmp_path / "first_order" / "ripple.jsonl")
+    near = [row["similarity"] for row in rows if row["set"] == "near"]
+    far = [row["similarity"] for row in rows if row["set"] == "random"]
+    assert len(near) == 10
+    assert min(near) >= 0
+    assert min(near[:5]) >= max(far[:5])
 
 
 def test_rows_say_what_a_page_needs_and_edited_facts_are_in_no_set(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_edit.atlas.facts import unasked_facts
 from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.first_order import first_order_effects
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.prompts import rewriting_texts
 from lightning_edit.editors.locate.targets import Targets
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: Facts scored per forward pass.
 _FACTS_PER_PASS = 64
+CandidatesBy = Literal["output_change", "key_overlap", "first_order"]
+"""How the facts that may have to be restored are ranked."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,15 @@ class SIR(WrappedEditor):
         restore: ``residual``: the targets are the unedited model's values at the subjects, without
             a search; ``search``: they are searched like those of edits.
         candidates_by: Ranking of the facts to check: ``output_change``: norm of the update's effect
-            at their keys; ``key_overlap``: the largest key overlap with an edit, |kᵢᵀA⁻¹k|.
+            at their keys; ``key_overlap``: the largest key overlap with an edit, |kᵢᵀA⁻¹k|;
+            ``first_order``: first-order fall of the answer's log-probability, from gradients at all
+            tokens (a forward and two backward passes over the known facts for each edit).
 
     Note:
         Reconstructed from the abstract and summaries: neither the full text nor code was available.
-        The summaries find affected facts by a knowledge graph and embeddings; here by the
-        first-order effect of the update, ‖Δk‖. Facts about the subjects of the edit and of earlier
-        ones may change with them. The summaries describe a single edit; in a sequence, comparing
+        The summaries find affected facts by a knowledge graph and embeddings; here by the effect of
+        the update at their keys, ‖Δk‖. Facts about the subjects of the edit and of earlier ones may
+        change with them. The summaries describe a single edit; in a sequence, comparing
         with the model before the latest edit would let many small changes through.
     """
 
@@ -94,7 +99,7 @@ class SIR(WrappedEditor):
         threshold: float = math.log(2),
         rounds: int = 3,
         restore: Literal["residual", "search"] = "residual",
-        candidates_by: Literal["output_change", "key_overlap"] = "output_change",
+        candidates_by: CandidatesBy = "output_change",
     ) -> None:
         super().__init__(editor)
         if not isinstance(self.editor, LocateThenEdit) or not self.editor.batched:
@@ -115,7 +120,12 @@ class SIR(WrappedEditor):
         self.threshold = threshold
         self.rounds = rounds
         self.restore = restore
-        self.candidates_by = candidates_by
+        if candidates_by not in get_args(CandidatesBy):
+            raise ValueError(
+                f"candidates_by is one of {', '.join(get_args(CandidatesBy))}, got "
+                f"{candidates_by!r}"
+            )
+        self.candidates_by: CandidatesBy = candidates_by
         self._edited_subjects: dict[str, None] = {}
         self._unedited = _UneditedFacts([], torch.zeros(0), torch.zeros(0, 0))
 
@@ -221,13 +231,18 @@ class SIR(WrappedEditor):
 
     @torch.no_grad()
     def _most_disturbed(self, batch: EditBatch, delta: Delta) -> list[int]:
-        """Return the indices of the known facts most disturbed by the update, ranked by ‖Δk‖."""
+        """Return the known facts that the update disturbs most, by ``candidates_by``."""
         host, facts = self.host, self._unedited.facts
         edited = {request.subject for request in batch.requests} | self._edited_subjects.keys()
         others = [number for number, fact in enumerate(facts) if fact.subject not in edited]
         if not others:
             return []
         asked = encode_batch(self.prompts, [facts[number] for number in others])
+        if self.candidates_by == "first_order":
+            rows = [(item.prompt_ids, item.target_ids) for item in asked.encoded]
+            (effects,) = first_order_effects(self.language_model, [delta], rows, _FACTS_PER_PASS)
+            # Only facts that fall are restored.
+            return [others[n] for n in effects.argsort()[: self.candidates].tolist()]
         texts = rewriting_texts(self.prompts, asked, ["{}"])
         modules = {name.removesuffix(".weight"): update for name, update in delta.weights.items()}
         keys = host.all_at_subjects(
