@@ -1,8 +1,9 @@
-"""What foretells that an edit moves a fact: gradients, hidden states, key overlap, graph distance.
+"""What foretells that an edit moves a fact: DDA, gradients, hidden states, key overlap, distance.
 
 Each of 100 edits of the atlas is written alone on the unedited model, by MEMIT and by ROME, and 400
-facts that the model knows are scored again. Every predictor is read on the unedited model. AUC of
-"the fact moved" over all pairs of edit and fact, with a bootstrap over edits.
+facts that the model knows are scored again. Every predictor is read on the unedited model; DDA also
+on the checkpoints of a fine-tuning. AUC of "the fact moved" over all pairs of edit and fact, with a
+bootstrap over edits.
 
 Run:  python benchmarks/quality/edit_ripples.py
 """
@@ -10,6 +11,7 @@ Run:  python benchmarks/quality/edit_ripples.py
 import argparse
 import json
 import random
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
@@ -18,9 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
+from lightning_edit.analysis.training_data.attribution import TrainingDataAttributor
+from lightning_edit.analysis.training_data.checkpoints import checkpoint_paths
+from lightning_edit.analysis.training_data.fine_tuning import TextFineTuning
+from lightning_edit.analysis.training_data.index import IndexSettings
+from lightning_edit.analysis.training_data.planted import PlantedTextDataModule
+from lightning_edit.analysis.training_data.rows import TracedFact, TrainingText
 from lightning_edit.atlas.facts import atlas_facts
 from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.benchmark.machine import machine
@@ -39,6 +50,7 @@ from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
 from lightning_edit.models.weights import weights_hash
+from lightning_edit.types import EditRequest
 from lightning_edit.types.facts import Fact
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +67,14 @@ TITLES = {
     "gradient_cosine": "gradient cosine",
     "hidden_cosine": "hidden-state cosine",
     "graph_distance": "graph distance",
+    "dda": "DDA",
+    "dda_no_debias": "DDA without debias",
     "first_order": "first-order effect",
+    "trial": "the same of a trial edit by ROME",
+    "fall": "first-order fall",
 }
+#: The fine-tuning whose checkpoints DDA reads.
+FINE_TUNING = ROOT / "configs/train/planted_facts_atlas.yaml"
 _RESAMPLES, _PER_STEP = 100, 20
 
 
@@ -66,10 +84,6 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--facts", type=int, default=400)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/edit_ripples.json")
-    parser.add_argument(
-        "--editors", nargs="+", choices=list(EDITORS), default=list(EDITORS),
-        help="measure these again, and keep what the file has of the others",
-    )  # fmt: skip
     parser.add_argument("--pairs", type=Path, help="folder for the values of all pairs")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -92,15 +106,13 @@ def main() -> None:
              for one in requests]
         ),
     }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        shared |= _dda(model, encoder, requests, facts, Path(folder))
+    print(f"DDA: {time.process_time() - used:.0f} CPU s", flush=True)
     # The edited fact itself is no neighbour of its edit.
     counted = torch.tensor([[not e for e in _only(graph.is_edited([r]), chosen)] for r in requests])
-    found: dict[str, Any] = {}
-    if len(options.editors) < len(EDITORS):
-        kept = json.loads(options.out.read_text(encoding="utf-8"))
-        if (kept["edits"], kept["facts"]) != (len(requests), len(facts)):
-            parser.error(f"{options.out} is of other edits or facts; measure all editors")
-        found = kept["editors"]
-    for name in options.editors:
+    found: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
+    for name in EDITORS:
         editor = EDITORS[name]().bind(model, encoder)
         assert isinstance(editor, LocateThenEdit)
         modules = [editor.view.down_projection(layer) for layer in editor.edited_layers]
@@ -113,6 +125,7 @@ def main() -> None:
         keys = read_last(editor.view, texts, dict.fromkeys(modules, "input"), 256)
         gradients = output_gradients(model, [(p, a) for p, a, _ in rows], modules, 64)
         changes, per_edit = [], {"key_overlap": [], "output_change": [], "first_order": []}
+        per_edit["fall"] = []
         for start in range(0, len(requests), _PER_STEP):
             batch = encode_batch(encoder, requests[start : start + _PER_STEP])
             for delta in editor.edit_independent(batch):
@@ -125,9 +138,14 @@ def main() -> None:
                 f"{name}: {len(changes)} edits, {time.process_time() - used:.0f} CPU s", flush=True
             )
         predictors |= {key: torch.stack(values) for key, values in per_edit.items()}
+        found[name] = torch.tensor(changes), predictors
+    answers = {}
+    for name, (changed, predictors) in found.items():
+        # What RippleCallback can know before an edit of any method.
+        predictors["trial"] = found["ROME"][1]["first_order"]
         if options.pairs is not None:
-            torch.save((torch.tensor(changes), predictors, counted), options.pairs / f"{name}.pt")
-        found[name] = _assess(torch.tensor(changes), predictors, counted)
+            torch.save((changed, predictors, counted), options.pairs / f"{name}.pt")
+        answers[name] = _assess(changed, predictors, counted)
     record = {
         "machine": machine(),
         "language_model": weights_hash(model),
@@ -136,11 +154,11 @@ def main() -> None:
         "moved_nats": MOVED,
         "harmed_nats": HARMED,
         "resamples": _RESAMPLES,
-        "editors": found,
+        "editors": answers,
     }
     options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     _draw(record, options.out.with_suffix(".svg"))
-    print(json.dumps(found, indent=2))
+    print(json.dumps(answers, indent=2))
 
 
 def _only(values: Sequence[Any], chosen: Sequence[int]) -> list[Any]:
@@ -178,6 +196,44 @@ def _gradient_cosine(
     return flat(edits) @ flat(facts).mT
 
 
+def _dda(
+    model: Any,
+    encoder: PromptEncoder,
+    requests: Sequence[EditRequest],
+    facts: Sequence[Fact],
+    folder: Path,
+) -> dict[str, Tensor]:
+    """Return |DDA| of the edit's new answer against its old one, and the fact, (edits, facts).
+
+    As `lightning-edit attribute-training` computes it, with the fact in the place of a training
+    text: gradients of the MLP down-projections at θ₀, the model of the package, and after each
+    epoch of a fine-tuning of it on other statements.
+    """
+    config = yaml.safe_load(FINE_TUNING.read_text(encoding="utf-8"))
+    seed_everything(config["seed_everything"], verbose=False)
+    saving = config["trainer"]["callbacks"][0]["init_args"] | {"dirpath": folder / "epochs"}
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=config["trainer"]["max_epochs"], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        callbacks=[ModelCheckpoint(**saving)],
+    )  # fmt: skip
+    trainer.fit(
+        TextFineTuning(**config["model"]["init_args"]),
+        PlantedTextDataModule(**config["data"]["init_args"]),
+    )
+    attributor = TrainingDataAttributor(
+        model,
+        encoder,
+        checkpoint_paths([folder / "epochs"]),
+        [TrainingText(str(n), one.answers[0], one.prompt) for n, one in enumerate(facts)],
+        IndexSettings(),
+        folder / "index",
+    )
+    asked = [TracedFact(one.id, one.prompt, one.target, one.old_target) for one in requests]
+    scores = attributor.gradient_scores(attributor.products(asked))
+    return {name: scores[name].mT.abs() for name in ("dda", "dda_no_debias")}
+
+
 def _foretold(
     delta: Delta, keys: Mapping[str, Tensor], gradients: Sequence[Any]
 ) -> dict[str, Tensor]:
@@ -196,7 +252,8 @@ def _foretold(
         )
         sizes = [len(one.inputs) for one in reads]
         first += torch.stack([part.sum() for part in along.split(sizes)])
-    return {"key_overlap": overlap, "output_change": size.sqrt(), "first_order": first.abs()}
+    found = {"key_overlap": overlap, "output_change": size.sqrt()}
+    return found | {"first_order": first.abs(), "fall": -first}
 
 
 def _assess(changes: Tensor, predictors: Mapping[str, Tensor], counted: Tensor) -> dict[str, Any]:
@@ -242,7 +299,7 @@ def _draw(record: Mapping[str, Any], path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "edit ripples"
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(7, 2.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(7, 3.6), sharey=True, layout="constrained")
     colours = {"MEMIT": "#2F6DB5", "ROME": "#D1600F"}
     for axis, label in zip(axes, ("moved", "harmed"), strict=True):
         for shift, (editor, found) in enumerate(record["editors"].items()):

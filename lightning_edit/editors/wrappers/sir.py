@@ -79,8 +79,9 @@ class SIR(WrappedEditor):
             a search; ``search``: they are searched like those of edits.
         candidates_by: Ranking of the facts to check: ``output_change``: norm of the update's effect
             at their keys; ``key_overlap``: the largest key overlap with an edit, |kᵢᵀA⁻¹k|;
-            ``first_order``: first-order fall of the answer's log-probability, from gradients at all
-            tokens (a forward and two backward passes over the known facts for each edit).
+            ``first_order``: size of the first-order effect on the answer's log-probability, from
+            gradients at all tokens (a forward and two backward passes over the known facts for each
+            edit). Which of them foretells what: docs/ripple.md.
 
     Note:
         Reconstructed from the abstract and summaries: neither the full text nor code was available.
@@ -241,8 +242,9 @@ class SIR(WrappedEditor):
         if self.candidates_by == "first_order":
             rows = [(item.prompt_ids, item.target_ids) for item in asked.encoded]
             (effects,) = first_order_effects(self.language_model, [delta], rows, _FACTS_PER_PASS)
-            # Only facts that fall are restored.
-            return [others[n] for n in effects.argsort()[: self.candidates].tolist()]
+            # By size: where a fact is harmed the sign of the first order says little.
+            ranked = effects.abs().argsort(descending=True)
+            return [others[n] for n in ranked[: self.candidates].tolist()]
         texts = rewriting_texts(self.prompts, asked, ["{}"])
         modules = {name.removesuffix(".weight"): update for name, update in delta.weights.items()}
         keys = host.all_at_subjects(
