@@ -28,7 +28,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@# torch goes first and exactly: a range would take the newest build, with gigabytes of CUDA.
 	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install -c constraints.txt -e '.[dev,harness,int8]'
+	@$(PIP) install -c constraints.txt -e '.[dev,harness]'
 	@touch $@
 
 quickstart: $(VENV)/.done  ## edit 20 facts with ROME in the embedded model and measure what moved
@@ -80,8 +80,7 @@ $(INT8)/.done: constraints.txt | $(VENV)/.done
 test-int8: export OMP_NUM_THREADS = 1
 
 test-int8: $(INT8)/.done  ## run the test of edits in 8-bit weights, with torchao
-	@PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q -p no:cacheprovider tests/callbacks/test_durability.py -k eight_bits \
-		-W ignore::DeprecationWarning -W ignore::SyntaxWarning  # of compiling torchao
+	@PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q -p no:cacheprovider tests/callbacks/test_durability.py -k eight_bits
 
 resume-matrix: $(VENV)/.done  ## kill, resume and compare every callback, protocol and family of editors (an hour)
 	@$(BIN)/python benchmarks/robustness/resume_matrix.py --out benchmarks/results/resume_matrix.json
