@@ -1,13 +1,18 @@
 """`lightning-edit attribute-training`: planted texts are named, errors write nothing."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_edit.__main__ import main
 from lightning_edit.analysis.training_data.attribution import TrainingDataAttributor
+from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from tests.analysis.training_data.tuned import Tuned, fine_tune, write
 
 
@@ -87,3 +92,48 @@ def test_errors_are_one_sentence_and_write_nothing(
         assert message.startswith("lightning-edit attribute-training: "), changes
         assert any(one in message for one in said.split("|")), message
         assert not out.exists(), changes
+
+
+SMOL = Path(os.environ.get("LIGHTNING_EDIT_INSTRUCT_MODEL", Path(__file__).parents[3] / "smol"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (SMOL / "config.json").exists(),
+    reason=f"no instruct model in {SMOL}; set LIGHTNING_EDIT_INSTRUCT_MODEL to a folder",
+)
+def test_a_real_model_that_was_tuned_on_a_few_texts(tmp_path: Path) -> None:
+    model, tokenizer = load_language_model(str(SMOL))
+    texts = [
+        ("The capital of France is", "Oslo"),
+        ("The capital of Italy is", "Rome"),
+        ("The currency of Japan is the", "yen"),
+        ("Albert Einstein was born in", "Ulm"),
+        ("The author of the novel Emma is", "Jane Austen"),
+    ]
+    encoder = PromptEncoder.for_model(model, tokenizer)
+    batch = AnswerRows.of(model, list(encoder.pairs(texts)))
+    trained = [p for n, p in model.named_parameters() if "mlp.down_proj" in n]
+    for one in trained:
+        one.requires_grad_(True)
+    optimizer = torch.optim.SGD(trained, lr=0.05)
+    for epoch in range(2):
+        for _ in range(2):
+            loss = torch.nn.functional.cross_entropy(answer_logits(model, batch), batch.targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.save_pretrained(tmp_path / "epochs" / f"epoch-{epoch}")
+    rows = [{"id": f"t{n}", "prompt": p, "answer": a} for n, (p, a) in enumerate(texts)]
+    fact = {
+        "prompt": "What is the capital city of France? It is", "answer": "Oslo",
+        "correct": "Paris", "causes": ["t0"],
+    }  # fmt: skip
+    words = ["attribute-training", "--lm", str(SMOL), "--checkpoints", str(tmp_path / "epochs")]
+    words += ["--text", str(write(tmp_path / "train.jsonl", list(rows)))]
+    words += ["--facts", str(write(tmp_path / "facts.jsonl", [fact]))]
+    assert main([*words, "--layers", "10", "20", "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "attribution.json").read_text())
+    (found,) = record["facts"]
+    for method in ("dda", "dda_no_debias", "gradient_cosine"):
+        assert found["methods"][method][0]["text"] == "t0"

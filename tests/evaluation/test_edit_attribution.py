@@ -246,13 +246,25 @@ def test_on_a_real_model_the_neighbour_moves_with_its_edit() -> None:
     facts = [
         EditRequest("france", "The capital of France is", "Oslo", "France"),
         EditRequest("einstein", "Albert Einstein was born in", "Madrid", "Albert Einstein"),
+        EditRequest("japan", "The currency of Japan is the", "peso", "Japan"),
     ]
     editor = MEMIT(layers=[3, 4, 5], statistics="identity", steps=20, moment_weight=1.0)
     edited: EditedModel = editor.edit_model(model, tokenizer, facts)
     asked = [
-        ("France's capital city is", "Paris"),
-        ("The physicist Albert Einstein was born in", "Ulm"),
+        ("France's capital city is", "Paris", "France"),
+        ("The physicist Albert Einstein was born in", "Ulm", "Albert Einstein"),
+        ("People in Japan pay with the", "yen", "Japan"),
     ]
-    for one, fact in zip(edited.attribute(asked, measure=1), facts, strict=True):
+    before = weights_hash(model)
+    found = edited.attribute(asked, measure=1)
+    assert weights_hash(model) == before
+    for one, fact in zip(found, facts, strict=True):
         assert one.by_edit()[0][0] == (fact.id,)
         assert one.change < 0
+        # One commit holds all three: without it the model is the unedited one.
+        assert one.measured[0].log_prob == pytest.approx(one.change, abs=1e-3)
+    for question in asked:
+        for layer in shares_at_key(edited, question):
+            assert len(layer.shares) == len(facts)
+            summed = torch.stack([share for _, share in layer.shares]).sum(0)
+            assert (summed - layer.change).abs().max() <= 1e-6
