@@ -61,7 +61,7 @@ def first_order_effects(
             for number, delta in enumerate(deltas):
                 if name in delta.weights:
                     along = _along(delta, name, inputs, gradients)
-                    sums = torch.stack([each.sum() for each in along.split(sizes)])
+                    sums = torch.stack([each.sum() for each in torch.split(along, sizes)])
                     found[number, start : start + len(part)] += sums
     return found / torch.tensor([len(answer) for _, answer in rows], dtype=torch.float64)
 

@@ -33,7 +33,9 @@ FACT = ("The capital of Norway is", "Oslo", "Norway")
 
 def edit(folder: Path, method: str, options: str) -> str:
     words = f"edit --model {method} {options} --data AtlasDataModule --data.limit 4"
-    words += " --protocol sequential --batch_size 2 --trainer.enable_progress_bar false --modes [tf]"
+    words += (
+        " --protocol sequential --batch_size 2 --trainer.enable_progress_bar false --modes [tf]"
+    )
     assert main([*words.split(), "--run", str(folder)]) == 0
     return str(folder)
 
@@ -92,10 +94,3 @@ def test_what_is_no_sum_refuses_columns_and_goes_by_undo(
     both = {tuple(one["ids"]): one["log_prob"] for one in row["measured"]}
     for one in undone["measured"]:
         assert both[tuple(one["ids"])] == pytest.approx(one["log_prob"], abs=1e-5)
-
-
-def test_prune_passes_few_edits_on_with_their_columns(tmp_path: Path) -> None:
-    options = "--model.editor MEMIT --model.editor.steps 12 --model.editor.moment_weight 200"
-    run = edit(tmp_path / "run", "PRUNE", options)
-    row = attribute(run, tmp_path / "why.json", "--by", "columns", "--top", "9")
-    assert {one["by"] for one in row["effects"]} == {"columns"}

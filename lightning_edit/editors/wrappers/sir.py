@@ -87,8 +87,8 @@ class SIR(WrappedEditor):
         Reconstructed from the abstract and summaries: neither the full text nor code was available.
         The summaries find affected facts by a knowledge graph and embeddings; here by the effect of
         the update at their keys, ‖Δk‖. Facts about the subjects of the edit and of earlier ones may
-        change with them. The summaries describe a single edit; in a sequence, comparing
-        with the model before the latest edit would let many small changes through.
+        change with them. The summaries describe a single edit; in a sequence, comparing with the
+        model before the latest edit would let many small changes through.
     """
 
     def __init__(
