@@ -65,7 +65,8 @@ def trial_effects(
         return torch.zeros(0, len(facts), dtype=torch.float64)
     rows = [(one.prompt, one.answer) for one in encoded]
     with evaluating(model):
-        editor = ROME(layers=[layer], statistics=statistics).bind(model, prompts)
+        editor = ROME(layers=[layer], statistics=statistics)
+        editor.bind(model, prompts)
         found = []
         for start in range(0, len(requests), _EDITS):
             batch = encode_batch(editor.prompts, list(requests[start : start + _EDITS]))
