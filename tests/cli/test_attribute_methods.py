@@ -33,10 +33,8 @@ FACT = ("The capital of Norway is", "Oslo", "Norway")
 
 def edit(folder: Path, method: str, options: str) -> str:
     words = f"edit --model {method} {options} --data AtlasDataModule --data.limit 4"
-    words += (
-        " --protocol sequential --batch_size 2 --modes [tf]"
+    words += " --protocol sequential --batch_size 2 --modes [tf]"
     words += " --trainer.enable_progress_bar false"
-    )
     assert main([*words.split(), "--run", str(folder)]) == 0
     return str(folder)
 
