@@ -51,7 +51,7 @@ def test_equals_the_whole_pass(family: str, sizes: list[tuple[int, int]]) -> Non
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_only_what_predicts_the_answers_has_a_graph(family: str) -> None:
-    view = resolve(TINY[family]().requires_grad_(False))
+    view = resolve(build_tiny(family).requires_grad_(False))
     (prompt, answer), *others = made(ROWS)
     rows = [(prompt, answer), (prompt, answer[:1]), *others]
     name = view.down_projection(0)
@@ -69,7 +69,7 @@ def test_only_what_predicts_the_answers_has_a_graph(family: str) -> None:
 
 
 def test_the_order_of_modules_is_the_callers() -> None:
-    view = resolve(TINY["llama"]().double().requires_grad_(False))
+    view = resolve(build_tiny("llama").double().requires_grad_(False))
     names = [view.down_projection(layer) for layer in (2, 0)]
     found, turned = (
         answer_factors(view, made(ROWS), listed).factors for listed in (names, names[::-1])
