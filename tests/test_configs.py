@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lightning_edit.__main__ import main
 from tests.datamodules import records
@@ -29,6 +30,8 @@ RECIPES = {*ATLAS_RECIPES, "mend_atlas", "serac_atlas"}
 def command(path: Path, folder: Path) -> list[str]:
     """Return a short run of a configuration, by the folder it is in."""
     atlas = ["--data", "AtlasDataModule"]
+    if path.parent.parent.name == "method":
+        return ["edit", "--config", str(path), "--lm", path.parent.name, *atlas, *SMALL]
     match path.parent.name, path.stem:
         case "method", _:
             return ["edit", "--config", str(path), *atlas, *SMALL]
@@ -61,7 +64,7 @@ def command(path: Path, folder: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path.parent.parent.name == "method":
+    if path.parent.parent.name == "method" and path.parent.name != "atlas":
         pytest.skip(f"needs the weights of {path.parent.name}; tests/test_published.py checks it")
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
@@ -70,3 +73,17 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     if arguments[0] == "edit":
         (results,) = (tmp_path / "runs").glob("*/results.json")
         assert json.loads(results.read_text())["points"]
+
+
+def test_settings_for_every_model_hold_nothing_of_one() -> None:
+    """Rates, weights and bounds of the embedded model are in a folder of its own."""
+    scale = {"lr", "eta", "clamp", "moment_weight", "norm_weight", "norm_constraint"} | {
+        "null_threshold",
+        "layers",
+    }
+    for path in sorted((ROOT / "configs" / "method").glob("*.yaml")):
+        config = yaml.safe_load(path.read_text())["model"]
+        while isinstance(config, dict):
+            given = config.get("init_args", {})
+            assert not scale & set(given), path
+            config = given.get("editor")

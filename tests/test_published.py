@@ -42,6 +42,7 @@ def _tiny(family: str, key: str, blocks: int) -> Any:
 
 
 MODELS = {
+    "atlas": Model("atlas", 5, "llama"),
     "gpt2-xl": Model("openai-community/gpt2-xl", 48, "gpt2"),
     "gpt-j-6b": Model("EleutherAI/gpt-j-6b", 28, "gptj"),
     "llama-2-7b": Model("meta-llama/Llama-2-7b-hf", 32, "llama"),

@@ -28,11 +28,11 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.weights import weights_hash
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Defaults, but for learning rates that write something into so small a model.
+#: Published settings, whose learning rates alone are raised, for so small a model.
 EDITORS: dict[str, Any] = {
     "ROME": ROME,
-    "MEMIT": MEMIT,
-    "AlphaEdit": AlphaEdit,
+    "MEMIT": lambda: MEMIT(moment_weight=None, clamp=0.75),
+    "AlphaEdit": lambda: AlphaEdit(10.0, 0.1, "relative", clamp=0.75),
     "FTM": lambda: FTM(lr=5e-3),
     "UltraEdit": lambda: UltraEdit(eta=0.01),
 }

@@ -1,4 +1,4 @@
-"""Write 500 facts of the atlas at once with LocFT-BF (configs/method/LocFTBF.yaml), and score them.
+"""Write 500 facts of the atlas at once with LocFT-BF (configs/method/atlas/LocFTBF.yaml), and score them.
 
 Run:  python benchmarks/quality/locft_bf_atlas.py
 """
@@ -23,7 +23,7 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.weights import weights_hash
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = "configs/method/LocFTBF.yaml"
+CONFIG = "configs/method/atlas/LocFTBF.yaml"
 #: Facts whose answers are also generated, which takes longer.
 GENERATED = 100
 

@@ -43,12 +43,13 @@ SHOWN = (
     "locality/kept@tf",
 )
 
-#: Editors by label. λ's default is the width of a key, 640: a second value shows its part.
+#: Editors by label, with published settings. λ is the width of a key, 640; a second value shows its
+#: part.
 EDITORS: dict[str, tuple[str, dict[str, Any]]] = {
     "ROME": ("ROME", {}),
-    "MEMIT": ("MEMIT", {}),
-    "MEMIT, lambda 64": ("MEMIT", {"moment_weight": 64.0}),
-    "AlphaEdit": ("AlphaEdit", {}),
+    "MEMIT": ("MEMIT", {"moment_weight": None, "clamp": 0.75}),
+    "MEMIT, lambda 64": ("MEMIT", {"moment_weight": 64.0, "clamp": 0.75}),
+    "AlphaEdit": ("AlphaEdit", {"norm_weight": 10.0, "null_threshold": 0.1, "clamp": 0.75}),
 }
 
 #: Tokens and shrinkage by name; "in order" is the beginning of the text, sorted by relation.

@@ -50,7 +50,9 @@ def worker(folder: Path, options: argparse.Namespace) -> None:
 
     trainer_module.Evaluation = Timed  # type: ignore[misc]  # a measured one
     statistics = "auto" if options.lm == "atlas" else "identity"
-    editor = MEMIT(rows_per_pass=options.rows, steps=options.steps, statistics=statistics)
+    editor = MEMIT(
+        clamp=0.75, rows_per_pass=options.rows, steps=options.steps, statistics=statistics
+    )
     search = editor.search
 
     def timed(batch: Any) -> Any:

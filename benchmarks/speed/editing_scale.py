@@ -71,8 +71,9 @@ class Case:
 
 
 #: MEMIT's blocks and steps are those of its authors for GPT-J and of EasyEdit for Llama.
-_GPTJ = {"layers": [3, 4, 5, 6, 7, 8], "steps": 25, "moment_weight": 15_000.0}
-_LLAMA = {"layers": [4, 5, 6, 7, 8], "steps": 25, "lr": 0.1, "moment_weight": 15_000.0}
+_MEMIT = {"steps": 25, "moment_weight": 15_000.0, "clamp": 0.75}
+_GPTJ = _MEMIT | {"layers": [3, 4, 5, 6, 7, 8]}
+_LLAMA = _MEMIT | {"layers": [4, 5, 6, 7, 8], "lr": 0.1}
 CASES = {
     "memit-gpt-j-1000": Case("MEMIT", "gpt-j-6b", 1_000, _GPTJ),
     "memit-llama-1000": Case("MEMIT", "llama-3-8b", 1_000, _LLAMA),

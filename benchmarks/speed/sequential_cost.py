@@ -29,11 +29,11 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.types import EditBatch
 
 EDITORS: dict[str, Any] = {
-    "MEMIT": lambda: MEMIT(keep_history=True),
-    "AlphaEdit": AlphaEdit,
-    "ENCORE": ENCORE,
-    "NSE": NSE,
-    "EMMET": EMMET,
+    "MEMIT": lambda: MEMIT(keep_history=True, clamp=0.75),
+    "AlphaEdit": lambda: AlphaEdit(clamp=0.75),
+    "ENCORE": lambda: ENCORE(clamp=0.75),
+    "NSE": lambda: NSE(clamp=0.75),
+    "EMMET": lambda: EMMET(clamp=0.75),
     "UltraEdit": UltraEdit,
 }
 

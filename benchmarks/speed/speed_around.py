@@ -125,7 +125,7 @@ def scaling(options: argparse.Namespace) -> list[dict[str, Any]]:
     requests = AtlasDataModule(limit=max(sizes), split="train").edit_requests()
     found = []
     for size in sizes:
-        editor: Any = editors.MEMIT().bind(model, tokenizer)
+        editor: Any = editors.MEMIT(clamp=0.75).bind(model, tokenizer)
         clock, batch = Stopwatch(), encode_batch(tokenizer, requests[:size])
         if size <= searched:
             timed_edit(editor, requests[:size], clock)

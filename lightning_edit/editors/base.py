@@ -1,5 +1,6 @@
 """Editor base class: a LightningModule that turns a batch of requests into a weight delta."""
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.sites import stack_blocks
 from lightning_edit.models.view import ModelView, Stack, resolve
 from lightning_edit.types import EditBatch, EditRequest
+
+log = logging.getLogger(__name__)
 
 _FINAL = """{base} is final, so that its name stands for one method; wrap it instead:
 
@@ -121,6 +124,7 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         self._stages: dict[str, float] = {}
         self._nested_seconds = 0.0
         self._progress_listener: Callable[[int, int], None] | None = None
+        self.chosen: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------ binding
 
@@ -162,8 +166,23 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         model_lock(model)  # made before anything looks at the model's attributes
         self._bound = (model, self._prompts.tokenizer, view)
         self._remembered = []
+        self.chosen = {}
         self.on_bind()
         return self
+
+    def chose(self, values: Mapping[str, Any]) -> None:
+        """Note the values that ``auto`` settings have on the bound model, and log new ones.
+
+        They are in :attr:`chosen`, in ``results.json`` and in the ``info`` of the edits.
+
+        Args:
+            values: By argument: a number, or one for each layer.
+        """
+        new = {name: value for name, value in values.items() if self.chosen.get(name) != value}
+        self.chosen |= values
+        if new:
+            told = ", ".join(f"{name} = {_shown(value)}" for name, value in new.items())
+            log.info("%s: auto is %s", type(self).__name__, told)
 
     def check_arguments(self) -> None:
         """Check the numeric arguments of this editor and of those that it wraps.
@@ -547,6 +566,11 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
                 f"{type(self).__name__} has nothing to train; "
                 "run `lightning-edit edit` or EditTrainer().edit(editor, datamodule) instead of fit"
             )
+
+
+def _shown(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(dict.fromkeys(f"{one:.4g}" for one in values))
 
 
 def final_editors(base: type[Any]) -> Iterator[type[Editor]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_edit.exceptions import SolveError
 
-ThresholdKind = Literal["absolute", "relative"]
+ThresholdKind = Literal["absolute", "relative", "energy"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Spectrum:
             threshold: Eigenvalues below it are small.
             kind: ``absolute``: the threshold is an eigenvalue, so what is kept depends on the
                 scale of the model's activations. ``relative``: it is a share of the mean
-                eigenvalue.
+                eigenvalue. ``energy``: the smallest eigenvalues are small that together make up
+                this share of their sum, the mean squared norm of a key, so that something is kept
+                of a flat spectrum too.
             where: Name of the layer, for messages.
 
         Returns:
@@ -77,8 +79,13 @@ class Spectrum:
             tensor([[0.],
                     [1.]], dtype=torch.float64)
         """
-        limit = threshold * (float(self.values.mean()) if kind == "relative" else 1.0)
-        kept = self.values < limit
+        if kind == "energy":
+            sums = self.values.clamp_min(0).cumsum(0)
+            kept = sums < threshold * sums[-1]
+            limit = threshold * float(sums[-1])
+        else:
+            limit = threshold * (float(self.values.mean()) if kind == "relative" else 1.0)
+            kept = self.values < limit
         if not bool(kept.any()):
             raise SolveError(
                 f"{where}: no eigenvalue of the second moment is below {limit:g} (the smallest is "
@@ -87,3 +94,15 @@ class Spectrum:
             )
         basis: Tensor = self.vectors[:, kept]
         return basis
+
+    def energy(self, directions: int) -> float:
+        """Return the mean squared norm that a key has in the directions of small eigenvalues.
+
+        Args:
+            directions: Number of these directions.
+
+        Example:
+            >>> Spectrum.of(torch.diag(torch.tensor([4.0, 1.0, 2.0]))).energy(2)
+            3.0
+        """
+        return float(self.values[:directions].clamp_min(0).sum())

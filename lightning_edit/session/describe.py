@@ -18,7 +18,8 @@ def describe(thing: object) -> dict[str, Any]:
         thing: An editor or a data module.
 
     Returns:
-        ``class`` and ``args``.
+        ``class`` and ``args``; of an editor whose ``auto`` settings have found their values on
+        the bound model also ``auto``, these values.
     """
     kept = kept_values(thing)
     names = [
@@ -29,7 +30,9 @@ def describe(thing: object) -> dict[str, Any]:
         for name in inspect.signature(vars(cls)["__init__"]).parameters
     ]
     args = {name: _to_plain(kept[name]) for name in names if name in kept}
-    return {"class": type(thing).__name__, "args": args}
+    chosen = vars(thing).get("chosen") or {}
+    auto = {"auto": _to_plain(chosen)} if chosen else {}
+    return {"class": type(thing).__name__, "args": args} | auto
 
 
 def describe_for_journal(model: Any, form: PromptFormat) -> dict[str, Any]:

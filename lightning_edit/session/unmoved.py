@@ -79,7 +79,7 @@ def _remedy(editor: Any) -> str:
         return f"{name} writes what it was trained to: train it longer, or for this kind of edits."
     texts = []
     for verb, names in (("raise", RAISE), ("lower", LOWER)):
-        values = ((one, getattr(editor, one, None)) for one in names)
+        values = ((one, _value(editor, one)) for one in names)
         told = [f"{one} ({value:g})" for one, value in values if _is_number(value)]
         if told:
             texts.append(f"{verb} {', '.join(told)}")
@@ -89,6 +89,13 @@ def _remedy(editor: Any) -> str:
         f"To write more with {name}: {'; '.join(texts)}; or let `lightning-edit tune {name}` find "
         "settings for this model."
     )
+
+
+def _value(editor: Any, name: str) -> Any:
+    """Return a setting's value; of an ``auto`` setting the one that it has on the bound model."""
+    chosen = editor.chosen.get(name)
+    given = min(chosen, default=None) if isinstance(chosen, list) else chosen
+    return getattr(editor, name, None) if given is None else given
 
 
 def _is_number(value: Any) -> bool:

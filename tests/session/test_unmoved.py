@@ -8,6 +8,7 @@ import pytest
 
 from lightning_edit.editors import FTM, MEND, RECT, AlphaEdit, UltraEdit
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.gradient import base
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.session.unmoved import say_unmoved, unmoved
 from tests.toy import ToyData, toy_model, toy_tokenizer
@@ -68,9 +69,21 @@ def test_a_wrapped_editors_settings_are_named(caplog: pytest.LogCaptureFixture) 
     assert len(caplog.messages) == 1
 
 
+def test_what_auto_chose_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is to raise a rate must know from where."""
+    monkeypatch.setattr(base, "STEP_REACH", 1e-9)
+    editor = FTM(layers=[0], steps=2).bind(toy_model(), toy_tokenizer())
+    trainer = EditTrainer(logger=False, enable_progress_bar=False)
+    trainer.edit(editor, ToyData(2), protocol="single", run=str(tmp_path / "run"))
+    (said,) = [message for message in caplog.messages if "hardly moved" in message]
+    assert f"raise lr ({editor.chosen['lr']:g}), steps (2)" in said
+
+
 def test_what_is_turned_makes_the_editor_write_more(caplog: pytest.LogCaptureFixture) -> None:
     """A wider null space has more directions to write in; a trained editor has nothing to turn."""
-    say_unmoved([row("a", 5.0, 5.0)], AlphaEdit())
+    say_unmoved([row("a", 5.0, 5.0)], AlphaEdit(10.0, 0.1))
     say_unmoved([row("a", 5.0, 5.0)], MEND())
     wider, trained = caplog.messages
     assert "null_threshold (0.1); lower norm_weight (10)" in wider

@@ -25,6 +25,18 @@ FACTORS: dict[str, tuple[float, float]] = {
     "alpha": (4.0, 4.0),
     "kept": (4.0, 2.0),
 }
+#: Of settings that are ``auto``, whose value is found when the editor is bound or edits: the value to
+#: begin with, the smallest and the largest. They span what is published for six models and what suits
+#: models of some million parameters.
+AUTO: dict[str, tuple[float, float, float]] = {
+    "lr": (1e-3, 1e-5, 1e-1),
+    "eta": (1e-3, 1e-7, 1e-1),
+    "clamp": (1.5, 0.2, 8.0),
+    "moment_weight": (150.0, 1.0, 3e4),
+    "norm_weight": (1.0, 1e-3, 1e2),
+    "norm_constraint": (2e-3, 5e-5, 1e-1),
+    "null_threshold": (0.3, 0.02, 1.0),
+}
 #: Settings that are shares: never above one.
 SHARES = frozenset({"radius_share", "act_ratio", "kept", "null_threshold"})
 
@@ -62,7 +74,8 @@ def search_space(
     """Return the settings to search, around an editor's values.
 
     Args:
-        arguments: The editor's arguments with their values; others than numbers are left alone.
+        arguments: The editor's arguments with their values; others than numbers, and than ``auto``
+            for a number (:data:`AUTO`), are left alone.
         given: Bounds of a user, by name: the smallest and the largest value.
         only: Names of the settings to search; ``None``: those of :data:`FACTORS` that the editor
             has and that are above zero, and those with given bounds.
@@ -72,7 +85,11 @@ def search_space(
             numbers above zero.
     """
     given = dict(given or {})
-    numbers = {name: value for name, value in arguments.items() if _is_number(value)}
+    numbers = {
+        name: value
+        for name, value in arguments.items()
+        if _is_number(value) or (value == "auto" and name in AUTO)
+    }
     chosen = list(only) if only is not None else [name for name in FACTORS if name in numbers]
     chosen += [name for name in given if name not in chosen]
     return list(_dimensions(chosen, numbers, given, by_name=only is not None))
@@ -93,6 +110,8 @@ def _dimensions(
         value = numbers.get(name)
         if name in given:
             low, high = _bounds(name, given[name])
+        elif value == "auto":
+            value, low, high = AUTO[name]
         elif value is None or value <= 0:
             if by_name:
                 raise ConfigError(
@@ -104,6 +123,7 @@ def _dimensions(
             down, up = FACTORS.get(name, (10.0, 10.0))
             low, high = value / down, value * up
             high = min(high, 1.0) if name in SHARES else high
+        value = AUTO[name][0] if value == "auto" else value
         start = min(max(float(low if value is None else value), low), high)
         if isinstance(value, int):
             low, high, start = max(1, round(low)), max(1, round(high)), round(start)

@@ -3,6 +3,8 @@
 arXiv 2012.00363; an editing baseline in ROME (2202.05262) and MEMIT (2210.07229).
 """
 
+from typing import Literal
+
 from lightning_edit.editors.gradient.base import GradientEditor, TrainingObjective
 
 
@@ -12,9 +14,11 @@ class FTL(GradientEditor):
     Args:
         layers: Blocks to train; ``None``: the first, as in ROME's configs.
         steps: Epochs over the batch (25 in ROME's configs).
-        lr: Adam's learning rate (5e-4 in ROME's configs).
+        lr: Adam's learning rate (5e-4 in ROME's configs); ``auto``: see
+            :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         weight_decay: Adam's weight decay (0 in ROME's configs).
-        norm_constraint: Largest change of any single weight: 5e-4 for GPT-2 XL, 5e-5 for GPT-J.
+        norm_constraint: Largest change of any single weight: 5e-4 for GPT-2 XL, 5e-5 for GPT-J;
+            ``auto``: :data:`~lightning_edit.editors.gradient.base.STEPS_IN_BOX` steps of ``lr``.
         objective: See :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         threshold: Loss below which training stops (1e-2 in ROME's code).
         batch_size: Requests per optimiser step (64 in ROME's code).
@@ -28,9 +32,9 @@ class FTL(GradientEditor):
         self,
         layers: list[int] | None = None,
         steps: int = 25,
-        lr: float = 5e-4,
+        lr: float | Literal["auto"] = "auto",
         weight_decay: float = 0.0,
-        norm_constraint: float = 5e-4,
+        norm_constraint: float | Literal["auto"] = "auto",
         objective: TrainingObjective = "prompt_last",
         threshold: float = 1e-2,
         batch_size: int = 64,
@@ -51,7 +55,8 @@ class FT(GradientEditor):
     Args:
         layers: Blocks to train; ``None``: one at two thirds of the depth.
         steps: Epochs over the batch (25 in ROME's, MEMIT's and EasyEdit's configs).
-        lr: Adam's learning rate (5e-4 in those configs).
+        lr: Adam's learning rate (5e-4 in those configs); ``auto``: see
+            :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         weight_decay: Adam's weight decay; MEMIT's FT-W sets it from the number of edits.
         objective: See :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         threshold: Loss below which training stops (1e-2 in ROME's code).
@@ -62,7 +67,7 @@ class FT(GradientEditor):
         self,
         layers: list[int] | None = None,
         steps: int = 25,
-        lr: float = 5e-4,
+        lr: float | Literal["auto"] = "auto",
         weight_decay: float = 0.0,
         objective: TrainingObjective = "prompt_last",
         threshold: float = 1e-2,
@@ -88,7 +93,8 @@ class FTM(GradientEditor):
     Args:
         layers: Blocks to train; ``None``: that of :class:`FT`.
         steps: Epochs over the batch (25 in EasyEdit's configs).
-        lr: Adam's learning rate (5e-4 in EasyEdit's configs).
+        lr: Adam's learning rate (5e-4 in EasyEdit's configs); ``auto``: see
+            :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         weight_decay: Adam's weight decay (0 in EasyEdit's configs).
         norm_constraint: Largest change of any single weight; ``None``: no limit, as in EasyEdit's
             configs for Llama.
@@ -104,9 +110,9 @@ class FTM(GradientEditor):
         self,
         layers: list[int] | None = None,
         steps: int = 25,
-        lr: float = 5e-4,
+        lr: float | Literal["auto"] = "auto",
         weight_decay: float = 0.0,
-        norm_constraint: float | None = None,
+        norm_constraint: float | Literal["auto"] | None = None,
         threshold: float = 1e-2,
         batch_size: int = 64,
     ) -> None:

@@ -41,7 +41,8 @@ class LocFTBF(GradientEditor):
             the paper (with ``batch_size`` 1: one request after the other).
         steps: Epochs over the batch at most (25 in the authors' code); with ``depth`` steps per
             mini-batch.
-        lr: Adam's learning rate (5e-4 in the authors' configs, for billions of parameters).
+        lr: Adam's learning rate (5e-4 in the authors' configs, for billions of parameters);
+            ``auto``: see :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         weight_decay: Adam's weight decay (0 in the authors' configs).
         threshold: A mini-batch with a lower loss makes no step, and an epoch with a lower mean loss
             ends the training (1e-2 in the authors' code).
@@ -53,9 +54,8 @@ class LocFTBF(GradientEditor):
         Differences from the authors' code: it picks parameters by a part of their name, so that
         block 2 also means 20 to 29, and it adds a padding token to the vocabulary; here neither.
         A tokenizer without EOS needs ``end_token=False``. The published learning rate is for
-        billions of parameters: with the defaults none of 50 facts is written in the embedded model
-        (all of them with configs/method/LocFTBF.yaml). A warning says so where fewer than half
-        of the answers are learnt.
+        billions of parameters: with it none of 50 facts is written in the embedded model. A warning
+        says so where fewer than half of the answers are learnt.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LocFTBF(GradientEditor):
         whole_block: bool = False,
         order: Literal["breadth", "depth"] = "breadth",
         steps: int = 25,
-        lr: float = 5e-4,
+        lr: float | Literal["auto"] = "auto",
         weight_decay: float = 0.0,
         threshold: float = 1e-2,
         batch_size: int = 100,
@@ -138,13 +138,13 @@ class LocFTBF(GradientEditor):
         learnt = self._verdicts(copies, items)
         if 2 * sum(learnt) < len(learnt):
             log.warning(
-                "%s ends with %d of %d answers learnt (loss %.2f nats per token); raise `lr` (%g) "
+                "%s ends with %d of %d answers learnt (loss %.2f nats per token); raise `lr` (%s) "
                 "or `steps` (%d), lower `batch_size` (%d), or train the `whole_block`",
                 type(self).__name__,
                 sum(learnt),
                 len(learnt),
                 losses[-1],
-                self.lr,
+                self.chosen.get("lr", self.lr),
                 self.steps,
                 self.batch_size,
             )
@@ -164,7 +164,7 @@ class LocFTBF(GradientEditor):
         self, copies: MasterCopies, items: Sequence[Encoded], batch: EditBatch
     ) -> list[float]:
         draw = random.Random(batch.seed)
-        optimizer = copies.adam(self.lr, self.weight_decay)
+        optimizer = self.optimizer(copies, items[: self.batch_size])
         steps_each = -(-len(items) // self.batch_size)
         total = self.steps * steps_each
         losses: list[float] = []
@@ -185,7 +185,8 @@ class LocFTBF(GradientEditor):
         parts = list(mini_batches(items, self.batch_size))
         losses = []
         for number, part in enumerate(parts):
-            optimizer = copies.adam(self.lr, self.weight_decay)
+            first = items[number * self.batch_size : (number + 1) * self.batch_size]
+            optimizer = self.optimizer(copies, first)
             for step in range(self.steps):
                 self.progress(number * self.steps + step, len(parts) * self.steps)
                 loss = self.step(copies, optimizer, part)

@@ -14,10 +14,14 @@ class MasterCopies:
 
     Args:
         handles: The weights.
+
+    Attributes:
+        limit: Largest change of every single weight (a projection to an L∞ ball); ``None``: none.
     """
 
     def __init__(self, handles: Sequence[Weight]) -> None:
         self.handles = handles
+        self.limit: float | None = None
         dtype = torch.promote_types(handles[0].dtype, torch.float32)
         self.start = [handle.raw().detach().to(dtype) for handle in handles]
         self.master = [value.clone().requires_grad_() for value in self.start]
@@ -38,12 +42,9 @@ class MasterCopies:
         return {handle.name: value.to(handle.dtype) for handle, value in pairs}
 
     @torch.no_grad()
-    def clip(self, limit: float | None) -> None:
-        """Clip the change of every single weight (a projection to an L∞ ball).
-
-        Args:
-            limit: Largest change; ``None``: no limit.
-        """
+    def clip(self) -> None:
+        """Clip the change of every single weight to the limit, if there is one."""
+        limit = self.limit
         if limit is None:
             return
         for value, before in zip(self.master, self.start, strict=True):

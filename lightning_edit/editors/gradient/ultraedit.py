@@ -206,6 +206,8 @@ class UltraEdit(Editor):
                 for name, one in solved.items()
             }
         columns = {weights[name]: owners for name in summed}
+        if self.eta == "auto":
+            self.chose({"eta": eta})
         info = {"loss": loss, "eta": eta, "first_order_drop": eta * drop / len(ordered)}
         return Delta(batch.ids, updates, history=history, info=info, columns=columns)
 

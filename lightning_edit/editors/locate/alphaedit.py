@@ -1,6 +1,6 @@
 """AlphaEdit: Fang et al., Null-Space Constrained Knowledge Editing, ICLR 2025, arXiv 2410.02355."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lightning_edit.editors.locate.key_history import HistoryPolicy
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
@@ -9,6 +9,10 @@ from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import LeastSquares, NullSpace
 from lightning_edit.functional.nullspace import ThresholdKind
 from lightning_edit.models.view import ModelView
+
+
+#: Share of a corpus key's mean squared norm that the null space of ``auto`` holds.
+NULL_ENERGY = 0.1
 
 
 class AlphaEdit(MultiLayerEditor):
@@ -21,19 +25,25 @@ class AlphaEdit(MultiLayerEditor):
 
     Args:
         norm_weight: μ, the weight of ‖Δ‖² (``L2``): 10 in the authors' configs, 1 in the paper.
-        null_threshold: Eigenvalue of the second moment below which a direction is in the null
-            space.
-        null_threshold_kind: ``relative``: the threshold is a share of the mean eigenvalue, which
-            suits any activation scale. ``absolute``, as published (0.02 in the authors' configs,
-            0.01 in the paper): it is an eigenvalue.
-        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
+            ``auto``: a ninth of the mean squared norm that a corpus key has in the null space, so
+            that nine tenths of a typical key's residual are written.
+        null_threshold: What makes a direction part of the null space. ``auto``: those of the
+            smallest eigenvalues that together hold :data:`NULL_ENERGY` of the mean squared norm of
+            a corpus key.
+        null_threshold_kind: What a number means: ``relative``, a share of the mean eigenvalue,
+            below which an eigenvalue is small; ``absolute``, as published (0.02 in the authors'
+            configs, 0.01 in the paper), an eigenvalue; ``energy``, the share of their sum that the
+            small eigenvalues make up together, as ``auto``.
+        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search: 0.75 in the authors' configs; ``auto``: also
+            more, where that keeps an answer out of reach.
         keep_history: Whether later batches preserve the keys of earlier ones.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
         As in the authors' code, an edit's keys are read again on the edited model before they enter
-        the history. The relative threshold is this library's: the published 0.02 leaves one of 640
-        directions free in the first block of the embedded model, and half of them in the next. Null
+        the history. The published threshold depends on the scale of activations: 0.02 leaves one of
+        640 directions free in the first block of the embedded model, and half of them in the next;
+        the rules of ``auto`` are this library's. Null
         spaces come from eigendecompositions that ``lightning-edit stats --projector`` stored with
         the moments, or are computed at binding: under a second for a width of 1024, minutes for
         10,000. With ``statistics="identity"`` all directions are free. λC has no part in the
@@ -46,26 +56,26 @@ class AlphaEdit(MultiLayerEditor):
 
     def __init__(
         self,
-        norm_weight: float = 10.0,
-        null_threshold: float = 0.1,
+        norm_weight: float | Literal["auto"] = "auto",
+        null_threshold: float | Literal["auto"] = "auto",
         null_threshold_kind: ThresholdKind = "relative",
-        clamp: float = 0.75,
+        clamp: float | Literal["auto"] = "auto",
         keep_history: bool = True,
         **search: Any,
     ) -> None:
         super().__init__(clamp=clamp, keep_history=keep_history, **search)
-        if norm_weight <= 0:
+        if norm_weight != "auto" and norm_weight <= 0:
             raise ValueError(
                 f"norm_weight makes the system solvable, expected more than 0, got {norm_weight}"
             )
-        self.norm_weight = norm_weight
-        self.null_threshold = null_threshold
+        self.norm_weight: float | Literal["auto"] = norm_weight
+        self.null_threshold: float | Literal["auto"] = null_threshold
         self.null_threshold_kind: ThresholdKind = null_threshold_kind
-        self.solver = LeastSquares(
-            moment_weight=0.0,
-            norm_weight=norm_weight,
-            null_space=NullSpace(null_threshold, null_threshold_kind),
-        )
+        if null_threshold == "auto":
+            space = NullSpace(NULL_ENERGY, "energy")
+        else:
+            space = NullSpace(null_threshold, null_threshold_kind)
+        self.solver = LeastSquares(moment_weight=0.0, norm_weight=norm_weight, null_space=space)
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:

@@ -11,7 +11,7 @@ width; ``f`` -- width of a key, the down-projection's input.
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,7 @@ from lightning_edit.editors.locate.search_objective import Objective, TargetSear
 from lightning_edit.editors.locate.solver import Solver
 from lightning_edit.editors.locate.target_search import Loss, search_targets
 from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.editors.locate.widening import FIRST_CLAMP, search_widening
 from lightning_edit.editors.one_by_one import edit_one_by_one
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
@@ -60,7 +61,9 @@ class LocateThenEdit(Editor, family=True):
         lr: Adam's learning rate in the search (0.5 in the authors' configs).
         kl_factor: Weight of the KL divergence on "{subject} is a" (0.0625 in the authors' configs).
         weight_decay: Weight of ‖δ‖ / ‖h₀‖² (0.5 for GPT-2, 1e-3 for Llama in EasyEdit).
-        clamp: Largest ‖δ‖ / ‖h₀‖ (ROME 4, MEMIT 0.75).
+        clamp: Largest ‖δ‖ / ‖h₀‖ (ROME 4, MEMIT 0.75). ``auto``: 0.75, and for a request whose
+            answer it keeps out of reach 1.5, 3 or 6, see
+            :mod:`~lightning_edit.editors.locate.widening`.
         threshold: Loss below which a search ends (0.05 in the authors' code).
         kl_position: Position of the KL divergence: ``subject_last`` as in the authors' code, or
             ``prompt_end`` as in the paper.
@@ -103,7 +106,7 @@ class LocateThenEdit(Editor, family=True):
         lr: float = 0.5,
         kl_factor: float = 0.0625,
         weight_decay: float = 0.5,
-        clamp: float = 4.0,
+        clamp: float | Literal["auto"] = 4.0,
         threshold: float = 0.05,
         kl_position: KlPosition = "subject_last",
         context_templates: list[str] | None = None,
@@ -115,7 +118,9 @@ class LocateThenEdit(Editor, family=True):
             raise ValueError(f"rows_per_pass counts texts, expected 1 or more, got {rows_per_pass}")
         self.layers = layers
         self.statistics = statistics
-        self.objective = Objective(steps, lr, kl_factor, weight_decay, clamp, threshold)
+        self.clamp: float | Literal["auto"] = clamp
+        first = FIRST_CLAMP if clamp == "auto" else clamp
+        self.objective = Objective(steps, lr, kl_factor, weight_decay, first, threshold)
         self.kl_position = kl_position
         self.context_templates = (
             None if context_templates is None else with_bare_prompt(context_templates)
@@ -161,6 +166,7 @@ class LocateThenEdit(Editor, family=True):
         # A vector at the MLP's output is written as it is; one at the block's must get there.
         self.paths = find_write_paths(self.view, layers) if self.target_search.site != "mlp" else {}
         self.solver.on_bind(self.bound_layers, files, self.view)
+        self.chose(self.solver.chosen(self.bound_layers))
         self.effect_warnings = EffectWarnings()
         self._original = None
         if self.target_search.weights == "original":
@@ -262,19 +268,29 @@ class LocateThenEdit(Editor, family=True):
         """
         layer, rows, site = self.edited_layers[-1], self._rows_per_pass, self.target_search.site
         normed = site == "block" and self.paths[layer].norm is not None
-        with nullcontext() if self._original is None else self._original.in_place():
+
+        def search(some: Sequence[TokenizedText], within: Objective) -> Targets:
             return search_targets(
                 self.view,
-                texts,
+                some,
                 layer,
                 site,
-                objective,
+                within,
                 rows,
                 loss_for,
                 self.progress,
                 through_mlp=normed,
                 ranks=self.ranks,
             )
+
+        with nullcontext() if self._original is None else self._original.in_place():
+            # Behind a norm the MLP's bound says nothing of the block's output.
+            if self.clamp != "auto" or normed:
+                return search(texts, objective)
+            parts = 2 if site == "attention+mlp" else 1
+            found, widest = search_widening(search, texts, objective, parts)
+        self.chose({"clamp": widest})
+        return found
 
     @property
     def _rows_per_pass(self) -> int:
@@ -366,6 +382,7 @@ class LocateThenEdit(Editor, family=True):
             "unwritten": [solution.unwritten for solution in solutions],
             "condition": [solution.condition for solution in solutions],
             "templates": self.templates,
+            **({"auto": dict(self.chosen)} if self.chosen else {}),
         }
 
     @classmethod

@@ -3,13 +3,13 @@
 Axis names: ``n`` -- edits; ``d`` -- hidden width; ``f`` -- width of a key.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.edited_layer import EditedLayer
+from lightning_edit.editors.locate.edited_layer import EditedLayer, PenaltyWeight
 from lightning_edit.editors.locate.key_history import HistoryPolicy
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
 from lightning_edit.editors.locate.residual_schedule import SEARCHED_SPLIT, ResidualSchedule
@@ -25,16 +25,20 @@ class JointSolution(Solver):
     """Joint solution of all edits in force; a batch is the step from one to the next.
 
     Args:
-        moment_weight: λ; ``None``: the width of a key.
+        moment_weight: λ; ``auto``: a ninth of the width of a key; ``None``: the width.
 
     Attributes:
         undone: Whether the updates in force are no joint solution, since one was undone or redone.
     """
 
-    def __init__(self, moment_weight: float | None) -> None:
+    def __init__(self, moment_weight: PenaltyWeight) -> None:
         self.system = LeastSquares(moment_weight)
         self.undone = False
         self._totals: dict[int, Tensor | None] = {}
+
+    def chosen(self, layers: Mapping[int, EditedLayer]) -> dict[str, list[float]]:
+        """Return λ of each layer where it is ``auto``."""
+        return self.system.chosen(layers)
 
     def reset(self) -> None:
         """Start anew, with no edit in force."""
@@ -101,8 +105,9 @@ class D4S(MultiLayerEditor):
     original weights, and R, the residual there, is not recomputed per layer.
 
     Args:
-        moment_weight: λ, as in MEMIT; ``None``: the width of a key.
-        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
+        moment_weight: λ, as in MEMIT; ``auto``: a ninth of the width of a key; ``None``: the width.
+        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search: 0.75 in the authors' configs; ``auto``: also
+            more, where that keeps an answer out of reach.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
@@ -119,7 +124,10 @@ class D4S(MultiLayerEditor):
     history_policy: ClassVar[HistoryPolicy] = HistoryPolicy("solved", residuals=True)
 
     def __init__(
-        self, moment_weight: float | None = None, clamp: float = 0.75, **search: Any
+        self,
+        moment_weight: PenaltyWeight = "auto",
+        clamp: float | Literal["auto"] = "auto",
+        **search: Any,
     ) -> None:
         super().__init__(clamp=clamp, keep_history=True, **search)
         self.moment_weight = moment_weight

@@ -5,20 +5,31 @@ space; ``s`` -- some entries of a key.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_edit.editors.locate.key_history import KeyHistory
+from lightning_edit.functional.auto import weight_for_share
 from lightning_edit.functional.solve import Preserved
 from lightning_edit.models.weights import weight
+
+#: Weight of a penalty: a number; ``auto``: by rule, see :class:`EditedLayer`; of λ also ``None``, the
+#: width of a key.
+PenaltyWeight = float | Literal["auto"] | None
+
+#: Share of a typical key's residual that ``auto`` lets one layer write. Chosen on 20 facts each of
+#: the embedded model, a small GPT-2 and SmolLM2-135M-Instruct, see docs/settings.md.
+WRITTEN_SHARE = 0.9
+#: μ of ``auto`` where no statistics say how long a key is: AlphaEdit's published value.
+PUBLISHED_NORM_WEIGHT = 10.0
 
 
 @dataclass
 class EditedLayer:
-    """Key statistics of one edited layer, its keys of earlier edits, and the factored system.
+    r"""Key statistics of one edited layer, its keys of earlier edits, and the factored system.
 
     Args:
         number: Block index.
@@ -28,6 +39,14 @@ class EditedLayer:
         past: Keys of the edits in force; ``None`` if later edits need not preserve them.
         null_space: Orthonormal columns that span the directions an update may act along; ``None``:
             all directions.
+        null_energy: Mean squared norm of a corpus key in the null space, the sum of its
+            eigenvalues; ``None``: all directions are free.
+
+    Note:
+        ``auto`` weights solve for the share :data:`WRITTEN_SHARE` of a typical key's residual. λ
+        is a ninth of the width f of a key, since :math:`E[k^\top C^{-1} k] = f` for keys of the
+        text that C is from; μ is a ninth of ``null_energy``. Both are fixed when the editor is
+        bound, so they are the same for every batch of a sequence.
     """
 
     number: int
@@ -36,7 +55,8 @@ class EditedLayer:
     moment: Float[Tensor, "f f"] | None
     past: KeyHistory | None = None
     null_space: Float[Tensor, "f r"] | None = None
-    _factors: dict[tuple[float | None, float], Preserved] = field(default_factory=dict)
+    null_energy: float | None = None
+    _factors: dict[tuple[float, float], Preserved] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -53,10 +73,33 @@ class EditedLayer:
         """Drop the cached factors, after a change of the edits in force."""
         self._factors.clear()
 
+    def moment_weight(self, given: PenaltyWeight) -> float:
+        """Return λ as a number.
+
+        Args:
+            given: λ, ``auto``, or ``None``: the width of a key.
+        """
+        width = float(self.width)
+        if given == "auto":
+            return weight_for_share(width, WRITTEN_SHARE)
+        return width if given is None else given
+
+    def norm_weight(self, given: float | Literal["auto"]) -> float:
+        """Return μ as a number.
+
+        Args:
+            given: μ, or ``auto``.
+        """
+        if given != "auto":
+            return given
+        if self.null_energy is None:
+            return PUBLISHED_NORM_WEIGHT
+        return weight_for_share(self.null_energy, WRITTEN_SHARE)
+
     def preserved(
         self,
-        moment_weight: float | None,
-        norm_weight: float = 0.0,
+        moment_weight: PenaltyWeight,
+        norm_weight: float | Literal["auto"] = 0.0,
         neurons: Int[Tensor, " s"] | None = None,
     ) -> Preserved:
         """Factor what an update must preserve: λC + Σ KKᵀ + μI inside the null space (Cholesky).
@@ -65,22 +108,18 @@ class EditedLayer:
         it is that of some neurons only.
 
         Args:
-            moment_weight: λ; ``None``: the width of a key.
-            norm_weight: μ.
+            moment_weight: λ, see :meth:`moment_weight`.
+            norm_weight: μ, see :meth:`norm_weight`.
             neurons: Key entries that are written; ``None``: all.
         """
+        wanted = (self.moment_weight(moment_weight), self.norm_weight(norm_weight))
         if neurons is not None:
-            return self._factor(moment_weight, norm_weight, neurons)
-        wanted = (moment_weight, norm_weight)
+            return self._factor(*wanted, neurons)
         if wanted not in self._factors:
-            self._factors[wanted] = self._factor(moment_weight, norm_weight, None)
+            self._factors[wanted] = self._factor(*wanted, None)
         return self._factors[wanted]
 
-    def _factor(
-        self, moment_weight: float | None, norm_weight: float, neurons: Tensor | None
-    ) -> Preserved:
-        lam = float(self.width) if moment_weight is None else moment_weight
-
+    def _factor(self, lam: float, norm_weight: float, neurons: Tensor | None) -> Preserved:
         def factor(history: Tensor | None) -> Preserved:
             return Preserved.of(
                 self._submatrix(self.moment, neurons),

@@ -1,6 +1,6 @@
 """EMMET: Gupta et al., A Unified Framework for Model Editing, EMNLP 2024, arXiv 2403.14236."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
 from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
@@ -22,7 +22,8 @@ class EMMET(MultiLayerEditor):
         damping: α, keeps systems with near-duplicate keys solvable; not applied to a single fact
             (0.1 in the authors' configs).
         norm_weight: μ, weight of ‖Δ‖² (0 in the authors' configs).
-        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
+        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search: 0.75 in the authors' configs; ``auto``: also
+            more, where that keeps an answer out of reach.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
@@ -37,7 +38,7 @@ class EMMET(MultiLayerEditor):
         moment_weight: float = 1000.0,
         damping: float = 0.1,
         norm_weight: float = 0.0,
-        clamp: float = 0.75,
+        clamp: float | Literal["auto"] = "auto",
         **search: Any,
     ) -> None:
         super().__init__(clamp=clamp, **search)

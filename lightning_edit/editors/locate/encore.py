@@ -1,8 +1,9 @@
 """ENCORE: Gupta et al., Lifelong Knowledge Editing without Model Degradation, 2502.01636."""
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from lightning_edit.editors.locate.edited_layer import PenaltyWeight
 from lightning_edit.editors.locate.key_history import HistoryPolicy
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
 from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
@@ -18,12 +19,13 @@ class ENCORE(MultiLayerEditor):
     more certainty needs larger target vectors, which degrade the model.
 
     Args:
-        moment_weight: λ, as in MEMIT; ``None``: the width of a key.
+        moment_weight: λ, as in MEMIT; ``auto``: a ninth of the width of a key; ``None``: the width.
         norm_weight: μ: 10 for GPT-2 XL and Llama 2, 20 for Llama 3 in the authors' configs.
         patience: Early stopping: passes in which the target is the top-1 answer in all contexts
             after which the search ends: 4 for GPT-2 XL, 3 for Llama 2, 2 for Llama 3
             (``prob_cutoff``).
-        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
+        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search: 0.75 in the authors' configs; ``auto``: also
+            more, where that keeps an answer out of reach.
         keep_history: Whether later batches preserve the keys of earlier ones.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
@@ -39,10 +41,10 @@ class ENCORE(MultiLayerEditor):
 
     def __init__(
         self,
-        moment_weight: float | None = None,
+        moment_weight: PenaltyWeight = "auto",
         norm_weight: float = 10.0,
         patience: int = 4,
-        clamp: float = 0.75,
+        clamp: float | Literal["auto"] = "auto",
         keep_history: bool = True,
         **search: Any,
     ) -> None:

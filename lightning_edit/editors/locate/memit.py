@@ -1,7 +1,8 @@
 """MEMIT: Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, arXiv 2210.07229."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from lightning_edit.editors.locate.edited_layer import PenaltyWeight
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
 from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
 from lightning_edit.editors.locate.search_objective import TargetSearch
@@ -16,9 +17,12 @@ class MEMIT(MultiLayerEditor):
 
     Args:
         moment_weight: λ, the number of corpus tokens that the second moment C stands for: 15 000
-            for GPT-J, 20 000 for GPT-2 XL in the authors' configs. ``None``: the width of a key,
-            which for GPT-J is 16 384 and writes half of a typical key's residual.
-        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
+            for GPT-J, 20 000 for GPT-2 XL in the authors' configs. ``auto``: a ninth of the width
+            of a key, so that nine tenths of a typical key's residual are written, see
+            :class:`~lightning_edit.editors.locate.edited_layer.EditedLayer`. ``None``: the width of
+            a key, which writes half; for GPT-J it is 16 384.
+        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search: 0.75 in the authors' configs; ``auto``: also
+            more, where that keeps an answer out of reach.
         keep_history: Add the keys of earlier edits to λC, so that later batches preserve them.
             The paper does not; AlphaEdit's authors compare against it as ``MEMIT_seq``.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
@@ -33,8 +37,8 @@ class MEMIT(MultiLayerEditor):
 
     def __init__(
         self,
-        moment_weight: float | None = None,
-        clamp: float = 0.75,
+        moment_weight: PenaltyWeight = "auto",
+        clamp: float | Literal["auto"] = "auto",
         keep_history: bool = False,
         **search: Any,
     ) -> None:

@@ -13,7 +13,7 @@ width; ``f`` -- width of a key, the down-projection's input.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -67,7 +67,8 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     and a transform of Δ if it has one.
 
     Args:
-        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
+        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs); ``auto``:
+            0.75, and more for a request whose answer that keeps out of reach.
         keep_history: Whether the keys of the edits in force are preserved like corpus keys.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
@@ -90,7 +91,12 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     template_openings: ClassVar[tuple[str, ...]] = OPENINGS
     template_lengths: ClassVar[tuple[int, ...]] = (10,) * len(OPENINGS)
 
-    def __init__(self, clamp: float = 0.75, keep_history: bool = False, **search: Any) -> None:
+    def __init__(
+        self,
+        clamp: float | Literal["auto"] = "auto",
+        keep_history: bool = False,
+        **search: Any,
+    ) -> None:
         super().__init__(clamp=clamp, **search)
         self.keep_history = keep_history
         self.past: KeyHistory | None = None

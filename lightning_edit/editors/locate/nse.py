@@ -1,6 +1,7 @@
 """NSE: Jiang et al., Neuron-Level Sequential Editing for LLMs, arXiv 2410.04045."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -9,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.edited_layer import EditedLayer
+from lightning_edit.editors.locate.edited_layer import EditedLayer, PenaltyWeight
 from lightning_edit.editors.locate.key_history import HistoryPolicy
 from lightning_edit.editors.locate.multi_layer import LayerSolutions, MultiLayerEditor
 from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
 from lightning_edit.editors.locate.search_objective import TargetSearch
-from lightning_edit.editors.locate.solver import Solver
+from lightning_edit.editors.locate.solver import LeastSquares, Solver
 from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.editors.one_by_one import concat_low_rank
 from lightning_edit.edits.columns import joined, renumbered
@@ -30,12 +31,16 @@ class ActiveNeurons(Solver):
     """Least squares for the weight columns of the most active neurons only.
 
     Args:
-        moment_weight: λ; ``None``: the width of a key.
+        moment_weight: λ; ``auto``: a ninth of the width of a key; ``None``: the width.
         share: Share of the keys' activity that the written neurons carry; 1: all neurons.
     """
 
-    def __init__(self, moment_weight: float | None, share: float) -> None:
+    def __init__(self, moment_weight: PenaltyWeight, share: float) -> None:
         self.moment_weight, self.share = moment_weight, share
+
+    def chosen(self, layers: Mapping[int, EditedLayer]) -> dict[str, list[float]]:
+        """Return λ of each layer where it is ``auto``."""
+        return LeastSquares(self.moment_weight).chosen(layers)
 
     def solve(
         self, layer: EditedLayer, keys: Float[Tensor, "f n"], residuals: Float[Tensor, "d n"]
@@ -60,7 +65,7 @@ class NSE(MultiLayerEditor):
 
     Args:
         moment_weight: λ: 15 000 for GPT-J and Llama 3, 10 000 for GPT-2 XL in the authors' configs;
-            ``None``: the width of a key.
+            ``auto``: a ninth of the width of a key, as in MEMIT; ``None``: the width of a key.
         neurons: Share of the keys' activity that the written neurons carry: 0.8 for GPT-J; 1, all
             neurons, for GPT-2 XL and Llama 3.
         reached: Distance to the target up to which a fact is not written (again).
@@ -69,7 +74,8 @@ class NSE(MultiLayerEditor):
             (15 and 100 for GPT-J, 35 and 150 for GPT-2 XL, 2.5 and 50 for Llama 3).
         passes: Most times that a fact is written (2 in the authors' configs, whose third iteration
             writes nothing).
-        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs).
+        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search: 0.75 in the authors' configs; ``auto``: also
+            more, where that keeps an answer out of reach.
         keep_history: Whether later batches preserve the keys of earlier ones.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
@@ -87,13 +93,13 @@ class NSE(MultiLayerEditor):
 
     def __init__(
         self,
-        moment_weight: float | None = None,
+        moment_weight: PenaltyWeight = "auto",
         neurons: float = 0.8,
         reached: float = 0.1,
         too_far: float | None = None,
         distance: Literal["relative", "absolute"] = "relative",
         passes: int = 2,
-        clamp: float = 0.75,
+        clamp: float | Literal["auto"] = "auto",
         keep_history: bool = True,
         **search: Any,
     ) -> None:

@@ -1,8 +1,9 @@
 """PMET: Li et al., Precise Model Editing in a Transformer, AAAI 2024, arXiv 2308.08742."""
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from lightning_edit.editors.locate.edited_layer import PenaltyWeight
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
 from lightning_edit.editors.locate.residual_schedule import SQRT_SPLIT, ResidualSchedule
 from lightning_edit.editors.locate.search_objective import EarlyStopping, TargetSearch
@@ -17,8 +18,8 @@ class PMET(MultiLayerEditor):
     :math:`\Delta = \frac{R}{\sqrt{|L| - i}} K^\top (\lambda C + K K^\top)^{-1}`.
 
     Args:
-        moment_weight: λ: 6000 for GPT-J, 15 000 for GPT-NeoX in the authors' configs; ``None``: the
-            width of a key.
+        moment_weight: λ: 6000 for GPT-J, 15 000 for GPT-NeoX in the authors' configs; ``auto``: a
+            ninth of the width of a key, as in MEMIT; ``None``: the width of a key.
         ease: Weight of the answer loss in the pass after one in which the target was the top-1
             answer in all contexts (0.1 in the authors' code).
         calm: Early stopping: a search ends when the target is top-1 and the KL term is at most this
@@ -26,7 +27,8 @@ class PMET(MultiLayerEditor):
         lr: Adam's learning rate (0.2 for GPT-J in the authors' configs).
         steps: Forward passes of the search (30 for GPT-J).
         kl_factor: Weight of the KL divergence (1.0 for GPT-J).
-        clamp: Largest norm of each vector relative to the output it is added to (0.75).
+        clamp: Largest norm of each vector relative to the output it is added to: 0.75 in the
+            authors' configs; ``auto``: also more, where that keeps an answer out of reach.
         keep_history: Whether later batches preserve the keys of earlier ones; not in the paper.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
@@ -41,13 +43,13 @@ class PMET(MultiLayerEditor):
 
     def __init__(
         self,
-        moment_weight: float | None = None,
+        moment_weight: PenaltyWeight = "auto",
         ease: float = 0.1,
         calm: float = 0.01,
         lr: float = 0.2,
         steps: int = 30,
         kl_factor: float = 1.0,
-        clamp: float = 0.75,
+        clamp: float | Literal["auto"] = "auto",
         keep_history: bool = False,
         **search: Any,
     ) -> None:

@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.editors.locate.edited_layer import EditedLayer
+from lightning_edit.editors.locate.edited_layer import EditedLayer, PenaltyWeight
 from lightning_edit.edits.delta import LowRank, WeightUpdate
 from lightning_edit.functional.nullspace import Spectrum, ThresholdKind
 from lightning_edit.functional.solve import Preserved, Solution, SolveMode, least_squares
@@ -66,14 +67,27 @@ class Solver(ABC):
         """
         del layers, files, view
 
+    def chosen(self, layers: Mapping[int, EditedLayer]) -> dict[str, list[float]]:
+        """Return the values that ``auto`` settings have for prepared layers; none by default.
+
+        Args:
+            layers: The edited layers, by block index.
+
+        Returns:
+            By argument, one value a layer.
+        """
+        del layers
+        return {}
+
 
 @dataclass(frozen=True)
 class NullSpace:
     """Projector P on the null space of the corpus keys (AlphaEdit).
 
     Args:
-        threshold: Eigenvalue of the second moment below which a direction is in the null space.
-        kind: Whether the threshold is ``absolute``, or ``relative`` to the mean eigenvalue.
+        threshold: What is small, see :meth:`Spectrum.null_space`.
+        kind: Whether the threshold is an eigenvalue (``absolute``), ``relative`` to their mean, or
+            the share of their sum that the small ones make up together (``energy``).
     """
 
     threshold: float
@@ -100,6 +114,7 @@ class NullSpace:
             basis = spectrum.null_space(self.threshold, self.kind, where)
             log.info("%s: %d of %d directions are free", where, basis.shape[1], len(basis))
             layer.null_space = basis.to(layer.moment.device)
+            layer.null_energy = spectrum.energy(basis.shape[1])
 
 
 @dataclass(frozen=True)
@@ -112,16 +127,16 @@ class LeastSquares(Solver):
 
     Args:
         moment_weight: λ, the weight of the second moment C, or of the identity that stands for it;
-            ``None``: the width of a key.
-        norm_weight: μ, the weight of ‖Δ‖².
+            ``auto``: by rule, see :class:`EditedLayer`; ``None``: the width of a key.
+        norm_weight: μ, the weight of ‖Δ‖²; ``auto``: by rule.
         null_space: P; ``None``: all directions are free.
         mode: ``ridge`` trades writing and preserving off; ``equality`` writes exactly.
         damping: α of ``equality``, added to the diagonal of the keys' Gram matrix; a single key's
             system is always solvable and gets none.
     """
 
-    moment_weight: float | None = 1.0
-    norm_weight: float = 0.0
+    moment_weight: PenaltyWeight = 1.0
+    norm_weight: float | Literal["auto"] = 0.0
     null_space: NullSpace | None = None
     mode: SolveMode = "ridge"
     damping: float = 0.0
@@ -132,6 +147,15 @@ class LeastSquares(Solver):
         """Find the null spaces of a newly bound model's keys."""
         if self.null_space is not None:
             self.null_space.restrict(layers, files, view)
+
+    def chosen(self, layers: Mapping[int, EditedLayer]) -> dict[str, list[float]]:
+        """Return the weights that ``auto`` stands for."""
+        found: dict[str, list[float]] = {}
+        if self.moment_weight == "auto":
+            found["moment_weight"] = [one.moment_weight("auto") for one in layers.values()]
+        if self.norm_weight == "auto":
+            found["norm_weight"] = [one.norm_weight("auto") for one in layers.values()]
+        return found
 
     def preserved(self, layer: EditedLayer) -> Preserved:
         """Return the factored system of what a layer's update must preserve."""

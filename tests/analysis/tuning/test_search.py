@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lightning_edit.analysis.tuning.search import SettingsSearch, pareto
-from lightning_edit.analysis.tuning.space import Dimension, search_space
+from lightning_edit.analysis.tuning.space import AUTO, Dimension, search_space
 from lightning_edit.exceptions import ConfigError
 
 SPACE = [
@@ -61,6 +61,19 @@ def test_ranges_lie_around_the_editors_values() -> None:
     assert only.name == "clamp"
     (given,) = search_space({"moment_weight": None}, {"moment_weight": [10, 1000]})
     assert (given.low, given.high, given.start) == (10.0, 1000.0, 10.0)
+
+
+def test_auto_settings_are_searched_in_the_range_of_published_values() -> None:
+    arguments = {"lr": "auto", "clamp": "auto", "statistics": "auto", "steps": 20}
+    space = {one.name: one for one in search_space(arguments)}
+    assert sorted(space) == ["clamp", "lr", "steps"]
+    for name in ("lr", "clamp"):
+        start, low, high = AUTO[name]
+        assert (space[name].start, space[name].low, space[name].high) == (start, low, high)
+        assert space[name].log
+        assert not space[name].integer
+    (given,) = search_space(arguments, {"lr": [1e-3, 2e-3]}, only=["lr"])
+    assert (given.low, given.high, given.start) == (1e-3, 2e-3, 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,173 @@
+"""`auto` settings of locate-then-edit methods: what they are on a model, and what they achieve."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_edit.editors import D4S, ENCORE, MEMIT, NSE, PMET, AlphaEdit
+from lightning_edit.editors.locate.edited_layer import EditedLayer
+from lightning_edit.editors.locate.prompts import essence_texts, merge_watched, rewriting_texts
+from lightning_edit.editors.locate.search_objective import EarlyStopping, Objective
+from lightning_edit.editors.locate.solver import LeastSquares
+from lightning_edit.editors.locate.target_search import search_targets
+from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.editors.locate.widening import REACHED, at_bound, search_widening
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.models.view import resolve
+from lightning_edit.session.trainer import EditTrainer
+from lightning_edit.statistics.collect import collect
+from lightning_edit.types import EditRequest
+from tests.models.tiny import INNER, TINY, build_tokenizer
+from tests.toy import ToyData, toy_model, toy_tokenizer
+
+FACTS = [
+    EditRequest("0", "The capital of France is", "Rome", "France"),
+    EditRequest("1", "Lyon lies in", "Italy", "Lyon"),
+    EditRequest("2", "The mother tongue of Danielle Darrieux is", "Paris", "Danielle Darrieux"),
+]
+TEXTS = ["The capital of France is Rome.", "Lyon lies in Italy too.", "Danielle Darrieux, Paris"]
+
+
+@pytest.mark.parametrize("editor", [MEMIT, PMET, ENCORE, NSE, D4S])
+def test_the_moments_weight_is_a_ninth_of_the_width(editor: Any) -> None:
+    bound = editor(layers=[0, 1], statistics="identity").bind(TINY["llama"](), build_tokenizer())
+    assert bound.chosen == {"moment_weight": [pytest.approx(INNER / 9)] * 2}
+    own = editor(20.0, layers=[0, 1], statistics="identity", clamp=0.75)
+    assert own.bind(TINY["llama"](), build_tokenizer()).chosen == {}
+
+
+def with_statistics(folder: Path, scale: float) -> str:
+    """Return a file with statistics of keys that are ``scale`` times as long."""
+    model, tokenizer = TINY["llama"](), build_tokenizer()
+    found = collect(model, tokenizer, TEXTS * 20, [1], 400)
+    matrices = {name: matrix * scale**2 for name, matrix in found.matrices.items()}
+    path = folder / f"moments-{scale}.safetensors"
+    replace(found, matrices=matrices).save(path)
+    return str(path)
+
+
+def test_alphaedits_null_space_and_weight_follow_the_scale(tmp_path: Path) -> None:
+    layers = []
+    for scale in (1e-2, 1.0, 1e2):
+        statistics = with_statistics(tmp_path, scale)
+        editor = AlphaEdit(layers=[1], statistics=statistics, context_templates=["{}"])
+        editor.bind(TINY["llama"](), build_tokenizer())
+        (layer,) = editor.bound_layers.values()
+        assert editor.chosen["norm_weight"] == [pytest.approx((layer.null_energy or 0) / 9)]
+        layers.append(layer)
+    spaces = [layer.null_space for layer in layers]
+    assert 0 < spaces[0].shape[1] < INNER
+    assert spaces[0].shape == spaces[1].shape == spaces[2].shape
+    small, middle, large = (layer.null_energy for layer in layers)
+    assert middle == pytest.approx(small * 1e4)
+    assert large == pytest.approx(middle * 1e4)
+
+
+def test_a_typical_key_of_the_null_space_is_written_to_nine_tenths() -> None:
+    keys = torch.randn(300, INNER, generator=torch.Generator().manual_seed(0)).double()
+    model = TINY["llama"]()
+    name = resolve(model).parameter(0)
+    basis = torch.eye(INNER).double()[:, :8]
+    energy = float((keys @ basis).square().sum(1).mean())
+    layer = EditedLayer(0, name, model, torch.eye(INNER), null_space=basis, null_energy=energy)
+    solver = LeastSquares(moment_weight=0.0, norm_weight="auto")
+    key = keys[0] * (energy / (keys[0] @ basis).square().sum()).sqrt()
+    solution = solver.solve(layer, key[:, None], torch.ones(32, 1).double())
+    assert solution.unwritten == pytest.approx(0.1)
+
+
+def test_what_auto_chose_is_in_the_runs_results(tmp_path: Path) -> None:
+    editor = MEMIT(layers=[0], statistics="identity", context_templates=["{}"], steps=2)
+    editor.bind(toy_model(), toy_tokenizer())
+    trainer = EditTrainer(logger=False, enable_progress_bar=False)
+    trainer.edit(editor, ToyData(2), protocol="batch", run=str(tmp_path / "run"), modes=("tf",))
+    described = json.loads((tmp_path / "run/results.json").read_text())["editor"]
+    assert described["args"]["moment_weight"] == "auto"
+    (weight,) = described["auto"]["moment_weight"]
+    assert weight == pytest.approx(editor.bound_layers[0].width / 9)
+    assert described["auto"]["clamp"] in (0.75, 1.5, 3.0, 6.0)
+
+
+# ----------------------------------------------------------------------------------- the bound
+
+OBJECTIVE = Objective(
+    steps=8, lr=0.5, kl_factor=0.0625, weight_decay=0.0, clamp=0.1, threshold=0.05
+)
+
+
+def searched(site: str) -> tuple[Targets, Targets, float, list[float]]:
+    view = resolve(TINY["gpt2"]().requires_grad_(False))
+    tokenizer = build_tokenizer()
+    batch = encode_batch(tokenizer, FACTS)
+    texts = merge_watched(
+        rewriting_texts(tokenizer, batch, ["{}"]), essence_texts(tokenizer, batch, "subject_last")
+    )
+    bounds: list[float] = []
+
+    def search(some: Any, objective: Objective) -> Targets:
+        bounds.append(objective.clamp)
+        return search_targets(view, some, 1, site, objective, 512)  # type: ignore[arg-type]
+
+    plain = search(texts, OBJECTIVE)
+    bounds.clear()
+    parts = 2 if site == "attention+mlp" else 1
+    wide, widest = search_widening(search, texts, OBJECTIVE, parts)
+    return plain, wide, widest, bounds
+
+
+@pytest.mark.parametrize("site", ["block", "attention+mlp"])
+def test_a_bound_in_the_way_is_widened(site: str) -> None:
+    plain, wide, widest, bounds = searched(site)
+    assert min(plain.nll) > REACHED
+    assert bool(at_bound(plain, 0.1, 2 if site == "attention+mlp" else 1).all())
+    assert bounds == [0.1, 0.2, 0.4, 0.8]
+    assert widest == 0.8
+    assert all(new < old for new, old in zip(wide.nll, plain.nll, strict=True))
+    assert wide.nll_before == pytest.approx(plain.nll_before)
+
+
+def test_only_the_requests_in_need_are_searched_again() -> None:
+    """Others keep their vectors to the bit, and lines stay with their requests."""
+    batch = encode_batch(build_tokenizer(), FACTS)
+    texts = rewriting_texts(build_tokenizer(), batch, ["{}"])
+    asked: list[list[int]] = []
+    # The second request gets worse with a wider bound, and keeps what it had.
+    nll = {1.0: [0.1, 3.0, 3.0], 2.0: [4.0, 1.0], 4.0: [4.0, 0.1]}
+
+    def search(some: Any, objective: Objective) -> Targets:
+        numbers = [text.request for text in some]
+        asked.append(numbers)
+        delta = torch.tensor([[objective.clamp * (10.0 + n)] for n in numbers])
+        found = nll[objective.clamp]
+        initial = torch.tensor([[10.0 + n] for n in numbers])
+        count = len(numbers)
+        empty = [torch.zeros(1, 1)] * count
+        zeros = [0.0] * count
+        return Targets(delta, initial, empty, empty, zeros, [7] * count, found, zeros)
+
+    nll[8.0] = [4.0]
+    found, widest = search_widening(search, texts, replace(OBJECTIVE, clamp=1.0))
+    assert asked == [[0, 1, 2], [1, 2], [1, 2], [1]]
+    assert found.nll == [0.1, 3.0, 0.1]
+    assert found.delta[:, 0].tolist() == [10.0, 11.0, 48.0]
+    assert widest == 8.0
+
+
+def test_a_search_that_its_own_rule_ended_is_not_repeated() -> None:
+    plain, _, _, _ = searched("block")
+    early = replace(OBJECTIVE, early_stopping=EarlyStopping(patience=1))
+    done = replace(plain, steps=[3] * len(plain.steps))
+    asked: list[float] = []
+
+    def search(some: Any, objective: Objective) -> Targets:
+        asked.append(objective.clamp)
+        return done
+
+    batch = encode_batch(build_tokenizer(), FACTS)
+    found, _ = search_widening(search, rewriting_texts(build_tokenizer(), batch, ["{}"]), early)
+    assert asked == [0.1]
+    assert found is done
