@@ -8,7 +8,7 @@ One JSON a cell under --out; cells that are there are not run again. A method wr
 batch, or each alone where a batch is not its way. `answer@gen`: the answer is generated first;
 `kept@tf`: neighbours answer as before. No table uses these facts: rules of `auto` are chosen on the
 `fixing` ones. Of the atlas they are of its splits `val` and `train`, for other models the last
-records of COUNTERFACT and zsRE whose new answer has one or two words.
+records of COUNTERFACT (or of zsRE: --source) whose new answer has one or two words.
 
 Key statistics: of `gpt2` as the Makefile's runs/second-model/statistics.done collects them; of
 SmolLM2 with `lightning-edit stats --lm FOLDER --text FILE`.
@@ -54,28 +54,27 @@ BATCH = (
 NEIGHBOURS = 2
 
 
-def short(requests: Sequence[EditRequest], count: int) -> list[EditRequest]:
-    """Return the last requests whose new answer is short, one a subject."""
+def short(requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """Return the requests whose new answer is short, one a subject."""
     found = {r.subject: r for r in requests if len(r.target.split()) <= 2}
-    return list(found.values())[-count:]
+    return list(found.values())
 
 
-def facts(model: str, which: str, count: int) -> tuple[list[EditRequest], Any]:
+def facts(
+    model: str, which: str, count: int, source: str = "counterfact"
+) -> tuple[list[EditRequest], Any]:
     """Return requests of a model that no table uses, and their data module."""
     if model == "atlas":
         data: Any = AtlasDataModule(split="val" if which == "fixing" else "train")
         listed = data.edit_requests()
         return (listed[:count] if which == "fixing" else listed[-count:]), data
-    data = CounterFactDataModule(path=str(SHARED / "data/counterfact/counterfact_500.json"))
-    questions = ZsREDataModule(
-        path=str(SHARED / "data/zsre/zsre_mend_eval_portability_gpt4.json")
-    )
-    half, more = count // 2, 10 if which == "held_out" else 0
-    found = []
-    for source in (data, questions):
-        tail = short(source.edit_requests(), half + more)
-        found += tail[:half] if more else tail
-    return found, data
+    if source == "zsre":
+        name = "data/zsre/zsre_mend_eval_portability_gpt4.json"
+        data = ZsREDataModule(path=str(SHARED / name))
+    else:
+        data = CounterFactDataModule(path=str(SHARED / "data/counterfact/counterfact_500.json"))
+    listed = short(data.edit_requests())
+    return (listed[-count:] if which == "fixing" else listed[-2 * count : -count]), data
 
 
 def probes(request: EditRequest) -> list[ScoredProbe]:
@@ -142,7 +141,8 @@ def measure(
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, list[tuple[str, Path]]]]:
     """Yield each model with its cells that are still to be run."""
     for model in options.models:
-        folder = options.out / options.facts / model
+        questions = "-zsre" if options.source == "zsre" and model != "atlas" else ""
+        folder = options.out / options.facts / f"{model}{questions}"
         tag = f"-{options.tag}" if options.tag else ""
         named = [(method, folder / f"{method}{tag}.json") for method in options.methods]
         yield model, [(method, path) for method, path in named if not path.exists()]
@@ -154,8 +154,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--methods", nargs="+", default=[*BATCH, *SINGLE])
     parser.add_argument("--facts", choices=["fixing", "held_out"], default="fixing")
+    parser.add_argument("--source", choices=["counterfact", "zsre"], default="counterfact")
     parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--arguments", type=json.loads, default={}, help="JSON, other than defaults")
+    parser.add_argument(
+        "--arguments", type=json.loads, default={}, help="JSON, other than defaults"
+    )
     parser.add_argument("--tag", default="", help="part of the cells' names, with --arguments")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/defaults")
     parser.add_argument("--summary", type=Path, help="write what is there, and run nothing")
@@ -170,7 +173,7 @@ def main() -> None:
             continue
         path, bos = MODELS[model]
         loaded = load_language_model(path, add_bos=bos)
-        requests, data = facts(model, options.facts, options.count)
+        requests, data = facts(model, options.facts, options.count, options.source)
         baseline = Baseline(score(Scorer(*loaded), requests))
         for method, place in listed:
             try:

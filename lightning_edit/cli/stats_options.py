@@ -26,9 +26,10 @@ def _threshold(value: str) -> tuple[str, float]:
         number = float(bound)
     except ValueError:
         number = 0.0
-    if kind not in ("relative", "absolute") or number <= 0:
+    if kind not in ("relative", "absolute", "energy") or number <= 0:
         raise argparse.ArgumentTypeError(
-            f"expected relative:BOUND or absolute:BOUND with a bound above 0, got {value!r}"
+            "expected relative:BOUND, absolute:BOUND or energy:BOUND with a bound above 0, got "
+            f"{value!r}"
         )
     return kind, number
 
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_threshold,
         metavar="KIND:BOUND",
         help="also store eigendecompositions for null spaces, and print their size below a bound: "
-        "relative:0.1 (of the mean eigenvalue) or absolute:0.02. Without --text: of the cached "
+        "relative:0.1 (of the mean eigenvalue), absolute:0.02 or energy:0.3 (of their sum). Without --text: of the cached "
         "statistics",
     )
     run = parser.add_argument_group("run")

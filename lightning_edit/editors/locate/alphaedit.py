@@ -10,9 +10,8 @@ from lightning_edit.editors.locate.solver import LeastSquares, NullSpace
 from lightning_edit.functional.nullspace import ThresholdKind
 from lightning_edit.models.view import ModelView
 
-
 #: Share of a corpus key's mean squared norm that the null space of ``auto`` holds.
-NULL_ENERGY = 0.1
+NULL_ENERGY = 0.3
 
 
 class AlphaEdit(MultiLayerEditor):

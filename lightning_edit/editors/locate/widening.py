@@ -22,7 +22,7 @@ FIRST_CLAMP = 0.75
 #: Times that the bound is doubled at most: up to 6.
 MOST_WIDENINGS = 3
 #: An answer is reached at this negative log-likelihood, in nats per token, with δ added.
-REACHED = 0.2
+REACHED = 0.05
 
 
 def search_widening(
