@@ -56,7 +56,7 @@ from lightning_edit.types.facts import Fact
 ROOT = Path(__file__).resolve().parents[2]
 #: Changes of the mean log-probability of an answer token, in nats: any move, and harm.
 MOVED, HARMED = 0.1, float(np.log(2))
-#: MEMIT with the settings of configs/method/atlas: its defaults write few facts into so small a model.
+#: MEMIT with the settings of configs/method/atlas.
 EDITORS: dict[str, Callable[[], LocateThenEdit]] = {
     "MEMIT": lambda: MEMIT(steps=40, moment_weight=200.0, clamp=2.0),
     "ROME": ROME,

@@ -1,4 +1,6 @@
-"""Write 500 facts of the atlas at once with LocFT-BF (configs/method/atlas/LocFTBF.yaml), and score them.
+"""Write 500 facts of the atlas at once with LocFT-BF, and score them.
+
+The settings are those of configs/method/atlas/LocFTBF.yaml.
 
 Run:  python benchmarks/quality/locft_bf_atlas.py
 """

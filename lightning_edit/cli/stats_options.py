@@ -91,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_threshold,
         metavar="KIND:BOUND",
         help="also store eigendecompositions for null spaces, and print their size below a bound: "
-        "relative:0.1 (of the mean eigenvalue), absolute:0.02 or energy:0.3 (of their sum). Without --text: of the cached "
-        "statistics",
+        "relative:0.1 (of the mean eigenvalue), absolute:0.02 or energy:0.3 (of their sum). "
+        "Without --text: of the cached statistics",
     )
     run = parser.add_argument_group("run")
     run.add_argument(

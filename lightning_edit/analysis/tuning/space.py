@@ -25,9 +25,9 @@ FACTORS: dict[str, tuple[float, float]] = {
     "alpha": (4.0, 4.0),
     "kept": (4.0, 2.0),
 }
-#: Of settings that are ``auto``, whose value is found when the editor is bound or edits: the value to
-#: begin with, the smallest and the largest. They span what is published for six models and what suits
-#: models of some million parameters.
+#: Of settings that are ``auto``, whose value is found when the editor is bound or edits: the value
+#: to begin with, the smallest and the largest. They span what is published for six models and what
+#: suits models of some million parameters.
 AUTO: dict[str, tuple[float, float, float]] = {
     "lr": (1e-3, 1e-5, 1e-1),
     "eta": (1e-3, 1e-7, 1e-1),

@@ -16,8 +16,8 @@ from lightning_edit.functional.auto import weight_for_share
 from lightning_edit.functional.solve import Preserved
 from lightning_edit.models.weights import weight
 
-#: Weight of a penalty: a number; ``auto``: by rule, see :class:`EditedLayer`; of λ also ``None``, the
-#: width of a key.
+#: Weight of a penalty: a number; ``auto``: by rule, see :class:`EditedLayer`; of λ also ``None``:
+#: the width of a key.
 PenaltyWeight = float | Literal["auto"] | None
 
 #: Share of a typical key's residual that ``auto`` lets one layer write. Chosen on 20 facts each of

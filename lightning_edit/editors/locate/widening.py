@@ -1,8 +1,8 @@
 """Bound of the target search by rule: doubled for the requests that it keeps from their answer.
 
-How long a vector must be depends on how much the blocks above add, which differs between models: the
-published 0.75 (MEMIT, arXiv 2210.07229, appendix) reaches most answers of large models and few of
-small ones. Searched again is only what the bound has stopped.
+How long a vector must be depends on how much the blocks above add, which differs between models:
+the 0.75 of MEMIT's configs (arXiv 2210.07229) reaches most answers of large models and few of small
+ones. Searched again is only what the bound has stopped.
 
 Axis names: ``n`` -- requests; ``w`` -- width of the site; ``p`` -- parts of a vector, one a site.
 """
