@@ -6,7 +6,6 @@ that names no array has no shapes; ``beartype`` alone checks the types of its ar
 result, in one pass.
 """
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, ForwardRef, Literal, TypeVar, get_args, get_origin
@@ -38,9 +37,8 @@ def checked(fn: Any = None, *, typechecker: Any) -> Any:
     if fn is None:
         return lambda fn: checked(fn, typechecker=typechecker)
     if inspect.isclass(fn):
-        if dataclasses.is_dataclass(fn) and not hasattr(fn.__init__, "__wrapped__"):
-            fn.__init__ = checked(fn.__init__, typechecker=typechecker)  # type: ignore[misc]
-        return fn
+        # Fields are checked after a dataclass had its chance to refuse them in its own words.
+        return _whole(fn, typechecker=typechecker)
     if (
         inspect.isfunction(fn)
         and not inspect.isgeneratorfunction(fn)

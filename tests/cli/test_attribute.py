@@ -146,8 +146,8 @@ def test_another_model_is_refused(
 def test_options_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     for words, told in (
         (["--out", "why.txt"], ".json or .csv"),
-        (["--top", "0"], "from 1"),
-        (["--measure", "-1"], "from 0"),
+        (["--top", "0"], "a whole number of 1 or more"),
+        (["--measure", "-1"], "a whole number of 0 or more"),
     ):
         assert main(["attribute", "run", *words]) == 2
         assert told in capsys.readouterr().err

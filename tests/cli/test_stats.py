@@ -99,7 +99,7 @@ def test_projectors_of_what_is_in_the_cache(
     ("options", "message"),
     [
         ([], "--text is required"),
-        (["--text", "a.txt", "--projector", "0.02"], "expected relative:BOUND or absolute:BOUND"),
+        (["--text", "a.txt", "--projector", "0.02"], "expected relative:BOUND, absolute:BOUND or"),
         (["--text", "a.txt", "--max_tokens", "0"], "expected a whole number of 1 or more"),
         (["--text", "a.txt", "--lm_bos", "maybe"], "expected true or false"),
     ],

@@ -21,7 +21,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.`"),
 ]
 
-LOCATE: dict[str, Any] = {"layers": [1], "statistics": "identity", "steps": 4}
+# A clamp by rule searches some requests again, and then tells its steps again.
+LOCATE: dict[str, Any] = {"layers": [1], "statistics": "identity", "steps": 4, "clamp": 0.75}
 EDITORS: dict[str, tuple[Callable[[], Editor], int]] = {
     "FTM": (lambda: FTM(layers=[1], steps=3, threshold=0.0), 3),
     "LoRAEdit": (lambda: LoRAEdit(steps=3, threshold=0.0), 3),

@@ -42,11 +42,10 @@ class AlphaEdit(MultiLayerEditor):
         As in the authors' code, an edit's keys are read again on the edited model before they enter
         the history. The published threshold depends on the scale of activations: 0.02 leaves one of
         640 directions free in the first block of the embedded model, and half of them in the next;
-        the rules of ``auto`` are this library's. Null
-        spaces come from eigendecompositions that ``lightning-edit stats --projector`` stored with
-        the moments, or are computed at binding: under a second for a width of 1024, minutes for
-        10,000. With ``statistics="identity"`` all directions are free. λC has no part in the
-        system.
+        the rules of ``auto`` are this library's. Null spaces come from eigendecompositions that
+        ``lightning-edit stats --projector`` stored with the moments, or are computed at binding:
+        under a second for a width of 1024, minutes for 10,000. With ``statistics="identity"`` all
+        directions are free. λC has no part in the system.
     """
 
     target_search: ClassVar[TargetSearch] = TargetSearch("block")

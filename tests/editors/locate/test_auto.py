@@ -136,7 +136,8 @@ def test_only_the_requests_in_need_are_searched_again() -> None:
     texts = rewriting_texts(build_tokenizer(), batch, ["{}"])
     asked: list[list[int]] = []
     # The second request gets worse with a wider bound, and keeps what it had.
-    nll = {1.0: [0.1, 3.0, 3.0], 2.0: [4.0, 1.0], 4.0: [4.0, 0.1]}
+    done = REACHED / 2
+    nll = {1.0: [done, 3.0, 3.0], 2.0: [4.0, 1.0], 4.0: [4.0, done]}
 
     def search(some: Any, objective: Objective) -> Targets:
         numbers = [text.request for text in some]
@@ -152,7 +153,7 @@ def test_only_the_requests_in_need_are_searched_again() -> None:
     nll[8.0] = [4.0]
     found, widest = search_widening(search, texts, replace(OBJECTIVE, clamp=1.0))
     assert asked == [[0, 1, 2], [1, 2], [1, 2], [1]]
-    assert found.nll == [0.1, 3.0, 0.1]
+    assert found.nll == [done, 3.0, done]
     assert found.delta[:, 0].tolist() == [10.0, 11.0, 48.0]
     assert widest == 8.0
 
