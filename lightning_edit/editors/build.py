@@ -75,7 +75,7 @@ def build_editor(described: Mapping[str, Any], module: str | None = None) -> Edi
 
 def _revive(value: Any, module: str | None) -> Any:
     """Convert plain values to arguments: nested editors, requests."""
-    if isinstance(value, Mapping) and value.keys() == {"class", "args"}:
+    if isinstance(value, Mapping) and value.keys() - {"auto"} == {"class", "args"}:
         if value["class"] != REQUEST:
             return build_editor(value, module)
         try:

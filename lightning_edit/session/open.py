@@ -396,7 +396,7 @@ def build_editor(described: Mapping[str, Any]) -> Editor | None:
 
 def _to_argument(value: Any) -> Any:
     """Convert a plain value to an argument: a nested editor, or requests."""
-    if isinstance(value, dict) and value.keys() == {"class", "args"}:
+    if isinstance(value, dict) and value.keys() - {"auto"} == {"class", "args"}:
         return build_editor(value)
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
         return [EditRequest.from_dict(one) for one in value]

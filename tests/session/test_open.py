@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import lightning_edit.editors as editors
+from lightning_edit.editors.build import build_editor as build_plain
 from lightning_edit.edits.edited_model import EditedModel
+from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import ConfigError, LedgerError
 from lightning_edit.models.weights import weights_hash
@@ -121,6 +123,18 @@ def test_an_editor_is_built_again_from_its_record(name: str, tmp_path: Path) -> 
     built = build_editor(record)
     assert type(built) is kind
     assert json.loads(json.dumps(describe(built))) == record
+
+
+def test_values_that_auto_chose_are_no_arguments(tmp_path: Path) -> None:
+    editor = editors.RECT(editors.MEMIT(layers=[1], statistics="identity", steps=2))
+    editor.bind(toy_model(), toy_tokenizer())
+    editor.edit(encode_batch(toy_tokenizer(), toy_requests(2)))
+    record = json.loads(json.dumps(describe(editor)))
+    assert record["args"]["editor"]["auto"]["moment_weight"]
+    for built in (build_editor(record), build_plain(record)):
+        assert isinstance(built, editors.RECT)
+        assert isinstance(built.editor, editors.MEMIT)
+        assert built.editor.moment_weight == "auto"
 
 
 def test_a_saved_model_is_loaded_as_in_the_run(tmp_path: Path) -> None:
