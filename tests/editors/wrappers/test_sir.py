@@ -19,14 +19,13 @@ pytestmark = pytest.mark.slow  # minutes in all: whole edits, studies and traces
 
 
 def neighbours(example: Golden) -> list[EditRequest]:
-    facts = {}
+    facts: dict[str, EditRequest] = {}
     for record in example.meta.get("requests_full") or example.meta["requests"]:
         tail = record["prompt"].removeprefix("{}")
         for other in record["neighborhood"]:
             subject = other["prompt"].removesuffix(tail)
-            facts[other["prompt"]] = EditRequest(
-                f"fact-{len(facts)}", other["prompt"], other["object"], subject
-            )
+            fact = EditRequest(f"fact-{len(facts)}", other["prompt"], other["object"], subject)
+            facts.setdefault(fact.prompt, fact)  # some neighbours are those of two records
     return list(facts.values())
 
 
