@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from serac_atlas import about_other_edits
 
 from lightning_edit.benchmark.machine import machine
 from lightning_edit.datamodules import AtlasDataModule
@@ -72,7 +73,7 @@ def measure(name: str, edits: int | None, run: Path, size: int | None = None) ->
     baseline = Baseline(scorer.score([probe for each in probes.values() for probe in each]))
     size = size or recipe.size or 1
     together = recipe.sequence or size
-    scores, begin = [], time.process_time()
+    scores, overlap = [], set()
     cpu = 0.0
     for start in range(0, len(requests), together):
         group = requests[start : start + together]
@@ -85,9 +86,12 @@ def measure(name: str, edits: int | None, run: Path, size: int | None = None) ->
             ledger.commit(delta, part)
         told = [probe for request in group for probe in probes[request.id]]
         scores += baseline.compare(scorer.score(told))
+        if together > 1:
+            overlap |= about_other_edits(group)
         for _ in range(0, len(group), size):
             ledger.rollback(1)
     metrics = {key: round(value, 4) for key, value in summarise(scores).items()}
+    others = [one for one in scores if (one.edit_id, one.prompt) not in overlap]
     return {
         "split": "test",
         "edits": len(requests),
@@ -98,6 +102,8 @@ def measure(name: str, edits: int | None, run: Path, size: int | None = None) ->
         "language_model": weights_hash(model),
         "cpu_seconds_per_edit": round(cpu / len(requests), 4),
         "metrics": metrics,
+        "locality_probes_about_other_edits": len(overlap),
+        "locality_without_these": round(summarise(others)["locality/kept@tf"], 4),
     }
 
 
