@@ -51,7 +51,8 @@ def step_for_drop(loss: float, gradients: Iterable[Tensor], reach: float) -> flo
         reach: ρ.
 
     Returns:
-        η, in the unit of the weights; 0 where there is no gradient, and so nothing to step along.
+        η, in the unit of the weights; 0 where there is no gradient, and so nothing to step along;
+        NaN where loss or gradient are.
 
     Example:
         >>> import torch
@@ -59,4 +60,4 @@ def step_for_drop(loss: float, gradients: Iterable[Tensor], reach: float) -> flo
         0.5
     """
     total = sum(float(gradient.detach().abs().sum(dtype=torch.float64)) for gradient in gradients)
-    return reach * loss / total if total > 0 else 0.0
+    return 0.0 if total == 0 else reach * loss / total

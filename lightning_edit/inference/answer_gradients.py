@@ -6,9 +6,8 @@ and of its output.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ from torch import Tensor, nn
 from lightning_edit.inference.answer_pass import logits_at, wide
 from lightning_edit.inference.answers import AnswerRow, AnswerRows
 from lightning_edit.inference.hooks import (
-    capture,
     first_tensor,
     hooked,
-    replace_output,
+    record_factors,
 )
 from lightning_edit.inference.model_call import calls_of, telling
 from lightning_edit.inference.packed.backend import NotPackableError
@@ -90,7 +88,7 @@ def _after_prompts(
     row = PackedRow.of(view, spans, pool)
     ends = torch.tensor([len(one) for one in before], device=batch.rows.device)
     places = row.packing.starts[batch.rows] + batch.positions - ends[batch.rows]
-    with _recorded(view.model, modules) as (captured, zeros):
+    with record_factors(view.model, modules) as (captured, zeros):
         logits = row.logits(view, places)
     losses, gradients = _gradients(logits, batch, [zeros[name] for name in modules])
     factors = {
@@ -108,7 +106,7 @@ def _whole_rows(
 ) -> AnswerFactors:
     """Run prompts with their answers in padded rows."""
     model = view.model
-    with _run_last_mlp_at_answers(view, batch), _recorded(model, modules) as (captured, zeros):
+    with _run_last_mlp_at_answers(view, batch), record_factors(model, modules) as (captured, zeros):
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
         places = (batch.rows, batch.positions)
         with telling(model, batch.prompt_ends):
@@ -119,25 +117,6 @@ def _whole_rows(
         for name, gradient in zip(modules, gradients, strict=True)
     }
     return AnswerFactors(losses, factors)
-
-
-@contextmanager
-def _recorded(
-    model: nn.Module, modules: Sequence[str]
-) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Record inputs of layers, and zeros that are added to their outputs to take gradients at."""
-    zeros: dict[str, Tensor] = {}
-
-    def add_zero(name: str, hidden: Tensor) -> Tensor:
-        zeros[name] = torch.zeros_like(hidden, requires_grad=True)
-        return hidden + zeros[name]
-
-    with ExitStack() as stack:
-        captured = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
-        for name in modules:
-            hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
-            stack.enter_context(hook)
-        yield captured, zeros
 
 
 def _gradients(

@@ -22,7 +22,7 @@ from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.scores import token_scores
 from lightning_edit.inference.answer_pass import logits_at, wide
-from lightning_edit.inference.hooks import capture, hooked, replace_output
+from lightning_edit.inference.hooks import hooked, record_factors
 from lightning_edit.inference.model_call import telling
 
 AnswerRow = tuple[Sequence[int], Sequence[int]]
@@ -455,17 +455,11 @@ def _factors(
     answers: int,
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """Return the loss of each answer token of a pass, and the factors of its gradient."""
-    zeros: dict[str, Tensor] = {}
-
-    def add_zero(name: str, hidden: Tensor) -> Tensor:
-        zeros[name] = torch.zeros_like(hidden, requires_grad=True)
-        return hidden + zeros[name]
-
-    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-        captured = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
-        for name in modules:
-            hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
-            stack.enter_context(hook)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        record_factors(model, modules) as (captured, zeros),
+    ):
         batch = AnswerRows.of(model, rows, device)
         logits = wide(_logits(model, batch, parameters or {}))
         nll = nn.functional.cross_entropy(logits, batch.targets, reduction="none")

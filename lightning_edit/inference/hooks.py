@@ -10,10 +10,12 @@ Note:
     ``torch._dynamo.config.skip_nnmodule_hook_guards`` is ``False``; do not compile while editing.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import ArchitectureError
@@ -217,6 +219,36 @@ def replace_output(
             stack.enter_context(hooked(within, batch, with_kwargs=True))
         stack.enter_context(hooked(module, after=hook))
         yield
+
+
+@contextmanager
+def record_factors(
+    model: nn.Module, modules: Sequence[str]
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Record inputs of layers, and zeros that are added to their outputs to take gradients at.
+
+    No weight has to require a gradient: that of a weight is the sum over tokens of the zero's
+    gradient times the input.
+
+    Args:
+        model: The model; run it as a whole inside the block, with gradients enabled.
+        modules: Dotted names of layers.
+
+    Yields:
+        Inputs and zeros by layer, which the forward pass fills.
+    """
+    zeros: dict[str, Tensor] = {}
+
+    def add_zero(name: str, hidden: Tensor) -> Tensor:
+        zeros[name] = torch.zeros_like(hidden, requires_grad=True)
+        return hidden + zeros[name]
+
+    with ExitStack() as stack:
+        captured = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
+        for name in modules:
+            hook = replace_output(_module(model, name), partial(add_zero, name), within=model)
+            stack.enter_context(hook)
+        yield captured, zeros
 
 
 @contextmanager

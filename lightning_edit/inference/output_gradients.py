@@ -8,9 +8,7 @@ layer's input and output.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from lightning_edit.inference.answer_pass import logits_at, wide
 from lightning_edit.inference.answers import AnswerRow, AnswerRows
 from lightning_edit.inference.eval_mode import evaluating
-from lightning_edit.inference.hooks import capture, replace_output
+from lightning_edit.inference.hooks import record_factors
 from lightning_edit.inference.model_call import telling
 
 
@@ -76,17 +74,7 @@ def output_gradients(
 def _one_pass(
     model: nn.Module, rows: Sequence[AnswerRow], modules: Sequence[str]
 ) -> list[RowGradients]:
-    zeros: dict[str, Tensor] = {}
-
-    def add_zero(name: str, hidden: Tensor) -> Tensor:
-        zeros[name] = torch.zeros_like(hidden, requires_grad=True)
-        return hidden + zeros[name]
-
-    with ExitStack() as stack:
-        captured = stack.enter_context(capture(model, dict.fromkeys(modules, "input")))
-        for name in modules:
-            hook = replace_output(model.get_submodule(name), partial(add_zero, name), within=model)
-            stack.enter_context(hook)
+    with record_factors(model, modules) as (captured, zeros):
         batch = AnswerRows.of(model, rows)
         with telling(model, batch.prompt_ends):
             places = (batch.rows, batch.positions)

@@ -1,5 +1,7 @@
 """Settings by rule achieve what the rule says, whatever the scale of the model."""
 
+import math
+
 import pytest
 import torch
 
@@ -68,3 +70,9 @@ def test_energy_keeps_the_smallest_eigenvalues_of_any_scale(scale: float) -> Non
     assert spectrum.energy(2) == pytest.approx(3 * scale)
     with pytest.raises(SolveError, match="raise the threshold"):
         spectrum.null_space(0.05, "energy")
+
+
+def test_a_gradient_that_is_not_finite_gives_no_quiet_zero() -> None:
+    broken = torch.tensor([1.0, float("nan")])
+    assert math.isnan(step_for_drop(1.0, [broken], 0.1))
+    assert math.isnan(step_for_drop(float("nan"), [torch.ones(2)], 0.1))

@@ -4,6 +4,7 @@ The model itself is never trained: each forward pass runs with the copies in pla
 weights (a functional call). Axis names: ``n`` -- requests; ``v`` -- vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.gradient.master_copies import MasterCopies
 from lightning_edit.edits.delta import Delta
+from lightning_edit.exceptions import SolveError
 from lightning_edit.functional.auto import step_for_drop
 from lightning_edit.functional.losses import bag_nll
 from lightning_edit.inference.answers import AnswerRows, answer_logits
@@ -162,6 +164,11 @@ class GradientEditor(Editor, family=True):
         loss = self.loss(part, copies.values()).mean()
         gradients = torch.autograd.grad(loss, copies.master)
         rate = step_for_drop(float(loss.detach()), gradients, STEP_REACH)
+        if not math.isfinite(rate):
+            raise SolveError(
+                f"lr=auto: loss or gradient of {type(self).__name__} are not finite before the "
+                "first step; load the model in float32 or bfloat16, or give lr as a number"
+            )
         self.chose({"lr": rate})
         return rate
 

@@ -8,6 +8,7 @@ import torch
 from lightning_edit.editors import FT, FTL, FTM, LocFTBF
 from lightning_edit.editors.gradient import base
 from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.exceptions import SolveError
 from lightning_edit.types import EditRequest
 from tests.models.tiny import TINY, build_tokenizer
 
@@ -78,3 +79,11 @@ def test_the_rate_is_the_same_in_a_resumed_process() -> None:
     second = bound(FTM(layers=[1], steps=1))
     values = [editor.edit(batch).info["auto"]["lr"] for editor, batch in (first, second)]
     assert values[0] == values[1]
+
+
+def test_a_loss_that_is_not_finite_is_refused_before_the_first_step() -> None:
+    editor, batch = bound(FTM(layers=[0]))
+    with torch.no_grad():
+        editor.language_model.get_parameter("model.norm.weight").fill_(float("nan"))
+    with pytest.raises(SolveError, match="not finite before the first step"):
+        editor.edit(batch)
