@@ -26,7 +26,7 @@ from lightning_edit.types import EditBatch, Encoded
 TrainingObjective = Literal["prompt_last", "target_new"]
 
 #: ``lr="auto"``: share of the loss that the first step takes from it, to first order. Chosen on 20
-#: facts each of the embedded model, a small GPT-2 and SmolLM2-135M-Instruct, see docs/settings.md.
+#: facts each of the embedded model and a small GPT-2; what it does elsewhere: docs/settings.md.
 STEP_REACH = 0.1
 #: ``norm_constraint="auto"``: steps that a weight may go from where it was.
 STEPS_IN_BOX = 15.0

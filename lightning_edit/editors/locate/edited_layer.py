@@ -21,7 +21,7 @@ from lightning_edit.models.weights import weight
 PenaltyWeight = float | Literal["auto"] | None
 
 #: Share of a typical key's residual that ``auto`` lets one layer write. Chosen on 20 facts each of
-#: the embedded model, a small GPT-2 and SmolLM2-135M-Instruct, see docs/settings.md.
+#: the embedded model and a small GPT-2; what it does elsewhere: docs/settings.md.
 WRITTEN_SHARE = 0.9
 #: μ of ``auto`` where no statistics say how long a key is: AlphaEdit's published value.
 PUBLISHED_NORM_WEIGHT = 10.0
