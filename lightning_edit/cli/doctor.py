@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     # torch and transformers are imported late, so that --help and usage errors stay fast.
+    from lightning_edit.cli.doctor_auto import auto_table
     from lightning_edit.cli.doctor_findings import (
         chat_row,
         final_editors,
@@ -76,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "as key statistics and their factors, or its networks; activations "
         "of a forward pass are not included.",
         style="dim",
+    )
+    console.print(auto_table(view, final_editors()))
+    console.print(
+        "Of a number that is given, nothing is chosen. The rules: docs/settings.md.", style="dim"
     )
     named = shlex.quote(arguments.model)
     method = "FTM" if view.encoder_blocks else "MEMIT"

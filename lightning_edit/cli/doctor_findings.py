@@ -31,7 +31,13 @@ def _model_bytes(view: ModelView) -> int:
     return sum(p.numel() * p.element_size() for p in view.model.parameters())
 
 
-def _table(title: str, *columns: str) -> Table:
+def empty_table(title: str, *columns: str) -> Table:
+    """Return a table without rows, in the report's style.
+
+    Args:
+        title: Its title.
+        *columns: Names of the columns.
+    """
     heading = Text(title, style="bold")
     table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
@@ -53,7 +59,7 @@ def summary_table(name: str, view: ModelView, chat: str | None = None) -> Table:
     blocks = f"{view.num_blocks}"
     if view.is_encoder_decoder:
         blocks += f" in the decoder, {len(view.encoder_blocks)} in the encoder"
-    table = _table(name, "", "")
+    table = empty_table(name, "", "")
     table.show_header = False
     for label, value in (
         ("class", type(view.model).__name__),
@@ -92,7 +98,7 @@ def parts_table(view: ModelView) -> Table:
     Args:
         view: The model's structure.
     """
-    table = _table("Parts found (* = number of the block)", "part", "where", "shape", "layer")
+    table = empty_table("Parts found (* = number of the block)", "part", "where", "shape", "layer")
     for stack, blocks in (("", view.blocks), ("encoder ", view.encoder_blocks)):
         for label, path in _block_parts(blocks[0]) if blocks else ():
             star = path.replace(blocks[0].name, blocks[0].name.removesuffix("0") + "*", 1)
@@ -155,7 +161,9 @@ def methods_table(view: ModelView, editors: Sequence[type[Any]]) -> Table:
         view: The model's structure.
         editors: Concrete editor classes; their class methods and flags are read.
     """
-    table = _table("Methods", "method", "default layers", "run first", "weights", "editing", "sum")
+    table = empty_table(
+        "Methods", "method", "default layers", "run first", "weights", "editing", "sum"
+    )
     kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
     for cls in editors:
         if kind not in cls.architectures:

@@ -3,11 +3,14 @@
 Published values were chosen for one model. These rules state what a published value is to achieve
 (the share of a residual that is written, the share of a loss that a step removes) and solve for the
 number that achieves it on the model at hand. docs/settings.md compares both.
+
+Axis names: ``w`` -- wordings; ``s`` -- subjects; ``d`` -- width of a key.
 """
 
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -61,3 +64,46 @@ def step_for_drop(loss: float, gradients: Iterable[Tensor], reach: float) -> flo
     """
     total = sum(float(gradient.detach().abs().sum(dtype=torch.float64)) for gradient in gradients)
     return 0.0 if total == 0 else reach * loss / total
+
+
+def descent_for_drop(loss: float, gradients: Iterable[Tensor], reach: float) -> float:
+    r"""Return the step size at which a step of gradient descent lowers a loss by a share of it.
+
+    A step against the gradient takes :math:`\eta \|g\|_2^2` from the loss to first order, so
+    :math:`\eta = \rho\,\ell / \|g\|_2^2` takes the share ρ (with ρ = 1 and a least loss of zero
+    Polyak's step size, Introduction to Optimization, 1987, section 5.3).
+
+    Args:
+        loss: ℓ, in nats.
+        gradients: Its gradient with respect to every trained weight, in nats per unit of weight.
+        reach: ρ.
+
+    Returns:
+        η, in square units of the weights per nat; 0 where there is no gradient; NaN where loss or
+        gradient are.
+
+    Example:
+        >>> import torch
+        >>> descent_for_drop(4.0, [torch.tensor([[1.0, -3.0]])], 0.5)
+        0.2
+    """
+    total = sum(float(gradient.detach().double().square().sum()) for gradient in gradients)
+    return 0.0 if total == 0 else reach * loss / total
+
+
+def subject_distance(keys: Float[Tensor, "w s d"]) -> float:
+    """Return how far apart the keys of prompts lie that differ in their subject alone.
+
+    Args:
+        keys: Keys of prompts, each wording with each subject.
+
+    Returns:
+        The median over all pairs of subjects with the same wording (L2), in the unit of the keys.
+
+    Example:
+        >>> import torch
+        >>> subject_distance(torch.tensor([[[0.0], [3.0]], [[1.0], [2.0]], [[5.0], [9.0]]]))
+        3.0
+    """
+    pairs = torch.stack([torch.pdist(one.double()) for one in keys])
+    return float(pairs.median())

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_edit.cli.doctor import main
+from lightning_edit.cli.doctor_auto import auto_settings, auto_table, rule_of
 from lightning_edit.cli.doctor_findings import (
     final_editors,
     format_bytes,
@@ -17,7 +18,7 @@ from lightning_edit.cli.doctor_findings import (
     parts_table,
     summary_table,
 )
-from lightning_edit.editors import FTM, IKE, KE, MALMEN, MEMIT, MEND
+from lightning_edit.editors import FTM, IKE, KE, MALMEN, MEMIT, MEND, OneLI
 from lightning_edit.exceptions import ArchitectureError, ModelLoadError
 from lightning_edit.models.view import ModelView, resolve
 from tests.models.test_prompt_encoder import CHATML, OWN_SYSTEM
@@ -162,3 +163,25 @@ def test_readable() -> None:
         "1.0 KiB",
         "3.0 GiB",
     ]
+
+
+def test_every_setting_by_rule_has_its_rule() -> None:
+    found = {cls.__name__: auto_settings(cls) for cls in final_editors()}
+    for cls in final_editors():
+        assert all(rule_of(cls, name).means for name in found[cls.__name__])
+    assert found["MEMIT"] == ["clamp", "moment_weight"]
+    assert found["FTL"] == ["lr", "norm_constraint"]
+    assert found["GRACE"] == ["radius"]
+    assert found["IKE"] == []
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
+def test_settings_by_rule_are_shown_with_what_is_known_of_the_model(family: str) -> None:
+    view = resolve(build_tiny(family))
+    shown = text_of(auto_table(view, [FTM, IKE, MEMIT, OneLI]))
+    assert "lr: chosen for each batch" in shown
+    assert "IKE" not in shown
+    assert ("host FTM: as there" in shown) == (family != "t5")  # wrappers say it of their host
+    if family != "t5":
+        assert f"moment_weight = {view.intermediate_size / 9:.4g}" in shown
+    assert ("MEMIT" in shown) == (family != "t5")

@@ -10,9 +10,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.memory.neutral_texts import SAME_WORDS
 from lightning_edit.editors.module_runtime import ModuleRuntime, PromptDecisionResponder
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.in_force import HistoryChange
@@ -23,6 +25,7 @@ from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.model_call import ModelCall
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.module_adapter import ModuleAdapter, attached
+from lightning_edit.models.prompt_encoder import Ids, PromptEncoder
 from lightning_edit.models.view import Stack
 from lightning_edit.types import EditBatch
 
@@ -263,3 +266,15 @@ def at_least_single(values: Tensor) -> Tensor:
         values: Any values.
     """
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def neutral_keys(
+    prompts: PromptEncoder, read: Callable[[Sequence[Ids]], Float[Tensor, "n d"]]
+) -> Float[Tensor, "w s d"]:
+    """Return keys of neutral texts: each wording with each subject, in the form of prompts.
+
+    Args:
+        prompts: The tokenizer, with the format of prompts.
+        read: Returns the keys of prompts.
+    """
+    return torch.stack([read(prompts.prompts(group)) for group in SAME_WORDS])

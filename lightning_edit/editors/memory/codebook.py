@@ -65,7 +65,7 @@ class Codebook(Memory):
     """Entries that the edits in force come to, by the rules of GRACE.
 
     Args:
-        radius: Radius of a new entry (epsilon_init).
+        radius: Radius of a new entry (epsilon_init), where its edit holds no other.
         expansion: What an edit does to a near ball of the same label: ``coverage`` widens it up to
             the edit; ``moving_average`` moves its key halfway as well.
         same_label: Whether two labels are the same; ``None``: equal token ids.
@@ -94,15 +94,19 @@ class Codebook(Memory):
         found = int(distances.argmin())
         return found, float(distances[found])
 
-    def match(self, query: Float[Tensor, " d_in"], label: Label) -> Match:
+    def match(
+        self, query: Float[Tensor, " d_in"], label: Label, radius: float | None = None
+    ) -> Match:
         """Return what an edit meets.
 
         Args:
             query: Activation at the last token of its prompt.
             label: Token ids of its answer.
+            radius: Radius of its ball; ``None``: that of the codebook.
         """
         entry, distance = self.nearest(query)
-        if entry < 0 or distance > self.radius + self.balls[entry].radius:
+        own = self.radius if radius is None else radius
+        if entry < 0 or distance > own + self.balls[entry].radius:
             return Match("far", entry, distance)
         if self.same_label(label, self.balls[entry].label):
             return Match("same", entry, distance)
@@ -113,14 +117,22 @@ class Codebook(Memory):
         """Add the entries of an edit, and fit the radii of those it meets.
 
         Args:
-            delta: An edit with ``key``, ``value`` and ``label``, one row per request.
+            delta: An edit with ``key``, ``value``, ``label`` and ``radius``, one row per request;
+                edits of earlier versions hold no radius.
         """
         state = delta.state
-        for key, value, ids in zip(state["key"], state["value"], state["label"], strict=True):
-            self.insert(key, value, tuple(one for one in ids.tolist() if one >= 0))
+        count = len(state["key"])
+        radii = state["radius"].tolist() if "radius" in state else [None] * count
+        listed = zip(state["key"], state["value"], state["label"], radii, strict=True)
+        for key, value, ids, radius in listed:
+            self.insert(key, value, tuple(one for one in ids.tolist() if one >= 0), radius)
 
     def insert(
-        self, key: Float[Tensor, " d_in"], value: Float[Tensor, " d_out"], label: Label
+        self,
+        key: Float[Tensor, " d_in"],
+        value: Float[Tensor, " d_out"],
+        label: Label,
+        radius: float | None = None,
     ) -> None:
         """Insert one entry.
 
@@ -128,10 +140,12 @@ class Codebook(Memory):
             key: Activation at the last token of its prompt.
             value: What was learnt for it.
             label: Token ids of its answer.
+            radius: Radius of its ball, where no other is near; ``None``: that of the codebook.
         """
-        found = self.match(key, label)
+        own = self.radius if radius is None else radius
+        found = self.match(key, label, own)
         if found.kind in ("far", "conflict"):
-            self.balls.append(Ball(key, value, self.radius, label))
+            self.balls.append(Ball(key, value, own, label))
         if found.kind == "far":
             return
         old = self.balls[found.entry]

@@ -17,6 +17,7 @@ from lightning_edit.editors.memory.base import (
     Projection,
     TrialAdapter,
     at_least_single,
+    neutral_keys,
 )
 from lightning_edit.editors.memory.codebook import (
     Codebook,
@@ -28,6 +29,7 @@ from lightning_edit.editors.memory.codebook import (
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.adam import AdamVector
+from lightning_edit.functional.auto import subject_distance
 from lightning_edit.inference.answer_pass import wide
 from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.inference.hooks import capture
@@ -35,8 +37,12 @@ from lightning_edit.inference.module_adapter import ModuleAdapter, attached
 from lightning_edit.inference.suffix.build import build_suffix_forward
 from lightning_edit.inference.suffix.upper_blocks import UpperBlocks
 from lightning_edit.inference.tokenized_text import TokenizedText
+from lightning_edit.models.prompt_encoder import Ids
 from lightning_edit.models.view import ModelView, Stack
 from lightning_edit.types import EditBatch, Encoded
+
+#: ``radius="auto"``: share of the distance between prompts about two subjects.
+RADIUS_SHARE = 0.5
 
 
 class GRACE(MemoryEditor[Codebook]):
@@ -54,7 +60,9 @@ class GRACE(MemoryEditor[Codebook]):
             ``up`` (the authors' GPT-2 XL); the first of two where there is a gate.
         steps: Optimiser steps on a value (100; EasyEdit 50 to 200); long answers need more.
         lr: Adam's learning rate (1.0).
-        radius: Radius of a new key, epsilon (1.0), in units of the activation.
+        radius: Radius of a new key, epsilon (1.0), in units of the activation. ``auto``:
+            :data:`RADIUS_SHARE` of the distance between the keys of prompts that say the same of
+            two subjects, on neutral text.
         replacement: Tokens that get the value: ``replace_last``, the prompt's last token
             (EasyEdit); ``replace_prompt``, those before it (the authors'); ``replace_all``.
         expansion: What an edit does to a near key of the same answer: ``coverage`` or
@@ -90,7 +98,7 @@ class GRACE(MemoryEditor[Codebook]):
         projection: Projection = "down",
         steps: int = 100,
         lr: float = 1.0,
-        radius: float = 1.0,
+        radius: float | Literal["auto"] = "auto",
         replacement: Replacement = "replace_last",
         expansion: Expansion = "coverage",
         initial_value: Literal["cold", "warm"] = "cold",
@@ -99,15 +107,16 @@ class GRACE(MemoryEditor[Codebook]):
         stack: Stack | None = None,
     ) -> None:
         super().__init__()
-        if steps < 1 or lr <= 0 or radius <= 0:
+        if steps < 1 or lr <= 0 or (radius != "auto" and radius <= 0):
             raise ValueError(
-                f"GRACE needs steps >= 1, lr > 0 and radius > 0, got {steps}, {lr}, {radius}"
+                "GRACE needs steps >= 1, lr > 0 and radius auto or > 0, got "
+                f"{steps}, {lr}, {radius}"
             )
         self.layer = layer
         self.projection: Projection = projection
         self.steps = steps
         self.lr = lr
-        self.radius = radius
+        self.radius: float | Literal["auto"] = radius
         self.replacement: Replacement = replacement
         self.expansion: Expansion = expansion
         self.initial_value = initial_value
@@ -138,6 +147,7 @@ class GRACE(MemoryEditor[Codebook]):
         Raises:
             ArchitectureError: If the codebook's place has read the last token of a prompt alone.
         """
+        self._chosen_radius: float | None = None
         super().on_bind()
         self.require_context(self.block, self.module)
 
@@ -155,9 +165,9 @@ class GRACE(MemoryEditor[Codebook]):
                 "two stacks reads nothing before its start token; take replace_last, or "
                 "stack='encoder'"
             )
-        return Codebook(
-            self.radius, self.expansion, None if self.same_label == "tokens" else _equal_mean
-        )
+        same = None if self.same_label == "tokens" else _equal_mean
+        # Edits hold their radii; those of versions that wrote none had the authors'.
+        return Codebook(1.0 if self.radius == "auto" else self.radius, self.expansion, same)
 
     def adapters(self, memory: Codebook) -> Mapping[str, ModuleAdapter]:
         """Return the codebook's adapter."""
@@ -168,7 +178,8 @@ class GRACE(MemoryEditor[Codebook]):
         item = part.encoded[0]
         with self.stage("keys"):
             key, output = self._read(item)
-        found = memory.match(key, item.target_ids)
+            radius = self._new_radius()
+        found = memory.match(key, item.target_ids, radius)
         if found.kind == "same":
             start = memory.balls[found.entry].value.clone()
         else:
@@ -178,6 +189,7 @@ class GRACE(MemoryEditor[Codebook]):
             "key": key[None],
             "value": value[None],
             "label": torch.tensor([item.target_ids]),
+            "radius": torch.tensor([radius]),
         }
         info = {"loss": losses[-1], "steps": len(losses), "match": found.kind}
         return Delta(part.ids, state=state, info=info)
@@ -203,6 +215,26 @@ class GRACE(MemoryEditor[Codebook]):
         both = (captured[f"{self.module}@{side}"][0, place] for side in ("input", "output"))
         key, output = (at_least_single(one).clone() for one in both)
         return key, output
+
+    def _new_radius(self) -> float:
+        """Return the radius of a new key; that of ``auto`` is read once from the bound model."""
+        if self.radius != "auto":
+            return self.radius
+        if self._chosen_radius is None:
+            keys = neutral_keys(self.prompts, self._keys)
+            self._chosen_radius = RADIUS_SHARE * subject_distance(keys)
+        self.chose({"radius": self._chosen_radius})
+        return self._chosen_radius
+
+    @torch.no_grad()
+    def _keys(self, prompts: Sequence[Ids]) -> Float[Tensor, "n d_in"]:
+        """Return the projection's input at the last token of prompts."""
+        model = self.language_model
+        rows = AnswerRows.of(model, [(ids, ids[:1]) for ids in prompts], self.input_device)
+        with capture(model, {self.module: "input"}, stop=True) as captured:
+            model(**rows.inputs, use_cache=False)
+        ends = [0] * len(prompts) if self._at_start else rows.prompt_ends
+        return at_least_single(captured[self.module][list(range(len(ends))), ends])
 
     def _train(self, item: Encoded, start: Tensor) -> tuple[Tensor, list[float]]:
         """Train a value by Adam on the answer's mean negative log-likelihood."""

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_edit.editors.auto_rate import rate_for
 from lightning_edit.editors.memory.base import (
     MemoryEditor,
     Projection,
@@ -27,6 +28,9 @@ from lightning_edit.inference.suffix.upper_blocks import UpperBlocks
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch
+
+#: ``lr="auto"``: share of the loss that the first step takes from it, to first order.
+STEP_REACH = 0.1
 
 
 class MELO(MemoryEditor[NeuronIndex]):
@@ -51,7 +55,8 @@ class MELO(MemoryEditor[NeuronIndex]):
             0.1 for BERT). ``None``: ``radius_share`` of the mean norm of the batch's keys.
         radius_share: See ``radius``.
         steps: Optimiser steps on a block (50).
-        lr: Adam's learning rate (1e-2; 1e-3 for GPT-2 XL).
+        lr: Adam's learning rate (1e-2 for T5, 1e-3 for GPT-2 XL). ``auto``: for each batch the rate
+            at which the first step takes, to first order, :data:`STEP_REACH` of the loss.
         decay_every: Steps after which the rate is halved (20 for T5, 30 for GPT-2 XL).
         same_label: When two answers are the same: ``tokens``, equal ids; ``sum_id``, equal sum of
             the ids, as in the authors' code, where answers can collide.
@@ -74,15 +79,16 @@ class MELO(MemoryEditor[NeuronIndex]):
         radius: float | None = None,
         radius_share: float = 0.3,
         steps: int = 50,
-        lr: float = 1e-2,
+        lr: float | Literal["auto"] = "auto",
         decay_every: int = 20,
         same_label: Literal["tokens", "sum_id"] = "tokens",
     ) -> None:
         super().__init__()
         own = radius_share if radius is None else radius
-        if steps < 1 or lr <= 0 or rank < 1 or decay_every < 1 or own <= 0 or targets == []:
+        rate = 1.0 if lr == "auto" else lr
+        if steps < 1 or rate <= 0 or rank < 1 or decay_every < 1 or own <= 0 or targets == []:
             raise ValueError(
-                "MELO needs steps, rank and decay_every of at least 1, lr > 0, radius and "
+                "MELO needs steps, rank and decay_every of at least 1, lr auto or > 0, radius and "
                 "radius_share > 0 and a projection in targets, got "
                 f"{steps}, {rank}, {decay_every}, {lr}, {radius}, {radius_share}, {targets}"
             )
@@ -95,7 +101,7 @@ class MELO(MemoryEditor[NeuronIndex]):
         self.radius = radius
         self.radius_share = radius_share
         self.steps = steps
-        self.lr = lr
+        self.lr: float | Literal["auto"] = lr
         self.decay_every = decay_every
         self.same_label = same_label
 
@@ -194,8 +200,6 @@ class MELO(MemoryEditor[NeuronIndex]):
             factors[f"{name}.B"] = torch.zeros(
                 d_out, self.rank, device=rows.ids.device, requires_grad=True
             )
-        optimizer = torch.optim.Adam(factors.values(), lr=self.lr)
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.decay_every, 0.5)
         upper = UpperBlocks(self.view, rows, min(self.lora_layers))
         losses: list[float] = []
         with ExitStack() as stack:
@@ -204,6 +208,12 @@ class MELO(MemoryEditor[NeuronIndex]):
                 for name in self.modules_with_blocks
             }
             stack.enter_context(attached(self.language_model, adapters))
+            rate = self.lr
+            if rate == "auto":
+                first = rows.per_row(upper.nll()).mean()
+                rate = rate_for(self, first, list(factors.values()), STEP_REACH)
+            optimizer = torch.optim.Adam(factors.values(), lr=rate)
+            schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.decay_every, 0.5)
             for step in range(self.steps):
                 self.progress(step, self.steps)
                 loss = rows.per_row(upper.nll()).mean()

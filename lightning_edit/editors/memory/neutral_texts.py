@@ -34,6 +34,9 @@ _CONTINUATIONS = (
 
 #: A hundred unfinished sentences.
 NEUTRAL_TEXTS = tuple(f"{start} {end}" for start in _SUBJECTS for end in _CONTINUATIONS)
+#: The same by their last words: each group says the same of ten subjects, as facts of one relation
+#: do.
+SAME_WORDS = tuple(tuple(f"{start} {end}" for start in _SUBJECTS) for end in _CONTINUATIONS)
 
 
 def choose_neutral(name: str, seed: int, texts: Sequence[str] = NEUTRAL_TEXTS) -> str:

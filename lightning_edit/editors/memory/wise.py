@@ -42,6 +42,9 @@ _CELLS_PER_EDIT = 0.2 * 4096 * 11008 / 500
 _FEWEST, _MOST = 2, 500
 #: An edit stops once its loss is this low and has changed by no more than this.
 _LOW, _STILL = 0.02, 1e-4
+#: ``lr="auto"``: what a step of the margin loss adds to a prompt's activation, as a share of the
+#: norm of the projection's own output.
+STEP_REACH = 0.05
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,9 @@ class WISE(MemoryEditor[SideMemory]):
         layer: Block with the side memory; ``None``: by depth, see ``default_layers``.
         projection: MLP projection in it; the authors' code has ``up`` (c_fc) for GPT-2.
         steps: Most optimiser steps on an edit (70; 30 to 70 in EasyEdit).
-        lr: Learning rate of SGD; 0.1, the authors have 1.0 (Llama 2) and 0.9 (Llama 3).
+        lr: Learning rate of SGD; the authors have 1.0 (Llama 2) and 0.9 (Llama 3). ``auto``: a
+            step adds to a prompt's activation :data:`STEP_REACH` of the norm of the projection's
+            own output, on neutral text.
         margins: Margins α, β, γ of the activation; (5, 20, 10) for Llama 2. ``None``: in the same
             proportion, with β equal to ``beta_share`` of the norm of the projection's own output
             on neutral text, since a small model's outputs are small.
@@ -133,7 +138,7 @@ class WISE(MemoryEditor[SideMemory]):
         layer: int | None = None,
         projection: Projection = "down",
         steps: int = 70,
-        lr: float = 0.1,
+        lr: float | Literal["auto"] = "auto",
         margins: tuple[float, float, float] | None = None,
         beta_share: float = 1.0,
         act_ratio: float = 0.88,
@@ -153,16 +158,17 @@ class WISE(MemoryEditor[SideMemory]):
         if unrelated == []:
             raise ValueError("WISE needs a text in unrelated, got none; leave it out, or give one")
         size = 1 if shard_size is None else shard_size
-        if steps < 1 or lr <= 0 or not 0 < density <= 1 or size < 1 or shards_per_memory < 1:
+        given = 1.0 if lr == "auto" else lr
+        if steps < 1 or given <= 0 or not 0 < density <= 1 or size < 1 or shards_per_memory < 1:
             raise ValueError(
-                "WISE needs steps, shard_size and shards_per_memory of at least 1, lr > 0 and a "
-                f"density in (0, 1], got {steps}, {size}, {shards_per_memory}, {lr}, "
+                "WISE needs steps, shard_size and shards_per_memory of at least 1, lr auto or > 0 "
+                f"and a density in (0, 1], got {steps}, {size}, {shards_per_memory}, {lr}, "
                 f"{density}"
             )
         self.layer = layer
         self.projection: Projection = projection
         self.steps = steps
-        self.lr = lr
+        self.lr: float | Literal["auto"] = lr
         self.margins = margins
         self.beta_share = beta_share
         self.act_ratio = act_ratio
@@ -192,7 +198,7 @@ class WISE(MemoryEditor[SideMemory]):
         """Prepare the runtime; masks and templates are made when they are needed."""
         self._masks: dict[int, Tensor] = {}
         self._sampled: list[str] | None = None
-        self._margins: tuple[float, float, float] | None = None
+        self._norms: tuple[float, float] | None = None
         super().on_bind()
 
     def empty_memory(self) -> SideMemory:
@@ -308,24 +314,43 @@ class WISE(MemoryEditor[SideMemory]):
                 )
         return self._sampled
 
-    @torch.no_grad()
     def _calibrated(self) -> tuple[float, float, float]:
         """Return the margins of Llama 2, in units of the projection's output on neutral text."""
-        if self._margins is None:
+        beta = self.beta_share * self._neutral_norms()[1]
+        return 0.25 * beta, beta, 0.5 * beta
+
+    def _rate(self) -> float:
+        r"""Return the learning rate.
+
+        The gradient of one token's activation :math:`\|\Delta h\|` by :math:`\Delta` is
+        :math:`u h^\top` with a unit vector u, so a step of η over the share ρ of the cells adds
+        :math:`\eta \rho \|h\|^2` to it.
+        """
+        if self.lr != "auto":
+            return self.lr
+        inputs, outputs = self._neutral_norms()
+        rate = STEP_REACH * outputs / (self.density * inputs**2)
+        self.chose({"lr": rate})
+        return rate
+
+    @torch.no_grad()
+    def _neutral_norms(self) -> tuple[float, float]:
+        """Return the median norms of the projection's input and output on neutral text."""
+        if self._norms is None:
             prompts = self.prompts.prompts(NEUTRAL_TEXTS[::10])
             rows = AnswerRows.pad([(ids, ()) for ids in prompts], self.input_device)
-            norms: list[Tensor] = []
+            norms: list[float] = []
 
             def read(hidden: Tensor, output: Tensor) -> Tensor:
-                norms.append(output.float().norm(dim=-1)[rows.mask].median())
+                both = (hidden, output)
+                norms[:] = [float(one.float().norm(dim=-1)[rows.mask].median()) for one in both]
                 return output
 
             adapter = TrialAdapter(rows, read)
             with attached(self.language_model, {self.module: adapter}):
                 UpperBlocks(self.view, rows, self.block).logits()
-            beta = self.beta_share * float(norms[0])
-            self._margins = (0.25 * beta, beta, 0.5 * beta)
-        return self._margins
+            self._norms = norms[0], norms[1]
+        return self._norms
 
     def _train(
         self,
@@ -347,6 +372,7 @@ class WISE(MemoryEditor[SideMemory]):
             return (own + added).to(output.dtype)
 
         losses: list[float] = []
+        rate = self._rate()
         upper = UpperBlocks(self.view, texts.rows, self.block)
         with attached(self.language_model, {self.module: TrialAdapter(texts.rows, change)}):
             for step in range(self.steps):
@@ -358,17 +384,19 @@ class WISE(MemoryEditor[SideMemory]):
                 losses.append(float(loss.detach()))
                 (gradient,) = torch.autograd.grad(loss, update)
                 with torch.no_grad():
-                    self._step(update, gradient, original, cells)
+                    self._step(update, gradient, original, cells, rate)
             self.progress(self.steps, self.steps)
             with torch.no_grad():
                 upper.logits()  # the activations of what was learnt
         return update.detach(), seen[0].detach(), losses
 
-    def _step(self, update: Tensor, gradient: Tensor, original: Tensor, cells: Tensor) -> None:
+    def _step(
+        self, update: Tensor, gradient: Tensor, original: Tensor, cells: Tensor, rate: float
+    ) -> None:
         """Make a step of SGD on the cells that the shard may change, within the constraint."""
         flat, base = update.flatten(), original.flatten()
         side = flat[cells] + base[cells]
-        side = side - self.lr * (gradient.flatten()[cells] + self.weight_decay * side)
+        side = side - rate * (gradient.flatten()[cells] + self.weight_decay * side)
         new = side - base[cells]
         if self.norm_constraint is not None:
             new = new.clamp(-self.norm_constraint, self.norm_constraint)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lightning_edit.editors.auto_rate import rate_for
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.context_templates import with_bare_prompt
 from lightning_edit.editors.neurons.answer_pass import AnswerPass, LastBlockPass, answer_pass
@@ -24,6 +25,8 @@ from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch
 
 Kind = Literal["relu", "gated"]
+#: ``lr="auto"``: share of the loss that the first step takes from it, to first order.
+STEP_REACH = 0.005
 
 
 class CalibrationBlock(NamedTuple):
@@ -118,9 +121,11 @@ class CaliNet(Editor):
             of a fact (it tests on others). They then can no longer measure generalization.
         context_templates: Texts with one ``{}`` for the prompt, for more inputs of every fact.
         steps: Most optimiser steps (5000 in the authors' script).
-        lr: Adafactor's learning rate, constant (1e-2 in the authors' script).
+        lr: Adafactor's learning rate, constant (1e-2 in the authors' script). ``auto``: for each
+            batch the rate at which a step of this size in every weight takes, to first order,
+            :data:`STEP_REACH` of the loss.
         threshold: Loss in nats below which training stops, mean over the tokens of the facts; 0:
-            never.
+            never, as the authors. What is trained longer changes more answers to other prompts.
         batch_size: Rows per optimiser step (512 in the authors' script).
         clip: Largest norm of the block's gradients together. The authors' trainer has 1 for those
             of the frozen model too; Adafactor's scaling largely cancels it.
@@ -145,16 +150,17 @@ class CaliNet(Editor):
         use_rephrases: bool = False,
         context_templates: list[str] | None = None,
         steps: int = 500,
-        lr: float = 1e-2,
-        threshold: float = 1e-2,
+        lr: float | Literal["auto"] = "auto",
+        threshold: float = 0.1,
         batch_size: int = 512,
         clip: float = 1.0,
     ) -> None:
         super().__init__()
-        if min(width, steps, batch_size) < 1 or lr <= 0 or clip <= 0:
+        rate = 1.0 if lr == "auto" else lr
+        if min(width, steps, batch_size) < 1 or rate <= 0 or clip <= 0:
             raise ConfigError(
-                "CaliNet: expected width, steps and batch_size of at least 1, lr > 0 and clip > 0, "
-                f"got {width=}, {steps=}, {batch_size=}, {lr=}, {clip=}"
+                "CaliNet: expected width, steps and batch_size of at least 1, lr auto or > 0 and "
+                f"clip > 0, got {width=}, {steps=}, {batch_size=}, {lr=}, {clip=}"
             )
         if kind not in ("relu", "gated") or start not in ("random", "zero"):
             raise ConfigError(
@@ -169,7 +175,7 @@ class CaliNet(Editor):
         self.context_templates = context_templates
         self.templates = with_bare_prompt(context_templates or [])
         self.steps = steps
-        self.lr = lr
+        self.lr: float | Literal["auto"] = lr
         self.threshold = threshold
         self.batch_size = batch_size
         self.clip = clip
@@ -265,10 +271,14 @@ class CaliNet(Editor):
         generator: torch.Generator,
     ) -> list[float]:
         weights = [one for block in blocks.values() for one in block.weights()]
-        optimizer = adafactor(weights, self.lr)
         branches = {layer: block.branch() for layer, block in blocks.items()}
         passes = mini_batches(asked, rows, self.batch_size, generator, self._part)
         per_epoch = -(-len(rows) // self.batch_size)
+        rate = self.lr
+        if rate == "auto":
+            first = nn.functional.cross_entropy(asked.logits(branches), asked.targets)
+            rate = rate_for(self, first, weights, STEP_REACH)
+        optimizer = adafactor(weights, rate)
         losses: list[float] = []
         for step in range(self.steps):
             self.progress(step, self.steps)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_edit.editors.gradient import lora
 from lightning_edit.editors.gradient.lora import LoRAEdit
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ArchitectureError
@@ -70,3 +71,25 @@ def test_the_model_is_restored_when_training_fails(monkeypatch: pytest.MonkeyPat
 def test_unknown_targets_are_refused_at_once() -> None:
     with pytest.raises(ArchitectureError, match="give `targets`"):
         LoRAEdit(targets=["nowhere"]).bind(TINY["gpt2"](), build_tokenizer())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_the_first_step_takes_its_share_of_the_loss(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora, "STEP_REACH", 1e-3)
+    editor = LoRAEdit(steps=2, rank=2)
+    editor.bind(TINY[family](), build_tokenizer(eos=True))
+    delta = editor.edit(encode_batch(editor.tokenizer, REQUESTS))
+    first, second = delta.info["loss"]
+    assert (first - second) / first == pytest.approx(1e-3, rel=0.15)
+    assert delta.info["auto"] == editor.chosen == {"lr": pytest.approx(editor.chosen["lr"])}
+
+
+def test_a_given_rate_is_taken_as_it_is() -> None:
+    editor = LoRAEdit(steps=2, rank=2, lr=1e-3)
+    editor.bind(TINY["llama"](), build_tokenizer())
+    assert "auto" not in editor.edit(encode_batch(editor.tokenizer, REQUESTS)).info
+    assert editor.chosen == {}
+    with pytest.raises(ValueError, match="lr auto or > 0"):
+        LoRAEdit(lr=0.0)

@@ -26,7 +26,7 @@ IDS = torch.tensor([[1, 7, 9, 11]])
 
 def bound(family: str = "gpt2", **arguments: Any) -> tuple[CaliNet, Any, Any]:
     model, tokenizer = build_tiny(family).requires_grad_(False), build_tokenizer(bos=True)
-    editor = CaliNet(**{"steps": 90} | arguments)
+    editor = CaliNet(**{"steps": 90, "lr": 1e-2, "threshold": 1e-2} | arguments)
     editor.bind(model, tokenizer)
     return editor, model, tokenizer
 

@@ -1,11 +1,13 @@
 """Knowledge neurons: parity with published code, and attributions against finite differences."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lightning_edit.editors.neurons.kn import KN
+from lightning_edit.editors.neurons import kn
+from lightning_edit.editors.neurons.kn import FIRST_ADD, KN
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
@@ -141,3 +143,29 @@ def test_one_step_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2 steps"):
         KN(steps=1)
     assert path_points(20, "ends")[-1] == 1
+
+
+def total(delta: Delta) -> float:
+    return sum(delta.norm().values())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_new_answer_gets_the_smallest_weight_that_writes_it(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = EditRequest("a", "The capital of France is", "a", "France", "b")
+    given = {value: bound(family, steps=4, add=value) for value in (FIRST_ADD, 4 * FIRST_ADD)}
+    part = encode_batch(given[FIRST_ADD].tokenizer, [request])
+    norms = {value: total(editor.edit(part)) for value, editor in given.items()}
+    assert norms[FIRST_ADD] < norms[4 * FIRST_ADD]
+    assert all(editor.chosen == {} for editor in given.values())
+    for enough, expected in ((norms[4 * FIRST_ADD], 4 * FIRST_ADD), (float("inf"), FIRST_ADD)):
+
+        def verdict(editor: KN, delta: Delta, encoded: object, enough: float = enough) -> object:
+            return SimpleNamespace(right=torch.tensor([total(delta) >= 0.999 * enough]))
+
+        monkeypatch.setattr(kn, "answers_with", verdict)
+        editor = bound(family, steps=4)
+        delta = editor.edit(part)
+        assert delta.info["auto"] == {"add": expected} == editor.chosen
+        assert total(delta) == pytest.approx(norms[expected], rel=1e-6)

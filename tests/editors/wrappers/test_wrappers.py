@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from lightning_edit.editors import D4S, FTL, MEMIT, PRUNE, RECT, ROME, Editor, OneLI
+from lightning_edit.editors.wrappers.one_li import ALPHAS, scaled
+from lightning_edit.editors.written import answers_with
 from lightning_edit.edits.correction import correction_of
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
 from lightning_edit.edits.encoding import encode_batch
@@ -74,6 +76,38 @@ def test_interpolation_scales_the_update_and_keeps_factors(alpha: float) -> None
     for name, update in mine.items():
         assert isinstance(update, LowRank)
         assert torch.allclose(update.dense(), alpha * host[name].dense())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_auto_interpolates_as_little_as_writes_what_the_host_writes(family: str) -> None:
+    editor = OneLI()
+    editor.bind(TINY[family]().requires_grad_(False), build_tokenizer())
+    batch = encode_batch(editor.tokenizer, REQUESTS)
+    host = editor.editor.edit(batch)
+    alpha = editor.edit(batch).info["auto"]["alpha"]
+    assert alpha == editor.chosen["alpha"]
+
+    def written(share: float) -> torch.Tensor:
+        part = {name: scaled(update, share) for name, update in host.weights.items()}
+        return answers_with(editor, Delta(batch.ids, part), batch.encoded).right
+
+    whole = written(1.0)
+    assert whole.any()
+    assert alpha == 1.0 or torch.equal(written(alpha) & whole, whole)
+    smaller = [one for one in ALPHAS if one < alpha]
+    assert smaller
+    assert not any(torch.equal(written(one) & whole, whole) for one in smaller)
+
+
+def test_each_of_independent_edits_has_its_own_weight() -> None:
+    editor = OneLI(memit())
+    bind(editor)
+    batch = encode_batch(editor.tokenizer, REQUESTS)
+    hosts = editor.editor.edit_independent(batch)
+    for host, delta in zip(hosts, editor.edit_independent(batch), strict=True):
+        for name, update in delta.weights.items():
+            expected = delta.info["auto"]["alpha"] * host.weights[name].dense()
+            assert torch.allclose(update.dense(), expected)
 
 
 class Fixed(Editor):

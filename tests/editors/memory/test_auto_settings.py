@@ -1,0 +1,133 @@
+"""Settings by rule of memory editors follow the scale of the model's own states."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_edit.editors import GRACE, MELO, MEMOIR, WISE
+from lightning_edit.editors.memory import grace, melo, memoir, wise
+from lightning_edit.editors.memory.base import neutral_keys
+from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS, SAME_WORDS
+from lightning_edit.edits.edited_model import EditedModel
+from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.types import EditRequest
+from tests.models.tiny import build_tiny, build_tokenizer
+
+FACTS = [
+    EditRequest("a", "The capital of France is", "Lyon", "France"),
+    EditRequest("b", "Marseille lies in", "capital", "Marseille"),
+]
+
+
+def bound(editor: Any, kind: str, scale: float = 1.0) -> Any:
+    """Bind an editor to a model whose middle block computes with inputs of another scale."""
+    model = build_tiny(kind)
+    with torch.no_grad():
+        block = editor.bind(model, build_tokenizer(bos=True)).view.block(1)
+        model.get_parameter(f"{block.mlp_up[-1]}.weight").mul_(scale)
+        model.get_parameter(f"{block.mlp_down}.weight").div_(scale)
+    return editor.bind(model, build_tokenizer(bos=True))
+
+
+def one(editor: Any, fact: EditRequest = FACTS[0]) -> Any:
+    return editor.edit(encode_batch(editor.prompts, [fact]))
+
+
+def test_wordings_are_the_neutral_texts() -> None:
+    assert sorted(text for group in SAME_WORDS for text in group) == sorted(NEUTRAL_TEXTS)
+    assert all(len({text.split()[-1] for text in group}) == 1 for group in SAME_WORDS)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_radius_is_a_share_of_the_distance_between_subjects(kind: str) -> None:
+    # The last of two projections into a gated network is not behind the nonlinearity, so its scale
+    # is that of the keys.
+    radii = []
+    for scale in (1.0, 50.0):
+        editor = bound(GRACE(layer=1, steps=1), kind, scale)
+        delta = one(editor)
+        keys = neutral_keys(editor.prompts, editor._keys)
+        pairs = torch.stack([torch.pdist(group) for group in keys.double()])
+        expected = grace.RADIUS_SHARE * float(pairs.median())
+        assert float(delta.state["radius"]) == pytest.approx(expected, rel=1e-4)
+        assert editor.chosen["radius"] == pytest.approx(expected, rel=1e-4)
+        radii.append(expected)
+    assert radii[1] == pytest.approx(50 * radii[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_keys_of_a_batch_are_those_of_single_prompts(kind: str) -> None:
+    editor = GRACE(layer=1).bind(build_tiny(kind), build_tokenizer(bos=True, eos=True))
+    batch = encode_batch(editor.prompts, FACTS)
+    keys = editor._keys([item.prompt_ids for item in batch.encoded])
+    for key, item in zip(keys, batch.encoded, strict=True):
+        assert torch.allclose(key, editor._read(item)[0], atol=1e-5)
+
+
+def test_a_codebook_takes_the_radius_of_its_edits() -> None:
+    editor = bound(GRACE(layer=1, steps=1), "llama")
+    memory = editor.memory_of([one(editor)])
+    assert memory.balls[0].radius == pytest.approx(editor.chosen["radius"])
+    given = bound(GRACE(layer=1, steps=1, radius=0.25), "llama")
+    assert given.memory_of([one(given)]).balls[0].radius == 0.25
+    assert given.chosen == {}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt"])
+def test_melos_first_step_takes_its_share_of_the_loss(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(melo, "STEP_REACH", 1e-3)
+    losses = []
+    for steps in (1, 2):
+        editor = bound(MELO(0, layers=[1, 2], steps=steps), kind)
+        losses.append(editor.edit(encode_batch(editor.prompts, FACTS)).info["loss"])
+    assert (losses[0] - losses[1]) / losses[0] == pytest.approx(1e-3, rel=0.15)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e3])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_memoirs_first_step_takes_its_share_with_and_without_clipping(
+    kind: str, clip: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memoir, "STEP_REACH", 1e-3)
+    losses = []
+    for steps in (1, 2):
+        editor = bound(MEMOIR(1, steps=steps, clip=clip, templates=["{}"]), kind)
+        losses.append(one(editor).info["loss"])
+    assert (losses[0] - losses[1]) / losses[0] == pytest.approx(1e-3, rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("method", [GRACE, MEMOIR, MELO])
+def test_facts_are_written_whatever_the_scale_of_inputs(method: Any, kind: str) -> None:
+    arguments: dict[Any, dict[str, Any]] = {
+        GRACE: {"layer": 1, "steps": 40},
+        MEMOIR: {"layer": 1, "templates": ["{}"], "mask_size": 30, "threshold": 0.9},
+        MELO: {"index_layer": 1, "layers": [2], "rank": 8, "steps": 40},
+    }
+    for scale in (0.02, 50.0):
+        editor = bound(method(**arguments[method]), kind, scale)
+        handle = EditedModel(editor)
+        handle.edit(FACTS[:1])
+        answer = handle.generate(FACTS[0].prompt, max_new_tokens=6)
+        assert answer.strip().startswith("Lyon"), (method, scale, answer)
+
+
+def test_wises_step_adds_a_share_of_the_output_to_an_activation() -> None:
+    rates = []
+    for scale in (1.0, 50.0):
+        editor = bound(WISE(1, steps=1, templates=["{}"], density=1.0), "llama", scale)
+        one(editor)
+        inputs, outputs = editor._neutral_norms()
+        added = editor.chosen["lr"] * inputs**2
+        assert added == pytest.approx(wise.STEP_REACH * outputs, rel=1e-5)
+        rates.append(editor.chosen["lr"])
+    assert rates[0] == pytest.approx(2500 * rates[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", [GRACE, WISE, MEMOIR, MELO])
+def test_what_is_no_rate_is_refused(method: Any) -> None:
+    with pytest.raises(ValueError, match="lr"):
+        method(lr=0.0)
