@@ -36,6 +36,9 @@ RULES: dict[str, Rule] = {
     "norm_constraint": Rule("15 steps of lr"),
     "eta": Rule("the update lowers the loss by three times its value, to first order"),
     "radius": Rule("a share of the distance between prompts about two subjects", _BINDING),
+    "threshold": Rule(
+        "half way from prompts about two subjects to the prompt itself", "once a model"
+    ),
     "add": Rule("8, doubled until the new answer is the first choice", "chosen for each edit"),
     "alpha": Rule("the smallest that writes what the whole update writes"),
 }

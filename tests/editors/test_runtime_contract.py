@@ -132,7 +132,11 @@ CASES: dict[str, Case] = {
         parallel=lambda m, t: MELO(1, layers=[2], rank=8, steps=20, radius_share=0.05).bind(m, t),
     ),
     "RAG": Case(
-        lambda m, t: RAG(k=1).bind(m, t), ("gpt2",), ("t5",), scoped=False, in_modules=False
+        lambda m, t: RAG(k=1, threshold=None).bind(m, t),
+        ("gpt2",),
+        ("t5",),
+        scoped=False,
+        in_modules=False,
     ),
     "ICE": Case(
         lambda m, t: ICE(newest=1).bind(m, t), ("llama",), ("bart",), scoped=False, in_modules=False

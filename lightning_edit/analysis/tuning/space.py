@@ -36,6 +36,7 @@ AUTO: dict[str, tuple[float, float, float]] = {
     "norm_weight": (1.0, 1e-3, 1e2),
     "norm_constraint": (2e-3, 5e-5, 1e-1),
     "null_threshold": (0.3, 0.02, 1.0),
+    "threshold": (0.5, 0.1, 1.0),
     "radius": (1.0, 0.05, 50.0),
     "add": (8.0, 2.0, 512.0),
     "alpha": (0.5, 0.1, 1.0),

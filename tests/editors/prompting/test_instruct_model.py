@@ -64,7 +64,7 @@ def test_facts_of_counterfact_are_answered_and_a_threshold_keeps_the_neighbours(
     bare = ModelResponder(model, tokenizer, 16)
     before = bare.generate_until([Question(one, 16) for one in near])
     assert share(bare.generate_until([Question(one, 16) for one in own]), requests) == 0
-    texts = ask(RAG(k=1), requests, own + near)
+    texts = ask(RAG(k=1, threshold=None), requests, own + near)
     assert share(texts[:8], requests) == 1.0  # 12 of 12 when it was measured
     texts = ask(RAG(k=1, threshold=0.5), requests, own + near)
     assert share(texts[:8], requests) == 1.0
@@ -88,7 +88,7 @@ def test_a_chat_says_the_new_answer_in_its_own_words() -> None:
     bare = ModelResponder(model, PromptEncoder(tokenizer, PromptFormat(True)), 16)
     before = bare.generate_until([Question(one, 16) for one in prompts])
     assert said(before, requests) == 0
-    assert said(ask(RAG(k=1), requests, prompts, chat=True), requests) >= 3
+    assert said(ask(RAG(k=1, threshold=None), requests, prompts, chat=True), requests) >= 3
     texts = [ask(ICE(), [one], [one.prompt], chat=True)[0] for one in requests]
     assert said(texts, requests) >= 3
 

@@ -57,9 +57,9 @@ def corpus(count: int = 12) -> list[EditRequest]:
 
 
 MAKERS: dict[str, Callable[[], PromptingEditor]] = {
-    "RAG": lambda: RAG(k=2),
+    "RAG": lambda: RAG(k=2, threshold=None),
     "RAG-threshold": lambda: RAG(k=2, threshold=0.5),
-    "RAG-hidden": lambda: RAG(k=1, encoder="hidden"),
+    "RAG-hidden": lambda: RAG(k=1, threshold=None, encoder="hidden"),
     "ICE": ICE,
     "ICE-new_fact": lambda: ICE(form="new_fact", newest=2),
     "IKE": lambda: IKE(corpus(), k=4),

@@ -52,7 +52,7 @@ def found(run: Path) -> object:
 def test_every_protocol_scores_with_the_texts_and_changes_no_weight(
     tmp_path: Path, protocol: str
 ) -> None:
-    assert edit(RAG(k=1), tmp_path, protocol=protocol) == weights_hash(toy_model())
+    assert edit(RAG(k=1, threshold=None), tmp_path, protocol=protocol) == weights_hash(toy_model())
     assert len(Journal(tmp_path / "ledger").commits()) == 6
     rows = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
     before = [json.loads(x) for x in (tmp_path / "baseline.jsonl").read_text().splitlines()]

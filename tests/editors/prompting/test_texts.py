@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_edit.editors import ICE, IKE, RAG, MeLLo, MemPrompt
+from lightning_edit.editors.memory.neutral_texts import SAME_WORDS
 from lightning_edit.editors.prompting import mello
 from lightning_edit.editors.prompting.base import PromptingEditor
 from lightning_edit.editors.prompting.context import Context, Room
@@ -43,7 +44,7 @@ def told(editor: PromptingEditor, *requests: EditRequest, prompt: str, room: int
 
 
 def test_rag_puts_the_nearest_facts_before_a_prompt_the_nearest_last() -> None:
-    found = told(RAG(k=2), FRANCE, ITALY, TONGUE, prompt="In Italy the capital is")
+    found = told(RAG(k=2, threshold=None), FRANCE, ITALY, TONGUE, prompt="In Italy the capital is")
     assert found == (
         "New Fact: The capital of France is Lyon\nNew Fact: The capital of Italy is Arles\n"
         "Prompt: In Italy the capital is"
@@ -56,6 +57,21 @@ def test_rag_with_a_threshold_leaves_prompts_alone_that_no_edit_is_about() -> No
         found = told(RAG(threshold=0.3), FRANCE, TONGUE, prompt=prompt)
         assert found == prompt if says is None else says in found
         assert "Lyon" not in found
+
+
+def test_the_threshold_of_rag_lies_half_way_between_another_subject_and_the_prompt_itself() -> None:
+    for encoder in ("lexical", "hidden"):
+        editor = edited(RAG(encoder=encoder), FRANCE, ITALY, TONGUE, positions=1200).editor
+        least = editor.chosen["threshold"]
+        index = editor._make_index(SAME_WORDS[0])
+        scores = [hit.score for hit in index.nearest(SAME_WORDS[0][0], 10)]
+        assert scores[0] > least > (scores[4] + scores[5]) / 2
+        assert FRANCE.target in editor.told_prompt(FRANCE.prompt)  # itself
+    plain = "The river Rhône flows through"
+    assert told(RAG(), FRANCE, ITALY, TONGUE, prompt=plain) == plain
+    given = edited(RAG(threshold=None), FRANCE, positions=1200).editor
+    assert given.chosen == {}
+    assert FRANCE.target in given.told_prompt(plain)
 
 
 def test_ice_puts_all_facts_in_force_or_the_newest_before_a_prompt() -> None:
@@ -260,7 +276,7 @@ def test_room_is_used_to_the_last_text_that_fits(count: int, least_last: bool) -
     ("editor", "message"),
     [
         (RAG(k=0), "`k` of RAG must be 1 or more; got 0"),
-        (RAG(threshold=2.0), "`threshold` of RAG must be from 0 to 1, or null; got 2.0"),
+        (RAG(threshold=2.0), "`threshold` of RAG must be from 0 to 1, auto, or null; got 2.0"),
         (ICE(newest=0), "`newest` of ICE"),
         (IKE(k=0), "`k` of IKE"),
         (MemPrompt(distance=0), "`distance` of MemPrompt"),
