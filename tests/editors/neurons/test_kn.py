@@ -105,7 +105,7 @@ def test_editing_one_neuron_again_does_not_let_it_explode() -> None:
     neuron = torch.tensor([[0, 1]])
     for number in range(20):
         one = replace(request, id=str(number))
-        ledger.commit(Delta((one.id,), editor._updates(one, neuron)), [one])
+        ledger.commit(Delta((one.id,), editor._updates(one, neuron, FIRST_ADD)), [one])
     # Nine columns' lengths an edit at most; taken from the column as it stands it would be 9**20.
     assert weight(editor.language_model, name).read().norm() < (1 + 9 * 20) * before
 
