@@ -80,7 +80,7 @@ def test_t_patcher_writes_answers_of_any_script_and_keeps_the_others(kind: str, 
 )
 def test_calinet_calibrates_facts_together(kind: str, kept: int) -> None:
     # There is no term for locality; see the class.
-    edited = handle(CaliNet(width=32, steps=150), kind)
+    edited = handle(CaliNet(width=32, steps=150, lr=1e-2, threshold=1e-2), kind)
     edited.edit(EDITS)
     assert_written(edited, EDITS, kept)
 

@@ -23,7 +23,7 @@ class PlantedError(Exception):
 
 def make(name: str) -> Editor:
     if name == "CaliNet":
-        return CaliNet(width=8, steps=20)
+        return CaliNet(width=8, steps=20, lr=1e-2)
     return TPatcher(memory=MEMORY, steps=30, memory_weight=1.0)
 
 
