@@ -94,8 +94,12 @@ class KN(Editor):
 
         Of two stacks (T5, BART) the decoder's neurons are attributed, at the position that predicts
         each token of the answer, as the masked token does in the paper; the encoder reads the
-        prompts. Where the head is not tied to the embeddings (T5 v1.1) e says less about what the
-        model answers.
+        prompts.
+
+        The rule makes an answer likelier where e is a direction of the output head, and a neuron's
+        activation is positive: with tied embeddings and ReLU. Behind a gate (Llama, T5 v1.1) an
+        activation of either sign adds or takes away, and for a head of its own e is a direction
+        like any other.
     """
 
     batched: ClassVar[bool] = False
