@@ -10,6 +10,7 @@ import yaml
 from lightning_edit.__main__ import main
 from tests.datamodules import records
 from tests.editors.hypernetwork.test_recipes import RECIPES as ATLAS_RECIPES
+from tests.editors.hypernetwork.test_recipes import TWO_STACKS
 
 ROOT = Path(__file__).parent.parent
 # Grids take hours: tests/benchmark checks that each of them expands and its editors can be made.
@@ -24,7 +25,7 @@ RECORDS = {
 }
 SMALL = ["--data.limit", "2", "--modes", "[tf]"]
 #: Trained for more steps, resumed and used by a test of their own, in smaller batches than theirs.
-RECIPES = {*ATLAS_RECIPES, "mend_atlas", "serac_atlas"}
+RECIPES = {*ATLAS_RECIPES, *TWO_STACKS, "mend_atlas", "serac_atlas"}
 
 
 def command(path: Path, folder: Path) -> list[str]:

@@ -11,7 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
+from lightning_edit import editors
 from lightning_edit.cli.lightning import main
+from lightning_edit.models.loading import load_language_model
 from tests.conftest import ROOT
 
 #: Recipes of editors; that of a language model keeps every epoch and has no validation.
@@ -25,6 +27,12 @@ RECIPES = {
     "malmen_batch_atlas": ("MALMEN", ["--protocol", "batch"]),
     "mend_batch_atlas": ("MEND", ["--protocol", "batch"]),
     "rledit_atlas": ("RLEdit", ["--protocol", "sequential", "--batch_size", "2"]),
+}
+#: Those of the embedded encoder-decoder.
+TWO_STACKS = {
+    "mend_atlas_t5": ("MEND", ["--lm", "atlas-t5", "--protocol", "single"]),
+    "ke_atlas_t5": ("KE", ["--lm", "atlas-t5", "--protocol", "single"]),
+    "serac_atlas_t5": ("SERAC", ["--lm", "atlas-t5", "--protocol", "sequential"]),
 }
 
 
@@ -77,13 +85,27 @@ def test_recipe_goes_on_from_the_last_validation_and_not_from_the_best(
     assert steps == {"best": 2, "last": 6}
 
 
+def test_recipes_of_two_stacks_fit_the_model_and_edit_both() -> None:
+    model, tokenizer = load_language_model("atlas-t5")
+    for name, (kind, _) in TWO_STACKS.items():
+        config = yaml.safe_load((ROOT / f"configs/train/{name}.yaml").read_text())
+        assert (config["lm"], config["run"]) == ("atlas-t5", f"runs/{name.replace('_', '-')}")
+        editor: Any = getattr(editors, kind)(**config["model"]["init_args"]).bind(model, tokenizer)
+        if kind == "SERAC":
+            stacks = editor.other.get_encoder(), editor.other.get_decoder()
+            assert [len(stack.block) for stack in stacks] == [2, 2]
+        else:
+            edited = {name.partition(".")[0] for name in editor.edited_modules()}
+            assert edited == {"encoder", "decoder"}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what Lightning's command line warns of is not tested here
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", [*RECIPES, *TWO_STACKS])
 def test_recipe_trains_goes_on_and_edits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    editor, protocol = RECIPES[name]
+    editor, protocol = (RECIPES | TWO_STACKS)[name]
     monkeypatch.chdir(tmp_path)
     short = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
     short += ["--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]

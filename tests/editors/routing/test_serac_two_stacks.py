@@ -15,8 +15,10 @@ from lightning_edit.editors.routing.networks import (
     rebuild_network,
 )
 from lightning_edit.editors.routing.scope_batch import ScopeSampler
+from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Statement
+from lightning_edit.models.prompt_encoder import PromptText
 from lightning_edit.models.weights import weights_hash
 from tests.editors.routing.routing import PROMPTS, REQUESTS, VOCABULARY, language_model, tuned
 from tests.editors.routing.test_serac_training import Facts, facts, pytestmark, small, trainer
@@ -144,6 +146,27 @@ def test_a_t5_in_a_folder_answers_for_a_decoder_of_another_vocabulary(tmp_path: 
     batch = ScopeSampler(("rewrite",), 1, 0).sample(requests, Random(0), requests, None)
     editor.terms(batch)["edit_nll"].backward()
     assert all(one.grad is not None for one in editor.other.get_encoder().block[0].parameters())
+
+
+@pytest.mark.parametrize("kind", ["t5", "t5 gated", "bart"])
+def test_a_counterfactual_model_learns_answers_with_the_end_that_generation_stops_at(
+    kind: str,
+) -> None:
+    changes = {"max_position_embeddings": 256} if kind == "bart" else {}
+    model, tokenizer = two_stacks(kind, **changes)
+    editor = small(own_probes=0, other_facts=1, hard_neg_prob=0.0).bind(model, tokenizer)
+    requests = facts(4)
+    batch = ScopeSampler(("rewrite",), 0, 1).sample(requests, Random(0), requests, None)
+    end = tokenizer.eos_token_id
+    assert end in editor.other_prompts.end_tokens(editor.other)
+    told = [PromptText(f"{one.prompt} {one.target} {one.prompt}", one.target) for one in requests]
+    rows = [(one.prompt, (*one.answer, end)) for one in editor.other_prompts.encode(told)]
+    padded = AnswerRows.of(editor.other, rows)
+    with torch.no_grad():
+        logits = answer_logits(editor.other, padded)
+        wanted = torch.nn.functional.cross_entropy(logits, padded.targets)
+        found = editor.terms(batch)["edit_nll"]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
