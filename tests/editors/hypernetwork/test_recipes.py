@@ -93,7 +93,7 @@ def test_recipes_of_two_stacks_fit_the_model_and_edit_both() -> None:
         editor: Any = getattr(editors, kind)(**config["model"]["init_args"]).bind(model, tokenizer)
         if kind == "SERAC":
             stacks = editor.other.get_encoder(), editor.other.get_decoder()
-            assert [len(stack.block) for stack in stacks] == [2, 2]
+            assert [len(stack.block) for stack in stacks] == [3, 3]
         else:
             edited = {name.partition(".")[0] for name in editor.edited_modules()}
             assert edited == {"encoder", "decoder"}
