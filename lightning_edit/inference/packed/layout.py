@@ -5,7 +5,8 @@ one row; only attention has to know which belong together. Only the model's atte
 (:mod:`~lightning_edit.inference.packed.backend`): :mod:`~lightning_edit.inference.packed.attention`
 unpacks queries, keys and values into texts, prepends the cached keys and values of earlier tokens,
 and packs the result into the row. Texts of similar length go through attention as one group, so
-that little of its work is padding.
+that little of its work is padding. A row of few tokens has a mask instead
+(:mod:`~lightning_edit.inference.packed.masked`).
 
 Axis names: ``r`` -- texts; ``k`` -- texts of a group; ``m`` -- tokens of a row; ``n`` -- tokens of
 a pool; ``p`` -- maximum number of earlier tokens of a text; ``j`` -- heads of the keys; ``c``,
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from lightning_edit.inference.packed.attention import PackedGroup, attend
 from lightning_edit.inference.packed.backend import NotPackableError, replaced_attention
+from lightning_edit.inference.packed.masked import MOST_KEYS, MaskedRow
 from lightning_edit.models.view import ModelView
 
 #: Maximum number of groups that a row is split into.
@@ -112,6 +114,17 @@ class Packing:
         return Packing(tuple(groups))
 
     @property
+    def reach(self) -> int:
+        """Maximum number of tokens that one token attends to, padding included."""
+        return max(group.mask.shape[-1] for group in self.groups)
+
+    def attend(
+        self, block: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+    ) -> Tensor:
+        """Return the attention of every text; see :func:`~.packed.attention.attend`."""
+        return attend(self.groups, block, query, key, value, scaling)
+
+    @property
     def starts(self) -> Int[Tensor, " r"]:
         """Row index of each text's first token."""
         numbers = torch.cat([group.numbers for group in self.groups])
@@ -146,6 +159,29 @@ class Packing:
         return Packing(tuple(groups))
 
 
+RowLayout = Packing | MaskedRow
+"""Which tokens of a packed row belong to which text, and how they attend to each other."""
+
+
+def lay_out(
+    lengths: Int[Tensor, " r"],
+    earlier: Sequence[Sequence[int]],
+    pool: KVPool,
+    dtype: torch.dtype,
+) -> RowLayout:
+    """Pack texts into one row; how they attend follows from the number of keys alone.
+
+    Args:
+        lengths: Tokens of each text that go into the row, at least one.
+        earlier: Indices in the pool of each text's earlier tokens.
+        pool: Keys and values of earlier tokens.
+        dtype: Type of the model's hidden states.
+    """
+    if int(lengths.sum()) + len(set().union(*earlier)) <= MOST_KEYS:
+        return MaskedRow.of(lengths, earlier, pool.blocks, dtype)
+    return Packing.of(lengths, earlier, pool, dtype)
+
+
 def _group_by_length(lengths: Int[Tensor, " r"]) -> list[Int[Tensor, " k"]]:
     """Group texts by length, so that few groups hold little padding."""
     kinds, counts = (one.tolist() for one in torch.unique(lengths, return_counts=True))
@@ -166,7 +202,7 @@ def _group_by_length(lengths: Int[Tensor, " r"]) -> list[Int[Tensor, " k"]]:
 @contextmanager
 def packed_attention(
     view: ModelView,
-    packing: Packing,
+    packing: RowLayout,
     kept: dict[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Iterator[list[int]]:
     """Use padding-free attention: the model treats one packed row as separate texts.
@@ -191,8 +227,7 @@ def packed_attention(
         called.append(number)
         if kept is not None:
             kept[number] = key[0], value[0]
-        return attend(packing.groups, number, query, key, value, scaling)
+        return packing.attend(number, query, key, value, scaling)
 
-    longest = max(group.mask.shape[-1] for group in packing.groups)
-    with replaced_attention(view.configs, replacement, longest):
+    with replaced_attention(view.configs, replacement, packing.reach):
         yield called
