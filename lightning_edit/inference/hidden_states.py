@@ -10,6 +10,7 @@ from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.packed.backend import NotPackableError
+from lightning_edit.inference.packed.block_inputs import BlockInputs
 from lightning_edit.inference.packed.forward import PackedRow, TextSpan, prefill_prefixes
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
@@ -22,6 +23,7 @@ def read_last(
     wanted: Mapping[str, Side],
     rows_per_pass: int,
     ranks: OneProcess = ALONE,
+    inputs: BlockInputs | None = None,
 ) -> dict[str, Tensor]:
     """Return hidden states (module inputs or outputs) at the last token of each text.
 
@@ -31,12 +33,14 @@ def read_last(
         wanted: ``input`` or ``output``, by dotted name of a block or of a module inside one.
         rows_per_pass: Maximum number of texts per pass; bounds memory, changes no result.
         ranks: The processes that read together; each takes whole passes.
+        inputs: What earlier readings of the same texts have kept, and what this one is to keep.
+            Padded rows, where attention cannot be packed, keep nothing and run whole.
 
     Returns:
         By module, one row per text, (r, w), in float64.
     """
     try:
-        return _read_packed(view, texts, wanted, rows_per_pass, ranks)
+        return _read_packed(view, texts, wanted, rows_per_pass, ranks, inputs)
     except NotPackableError:
         return _read_padded(view, texts, wanted, rows_per_pass, ranks)
 
@@ -47,11 +51,12 @@ def _read_packed(
     wanted: Mapping[str, Side],
     rows_per_pass: int,
     ranks: OneProcess,
+    inputs: BlockInputs | None,
 ) -> dict[str, Tensor]:
     """Read hidden states from one packed row, without padding; shared prefixes run once."""
     names = [f"{block.name}." for block in view.blocks]
     top = max(names.index(name) for name in names for one in wanted if f"{one}.".startswith(name))
-    pool, prefixes = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top)
+    pool, prefixes = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top, inputs)
     passes = length_sorted([len(text.ids) - text.lead for text in texts], rows_per_pass)
 
     def read(rows: Sequence[int]) -> dict[str, Tensor]:
@@ -59,7 +64,7 @@ def _read_packed(
         packed = PackedRow.of(view, spans, pool)
         starts = packed.packing.starts
         last = starts + torch.tensor([len(span.ids) - 1 for span in spans], device=starts.device)
-        captured = packed.read(view, wanted, top)
+        captured = packed.read(view, wanted, top, inputs, tuple(rows))
         return {name: value[0, last].double() for name, value in captured.items()}
 
     return _dealt(passes, read, ranks)

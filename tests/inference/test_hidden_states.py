@@ -1,5 +1,6 @@
 """What is read at the subject does not depend on how texts are laid out."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from lightning_edit.editors.locate.prompts import rewriting_texts
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.inference.hidden_states import read_last
-from lightning_edit.inference.hooks import Side, capture
+from lightning_edit.inference.hooks import Side, capture, hooked
 from lightning_edit.inference.packed.backend import packable
+from lightning_edit.inference.packed.block_inputs import BlockInputs
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView, resolve
 from tests.editors.locate.test_target_search import FAMILIES, REQUESTS, TEMPLATES
@@ -54,3 +56,39 @@ def test_shared_beginnings_change_nothing() -> None:
     name = view.block(1).name
     together = read_last(view, texts, wanted, 100)[name]
     torch.testing.assert_close(together, apart[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "opt"])
+def test_readings_that_go_on_where_layers_change_equal_whole_ones(family: str) -> None:
+    view, texts = material(family)
+    texts = [replace(text, lead=0) if n % 3 == 0 else text for n, text in enumerate(texts)]
+    inputs = BlockInputs(view)
+    for number in range(view.num_blocks):
+        module = view.down_projection(number)
+        wanted: dict[str, Side] = {module: "input", view.blocks[-1].name: "output"}
+        inputs.keep = number
+        reused = read_last(view, texts, wanted, 5, inputs=inputs)
+        whole = read_last(view, texts, wanted, 5)
+        for name, value in whole.items():
+            torch.testing.assert_close(reused[name], value, rtol=0, atol=0)
+        # Layer by layer, weights change as an editor's do.
+        with torch.no_grad():
+            view.model.get_submodule(module).weight.mul_(1.5)
+
+
+def test_blocks_below_the_kept_one_do_not_run_again() -> None:
+    view, texts = material("llama")
+    wanted: dict[str, Side] = {view.block(2).name: "output"}
+    inputs, ran = BlockInputs(view), []
+    inputs.keep = 1
+    attentions = [view.block(n).attention_out for n in range(3)]
+    modules = [view.model.get_submodule(name) for name in attentions]
+    with ExitStack() as stack:
+        for number, module in enumerate(modules):
+            stack.enter_context(hooked(module, lambda *_, n=number: ran.append(n)))
+        read_last(view, texts, wanted, 100, inputs=inputs)
+        first, ran[:] = list(ran), []
+        read_last(view, texts, wanted, 100, inputs=inputs)
+    # Once for the shared beginnings, and once for the rest.
+    assert first == [0, 1, 2, 0, 1, 2]
+    assert ran == [1, 2, 1, 2]

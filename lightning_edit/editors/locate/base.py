@@ -40,6 +40,7 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.solve import Solution
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.hooks import Side
+from lightning_edit.inference.packed.block_inputs import BlockInputs
 from lightning_edit.inference.suffix.forward import texts_per_pass
 from lightning_edit.inference.suffix.write_path import WritePath, find_write_paths
 from lightning_edit.inference.tokenized_text import TokenizedText
@@ -344,19 +345,23 @@ class LocateThenEdit(Editor, family=True):
 
     @torch.no_grad()
     def all_at_subjects(
-        self, texts: Sequence[TokenizedText], wanted: Mapping[str, Side]
+        self,
+        texts: Sequence[TokenizedText],
+        wanted: Mapping[str, Side],
+        inputs: BlockInputs | None = None,
     ) -> dict[str, Tensor]:
         """Read hidden states of several modules in one pass; see :meth:`at_subjects`.
 
         Args:
             texts: Texts that end with the subject.
             wanted: ``input`` or ``output``, by dotted name of the module.
+            inputs: What earlier readings of the same texts have kept of the blocks below.
 
         Returns:
             By module, one row per text, in float64.
         """
         with self.stage("keys"):
-            return read_last(self.view, texts, wanted, self._rows_per_pass, self.ranks)
+            return read_last(self.view, texts, wanted, self._rows_per_pass, self.ranks, inputs)
 
     def info(
         self, batch: EditBatch, targets: Targets, solutions: Sequence[Solution]

@@ -33,6 +33,7 @@ from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.leave_one_out import left_out_columns
 from lightning_edit.functional.solve import Solution
 from lightning_edit.inference.hooks import Side
+from lightning_edit.inference.packed.block_inputs import BlockInputs
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch
@@ -250,10 +251,13 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         """
         layers, solved = self.edited_layers, LayerSolutions()
         bare = texts[:: self.texts_per_request]
+        # An edit of a layer changes nothing below it, which is read once.
+        below, below_bare = BlockInputs(self.view), BlockInputs(self.view)
         for done, number in enumerate(layers):
             layer = self.bound_layers[number]
-            solved.keys |= self.mean_keys(texts, [number])
-            rest = self._share(targets, bare, number, len(layers) - done)
+            below.keep = below_bare.keep = number
+            solved.keys |= self.mean_keys(texts, [number], below)
+            rest = self._share(targets, bare, number, len(layers) - done, below_bare)
             if number < layers[-1] and lower is not None:
                 rest = rest * lower.to(rest)
             elif number == layers[-1] and (lower is None or bool((lower > 0).any())):
@@ -274,7 +278,12 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         return solved
 
     def _share(
-        self, targets: Targets, bare: Sequence[TokenizedText], number: int, left: int
+        self,
+        targets: Targets,
+        bare: Sequence[TokenizedText],
+        number: int,
+        left: int,
+        inputs: BlockInputs,
     ) -> Float[Tensor, "n d"]:
         """Return a layer's share of the residual, as a change of its down-projection's output.
 
@@ -285,6 +294,7 @@ class MultiLayerEditor(LocateThenEdit, family=True):
             bare: The bare prompts, cut after the subject.
             number: The layer.
             left: Number of layers left, this one included.
+            inputs: What earlier readings of the bare prompts have kept of the blocks below.
         """
         last, divisor = self.edited_layers[-1], self.schedule.divisor(left)
         path, top = self.paths[number], self.paths[last]
@@ -293,7 +303,7 @@ class MultiLayerEditor(LocateThenEdit, family=True):
             residual = targets.delta.double()[:, self.written]
         else:
             wanted: dict[str, Side] = {self.site_module: "output"}
-            state = self.all_at_subjects(bare, wanted | top.wanted | path.wanted)
+            state = self.all_at_subjects(bare, wanted | top.wanted | path.wanted, inputs)
             residual = targets.wanted.double()[:, self.written] - state[self.site_module]
         at_block = self.target_search.site == "block"
         if number < last:
@@ -334,7 +344,12 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         """Return the current hidden states at each subject, at the layer and site of targets."""
         return self.at_subjects(bare, self.site_module, "output")
 
-    def mean_keys(self, texts: Sequence[TokenizedText], layers: Sequence[int]) -> dict[int, Tensor]:
+    def mean_keys(
+        self,
+        texts: Sequence[TokenizedText],
+        layers: Sequence[int],
+        inputs: BlockInputs | None = None,
+    ) -> dict[int, Tensor]:
         """Return keys per layer, (n, f): mean of the bare prompt's key and all other texts' mean.
 
         A request that is written for chat and plain text has a key for either form, one behind the
@@ -343,10 +358,11 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         Args:
             texts: Every request in every template, the bare prompt of each first.
             layers: The layers, read in one pass.
+            inputs: What earlier readings of the same texts have kept of the blocks below.
         """
         names = {layer: self.view.down_projection(layer) for layer in layers}
         wanted: dict[str, Side] = dict.fromkeys(names.values(), "input")
-        read = self.all_at_subjects(texts, wanted)
+        read = self.all_at_subjects(texts, wanted, inputs)
         return {layer: self._average_over_templates(read[name]) for layer, name in names.items()}
 
     def _average_over_templates(self, keys: Float[Tensor, "r f"]) -> Float[Tensor, "n f"]:
