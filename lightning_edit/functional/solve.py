@@ -95,13 +95,16 @@ class Preserved:
         Raises:
             SolveError: If the matrix is not finite or not positive definite.
         """
-        parts = [part for part in (_scaled(moment, weight), history) if part is not None]
         named = f"{where} (lambda={weight:g}, ridge={ridge:g})"
-        if not parts:
+        total = None
+        if moment is not None and weight != 0:
+            total = moment.to(torch.float64, copy=True).mul_(weight)
+        if history is not None:
+            total = history.to(torch.float64, copy=True) if total is None else total.add_(history)
+        if total is None:
             if ridge <= 0:
                 raise SolveError(f"{named}: nothing to preserve and no ridge; set a positive ridge")
             return cls(None, None if basis is None else basis.double(), ridge, named)
-        total = sum(part.double() for part in parts[1:]) + parts[0].double()
         basis = None if basis is None else basis.double()
         if basis is not None:
             total = basis.mT @ total @ basis
@@ -223,14 +226,11 @@ def least_squares(
     return Solution(left, right, preserved.condition, unwritten, inverse)
 
 
-def _scaled(moment: Tensor | None, weight: float) -> Tensor | None:
-    return None if moment is None or weight == 0 else weight * moment.double()
-
-
 def _cholesky(matrix: Tensor, where: str) -> Tensor:
-    """Return the lower Cholesky factor; only the lower triangle of the matrix is read."""
+    """Return the lower Cholesky factor of a symmetric matrix."""
     factor: Tensor
-    factor, info = torch.linalg.cholesky_ex(matrix)
+    # LAPACK wants columns; the transpose of a matrix of rows has them without another copy.
+    factor, info = torch.linalg.cholesky_ex(matrix.mT)
     # An entry that is not finite propagates to the diagonal of its row.
     if int(info) or not bool(torch.isfinite(factor.diagonal()).all()):
         if not bool(torch.isfinite(matrix).all()):
