@@ -85,6 +85,23 @@ class ModelView:
         }
 
     @cached_property
+    def last_block_parts(self) -> list[nn.Module]:
+        """Parts of the last block that see one token at a time: all with parameters but attention.
+
+        There are none without an MLP module (OPT), where the MLP's layers see rows and positions on
+        one axis. Looked up once a view.
+        """
+        block = self.blocks[-1]
+        if block.mlp == block.mlp_down:
+            return []
+        out = self.model.get_submodule(block.attention_out)
+        return [
+            child
+            for child in block.module.children()
+            if out not in set(child.modules()) and any(True for _ in child.parameters())
+        ]
+
+    @cached_property
     def configs(self) -> list[Any]:
         """Distinct configs from which the model's modules choose their attention."""
         return configs_of(self.model)

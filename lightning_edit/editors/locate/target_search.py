@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.editors.locate.search_objective import EarlyStopping, Objective
 from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.functional.adam import AdamVector
-from lightning_edit.functional.losses import drift, log_probs, mean_by
+from lightning_edit.functional.losses import drift, log_probs
 from lightning_edit.inference.suffix.build import build_suffix_forward
-from lightning_edit.inference.suffix.forward import Site, SuffixForward
+from lightning_edit.inference.suffix.forward import HeadPlaces, Site, SuffixForward
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 
@@ -36,17 +36,18 @@ texts, and the logits at the answer tokens, then at the watched positions."""
 class _HeadPositions:
     """Positions at which a pass computes logits, for the active requests (numbered 0 … n-1)."""
 
-    rows: Int[Tensor, " m"]
-    positions: Int[Tensor, " m"]
+    places: HeadPlaces
     targets: Int[Tensor, " k"]
     answer_rows: Int[Tensor, " k"]
     row_request: Int[Tensor, " r"]
     answer_request: Int[Tensor, " a"]
+    answer_tokens: Float[Tensor, " a"]
+    answer_texts: Float[Tensor, " n"]
     bare: Int[Tensor, " n"]
     watched: Int[Tensor, " w"]
 
     @classmethod
-    def of(cls, texts: Sequence[TokenizedText], device: torch.device) -> "_HeadPositions":
+    def of(cls, suffix: SuffixForward, texts: Sequence[TokenizedText]) -> "_HeadPositions":
         numbers = {request: i for i, request in enumerate(dict.fromkeys(t.request for t in texts))}
         rows: list[int] = []
         positions: list[int] = []
@@ -66,19 +67,32 @@ class _HeadPositions:
         rows += [row for row, _ in watching]
         positions += [(text.watch or 0) - text.subject for _, text in watching]
 
+        device = suffix.initial.device
+        dtype = torch.promote_types(suffix.initial.dtype, torch.float32)
+
         def tensor(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.long, device=device)
 
+        def counts(values: Tensor) -> Tensor:
+            return values.bincount().to(dtype)
+
+        of_tokens, of_texts = tensor(answer_rows), tensor(answer_request)
         return cls(
-            tensor(rows),
-            tensor(positions),
+            suffix.places(tensor(rows), tensor(positions)),
             tensor(targets),
-            tensor(answer_rows),
+            of_tokens,
             tensor([numbers[text.request] for text in texts]),
-            tensor(answer_request),
+            of_texts,
+            counts(of_tokens),
+            counts(of_texts),
             tensor([answer_request.index(number) for number in numbers.values()]),
             tensor([numbers[text.request] for _, text in watching]),
         )
+
+    def nll(self, chosen: Float[Tensor, " k"]) -> Float[Tensor, " a"]:
+        """Return each text's mean negative log-likelihood of its answer's tokens."""
+        zeros = chosen.new_zeros(len(self.answer_request))
+        return zeros.index_add(0, self.answer_rows, chosen, alpha=-1) / self.answer_tokens
 
 
 def search_targets(
@@ -172,12 +186,12 @@ def _search_pass(
 ) -> Targets:
     """Optimise the target vectors of one pass together, dropping requests that are done."""
     other = None if loss_for is None else loss_for(texts)
-    suffix = build_suffix_forward(view, texts, block, site)
-    head = _HeadPositions.of(texts, suffix.initial.device)
+    suffix = build_suffix_forward(view, texts, block, site).for_search()
+    head = _HeadPositions.of(suffix, texts)
     count = int(head.row_request.max()) + 1
     listed = head.row_request.tolist()
     bare_rows = [listed.index(number) for number in range(count)]
-    bare = suffix.select(torch.tensor(bare_rows, device=head.rows.device)) if at_block else None
+    bare = suffix.select(torch.tensor(bare_rows, device=head.bare.device)) if at_block else None
     dtype = torch.promote_types(suffix.initial.dtype, torch.float32)
     initial = suffix.initial[bare_rows].to(dtype)
     own: list[list[int]] = [[] for _ in range(count)]
@@ -209,17 +223,20 @@ def _search_pass(
         nll[searching] = result.nll.to("cpu", nll.dtype)
         if step == 0:
             nll_before = nll.clone()
-        top1_passes[searching] += result.is_top1
-        weights[searching] = torch.where(
-            result.is_top1, objective.early_stopping.answer_weight, 1.0
-        ).to(dtype)
-        done = objective.early_stopping.done(
-            top1_passes[searching], result.is_top1, result.divergence
-        )
-        active = (loss.detach() >= objective.threshold) & ~done
-        if final or not bool(active.any()):
+        active = loss.detach() >= objective.threshold
+        if result.is_top1 is not None:
+            top1_passes[searching] += result.is_top1
+            weights[searching] = torch.where(
+                result.is_top1, objective.early_stopping.answer_weight, 1.0
+            ).to(dtype)
+            active &= ~objective.early_stopping.done(
+                top1_passes[searching], result.is_top1, result.divergence
+            )
+        going_on = active.tolist()
+        if final or not any(going_on):
             break
-        (gradient,) = torch.autograd.grad(loss[active].sum(), delta)
+        rest = loss if all(going_on) else loss[active]
+        (gradient,) = torch.autograd.grad(rest.sum(), delta)
         kept = delta.detach().clone()
         adam.step(gradient)
         searching = searching[active]
@@ -228,12 +245,12 @@ def _search_pass(
             delta.copy_(kept.index_copy(0, searching, stepped))
         for number in searching.tolist():
             steps[number] += 1
-        if not bool(active.all()):
+        if not all(going_on):
             kept_rows = active[head.row_request]
             texts = [text for text, stays in zip(texts, kept_rows.tolist(), strict=True) if stays]
             before = before[active[head.watched]]
             suffix = suffix.select(kept_rows.nonzero().squeeze(1))
-            head = _HeadPositions.of(texts, suffix.initial.device)
+            head = _HeadPositions.of(suffix, texts)
     delta = delta.detach()
     if bare is not None:
         initial, moved = (
@@ -251,7 +268,7 @@ class _StepResult:
 
     loss: Tensor
     divergence: Tensor
-    is_top1: Tensor
+    is_top1: Tensor | None
     watched: Tensor
     nll: Tensor
 
@@ -269,23 +286,25 @@ def _evaluate_objective(
 ) -> _StepResult:
     """Evaluate the search objective of every active request: NLL, KL divergence, weight decay."""
     own = delta[searching]
-    logits = suffix.logits(own[head.row_request], head.rows, head.positions)
+    logits = suffix.logits_at(own[head.row_request], head.places)
     divergence = zeros = logits.new_zeros(len(searching))
     if other is not None:
         # A custom loss holds its own reference, so no position is watched here.
         loss, now = other(logits), logits.new_zeros(len(head.watched), 0)
         with torch.no_grad():
             chosen, _ = log_probs(logits[: len(head.targets)], head.targets)
-            nll = mean_by(-chosen, head.answer_rows, len(head.answer_request))
+            nll = head.nll(chosen)
     else:
         chosen, now = log_probs(logits, head.targets)
-        nll = mean_by(-chosen, head.answer_rows, len(head.answer_request))
-        loss = mean_by(nll, head.answer_request, len(searching)) * weights[searching]
+        nll = head.nll(chosen)
+        loss = zeros.index_add(0, head.answer_request, nll) / head.answer_texts
+        if objective.early_stopping != EarlyStopping():
+            loss = loss * weights[searching]
         if len(head.watched):
             kl = drift(now, now.detach() if before is None else before)
             divergence = objective.kl_factor * zeros.index_add(0, head.watched, kl)
     decay = objective.weight_decay * (_norms(own, suffix.parts) / norm[searching] ** 2).sum(1)
-    is_top1 = zeros > 0
+    is_top1 = None
     if objective.early_stopping != EarlyStopping():
         likeliest = logits.detach()[: len(head.targets)].argmax(-1)
         wrong = (likeliest != head.targets).to(zeros.dtype)

@@ -9,14 +9,15 @@ Nothing here knows a model family: the cache, the masks and the block calls are 
 
 Axis names: ``r`` -- texts; ``b`` -- rows that the model sees, r or 1; ``t`` -- their tokens, from s
 of each text on; ``d`` -- hidden width; ``f`` -- width of a key; ``m`` -- positions read; ``v`` --
-vocabulary; ``w`` -- width of the site: d, or 2d for concatenated vectors of attention and MLP.
+vocabulary; ``o`` -- tokens at which the head runs; ``w`` -- width of the site: d, or 2d for
+concatenated vectors of attention and MLP.
 """
 
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -29,8 +30,9 @@ from lightning_edit.inference.hooks import (
     select_head_positions,
 )
 from lightning_edit.inference.packed.backend import NotPackableError
-from lightning_edit.inference.packed.layout import Packing, packed_attention
+from lightning_edit.inference.packed.layout import RowLayout, packed_attention
 from lightning_edit.inference.suffix.position_subset import run_at_positions
+from lightning_edit.inference.suffix.products import Products
 from lightning_edit.inference.suffix.projection_cache import ProjectionCache
 from lightning_edit.models.view import ModelView
 
@@ -56,6 +58,19 @@ def texts_per_pass(view: ModelView) -> int:
     return min(448, max(32, _STORED // (_USUAL_TOKENS * token)))
 
 
+class HeadPlaces(NamedTuple):
+    """Positions at which the head runs, in the rows that the model sees.
+
+    Args:
+        index: Row and position of each.
+        once: Indices over all rows of the tokens among them, rising and each once; ``None`` where
+            they are all tokens.
+    """
+
+    index: tuple[Int[Tensor, " m"], Int[Tensor, " m"]]
+    once: Int[Tensor, " o"] | None
+
+
 @dataclass(frozen=True)
 class SuffixForward:
     """Cached lower blocks and earlier tokens of texts; :meth:`logits` runs the remaining suffix.
@@ -78,6 +93,7 @@ class SuffixForward:
             holds them.
         packing: Assignment of tokens to texts, if they are packed in one row.
         projections: Projections of unchanged tokens in the first running block; packed texts only.
+        products: How the running blocks and the head multiply; ``None``: as the model does.
     """
 
     view: ModelView
@@ -91,8 +107,17 @@ class SuffixForward:
     values: Float[Tensor, "r d"]
     tuples: bool
     past: Any = None
-    packing: Packing | None = None
+    packing: RowLayout | None = None
     projections: ProjectionCache = field(default_factory=ProjectionCache)
+    products: Products | None = None
+
+    def for_search(self) -> "SuffixForward":
+        """Return this suffix forward for many passes, while which no weight of the model changes.
+
+        Its products may be others than the model's (:mod:`~.products`); their gradients reach
+        hidden states, but no weights.
+        """
+        return replace(self, products=Products(self.view, self.constant_blocks))
 
     @property
     def constant_blocks(self) -> int:
@@ -117,17 +142,36 @@ class SuffixForward:
         Returns:
             Logits, float32 unless the model is float64.
         """
+        return self.logits_at(added, self.places(rows, positions))
+
+    def places(self, rows: Int[Tensor, " m"], positions: Int[Tensor, " m"]) -> HeadPlaces:
+        """Return where positions lie in the rows that the model sees, for many passes.
+
+        Args:
+            rows: Index of the text at each position read.
+            positions: Positions read, counted from s.
+        """
         places = self.starts[rows] + positions
-        width = self.inputs["input_ids"].shape[1]
-        index = places // width, places % width
+        width, tokens = self.inputs["input_ids"].shape[1], self.inputs["input_ids"].numel()
+        # A position may be read twice (answer and watched token), but is computed once.
+        once = torch.unique(places)
+        return HeadPlaces((places // width, places % width), once if len(once) < tokens else None)
+
+    def logits_at(self, added: Float[Tensor, "r w"], places: HeadPlaces) -> Float[Tensor, "m v"]:
+        """Return logits at places in the rows; see :meth:`logits`.
+
+        Args:
+            added: The vectors; gradients flow to them.
+            places: From :meth:`places`.
+        """
         with ExitStack() as stack:
             stack.enter_context(_skip_constant_blocks(self, added))
-            stack.enter_context(select_head_positions(self.view.model, index))
-            if self.block < self.view.num_blocks - 1:
+            stack.enter_context(select_head_positions(self.view.model, places.index))
+            if self.products is not None:
+                stack.enter_context(self.products.used(self.inputs["input_ids"].numel()))
+            if places.once is not None and self.block < self.view.num_blocks - 1:
                 # The last block's output at other positions is never read.
-                stack.enter_context(
-                    run_at_positions(self.view, places, self.inputs["input_ids"].numel())
-                )
+                stack.enter_context(run_at_positions(self.view, places.once))
             if self.site != "block":
                 for name, part in zip(
                     changed_modules(self.view, self.block, self.site),

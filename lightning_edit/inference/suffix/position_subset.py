@@ -12,47 +12,28 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lightning_edit.inference.hooks import hooked
-from lightning_edit.models.view import BlockView, ModelView
+from lightning_edit.models.view import ModelView
 
 
 @contextmanager
-def run_at_positions(view: ModelView, places: Int[Tensor, " m"], tokens: int) -> Iterator[None]:
+def run_at_positions(view: ModelView, places: Int[Tensor, " m"]) -> Iterator[None]:
     """Run the layers after the last block's attention at some positions; others get zeros.
 
     Args:
         view: The language model's structure.
-        places: Indices of the tokens, counted over all rows.
-        tokens: Number of tokens of all rows; where all are read, nothing is changed.
+        places: Indices of the tokens, counted over all rows, each once.
     """
-    # A position may be read twice (answer and watched token), but is computed once.
-    places = torch.unique(places)
-    if len(places) == tokens:
-        yield
-        return
     last = view.blocks[-1]
     attended: list[bool] = []
     with ExitStack() as stack:
         out = view.model.get_submodule(last.attention_out)
         stack.enter_context(hooked(out, lambda *_: attended.append(True)))
         _register(stack, out, _PositionSubset(places, lambda: True))
-        for module in _non_attention_modules(view, last):
+        for module in view.last_block_parts:
             _register(stack, module, _PositionSubset(places, lambda: bool(attended)))
         if view.final_norm is not None:
             _register(stack, view.final_norm, _PositionSubset(places, lambda: True))
         yield
-
-
-def _non_attention_modules(view: ModelView, block: BlockView) -> list[nn.Module]:
-    """Return a block's child modules with parameters, without the one that holds attention."""
-    if block.mlp == block.mlp_down:
-        # Without an MLP module (OPT), the MLP's layers see rows and positions on one axis.
-        return []
-    out = view.model.get_submodule(block.attention_out)
-    return [
-        child
-        for child in block.module.children()
-        if out not in set(child.modules()) and any(True for _ in child.parameters())
-    ]
 
 
 class _PositionSubset:
@@ -75,14 +56,14 @@ class _PositionSubset:
         return tuple(self._select(one) if _has_token_axes(one, shape) else one for one in args)
 
     def _select(self, hidden: Tensor) -> Tensor:
-        return hidden.flatten(0, 1).index_select(0, self.places)[None]
+        return hidden.flatten(0, 1).index_select(0, self.places).unsqueeze(0)
 
     def scatter(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         shape = self.shapes.pop()
         if shape is None:
             return None
         whole = output.new_zeros(shape.numel(), *output.shape[2:])
-        return torch.unflatten(whole.index_copy_(0, self.places, output[0]), 0, shape)
+        return torch.unflatten(whole.index_copy_(0, self.places, output.squeeze(0)), 0, shape)
 
 
 def _has_token_axes(value: Any, shape: torch.Size) -> bool:
