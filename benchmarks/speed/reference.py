@@ -38,10 +38,12 @@ class Reference:
     Args:
         editor: Gives model, tokenizer, templates, layers and hyper-parameters.
         clock: Takes the time of ``search``, ``keys`` and ``solve``.
+        head_twice: Read the head a second time over all positions of the rewriting prompts, and
+            take the answers' loss from there, as MEMIT's program does (ROME's reads it once).
     """
 
-    def __init__(self, editor: LocateThenEdit, clock: Stopwatch) -> None:
-        self.editor, self.clock = editor, clock
+    def __init__(self, editor: LocateThenEdit, clock: Stopwatch, head_twice: bool = False) -> None:
+        self.editor, self.clock, self.head_twice = editor, clock, head_twice
         self.model, self.tokenizer, self.view = editor.language_model, editor.tokenizer, editor.view
         self.layers = editor.edited_layers
         self.moments = moments_for(self.model, self.tokenizer, self.layers, editor.statistics)
@@ -80,10 +82,15 @@ class Reference:
         block = self.view.block(self.layers[-1])
         at_block = self.editor.target_search.site == "block"
         site = self.model.get_submodule(block.name if at_block else block.mlp)
+        last = self.view.blocks[-1].name
         for step in range(objective.steps):
-            with replace_output(site, add):
+            with replace_output(site, add), capture(self.model, {last: "output"}) as seen:
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            log_probs = torch.log_softmax(logits[:-1], dim=-1)
+            answers = logits[:-1]
+            if self.head_twice:
+                assert self.view.final_norm is not None
+                answers = self.view.head(self.view.final_norm(seen[last][:-1]))
+            log_probs = torch.log_softmax(answers, dim=-1)
             chosen = log_probs.gather(2, targets.clamp_min(0)[:, :, None]).squeeze(2)
             nll = (-(chosen * predicted).sum(1) / predicted.sum(1)).mean()
             now = torch.log_softmax(logits[-1, essence.subject], dim=-1)

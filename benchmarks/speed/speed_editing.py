@@ -114,10 +114,10 @@ def timed_edit(
 
 
 def timed_reference(
-    editor: Any, requests: list[EditRequest], clock: Stopwatch
+    editor: Any, requests: list[EditRequest], clock: Stopwatch, head_twice: bool = False
 ) -> tuple[Reference, Tensor, list[dict[str, Tensor]]]:
     """Edit with the plain implementation; return it, targets, and updates by parameter name."""
-    plain = Reference(editor, clock)
+    plain = Reference(editor, clock, head_twice)
     if type(editor).__name__ == "AlphaEdit":
         plain = AlphaEditReference(editor, clock)
     name = plain.view.parameter
