@@ -44,7 +44,9 @@ __all__ = sorted(_HOME)  # noqa: PLE0605  # a sorted list of the keys above, so 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_hint(name)}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    first_import = importlib.import_module("lightning_edit.functional.first_import")
+    with first_import.without_collection():
+        return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def _hint(name: str) -> str:

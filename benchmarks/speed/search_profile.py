@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed_editing import CASES, machine_rate
+from speed_editing import CASES, flops, machine_rate
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_edit.editors as editors
 from lightning_edit.datamodules import AtlasDataModule
@@ -49,11 +48,13 @@ KINDS = {
 
 
 def shares(events: Any) -> dict[str, float]:
-    """Return seconds by kind of operator; only operators of ATen are counted."""
+    """Return seconds by kind of operator; counted are those of ATen and oneDNN's product."""
     kind_of = {f"aten::{name}": kind for kind, names in KINDS.items() for name in names}
     found = dict.fromkeys([*KINDS, "elementwise and sums"], 0.0)
     for event in events:
-        if event.key.startswith("aten::"):
+        if event.key == "mkldnn::_linear_pointwise":
+            found["products with weights"] += event.self_cpu_time_total / 1e6
+        elif event.key.startswith("aten::"):
             kind = kind_of.get(event.key, "elementwise and sums")
             found[kind] += event.self_cpu_time_total / 1e6
     return found
@@ -70,14 +71,13 @@ def measure(case_name: str, count: int) -> list[str]:
     begin = time.process_time()
     editor.search(batch)
     seconds = time.process_time() - begin
-    with FlopCounterMode(display=False) as counter:
-        editor.search(batch)
+    operations = flops(lambda: editor.search(batch))
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         editor.search(batch)
     by_kind = shares(profiler.key_averages())
     # A call of an operator costs more while it is watched, so the rest is too small, if anything.
     by_kind["Python, hooks and the autograd engine"] = max(0.0, seconds - sum(by_kind.values()))
-    floor = counter.get_total_flops() / machine_rate()
+    floor = operations / machine_rate()
     lines = [
         f"## {case_name}, {count} requests",
         "",

@@ -2,10 +2,11 @@
 
 import argparse
 import gc
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,9 +160,15 @@ def loss_difference(scores: list[ProbeScore], plain: list[dict[str, list[float]]
     return max(abs(a - b) for one, two in pairs for a, b in zip(one, two, strict=True))
 
 
+def _flops_of_linear(hidden: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    """Return the operations of oneDNN's product, which PyTorch's counter does not know."""
+    return 2 * math.prod(hidden) * out_shape[-1]
+
+
 def flops(work: Callable[[], Any]) -> float:
     """Return the floating-point operations of some work's matrix products."""
-    with FlopCounterMode(display=False) as counter:
+    known = {torch.ops.mkldnn._linear_pointwise: _flops_of_linear}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
         work()
     return float(counter.get_total_flops())
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from lightning_edit.cli.check_arguments import closest
 from lightning_edit.cli.signals import SIGNAL_STATUS, interruptible
 from lightning_edit.exceptions import LightningEditError
+from lightning_edit.functional.first_import import without_collection
 from lightning_edit.functional.visible import visible
 
 #: Verbs that need no Trainer, with their help texts.
@@ -161,7 +162,9 @@ def _main(argv: Sequence[str] | None) -> int:
     verb, rest = arguments[0], arguments[1:]
     try:
         if verb in LIGHT or verb in STUDIES:
-            return _load_verb(verb)(rest)
+            with without_collection():
+                run = _load_verb(verb)
+            return run(rest)
         if verb == "resume" and rest[:1] in (["-h"], ["--help"]):
             sys.stdout.write(_RESUME_HELP)
             return 0
@@ -171,7 +174,8 @@ def _main(argv: Sequence[str] | None) -> int:
             sys.stdout.write(help_text(verb))
             return 0
         if verb in HEAVY:
-            from lightning_edit.cli.lightning import main as lightning
+            with without_collection():
+                from lightning_edit.cli.lightning import main as lightning
 
             return lightning(arguments)
     except LightningEditError as error:

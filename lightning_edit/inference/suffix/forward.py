@@ -17,7 +17,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -58,7 +58,8 @@ def texts_per_pass(view: ModelView) -> int:
     return min(448, max(32, _STORED // (_USUAL_TOKENS * token)))
 
 
-class HeadPlaces(NamedTuple):
+@dataclass(frozen=True)
+class HeadPlaces:
     """Positions at which the head runs, in the rows that the model sees.
 
     Args:

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
@@ -82,8 +81,9 @@ class _Layer:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        stored, bias = module.get_parameter("weight").detach(), module.bias
+        stored = module.get_parameter("weight").detach()
         self.weight = stored if isinstance(module, nn.Linear) else stored.mT
+        bias: Tensor | None = getattr(module, "bias", None)
         self.bias = None if bias is None else bias.detach()
         self.packed = False
         self.product = partial(_product, self.weight, self.weight.mT, self.bias)
@@ -105,7 +105,8 @@ def is_plain(module: nn.Module) -> bool:
     if type(module) not in (nn.Linear, Conv1D) or "forward" in module.__dict__:
         return False
     values = [one for one in (module.weight, module.bias) if one is not None]
-    return torch.backends.mkldnn.is_available() and all(
+    # One that this PyTorch was not built with offers no operators.
+    return torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]  # torch's is untyped
         type(one) in (nn.Parameter, Tensor)
         and one.layout is torch.strided
         and one.dtype == torch.float32
@@ -142,6 +143,5 @@ class _Product(torch.autograd.Function):
         return _multiply(hidden, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return _multiply(gradient, ctx.back, None), None, None, None
