@@ -150,14 +150,24 @@ def test_the_plain_ultraedit_writes_the_same(family: str, monkeypatch: pytest.Mo
     assert not any(one.requires_grad for one in editor.language_model.parameters())
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_plain_memit_writes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "head_twice"), [("gpt2", True), ("llama", False)])
+def test_the_plain_memit_writes_the_same(
+    family: str, head_twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = load("speed/reference.py", monkeypatch)
     templates = ["{}", "Rome. {}"]
     editor = MEMIT(10.0, layers=[0, 1], statistics="identity", steps=4, context_templates=templates)
     editor.bind(TINY[family]().requires_grad_(False), build_tokenizer())
     ours = editor.edit(encode_batch(editor.tokenizer, REQUESTS))
-    _, updates = plain.Reference(editor, plain.Stopwatch()).memit(REQUESTS)
+    _, updates = plain.Reference(editor, plain.Stopwatch(), head_twice).memit(REQUESTS)
     for layer, value in updates.items():
         found = ours.weights[editor.view.parameter(layer)].dense()
         assert relative(found, value) < 1e-3
+
+
+def test_products_of_onednn_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = load("speed/speed_editing.py", monkeypatch).flops
+    hidden, weight = torch.ones(2, 3, 5), torch.ones(7, 5)
+    product = torch.ops.mkldnn._linear_pointwise
+    by_onednn = count(lambda: product(hidden, weight, None, "none", [], ""))
+    assert by_onednn == count(lambda: torch.nn.functional.linear(hidden, weight)) == 2 * 6 * 5 * 7
