@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_edit.editors import MEMIT, UltraEdit
 from lightning_edit.edits.encoding import encode_batch

@@ -162,7 +162,7 @@ def _main(argv: Sequence[str] | None) -> int:
     verb, rest = arguments[0], arguments[1:]
     try:
         if verb in LIGHT or verb in STUDIES:
-            with without_collection(keep=True):
+            with without_collection():
                 run = _load_verb(verb)
             return run(rest)
         if verb == "resume" and rest[:1] in (["-h"], ["--help"]):
@@ -174,7 +174,7 @@ def _main(argv: Sequence[str] | None) -> int:
             sys.stdout.write(help_text(verb))
             return 0
         if verb in HEAVY:
-            with without_collection(keep=True):
+            with without_collection():
                 from lightning_edit.cli.lightning import main as lightning
 
             return lightning(arguments)

@@ -10,19 +10,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def without_collection(keep: bool = False) -> Iterator[None]:
-    """Switch garbage collection off inside the ``with`` block; after it, it is as it was.
-
-    Args:
-        keep: Whether later collections leave out all that is there at the end of the block, for the
-            life of the process; only a program may ask for that, not a library.
-    """
+def without_collection() -> Iterator[None]:
+    """Switch garbage collection off inside the ``with`` block; after it, it is as it was."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
-        if keep:
-            gc.freeze()
     finally:
         if enabled:
             gc.enable()
