@@ -9,6 +9,7 @@ Tables none of whose cells is done are left out.
 import argparse
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from lightning_edit.benchmark.formats import as_csv, write
@@ -40,15 +41,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark/methods"))
     parser.add_argument("--name", default="methods", help="the files are NAME_tables.md, …")
     parser.add_argument("--note", default="", help="what else was going on, such as the load")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="rows; without it all")
     options = parser.parse_args()
     grid = read_grid(options.grid)
+    if options.methods:
+        if unknown := sorted(set(options.methods) - {cell.method for cell in grid.cells}):
+            raise SystemExit(f"{options.grid} has no methods {', '.join(unknown)}")
+        chosen = tuple(cell for cell in grid.cells if cell.method in options.methods)
+        grid = replace(grid, cells=chosen)
     outcomes = read_outcomes(grid.cells, options.out)
     tables = [table for table in tables_of(grid, outcomes) if has_results(table)]
     summaries = [table for table in summaries_of(grid, outcomes) if has_results(table)]
     made = machine()
+    only = f" --methods {' '.join(options.methods)}" if options.methods else ""
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     head = (
-        f"Made by `lightning-edit benchmark {options.grid}` on {made['processor']} "
+        f"Made by `lightning-edit benchmark {options.grid}{only}` on {made['processor']} "
         f"({made['torch_threads']} thread a process). {versions}. {options.note}\n\n"
         f"Cells: {told(outcomes)}.\n\n"
     )
