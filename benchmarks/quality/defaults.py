@@ -7,8 +7,9 @@ Run:  python benchmarks/quality/defaults.py [--models atlas gpt2 smollm2] [--met
 One JSON a cell under --out; cells that are there are not run again. A method writes its facts in
 one batch, or each alone where a batch is not its way. `answer@gen`: the answer is generated first;
 `kept@tf`: neighbours answer as before. No table uses these facts: rules of `auto` are chosen on the
-`fixing` ones. Of the atlas they are of its splits `val` and `train`, for other models the last
-records of COUNTERFACT (or of zsRE: --source) whose new answer has one or two words.
+`fixing` ones. Of the atlas they are of its splits `val` and, spread over its relations, `train`, for
+other models the last records of COUNTERFACT (or of zsRE: --source) whose new answer has one or two
+words.
 
 Key statistics: of `gpt2` as the Makefile's runs/second-model/statistics.done collects them; of
 SmolLM2 with `lightning-edit stats --lm FOLDER --text FILE`.
@@ -67,7 +68,7 @@ def facts(
     if model == "atlas":
         data: Any = AtlasDataModule(split="val" if which == "fixing" else "train")
         listed = data.edit_requests()
-        return (listed[:count] if which == "fixing" else listed[-count:]), data
+        return (listed if which == "fixing" else listed[5 :: len(listed) // count])[:count], data
     if source == "zsre":
         name = "data/zsre/zsre_mend_eval_portability_gpt4.json"
         data = ZsREDataModule(path=str(SHARED / name))

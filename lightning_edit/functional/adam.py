@@ -10,7 +10,7 @@ class AdamVector:
 
     Args:
         value: The tensor, changed in place.
-        lr: Learning rate.
+        lr: Learning rate, or one for each number.
         betas: Decay of the two moments.
         eps: Added to the root of the second moment.
 
@@ -25,7 +25,7 @@ class AdamVector:
     def __init__(
         self,
         value: Tensor,
-        lr: float,
+        lr: float | Tensor,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
@@ -47,4 +47,8 @@ class AdamVector:
         self.second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
         scale = (1 - two**self.count) ** 0.5
         root = self.second.sqrt().div_(scale).add_(self.eps)
-        self.value.addcdiv_(self.first, root, value=-self.lr / (1 - one**self.count))
+        corrected = 1 - one**self.count
+        if isinstance(self.lr, Tensor):
+            self.value.sub_(self.lr * self.first / root / corrected)
+        else:
+            self.value.addcdiv_(self.first, root, value=-self.lr / corrected)

@@ -4,6 +4,8 @@ Axis names: ``m`` -- positions where a token is predicted; ``v`` -- vocabulary; 
 ``n`` -- requests; ``k`` -- positions with a target; ``w`` -- positions without.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,3 +107,19 @@ def bag_nll(logits: Float[Tensor, "n v"], answers: Sequence[Sequence[int]]) -> F
     log_probs = torch.log_softmax(logits, dim=-1)
     each = [-line[list(answer)].mean() for line, answer in zip(log_probs, answers, strict=True)]
     return torch.stack(each)
+
+
+def bag_entropy(answer: Sequence[int]) -> float:
+    """Return the smallest :func:`bag_nll` that an answer can have, the entropy of its tokens.
+
+    One position cannot give all of them a probability near 1.
+
+    Args:
+        answer: Token ids.
+
+    Example:
+        >>> round(bag_entropy([5, 7]), 4), bag_entropy([5, 5])
+        (0.6931, 0.0)
+    """
+    counts = Counter(answer).values()
+    return sum(count / len(answer) * math.log(len(answer) / count) for count in counts)

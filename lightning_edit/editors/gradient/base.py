@@ -6,7 +6,7 @@ weights (a functional call). Axis names: ``n`` -- requests; ``v`` -- vocabulary.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from lightning_edit.editors.gradient.master_copies import MasterCopies
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import SolveError
 from lightning_edit.functional.auto import step_for_drop
-from lightning_edit.functional.losses import bag_nll
+from lightning_edit.functional.losses import bag_entropy, bag_nll
 from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import Weight, weight
@@ -27,9 +27,33 @@ TrainingObjective = Literal["prompt_last", "target_new"]
 
 #: ``lr="auto"``: share of the loss that the first step takes from it, to first order. Chosen on 20
 #: facts each of the embedded model and a small GPT-2; what it does elsewhere: docs/settings.md.
-STEP_REACH = 0.1
+STEP_REACH = 0.025
+#: ``threshold="auto"``: a request is learnt at this loss above the least, in nats per token: one of
+#: that probability, three quarters, is the likeliest.
+LEARNT = 0.3
 #: ``norm_constraint="auto"``: steps that a weight may go from where it was.
-STEPS_IN_BOX = 15.0
+STEPS_IN_BOX = 60.0
+
+
+#: ``steps="auto"``: most epochs; training ends when every request is learnt.
+MOST_STEPS = 100
+#: ``lr="auto"``: epochs after which the rate is doubled, for what the first one does not learn, as
+#: long as these last.
+DOUBLED_EVERY = 25
+#: Epochs and threshold of ROME's, MEMIT's and EasyEdit's configs, for a rate given as a number.
+PUBLISHED_STEPS, PUBLISHED_THRESHOLD = 25, 1e-2
+
+
+class Step(NamedTuple):
+    """One optimiser step of fine-tuning.
+
+    Args:
+        loss: Mean loss of the mini-batch before it.
+        learnt: Whether there was nothing left to learn, so that no step was made.
+    """
+
+    loss: float
+    learnt: bool
 
 
 class GradientEditor(Editor, family=True):
@@ -38,16 +62,20 @@ class GradientEditor(Editor, family=True):
     Args:
         layers: Blocks whose MLP down-projection (weight, and bias where there is one) is trained;
             ``None``: by depth, see ``default_layers``. With two stacks the decoder's.
-        steps: Epochs over the batch (25 in ROME's and MEMIT's configs).
+        steps: Epochs over the batch (25 in ROME's and MEMIT's configs). ``auto``: up to
+            :data:`MOST_STEPS` beside a rate by rule, those 25 beside one given as a number.
         lr: Adam's learning rate (5e-4 in those configs). ``auto``: for each batch the rate at which
-            the first step takes, to first order, :data:`STEP_REACH` of the loss.
+            the first step takes, to first order, :data:`STEP_REACH` of the loss; twice that after
+            every :data:`DOUBLED_EVERY` epochs, for what is not learnt yet.
         weight_decay: Adam's weight decay (0 in those configs).
         norm_constraint: Largest change of any single weight (L∞ norm); ``auto``:
             :data:`STEPS_IN_BOX` steps of ``lr``; ``None``: no limit.
         objective: ``prompt_last``: all answer tokens are predicted at the prompt's last position,
             as in the authors' code. ``target_new``: each token at its own position (FT-M).
         threshold: A mini-batch with a lower loss makes no step, and an epoch with a lower mean loss
-            ends the training (1e-2 in the authors' code).
+            ends the training (1e-2 in the authors' code). ``auto``: beside a rate by rule a request
+            whose loss is within :data:`LEARNT` of its least is left out of a step, and training
+            ends when all are; beside a number that 1e-2.
         batch_size: Requests per optimiser step (64 in the authors' code).
 
     Note:
@@ -61,28 +89,42 @@ class GradientEditor(Editor, family=True):
     def __init__(
         self,
         layers: list[int] | None = None,
-        steps: int = 25,
+        steps: int | Literal["auto"] = "auto",
         lr: float | Literal["auto"] = "auto",
         weight_decay: float = 0.0,
         norm_constraint: float | Literal["auto"] | None = None,
         objective: TrainingObjective = "prompt_last",
-        threshold: float = 1e-2,
+        threshold: float | Literal["auto"] = "auto",
         batch_size: int = 64,
     ) -> None:
         super().__init__()
-        if steps < 1 or (lr != "auto" and lr <= 0) or batch_size < 1:
+        if (steps != "auto" and steps < 1) or (lr != "auto" and lr <= 0) or batch_size < 1:
             raise ValueError(
-                "training needs steps >= 1, lr auto or > 0, and batch_size >= 1, got "
+                "training needs steps auto or >= 1, lr auto or > 0, and batch_size >= 1, got "
                 f"steps={steps}, lr={lr}, batch_size={batch_size}"
             )
         self.layers = layers
-        self.steps = steps
+        self.steps: int | Literal["auto"] = steps
         self.lr: float | Literal["auto"] = lr
         self.weight_decay = weight_decay
         self.norm_constraint: float | Literal["auto"] | None = norm_constraint
         self.objective = objective
-        self.threshold = threshold
+        self.threshold: float | Literal["auto"] = threshold
         self.batch_size = batch_size
+
+    @property
+    def most_steps(self) -> int:
+        """Most epochs, as a number."""
+        if self.steps != "auto":
+            return self.steps
+        return MOST_STEPS if self.lr == "auto" else PUBLISHED_STEPS
+
+    @property
+    def end_loss(self) -> float | None:
+        """Threshold as a number; ``None``: each request has its own."""
+        if self.threshold != "auto":
+            return self.threshold
+        return None if self.lr == "auto" else PUBLISHED_THRESHOLD
 
     @property
     def edited_layers(self) -> list[int]:
@@ -134,14 +176,15 @@ class GradientEditor(Editor, family=True):
         """
         optimizer = self.optimizer(copies, batch.encoded[: self.batch_size])
         losses: list[float] = []
-        for step in range(self.steps):
-            self.progress(step, self.steps)
+        for step in range(self.most_steps):
+            self.progress(step, self.most_steps)
+            self.raise_rate(optimizer, step)
             parts = mini_batches(batch.encoded, self.batch_size)
             each = [(self.step(copies, optimizer, part), len(part)) for part in parts]
-            losses.append(sum(loss * size for loss, size in each) / sum(size for _, size in each))
-            if losses[-1] < self.threshold:
+            losses.append(mean_loss(each))
+            if self.learnt(losses[-1], [step for step, _ in each]):
                 break
-        self.progress(self.steps, self.steps)
+        self.progress(self.most_steps, self.most_steps)
         return losses
 
     def optimizer(self, copies: MasterCopies, first: Sequence[Encoded]) -> torch.optim.Adam:
@@ -174,26 +217,61 @@ class GradientEditor(Editor, family=True):
 
     def step(
         self, copies: MasterCopies, optimizer: torch.optim.Optimizer, part: Sequence[Encoded]
-    ) -> float:
-        """Make one optimiser step on a mini-batch, or none where its loss is below the threshold.
+    ) -> Step:
+        """Make one optimiser step on a mini-batch, or none where its requests are learnt.
 
         Args:
             copies: Master copies of the trained weights.
             optimizer: Their optimiser.
             part: The mini-batch.
-
-        Returns:
-            Its loss before the step.
         """
-        loss = self.loss(part, copies.values()).mean()
-        if loss.item() < self.threshold:
-            return loss.item()
+        losses = self.loss(part, copies.values())
+        found, loss = losses.detach(), losses.mean()
+        if self.end_loss is None:
+            still = found >= self.least(part).to(found) + LEARNT
+            done, loss = not bool(still.any()), losses[still].mean()
+        else:
+            done = loss.item() < self.end_loss
+        if done:
+            return Step(float(found.mean()), True)
         gradients = torch.autograd.grad(loss, copies.master)
         for value, gradient in zip(copies.master, gradients, strict=True):
             value.grad = gradient
         optimizer.step()
         copies.clip()
-        return loss.item()
+        return Step(float(found.mean()), False)
+
+    def raise_rate(self, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        """Double the rate of ``auto`` for requests that many epochs have not taught.
+
+        Args:
+            optimizer: The optimiser.
+            epoch: Number of the epoch that begins.
+        """
+        if self.lr == "auto" and 0 < epoch < MOST_STEPS and epoch % DOUBLED_EVERY == 0:
+            for group in optimizer.param_groups:
+                group["lr"] *= 2
+
+    def learnt(self, loss: float, steps: Sequence[Step]) -> bool:
+        """Return whether training ends after an epoch.
+
+        Args:
+            loss: Mean loss of the epoch.
+            steps: Its steps.
+        """
+        if self.end_loss is None:
+            return all(one.learnt for one in steps)
+        return loss < self.end_loss
+
+    def least(self, part: Sequence[Encoded]) -> Float[Tensor, " n"]:
+        """Return the smallest loss that each request can have.
+
+        Args:
+            part: Token ids of the requests.
+        """
+        if self.objective != "prompt_last":
+            return torch.zeros(len(part))
+        return torch.tensor([bag_entropy(one.target_ids) for one in part])
 
     def loss(self, encoded: Sequence[Encoded], values: dict[str, Tensor]) -> Float[Tensor, " n"]:
         """Return the loss per request with replaced weights (a functional call of the model).
@@ -222,6 +300,15 @@ class GradientEditor(Editor, family=True):
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
         """Estimate extra memory: master copy, gradient and Adam's two moments, in float32."""
         return 4 * 4 * len(layers) * view.intermediate_size * view.hidden_size
+
+
+def mean_loss(steps: Sequence[tuple[Step, int]]) -> float:
+    """Return the mean loss of an epoch.
+
+    Args:
+        steps: Its steps, each with the number of its rows.
+    """
+    return sum(one.loss * size for one, size in steps) / sum(size for _, size in steps)
 
 
 def mini_batches(items: Sequence[Encoded], size: int) -> Iterator[list[Encoded]]:

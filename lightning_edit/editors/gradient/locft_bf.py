@@ -8,7 +8,12 @@ from typing import Literal
 
 import torch
 
-from lightning_edit.editors.gradient.base import GradientEditor, mini_batches
+from lightning_edit.editors.gradient.base import (
+    GradientEditor,
+    Step,
+    mean_loss,
+    mini_batches,
+)
 from lightning_edit.editors.gradient.master_copies import MasterCopies
 from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.models.weights import Weight, weight
@@ -40,12 +45,13 @@ class LocFTBF(GradientEditor):
             after the other, each trained to the end with an optimiser of its own, the contrast of
             the paper (with ``batch_size`` 1: one request after the other).
         steps: Epochs over the batch at most (25 in the authors' code); with ``depth`` steps per
-            mini-batch.
+            mini-batch; ``auto``: until the facts are learnt, see
+            :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         lr: Adam's learning rate (5e-4 in the authors' configs, for billions of parameters);
             ``auto``: see :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         weight_decay: Adam's weight decay (0 in the authors' configs).
         threshold: A mini-batch with a lower loss makes no step, and an epoch with a lower mean loss
-            ends the training (1e-2 in the authors' code).
+            ends the training (1e-2 in the authors' code); ``auto``: each request's own.
         batch_size: Requests per optimiser step (100 in the authors' configs).
         end_token: Learn the end of the answer too: EOS, or in a chat the end of the turn. Generated
             answers then end by themselves, which matters where they are compared as a whole.
@@ -63,10 +69,10 @@ class LocFTBF(GradientEditor):
         layers: list[int] | None = None,
         whole_block: bool = False,
         order: Literal["breadth", "depth"] = "breadth",
-        steps: int = 25,
+        steps: int | Literal["auto"] = "auto",
         lr: float | Literal["auto"] = "auto",
         weight_decay: float = 0.0,
-        threshold: float = 1e-2,
+        threshold: float | Literal["auto"] = "auto",
         batch_size: int = 100,
         end_token: bool = True,
     ) -> None:
@@ -145,7 +151,7 @@ class LocFTBF(GradientEditor):
                 len(learnt),
                 losses[-1],
                 self.chosen.get("lr", self.lr),
-                self.steps,
+                self.most_steps,
                 self.batch_size,
             )
         return losses
@@ -166,17 +172,17 @@ class LocFTBF(GradientEditor):
         draw = random.Random(batch.seed)
         optimizer = self.optimizer(copies, items[: self.batch_size])
         steps_each = -(-len(items) // self.batch_size)
-        total = self.steps * steps_each
+        total = self.most_steps * steps_each
         losses: list[float] = []
-        for epoch in range(self.steps):
-            summed = rows = 0.0
+        for epoch in range(self.most_steps):
+            each: list[tuple[Step, int]] = []
+            self.raise_rate(optimizer, epoch)
             order = draw.sample(items, len(items))
             for number, part in enumerate(mini_batches(order, self.batch_size)):
                 self.progress(epoch * steps_each + number, total)
-                summed += self.step(copies, optimizer, part) * len(part)
-                rows += len(part)
-            losses.append(summed / rows)
-            if losses[-1] < self.threshold:
+                each.append((self.step(copies, optimizer, part), len(part)))
+            losses.append(mean_loss(each))
+            if self.learnt(losses[-1], [step for step, _ in each]):
                 break
         self.progress(total, total)
         return losses
@@ -187,11 +193,12 @@ class LocFTBF(GradientEditor):
         for number, part in enumerate(parts):
             first = items[number * self.batch_size : (number + 1) * self.batch_size]
             optimizer = self.optimizer(copies, first)
-            for step in range(self.steps):
-                self.progress(number * self.steps + step, len(parts) * self.steps)
-                loss = self.step(copies, optimizer, part)
-                if loss < self.threshold:
+            for step in range(self.most_steps):
+                self.progress(number * self.most_steps + step, len(parts) * self.most_steps)
+                self.raise_rate(optimizer, step)
+                made = self.step(copies, optimizer, part)
+                if self.learnt(made.loss, [made]):
                     break
-            losses.append(loss)
-        self.progress(len(parts) * self.steps, len(parts) * self.steps)
+            losses.append(made.loss)
+        self.progress(len(parts) * self.most_steps, len(parts) * self.most_steps)
         return losses

@@ -29,14 +29,16 @@ from lightning_edit.functional.normalise import (
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_gradients import answer_factors
+from lightning_edit.inference.answers import AnswerRows, answer_logits
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, Encoded
 
-#: ``eta="auto"`` takes a step that lowers the loss, to first order, by this many times its value:
-#: softmax flattens as the answer gets likely, so less than half of it arrives. Chosen on 20 facts
-#: each of the embedded model, a small GPT-2 and SmolLM2-135M-Instruct.
-REACH = 3.0
+#: ``eta="auto"`` tries updates that lower the loss, to first order, by these times its value: less
+#: than half of it arrives, since softmax flattens as an answer gets likely.
+REACHES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+#: Share of a batch's answers that are to be the likeliest: the first step that does it is taken.
+WRITTEN = 0.9
 
 
 class UltraEdit(Editor):
@@ -52,8 +54,10 @@ class UltraEdit(Editor):
             included.
         modules: Dotted names of linear layers to edit, in place of ``layers``.
         eta: η, `lr` in the authors' configs (1e-6). ‖k̂‖² is about the width of a key, so a
-            narrower model needs a larger η. ``auto`` computes it for each batch: to first order,
-            its update lowers the loss by :data:`REACH` times what the loss is.
+            narrower model needs a larger η. ``auto`` chooses it for each batch: of the steps that
+            lower the loss, to first order, by :data:`REACHES` times its value, the first after
+            which :data:`WRITTEN` of the answers are the likeliest, else the one with most of them.
+            Each step that is tried costs a forward pass.
         batch_size: Mini-batch size for averaging the loss, sorted by length (10 in the authors'
             configs).
         variance: ``exact``, or ``as_code``: the authors' update counts n·s² for a mini-batch's
@@ -68,7 +72,8 @@ class UltraEdit(Editor):
         with one answer token makes the statistics NaN and the rest of an incomplete mini-batch is
         dropped; here neither happens. With few tokens, the mean holds what they have in common, and
         centring removes it: of 20 single edits of the embedded model 6 succeeded without
-        ``warmup`` and 20 with it.
+        ``warmup`` and 20 with it. A batch is written in one step at raw keys, which ordinary text
+        shares, so neighbours pay for what the last answers need: docs/settings.md has figures.
     """
 
     both_forms: ClassVar[bool] = True
@@ -186,9 +191,12 @@ class UltraEdit(Editor):
             drop = sum(
                 first_order_drop(*tokens[name], one.left, one.right) for name, one in solved.items()
             )
-            # A batch without gradients has nothing to write, and no η would change that.
-            auto = REACH * float(nll.sum()) / drop if drop > 0 else 0.0
-            eta = auto if self.eta == "auto" else self.eta
+            if self.eta != "auto":
+                eta = self.eta
+            elif drop > 0:
+                eta = self._smallest_eta(ordered, solved, float(nll.sum()) / drop)
+            else:  # a batch without gradients has nothing to write, and no η would change that
+                eta = 0.0
             owners = tuple(
                 owner_of[n] for part in parts for n in part for _ in rows_of[n].target_ids
             )
@@ -201,10 +209,7 @@ class UltraEdit(Editor):
                 if one.gram_inverse is not None:
                     left_out = left_out_columns(one.left * eta, one.gram_inverse, owners)
                     history[LEFT_OUT + weights[name]] = left_out.mT.float()
-            updates: dict[str, WeightUpdate] = {
-                weights[name]: LowRank((one.left * eta).float(), one.right.float())
-                for name, one in solved.items()
-            }
+            updates = _updates(solved, eta)
         columns = {weights[name]: owners for name in summed}
         if self.eta == "auto":
             self.chose({"eta": eta})
@@ -224,6 +229,38 @@ class UltraEdit(Editor):
         preserved = Preserved.of(ridge=1.0, where=name)
         with self.stage("solve"):
             return least_squares(keys.mT, shifts.mT, preserved)
+
+    def _smallest_eta(
+        self, ordered: list[Encoded], solved: dict[str, Solution], unit: float
+    ) -> float:
+        """Return the smallest η tried at which enough answers are the likeliest, else the best.
+
+        Args:
+            ordered: The requests.
+            solved: What is written with an η of 1.
+            unit: The η whose update takes the loss once, to first order.
+        """
+        best, most = 0.0, -1
+        for reach in REACHES:
+            with Delta((), _updates(solved, reach * unit)).applied(self.language_model):
+                right = self._right(ordered)
+            if right > most:
+                best, most = reach * unit, right
+            if most >= WRITTEN * len(ordered):
+                break
+        return best
+
+    def _right(self, ordered: list[Encoded]) -> int:
+        """Return how many answers are the likeliest, token by token under teacher forcing."""
+        lengths = [len(item.prompt_ids) + len(item.target_ids) for item in ordered]
+
+        def read(numbers: Sequence[int]) -> int:
+            pairs = [(ordered[n].prompt_ids, ordered[n].target_ids) for n in numbers]
+            rows = AnswerRows.of(self.language_model, pairs)
+            verdicts = rows.verdicts(answer_logits(self.language_model, rows))
+            return int(verdicts.right.sum())
+
+        return sum(self.ranks.deal(list(length_sorted(lengths, self.rows_per_pass)), read))
 
     def _epsilon(self) -> float:
         """Return the machine epsilon of the dtype that the authors' code would use."""
@@ -274,6 +311,14 @@ class UltraEdit(Editor):
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
         """Estimate extra memory: one float64 linear system and the running sums."""
         return 8 * view.intermediate_size**2 + 3 * 8 * (view.intermediate_size + view.hidden_size)
+
+
+def _updates(solved: dict[str, Solution], eta: float) -> dict[str, WeightUpdate]:
+    """Return the updates of solved layers, by parameter name."""
+    return {
+        f"{name}.weight": LowRank((one.left * eta).float(), one.right.float())
+        for name, one in solved.items()
+    }
 
 
 def _running_addends(delta: Delta) -> dict[str, Tensor]:

@@ -59,9 +59,12 @@ class LocateThenEdit(Editor, family=True):
             the same; else a file written by ``lightning-edit stats --out``.
         steps: Forward passes of the target search; the last one does not step. 20 for GPT-2 XL and
             GPT-J (ROME's configs), 25 for Llama (EasyEdit).
-        lr: Adam's learning rate in the search (0.5 in the authors' configs).
+        lr: Adam's learning rate in the search (0.5 in the authors' configs); ``auto``: each
+            request's own, in steps of its bound, see
+            :class:`~lightning_edit.editors.locate.search_objective.Objective`.
         kl_factor: Weight of the KL divergence on "{subject} is a" (0.0625 in the authors' configs).
-        weight_decay: Weight of ‖δ‖ / ‖h₀‖² (0.5 for GPT-2, 1e-3 for Llama in EasyEdit).
+        weight_decay: Weight of ‖δ‖ / ‖h₀‖² (0.5 for GPT-2, 1e-3 for Llama in EasyEdit); ``auto``:
+            the same penalty for states of every scale.
         clamp: Largest ‖δ‖ / ‖h₀‖ (ROME 4, MEMIT 0.75). ``auto``: 0.75, and for a request whose
             answer it keeps out of reach 1.5, 3 or 6, see
             :mod:`~lightning_edit.editors.locate.widening`.
@@ -104,9 +107,9 @@ class LocateThenEdit(Editor, family=True):
         layers: list[int] | None = None,
         statistics: str = "auto",
         steps: int = 20,
-        lr: float = 0.5,
+        lr: float | Literal["auto"] = 0.5,
         kl_factor: float = 0.0625,
-        weight_decay: float = 0.5,
+        weight_decay: float | Literal["auto"] = 0.5,
         clamp: float | Literal["auto"] = 4.0,
         threshold: float = 0.05,
         kl_position: KlPosition = "subject_last",
@@ -290,7 +293,8 @@ class LocateThenEdit(Editor, family=True):
                 return search(texts, objective)
             parts = 2 if site == "attention+mlp" else 1
             found, widest = search_widening(search, texts, objective, parts)
-        self.chose({"clamp": widest})
+        rates = objective.chosen(found.part_norms(parts), found.initial.shape[1])
+        self.chose({"clamp": widest} | rates)
         return found
 
     @property

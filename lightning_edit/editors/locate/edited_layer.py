@@ -45,8 +45,9 @@ class EditedLayer:
     Note:
         ``auto`` weights solve for the share :data:`WRITTEN_SHARE` of a typical key's residual. λ
         is a ninth of the width f of a key, since :math:`E[k^\top C^{-1} k] = f` for keys of the
-        text that C is from; μ is a ninth of ``null_energy``. Both are fixed when the editor is
-        bound, so they are the same for every batch of a sequence.
+        text that C is from; μ is a ninth of ``null_energy``, or beside λC a ninth of its mean
+        eigenvalue. Both are fixed when the editor is bound, so they are the same for every batch of
+        a sequence.
     """
 
     number: int
@@ -84,17 +85,24 @@ class EditedLayer:
             return weight_for_share(width, WRITTEN_SHARE)
         return width if given is None else given
 
-    def norm_weight(self, given: float | Literal["auto"]) -> float:
+    def norm_weight(
+        self, given: float | Literal["auto"], moment_weight: PenaltyWeight = 0.0
+    ) -> float:
         """Return μ as a number.
 
         Args:
             given: μ, or ``auto``.
+            moment_weight: λ of the same system, see :meth:`moment_weight`.
         """
         if given != "auto":
             return given
-        if self.null_energy is None:
+        if self.null_energy is not None:
+            return weight_for_share(self.null_energy, WRITTEN_SHARE)
+        lam = self.moment_weight(moment_weight)
+        if lam == 0:
             return PUBLISHED_NORM_WEIGHT
-        return weight_for_share(self.null_energy, WRITTEN_SHARE)
+        mean = 1.0 if self.moment is None else float(self.moment.diagonal().double().mean())
+        return weight_for_share(lam * mean, WRITTEN_SHARE)
 
     def preserved(
         self,
@@ -112,7 +120,8 @@ class EditedLayer:
             norm_weight: μ, see :meth:`norm_weight`.
             neurons: Key entries that are written; ``None``: all.
         """
-        wanted = (self.moment_weight(moment_weight), self.norm_weight(norm_weight))
+        lam = self.moment_weight(moment_weight)
+        wanted = (lam, self.norm_weight(norm_weight, lam))
         if neurons is not None:
             return self._factor(*wanted, neurons)
         if wanted not in self._factors:

@@ -20,7 +20,8 @@ class ENCORE(MultiLayerEditor):
 
     Args:
         moment_weight: λ, as in MEMIT; ``auto``: a ninth of the width of a key; ``None``: the width.
-        norm_weight: μ: 10 for GPT-2 XL and Llama 2, 20 for Llama 3 in the authors' configs.
+        norm_weight: μ: 10 for GPT-2 XL and Llama 2, 20 for Llama 3 in the authors' configs;
+            ``auto``: a ninth of the mean eigenvalue of λC.
         patience: Early stopping: passes in which the target is the top-1 answer in all contexts
             after which the search ends: 4 for GPT-2 XL, 3 for Llama 2, 2 for Llama 3
             (``prob_cutoff``).
@@ -42,7 +43,7 @@ class ENCORE(MultiLayerEditor):
     def __init__(
         self,
         moment_weight: PenaltyWeight = "auto",
-        norm_weight: float = 10.0,
+        norm_weight: float | Literal["auto"] = "auto",
         patience: int = 4,
         clamp: float | Literal["auto"] = "auto",
         keep_history: bool = True,
@@ -50,7 +51,7 @@ class ENCORE(MultiLayerEditor):
     ) -> None:
         super().__init__(clamp=clamp, keep_history=keep_history, **search)
         self.moment_weight = moment_weight
-        self.norm_weight = norm_weight
+        self.norm_weight: float | Literal["auto"] = norm_weight
         self.patience = patience
         self.objective = replace(self.objective, early_stopping=EarlyStopping(patience=patience))
         self.solver = LeastSquares(moment_weight, norm_weight)

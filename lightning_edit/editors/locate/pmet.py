@@ -24,7 +24,8 @@ class PMET(MultiLayerEditor):
             answer in all contexts (0.1 in the authors' code).
         calm: Early stopping: a search ends when the target is top-1 and the KL term is at most this
             (0.01).
-        lr: Adam's learning rate (0.2 for GPT-J in the authors' configs).
+        lr: Adam's learning rate (0.2 for GPT-J in the authors' configs); ``auto``: see
+            :class:`~lightning_edit.editors.locate.multi_layer.MultiLayerEditor`.
         steps: Forward passes of the search (30 for GPT-J).
         kl_factor: Weight of the KL divergence (1.0 for GPT-J).
         clamp: Largest norm of each vector relative to the output it is added to: 0.75 in the
@@ -40,13 +41,14 @@ class PMET(MultiLayerEditor):
 
     target_search: ClassVar[TargetSearch] = TargetSearch("attention+mlp")
     schedule: ClassVar[ResidualSchedule] = SQRT_SPLIT
+    published_lr: ClassVar[float] = 0.2
 
     def __init__(
         self,
         moment_weight: PenaltyWeight = "auto",
         ease: float = 0.1,
         calm: float = 0.01,
-        lr: float = 0.2,
+        lr: float | Literal["auto"] = "auto",
         steps: int = 30,
         kl_factor: float = 1.0,
         clamp: float | Literal["auto"] = "auto",

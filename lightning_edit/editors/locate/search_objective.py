@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.inference.suffix.forward import Site
+
+#: ``lr="auto"``: steps of Adam from the start to the bound, as long as signs do not change.
+STEPS_TO_BOUND = 4.0
+#: ``weight_decay="auto"``: penalty on a vector as long as h₀, in nats.
+DECAY = 0.01
 
 
 @dataclass(frozen=True)
@@ -67,25 +73,66 @@ class Objective:
 
     Args:
         steps: Forward passes; the last one does not step.
-        lr: Learning rate of Adam.
+        lr: Learning rate of Adam; ``auto``: for each part of each vector the rate at which
+            :data:`STEPS_TO_BOUND` steps, each against the signs of the gradient, come to the bound.
         kl_factor: Weight of the KL divergence.
-        weight_decay: Weight of the norm.
+        weight_decay: Weight of ‖δ‖ / ‖h₀‖²; ``auto``: the penalty is :data:`DECAY` · ‖δ‖ / ‖h₀‖.
         clamp: ‖δ‖ is projected to at most ``clamp`` · ‖h₀‖ after every step.
         threshold: Loss below which a request is done, before it would step.
         early_stopping: Stopping rule once the answer is top-1.
     """
 
     steps: int
-    lr: float
+    lr: float | Literal["auto"]
     kl_factor: float
-    weight_decay: float
+    weight_decay: float | Literal["auto"]
     clamp: float
     threshold: float
     early_stopping: EarlyStopping = EarlyStopping()
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.lr <= 0 or self.clamp <= 0:
+        if self.steps < 1 or (self.lr != "auto" and self.lr <= 0) or self.clamp <= 0:
             raise ValueError(
                 "a target search needs steps >= 1, lr > 0 and clamp > 0, got "
                 f"steps={self.steps}, lr={self.lr}, clamp={self.clamp}"
             )
+
+    def rate(self, norms: Float[Tensor, "n p"], width: int) -> float | Float[Tensor, "n w"]:
+        """Return Adam's learning rate, a number or one for each entry of each vector.
+
+        Args:
+            norms: ‖h₀‖ of each part.
+            width: Entries of a vector, of all its parts.
+        """
+        if self.lr != "auto":
+            return self.lr
+        each = width // norms.shape[1]
+        rates = self.clamp * norms / (STEPS_TO_BOUND * each**0.5)
+        return rates.repeat_interleave(each, dim=1)
+
+    def chosen(self, norms: Float[Tensor, "n p"], width: int) -> dict[str, float]:
+        """Return what ``auto`` rate and decay are with the first bound, in the mean of a batch.
+
+        Args:
+            norms: ‖h₀‖ of each part.
+            width: Entries of a vector, of all its parts.
+        """
+        found = {}
+        if self.lr == "auto":
+            found["lr"] = float(torch.as_tensor(self.rate(norms, width)).mean())
+        if self.weight_decay == "auto":
+            found["weight_decay"] = DECAY * float(norms.mean())
+        return found
+
+    def decay(
+        self, lengths: Float[Tensor, "n p"], norms: Float[Tensor, "n p"]
+    ) -> Float[Tensor, " n"]:
+        """Return the penalty on the vectors' lengths, in nats.
+
+        Args:
+            lengths: ‖δ‖ of each part.
+            norms: ‖h₀‖ of each part.
+        """
+        if self.weight_decay == "auto":
+            return DECAY * (lengths / norms).sum(1)
+        return self.weight_decay * (lengths / norms**2).sum(1)

@@ -154,7 +154,9 @@ class LeastSquares(Solver):
         if self.moment_weight == "auto":
             found["moment_weight"] = [one.moment_weight("auto") for one in layers.values()]
         if self.norm_weight == "auto":
-            found["norm_weight"] = [one.norm_weight("auto") for one in layers.values()]
+            found["norm_weight"] = [
+                one.norm_weight("auto", self.moment_weight) for one in layers.values()
+            ]
         return found
 
     def preserved(self, layer: EditedLayer) -> Preserved:

@@ -202,7 +202,7 @@ def _search_pass(
     norm = _norms(initial, suffix.parts)
     delta = torch.zeros_like(initial, requires_grad=True)
     # Adam is elementwise, so joint optimisation equals one optimiser per request.
-    adam = AdamVector(delta, objective.lr)
+    adam = AdamVector(delta, objective.rate(norm, initial.shape[1]))
     losses, steps = torch.zeros(count, dtype=dtype), [0] * count
     nll, nll_before = torch.zeros_like(losses), torch.zeros_like(losses)
     searching = torch.arange(count, device=initial.device)
@@ -305,6 +305,8 @@ def _evaluate_objective(
             divergence = objective.kl_factor * zeros.index_add(0, head.watched, kl)
     decay = objective.weight_decay * (_norms(own, suffix.parts) / norm[searching] ** 2).sum(1)
     is_top1 = None
+    decay = objective.decay(_norms(own, suffix.parts), norm[searching])
+    is_top1 = zeros > 0
     if objective.early_stopping != EarlyStopping():
         likeliest = logits.detach()[: len(head.targets)].argmax(-1)
         wrong = (likeliest != head.targets).to(zeros.dtype)

@@ -1,7 +1,8 @@
 """Target vectors: what a search found, and what it started from.
 
 Axis names: ``n`` -- requests; ``r`` -- rows (texts); ``d`` -- hidden width; ``f`` -- key width;
-``w`` -- width of the site: d, or 2d where one vector is searched for attention and one for the MLP.
+``w`` -- width of the site: d, or 2d where one vector is searched for attention and one for the MLP;
+``p`` -- parts of a vector.
 """
 
 from collections.abc import Sequence
@@ -40,6 +41,15 @@ class Targets:
     def wanted(self) -> Float[Tensor, "n w"]:
         """The target vectors h₀ + δ."""
         return self.initial + self.delta
+
+    def part_norms(self, parts: int) -> Float[Tensor, "n p"]:
+        """Return ‖h₀‖ of each part of the site.
+
+        Args:
+            parts: Parts of a vector: two where one is searched for attention and one for the MLP.
+        """
+        norms: Tensor = self.initial.reshape(len(self.initial), parts, -1).norm(dim=2)
+        return norms
 
     def only(self, number: int) -> "Targets":
         """Return the targets of one request."""

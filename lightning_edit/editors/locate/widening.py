@@ -2,7 +2,8 @@
 
 How long a vector must be depends on how much the blocks above add, which differs between models:
 the 0.75 of MEMIT's configs (arXiv 2210.07229) reaches most answers of large models and few of small
-ones. Searched again is only what the bound has stopped.
+ones. Searched again is only what the bound has stopped, with a rate that grows with the bound where
+it is ``auto``: with a fixed one the passes of a search end before a wide bound is near.
 
 Axis names: ``n`` -- requests; ``w`` -- width of the site; ``p`` -- parts of a vector, one a site.
 """
@@ -84,7 +85,7 @@ def at_bound(targets: Targets, clamp: float, parts: int) -> Bool[Tensor, " n"]:
         clamp: Largest ‖δ‖ / ‖h₀‖ of each part.
         parts: Parts of a vector.
     """
-    reached = _norms(targets.delta, parts) >= 0.99 * clamp * _norms(targets.initial, parts)
+    reached = _norms(targets.delta, parts) >= 0.99 * clamp * targets.part_norms(parts)
     moved = targets.delta.abs().sum(1) > 0
     return reached.any(1) & moved
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_edit.editors.gradient.ultraedit import REACH, UltraEdit
+from lightning_edit.editors.gradient.ultraedit import REACHES, WRITTEN, UltraEdit
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.functional.normalise import scale_alone, standardise, sums
@@ -111,7 +111,7 @@ def test_a_first_edit_of_one_token_is_written() -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma3_text"])
 def test_the_step_follows_from_the_model(family: str) -> None:
-    """It promises three times the loss to first order, and the loss falls as a small part of it."""
+    """It promises some times the loss to first order, and the loss falls as a small part of it."""
     requests = [
         EditRequest("a", "The capital of France is", "Lyon"),
         EditRequest("b", "Столица Италии —", "Арль"),
@@ -127,8 +127,9 @@ def test_the_step_follows_from_the_model(family: str) -> None:
         nll = answer_nll(language_model, one)
         before.append(nll)
         sums_of_losses.append(nll * len(one.target_ids))
-    promised = REACH * sum(sums_of_losses) / 2
-    assert delta.info["first_order_drop"] == pytest.approx(promised, rel=1e-4)
+    promised = delta.info["first_order_drop"]
+    reach = promised / (sum(sums_of_losses) / 2)
+    assert min(abs(reach / one - 1) for one in REACHES) < 1e-4
     # A thousandth of the step keeps a thousandth of the promise, and that much comes true.
     small = UltraEdit(layers=[1], eta=delta.info["eta"] / 1000).bind(
         language_model, editor.tokenizer
@@ -153,3 +154,34 @@ def answer_nll(language_model: Any, one: Encoded) -> float:
 def test_a_step_that_is_no_step_is_refused(eta: float) -> None:
     with pytest.raises(ValueError, match="eta auto or finite > 0"):
         UltraEdit(eta=eta)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_step_is_the_smallest_that_writes_enough(family: str) -> None:
+    names = ["France", "Peru", "Chile", "Mali", "Italy", "Spain"]
+    requests = [
+        EditRequest(name, f"The capital of {name} is", target)
+        for name, target in zip(names, ["Rome", "Lyon", "Paris"] * 2, strict=True)
+    ]
+    model = TINY[family]().requires_grad_(False)
+    editor = UltraEdit(layers=[1]).bind(model, build_tokenizer())
+    part = encode_batch(editor.tokenizer, requests)
+    chosen = editor.edit(part).info["eta"]
+    first = editor.edit(part).info["first_order_drop"] / chosen
+    loss = sum(answer_nll(model, one) * len(one.target_ids) for one in part.encoded) / len(part)
+    written = []
+    for reach in REACHES:
+        fixed = UltraEdit(layers=[1], eta=reach * loss / first).bind(model, editor.tokenizer)
+        with fixed.edit(part).applied(model):
+            written.append(sum(answer_is_first(model, one) for one in part.encoded))
+    enough = [count >= WRITTEN * len(requests) for count in written]
+    place = enough.index(True) if any(enough) else written.index(max(written))
+    assert max(written) > 0
+    assert chosen == pytest.approx(REACHES[place] * loss / first, rel=1e-4)
+
+
+def answer_is_first(language_model: Any, one: Encoded) -> bool:
+    ids = torch.tensor([[*one.prompt_ids, *one.target_ids]])
+    with torch.no_grad():
+        logits = language_model(ids).logits[0, len(one.prompt_ids) - 1 : -1]
+    return bool(torch.equal(logits.argmax(-1), torch.tensor(one.target_ids)))

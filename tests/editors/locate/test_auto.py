@@ -11,7 +11,12 @@ import torch
 from lightning_edit.editors import D4S, ENCORE, MEMIT, NSE, PMET, AlphaEdit
 from lightning_edit.editors.locate.edited_layer import EditedLayer
 from lightning_edit.editors.locate.prompts import essence_texts, merge_watched, rewriting_texts
-from lightning_edit.editors.locate.search_objective import EarlyStopping, Objective
+from lightning_edit.editors.locate.search_objective import (
+    DECAY,
+    STEPS_TO_BOUND,
+    EarlyStopping,
+    Objective,
+)
 from lightning_edit.editors.locate.solver import LeastSquares
 from lightning_edit.editors.locate.target_search import search_targets
 from lightning_edit.editors.locate.targets import Targets
@@ -35,8 +40,9 @@ TEXTS = ["The capital of France is Rome.", "Lyon lies in Italy too.", "Danielle 
 @pytest.mark.parametrize("editor", [MEMIT, PMET, ENCORE, NSE, D4S])
 def test_the_moments_weight_is_a_ninth_of_the_width(editor: Any) -> None:
     bound = editor(layers=[0, 1], statistics="identity").bind(TINY["llama"](), build_tokenizer())
-    assert bound.chosen == {"moment_weight": [pytest.approx(INNER / 9)] * 2}
-    own = editor(20.0, layers=[0, 1], statistics="identity", clamp=0.75)
+    assert bound.chosen["moment_weight"] == [pytest.approx(INNER / 9)] * 2
+    more = {"norm_weight": 0.0} if editor is ENCORE else {}
+    own = editor(20.0, layers=[0, 1], statistics="identity", clamp=0.75, **more)
     assert own.bind(TINY["llama"](), build_tokenizer()).chosen == {}
 
 
@@ -65,6 +71,21 @@ def test_alphaedits_null_space_and_weight_follow_the_scale(tmp_path: Path) -> No
     small, middle, large = (layer.null_energy for layer in layers)
     assert middle == pytest.approx(small * 1e4)
     assert large == pytest.approx(middle * 1e4)
+
+
+def test_encores_norm_weight_is_a_ninth_of_the_preserved_mean(tmp_path: Path) -> None:
+    for scale in (1e-2, 1.0, 1e2):
+        statistics = with_statistics(tmp_path, scale)
+        editor = ENCORE(layers=[1], statistics=statistics, context_templates=["{}"])
+        editor.bind(TINY["llama"](), build_tokenizer())
+        (layer,) = editor.bound_layers.values()
+        assert layer.moment is not None
+        mean = float(torch.linalg.eigvalsh(layer.moment.double()).mean())
+        assert editor.chosen["norm_weight"] == [pytest.approx(INNER / 9 * mean / 9, rel=1e-4)]
+        (system,) = [editor.solver.preserved(layer)]
+        total = INNER / 9 * layer.moment.double()
+        total.diagonal().add_(editor.chosen["norm_weight"][0])
+        assert torch.allclose(system.factor @ system.factor.mT, total, rtol=1e-6, atol=0)
 
 
 def test_a_typical_key_of_the_null_space_is_written_to_nine_tenths() -> None:
@@ -128,6 +149,44 @@ def test_a_bound_in_the_way_is_widened(site: str) -> None:
     assert widest == 0.8
     assert all(new < old for new, old in zip(wide.nll, plain.nll, strict=True))
     assert wide.nll_before == pytest.approx(plain.nll_before)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("site", ["block", "mlp", "attention+mlp"])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_a_search_by_rule_steps_in_units_of_its_bound(family: str, site: Any, scale: float) -> None:
+    """Whatever the scale of the states, the first step is a quarter of the bound."""
+    model = TINY[family]().requires_grad_(False)
+    view = resolve(model)
+    for block in range(view.num_blocks):
+        model.get_parameter(view.parameter(block)).mul_(scale)
+    batch = encode_batch(build_tokenizer(), FACTS)
+    texts = rewriting_texts(build_tokenizer(), batch, ["{}"])
+    rule = replace(OBJECTIVE, lr="auto", weight_decay="auto", clamp=0.5, threshold=-1.0)
+    parts = 2 if site == "attention+mlp" else 1
+    lengths = {}
+    for steps in (2, 8):
+        found = search_targets(view, texts, 1, site, replace(rule, steps=steps), 512)
+        moved = found.delta.reshape(len(FACTS), parts, -1).norm(dim=2)
+        lengths[steps] = moved / (0.5 * found.part_norms(parts))
+    assert lengths[2] == pytest.approx(1 / STEPS_TO_BOUND, rel=0.02)
+    assert float(lengths[8].max()) == pytest.approx(1)
+
+
+def test_a_bound_given_as_a_number_keeps_the_authors_rate_and_decay() -> None:
+    assert (MEMIT().objective.lr, MEMIT().objective.weight_decay) == ("auto", "auto")
+    for editor, rate in ((MEMIT(clamp=0.75), 0.5), (PMET(clamp=0.75), 0.2)):
+        assert (editor.objective.lr, editor.objective.weight_decay) == (rate, 0.5)
+    own = MEMIT(lr=0.1, weight_decay=1e-3).objective
+    assert (own.lr, own.weight_decay) == (0.1, 1e-3)
+
+
+def test_the_penalty_by_rule_is_that_of_a_share_of_the_state() -> None:
+    rule = replace(OBJECTIVE, weight_decay="auto")
+    lengths = torch.tensor([[3.0], [300.0]])
+    assert rule.decay(lengths, 2 * lengths).tolist() == pytest.approx([DECAY / 2] * 2)
+    given = replace(OBJECTIVE, weight_decay=0.5)
+    assert given.decay(lengths, 2 * lengths)[0] == pytest.approx(0.5 * 3 / 36)
 
 
 def test_only_the_requests_in_need_are_searched_again() -> None:
