@@ -7,7 +7,7 @@ Run:  python benchmarks/quality/defaults.py [--models atlas gpt2 smollm2] [--met
 One JSON a cell under --out; cells that are there are not run again. A method writes its facts in
 one batch, or each alone where a batch is not its way. `answer@gen`: the answer is generated first;
 `kept@tf`: neighbours answer as before. No table uses these facts: rules of `auto` are chosen on the
-`fixing` ones. Of the atlas they are of its splits `val` and, spread over its relations, `train`, for
+`fixing` ones. Of the atlas they are of its splits `val` and, spread over relations, `train`, for
 other models the last records of COUNTERFACT (or of zsRE: --source) whose new answer has one or two
 words.
 
