@@ -3,7 +3,7 @@
 How long a vector must be depends on how much the blocks above add, which differs between models:
 the 0.75 of MEMIT's configs (arXiv 2210.07229) reaches most answers of large models and few of small
 ones. Searched again is only what the bound has stopped, with a rate that grows with the bound where
-it is ``auto``: with a fixed one the passes of a search end before a wide bound is near.
+it is ``auto``, and with more passes: with a fixed rate they end before a wide bound is near.
 
 Axis names: ``n`` -- requests; ``w`` -- width of the site; ``p`` -- parts of a vector, one a site.
 """
@@ -22,6 +22,8 @@ from lightning_edit.inference.tokenized_text import TokenizedText
 FIRST_CLAMP = 0.75
 #: Times that the bound is doubled at most: up to 6.
 MOST_WIDENINGS = 3
+#: Passes of a search with the next bound, as a multiple of those before: what is left is hard.
+LONGER = 1.5
 #: An answer is reached at this negative log-likelihood, in nats per token, with δ added.
 REACHED = 0.05
 
@@ -47,13 +49,15 @@ def search_widening(
     numbers = sorted({text.request for text in texts})
     widest = objective.clamp
     short = _kept_short(found, objective, parts)
+    longest = float(objective.steps)
     for _ in range(MOST_WIDENINGS):
         if not short:
             break
         widest *= 2
+        longest *= LONGER
         wanted = {numbers[line] for line in short}
         part = [text for text in texts if text.request in wanted]
-        wider = replace(objective, clamp=widest)
+        wider = replace(objective, clamp=widest, steps=round(longest))
         again = search(part, wider)
         better = {
             line: again.only(place)

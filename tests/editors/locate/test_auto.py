@@ -194,6 +194,7 @@ def test_only_the_requests_in_need_are_searched_again() -> None:
     batch = encode_batch(build_tokenizer(), FACTS)
     texts = rewriting_texts(build_tokenizer(), batch, ["{}"])
     asked: list[list[int]] = []
+    passes: list[int] = []
     # The second request gets worse with a wider bound, and keeps what it had.
     done = REACHED / 2
     nll = {1.0: [done, 3.0, 3.0], 2.0: [4.0, 1.0], 4.0: [4.0, done]}
@@ -207,11 +208,14 @@ def test_only_the_requests_in_need_are_searched_again() -> None:
         count = len(numbers)
         empty = [torch.zeros(1, 1)] * count
         zeros = [0.0] * count
-        return Targets(delta, initial, empty, empty, zeros, [7] * count, found, zeros)
+        passes.append(objective.steps)
+        steps = [objective.steps - 1] * count
+        return Targets(delta, initial, empty, empty, zeros, steps, found, zeros)
 
     nll[8.0] = [4.0]
     found, widest = search_widening(search, texts, replace(OBJECTIVE, clamp=1.0))
     assert asked == [[0, 1, 2], [1, 2], [1, 2], [1]]
+    assert passes == [8, 12, 18, 27]
     assert found.nll == [done, 3.0, done]
     assert found.delta[:, 0].tolist() == [10.0, 11.0, 48.0]
     assert widest == 8.0
