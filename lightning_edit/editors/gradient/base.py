@@ -136,6 +136,8 @@ class GradientEditor(Editor, family=True):
     def on_bind(self) -> None:
         """Check that the layers to fine-tune exist."""
         self.trained_weights()
+        if self.steps == "auto":
+            self.chose({"steps": self.most_steps})
 
     def trained_weights(self) -> list[Weight]:
         """Return the trained weights: each layer's MLP down-projection, and its bias if any."""

@@ -13,9 +13,8 @@ class FTL(GradientEditor):
 
     Args:
         layers: Blocks to train; ``None``: the first, as in ROME's configs.
-        steps: Epochs over the batch (25 in ROME's configs);
-            ``auto``: until the facts are learnt, see
-            :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
+        steps: Epochs over the batch (25 in ROME's configs); ``auto``: until the facts are learnt,
+            see :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         lr: Adam's learning rate (5e-4 in ROME's configs); ``auto``: see
             :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         weight_decay: Adam's weight decay (0 in ROME's configs).
@@ -60,8 +59,8 @@ class FT(GradientEditor):
 
     Args:
         layers: Blocks to train; ``None``: one at two thirds of the depth.
-        steps: Epochs over the batch (25 in ROME's, MEMIT's and EasyEdit's configs);
-            ``auto``: until the facts are learnt, see
+        steps: Epochs over the batch (25 in ROME's, MEMIT's and EasyEdit's configs); ``auto``:
+            until the facts are learnt, see
             :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         lr: Adam's learning rate (5e-4 in those configs); ``auto``: see
             :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
@@ -106,16 +105,15 @@ class FTM(GradientEditor):
 
     Args:
         layers: Blocks to train; ``None``: that of :class:`FT`.
-        steps: Epochs over the batch (25 in EasyEdit's configs);
-            ``auto``: until the facts are learnt, see
-            :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
+        steps: Epochs over the batch (25 in EasyEdit's configs); ``auto``: until the facts are
+            learnt, see :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         lr: Adam's learning rate (5e-4 in EasyEdit's configs); ``auto``: see
             :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         weight_decay: Adam's weight decay (0 in EasyEdit's configs).
         norm_constraint: Largest change of any single weight; ``None``: no limit, as in EasyEdit's
             configs for Llama.
-        threshold: Loss below which training stops (1e-2 in EasyEdit); ``auto``: each
-            request's own.
+        threshold: Loss below which training stops (1e-2 in EasyEdit); ``auto``: each request's
+            own.
         batch_size: Requests per optimiser step.
 
     Note:

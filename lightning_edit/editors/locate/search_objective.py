@@ -107,7 +107,7 @@ class Objective:
         if self.lr != "auto":
             return self.lr
         each = width // norms.shape[1]
-        rates = self.clamp * norms / (STEPS_TO_BOUND * each**0.5)
+        rates: Tensor = self.clamp * norms / (STEPS_TO_BOUND * each**0.5)
         return rates.repeat_interleave(each, dim=1)
 
     def chosen(self, norms: Float[Tensor, "n p"], width: int) -> dict[str, float]:
