@@ -33,14 +33,25 @@ RULES: dict[str, Rule] = {
     "null_threshold": Rule("directions with three tenths of a key's squared norm", lambda v: 0.3),
     "clamp": Rule("0.75; doubled up to 6 where it keeps an answer away", "chosen for each edit"),
     "lr": Rule("the first step takes a share of the loss"),
-    "norm_constraint": Rule("15 steps of lr"),
-    "eta": Rule("the update lowers the loss by three times its value, to first order"),
+    "weight_decay": Rule("0.01 nats for a vector as long as the state", "chosen for each edit"),
+    "steps": Rule("until every request is learnt", lambda v: 100),
+    "norm_constraint": Rule("60 steps of the first lr"),
+    "eta": Rule("the smallest of six steps that writes nine tenths of the answers"),
     "radius": Rule("a share of the distance between prompts about two subjects", _BINDING),
     "threshold": Rule(
         "half way from prompts about two subjects to the prompt itself", "once a model"
     ),
     "add": Rule("8, doubled until the new answer is the first choice", "chosen for each edit"),
     "alpha": Rule("the smallest that writes what the whole update writes"),
+    "ENCORE.norm_weight": Rule("a ninth of the mean eigenvalue of λC", _BINDING),
+    **dict.fromkeys(
+        (f"{name}.lr" for name in ("MEMIT", "PMET", "EMMET", "AlphaEdit", "ENCORE", "NSE", "D4S")),
+        Rule("four steps lead to the bound", "chosen for each edit"),
+    ),
+    **dict.fromkeys(
+        (f"{name}.threshold" for name in ("FT", "FTL", "FTM", "LocFTBF")),
+        Rule("each request ends at 0.3 nats a token above its least loss", lambda v: 0.3),
+    ),
 }
 
 

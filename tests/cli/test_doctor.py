@@ -169,8 +169,8 @@ def test_every_setting_by_rule_has_its_rule() -> None:
     found = {cls.__name__: auto_settings(cls) for cls in final_editors()}
     for cls in final_editors():
         assert all(rule_of(cls, name).means for name in found[cls.__name__])
-    assert found["MEMIT"] == ["clamp", "moment_weight"]
-    assert found["FTL"] == ["lr", "norm_constraint"]
+    assert found["MEMIT"] == ["lr", "weight_decay", "clamp", "moment_weight"]
+    assert found["FTL"] == ["steps", "lr", "norm_constraint", "threshold"]
     assert found["GRACE"] == ["radius"]
     assert found["IKE"] == []
 
