@@ -28,7 +28,8 @@ from torch import Tensor
 from lightning_edit.benchmark.machine import machine
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.edits.delta import Delta, LowRank
-from lightning_edit.inference.answers import AnswerRow, AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.hooks import capture
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText

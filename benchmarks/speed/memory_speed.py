@@ -35,7 +35,7 @@ from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.editors import GRACE, WISE
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.functional.side_memory import margin_loss
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.hooks import hooked
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch

@@ -23,7 +23,7 @@ from lightning_edit.editors import UltraEdit
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_gradients import answer_factors
-from lightning_edit.inference.answers import token_factors
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.types import EditBatch, EditRequest
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.shares import linear_module, shares_of
 from lightning_edit.exceptions import ArchitectureError
-from lightning_edit.inference.answers import AnswerRow
+from lightning_edit.inference.answer_rows import AnswerRow
 from lightning_edit.inference.output_gradients import output_gradients
 
 #: Answers whose gradients are held at once.

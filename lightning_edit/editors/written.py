@@ -6,7 +6,8 @@ import torch
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta
-from lightning_edit.inference.answers import AnswerRows, RowVerdicts, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows, RowVerdicts
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.types import Encoded
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_edit.inference.answer_pass import logits_at, wide
-from lightning_edit.inference.answers import AnswerRow, AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
 from lightning_edit.inference.hooks import (
     first_tensor,
     hooked,
@@ -55,7 +55,7 @@ def answer_factors(
     answers run alone, packed in one row without padding. Where the model's attention cannot be
     replaced, where edits decide once a prompt, and with ``parameters``, rows are padded; the last
     block's MLP and the head run only at the answers there. Results equal those of
-    :func:`~lightning_edit.inference.answers.token_factors` up to rounding.
+    :func:`~lightning_edit.inference.token_factors.token_factors` up to rounding.
 
     Args:
         view: A decoder-only language model; its weights may be frozen.

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_edit.inference.answer_pass import logits_at, wide
-from lightning_edit.inference.answers import AnswerRow, AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
 from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.hooks import record_factors
 from lightning_edit.inference.model_call import telling

@@ -10,7 +10,7 @@ import torch
 from lightning_edit.functional.padding import pad, prediction_places
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_pass import ForwardPass, Ids, ReadRow
-from lightning_edit.inference.answers import start_tokens
+from lightning_edit.inference.answer_rows import start_tokens
 from lightning_edit.inference.prefix_tree import TokenTree, prefix_batches, tree_attention
 
 #: Maximum number of tokens in a prefix tree. Every token attends over all of them, so a larger tree

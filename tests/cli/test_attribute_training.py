@@ -10,7 +10,8 @@ import torch
 
 from lightning_edit.__main__ import main
 from lightning_edit.analysis.training_data.attribution import TrainingDataAttributor
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from tests.analysis.training_data.tuned import Tuned, fine_tune, write

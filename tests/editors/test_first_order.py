@@ -13,7 +13,8 @@ from lightning_edit.editors.locate.trial import trial_effects
 from lightning_edit.edits.delta import Delta, Dense, LowRank
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ArchitectureError, ConfigError
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.weights import weight, weights_hash
 from lightning_edit.types import EditRequest

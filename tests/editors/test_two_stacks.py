@@ -11,8 +11,10 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.evaluation.scorer import Scorer, evaluate
-from lightning_edit.inference.answers import AnswerRows, answer_logits, token_factors
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.responder import Question
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.metrics import summarise
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weights_hash

@@ -8,7 +8,8 @@ import torch
 from lightning_edit.editors import KN
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ArchitectureError
-from lightning_edit.inference.answers import AnswerRows, answer_logits, start_tokens
+from lightning_edit.inference.answer_rows import AnswerRows, start_tokens
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.weights import weights_hash
 from tests.editors.two_stacks import MODELS, build, facts, tokenizer
 

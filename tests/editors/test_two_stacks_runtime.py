@@ -20,7 +20,7 @@ from lightning_edit.editors.neurons.answer_pass import read_answers
 from lightning_edit.editors.neurons.ffn_memory import FFNMemory
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.exceptions import ArchitectureError, ConfigError
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Responder, Statement

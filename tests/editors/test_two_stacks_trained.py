@@ -23,7 +23,9 @@ from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.export.write import export
 from lightning_edit.functional.hypernet import drift_kl
 from lightning_edit.functional.measures import mean
-from lightning_edit.inference.answers import AnswerRows, answer_logits, start_tokens, token_factors
+from lightning_edit.inference.answer_rows import AnswerRows, start_tokens
+from lightning_edit.inference.answers import answer_logits
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.metrics import summarise
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.view import resolve

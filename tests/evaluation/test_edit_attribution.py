@@ -14,7 +14,8 @@ from lightning_edit.edits.delta import Delta, Dense
 from lightning_edit.evaluation.attributed import AskedFact, FactAttribution
 from lightning_edit.evaluation.edit_attribution import shares_at_key
 from lightning_edit.exceptions import ConfigError, DataError, LedgerError
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.weights import weight, weights_hash
 from lightning_edit.types import EditRequest
 from tests.models.tiny import build_tiny, build_tokenizer

@@ -9,7 +9,8 @@ import torch
 from lightning_edit.editors import RAG
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.evaluation.scorer import Scorer, probes_of
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question
 from lightning_edit.models.prompt_encoder import PromptEncoder

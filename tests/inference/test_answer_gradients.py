@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_edit.inference.answer_gradients import answer_factors
-from lightning_edit.inference.answers import token_factors
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.models.view import resolve
 from tests.models.tiny import CONFIGS, MORE, VOCAB, build_tiny
 

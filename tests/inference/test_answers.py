@@ -5,12 +5,9 @@ import torch
 
 from lightning_edit.editors.hypernetwork.functional_weights import stacked_factors
 from lightning_edit.edits.delta import Delta, LowRank
-from lightning_edit.inference.answers import (
-    AnswerRows,
-    answer_logits,
-    answer_logits_each,
-    token_factors,
-)
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits, answer_logits_each
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight
 from tests.models.tiny import build_tiny

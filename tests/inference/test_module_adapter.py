@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_edit.exceptions import ArchitectureError, PassLayoutError
 from lightning_edit.inference.answer_gradients import answer_factors
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.model_call import ModelCall, calls_of
 from lightning_edit.inference.model_responder import ModelResponder

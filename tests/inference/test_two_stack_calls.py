@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.padding import pad
-from lightning_edit.inference.answers import AnswerRows, answer_logits, start_tokens
+from lightning_edit.inference.answer_rows import AnswerRows, start_tokens
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.model_call import ModelCall, calls_of
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.module_adapter import ModuleAdapter, attach, attached

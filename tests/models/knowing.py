@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
 from lightning_edit.types import EditRequest
 from tests.models.tiny import build_tiny, build_tokenizer

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_edit.analysis.training_data.rows import TracedFact, TrainingText
 from lightning_edit.exceptions import DataError
-from lightning_edit.inference.answers import AnswerRow
+from lightning_edit.inference.answer_rows import AnswerRow
 from lightning_edit.models.prompt_encoder import PromptEncoder
 
 

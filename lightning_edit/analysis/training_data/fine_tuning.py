@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from lightning_edit.analysis.training_data.encoding import encode_texts
 from lightning_edit.analysis.training_data.rows import TrainingText, read_texts
 from lightning_edit.inference.answer_pass import wide
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 

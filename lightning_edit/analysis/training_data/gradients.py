@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_edit.analysis.training_data.encoding import LossRows
 from lightning_edit.functional.influence import factor_products, factor_squared_norms
 from lightning_edit.functional.tokens import length_sorted
-from lightning_edit.inference.answers import token_factors
+from lightning_edit.inference.token_factors import token_factors
 
 Factors = tuple[Tensor, Tensor, Tensor]
 """Layer inputs (s, d_in), gradients at the layer's outputs (s, d_out), and the sample of each token

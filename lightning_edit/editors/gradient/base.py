@@ -18,7 +18,8 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import SolveError
 from lightning_edit.functional.auto import step_for_drop
 from lightning_edit.functional.losses import bag_entropy, bag_nll
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import Weight, weight
 from lightning_edit.types import EditBatch, Encoded

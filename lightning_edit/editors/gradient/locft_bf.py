@@ -15,7 +15,8 @@ from lightning_edit.editors.gradient.base import (
     mini_batches,
 )
 from lightning_edit.editors.gradient.master_copies import MasterCopies
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.weights import Weight, weight
 from lightning_edit.types import EditBatch, Encoded
 

@@ -17,7 +17,8 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.gradient.base import mini_batches
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.exceptions import ArchitectureError
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch, Encoded
 

@@ -29,7 +29,8 @@ from lightning_edit.functional.normalise import (
 from lightning_edit.functional.solve import Preserved, Solution, least_squares
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_gradients import answer_factors
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.view import ModelView
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, Encoded

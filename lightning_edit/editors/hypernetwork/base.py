@@ -34,12 +34,8 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.hypernet import drift_kl
 from lightning_edit.functional.measures import mean
-from lightning_edit.inference.answers import (
-    AnswerRow,
-    AnswerRows,
-    answer_logits,
-    answer_logits_each,
-)
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
+from lightning_edit.inference.answers import answer_logits, answer_logits_each
 from lightning_edit.models.identity import describe_language_model, differences
 from lightning_edit.models.sites import StackChoice, chosen_stacks, site_blocks
 from lightning_edit.models.view import BlockView, Stack

@@ -17,7 +17,8 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_gradients import answer_factors
-from lightning_edit.inference.answers import AnswerRow, AnswerRows, token_factors
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.models.sites import site_of
 from lightning_edit.models.view import ModelView, Stack
 

@@ -10,7 +10,8 @@ from lightning_edit.editors.hypernetwork.functional_weights import stacked_facto
 from lightning_edit.editors.hypernetwork.outer_loss import Reader
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.ridge_update import RidgeUpdate
-from lightning_edit.inference.answers import AnswerRows, answer_logits, answer_logits_each
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits, answer_logits_each
 from lightning_edit.models.weights import Weight
 
 Totals = Mapping[str, Tensor]

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_edit.editors.hypernetwork.base import HypernetworkEditor
 from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.functional.hypernet import GradientTransform, informative_rows
-from lightning_edit.inference.answers import token_factors
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.models.sites import stack_blocks
 from lightning_edit.models.view import ModelView, Stack
 from lightning_edit.models.weights import weight

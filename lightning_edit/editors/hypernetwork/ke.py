@@ -38,9 +38,11 @@ from lightning_edit.functional.conditioned_shift import (
     root_mean_square,
 )
 from lightning_edit.functional.hypernet import drift_kl, informative_rows
-from lightning_edit.inference.answers import AnswerRow, answer_logits, token_factors
+from lightning_edit.inference.answer_rows import AnswerRow
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.models.sites import StackChoice
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch, EditRequest

@@ -11,7 +11,7 @@ from lightning_edit.datamodules.loader import StepRequests
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.measures import means_by_request
-from lightning_edit.inference.answers import AnswerRow
+from lightning_edit.inference.answer_rows import AnswerRow
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
 from lightning_edit.types import EditBatch, EditRequest, Probe
 

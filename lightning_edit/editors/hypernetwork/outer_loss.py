@@ -16,7 +16,7 @@ from lightning_edit.editors.hypernetwork.scoring import OwnedRow
 from lightning_edit.functional.hypernet import drift_kl
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_pass import wide
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRows
 
 Reduction = Literal["mean", "sum"]
 Processes = Literal["own", "summed", "averaged"]

@@ -23,7 +23,7 @@ from lightning_edit.editors.hypernetwork.outer_loss import Reduction
 from lightning_edit.editors.hypernetwork.scoring import EditedReader, OwnedRow
 from lightning_edit.editors.hypernetwork.solving import Projection, SolvingHypernetwork
 from lightning_edit.functional.normalise import Variance
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.models.sites import StackChoice
 from lightning_edit.types import EditBatch
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_edit.functional.hypernet import drift_kl
-from lightning_edit.inference.answers import AnswerRow, AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
 
 OwnedRow = tuple[int, AnswerRow]
 """Index of an edit, and a prompt with its answer that scores it."""

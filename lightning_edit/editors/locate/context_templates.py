@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_edit.functional.padding import pad
-from lightning_edit.inference.answers import start_tokens
+from lightning_edit.inference.answer_rows import start_tokens
 
 #: First words of the templates in MEMIT's authors' code.
 OPENINGS = ("The", "Therefore", "Because", "I", "You")

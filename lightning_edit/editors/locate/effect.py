@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.edits.delta import Delta
 from lightning_edit.functional.losses import log_probs, mean_by
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.hooks import capture, select_head_positions
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView

@@ -303,10 +303,8 @@ def _evaluate_objective(
         if len(head.watched):
             kl = drift(now, now.detach() if before is None else before)
             divergence = objective.kl_factor * zeros.index_add(0, head.watched, kl)
-    decay = objective.weight_decay * (_norms(own, suffix.parts) / norm[searching] ** 2).sum(1)
-    is_top1 = None
     decay = objective.decay(_norms(own, suffix.parts), norm[searching])
-    is_top1 = zeros > 0
+    is_top1 = None
     if objective.early_stopping != EarlyStopping():
         likeliest = logits.detach()[: len(head.targets)].argmax(-1)
         wrong = (likeliest != head.targets).to(zeros.dtype)

@@ -19,7 +19,7 @@ from lightning_edit.editors.module_runtime import ModuleRuntime, PromptDecisionR
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.exceptions import ArchitectureError
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.model_call import ModelCall

@@ -31,7 +31,8 @@ from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.adam import AdamVector
 from lightning_edit.functional.auto import subject_distance
 from lightning_edit.inference.answer_pass import wide
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.module_adapter import ModuleAdapter, attached
 from lightning_edit.inference.suffix.build import build_suffix_forward

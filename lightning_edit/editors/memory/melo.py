@@ -21,7 +21,7 @@ from lightning_edit.editors.memory.block_lora import BlockAdapter, IndexAdapter,
 from lightning_edit.editors.memory.neuron_index import NeuronIndex
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ArchitectureError
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.module_adapter import ModuleAdapter, attached
 from lightning_edit.inference.suffix.upper_blocks import UpperBlocks

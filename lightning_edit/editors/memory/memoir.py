@@ -22,7 +22,7 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.functional.auto import descent_for_drop
 from lightning_edit.functional.top_hash import top_hash
-from lightning_edit.inference.answers import AnswerRow, AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
 from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.module_adapter import ModuleAdapter, attached
 from lightning_edit.inference.suffix.upper_blocks import UpperBlocks

@@ -24,7 +24,7 @@ from lightning_edit.editors.memory.side_memory import (
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.functional.side_memory import margin_loss
-from lightning_edit.inference.answers import AnswerRow, AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
 from lightning_edit.inference.module_adapter import ModuleAdapter, attached
 from lightning_edit.inference.suffix.upper_blocks import UpperBlocks
 from lightning_edit.models.view import ModelView

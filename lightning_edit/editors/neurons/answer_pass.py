@@ -21,7 +21,8 @@ from lightning_edit.editors.neurons.beside_ffn import Branch, beside, ffn_input,
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_pass import wide
-from lightning_edit.inference.answers import AnswerRow, AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.hooks import capture

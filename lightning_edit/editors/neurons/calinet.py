@@ -19,7 +19,7 @@ from lightning_edit.editors.neurons.beside_ffn import Branch, BranchRuntime, tot
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError, DataError
 from lightning_edit.functional.extra_neurons import calibration_output
-from lightning_edit.inference.answers import AnswerRow
+from lightning_edit.inference.answer_rows import AnswerRow
 from lightning_edit.models.prompt_encoder import PromptText
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_edit.functional.attribution import probability_gradient
 from lightning_edit.inference.answer_pass import logits_at
-from lightning_edit.inference.answers import AnswerRow, AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
 from lightning_edit.inference.hooks import capture, replace_input, replace_output
 from lightning_edit.inference.model_call import telling
 

@@ -12,7 +12,8 @@ from lightning_edit.exceptions import DataError
 from lightning_edit.functional.hypernet import drift_kl
 from lightning_edit.functional.measures import agreement, mean, means_by_request
 from lightning_edit.functional.scope import THRESHOLD, balanced_bce, mixed_log_probabilities
-from lightning_edit.inference.answers import AnswerRow, AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.responder import Responder, Statement
 from lightning_edit.models.prompt_encoder import Ids, PromptEncoder, PromptText
 from lightning_edit.types import EditRequest

@@ -14,7 +14,8 @@ from lightning_edit.editors.routing.memory import Choice, ScopeMemory
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.scope import mixed_log_probabilities
 from lightning_edit.functional.scores import token_scores
-from lightning_edit.inference.answers import AnswerRow, AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.generation import LINE_BREAK, stops, until
 from lightning_edit.inference.responder import Question, Responder, Statement, TokenScores

@@ -26,7 +26,7 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.losses import drift, mean_by
 from lightning_edit.inference.answer_pass import logits_at, wide
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.suffix.forward import SuffixForward
 from lightning_edit.inference.tokenized_text import TokenizedText

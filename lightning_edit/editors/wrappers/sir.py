@@ -29,7 +29,8 @@ from lightning_edit.edits.delta import Delta, LowRank, WeightUpdate
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.in_force import HistoryChange
 from lightning_edit.exceptions import ConfigError, DataError
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.storage.jsonl import iterate_rows
 from lightning_edit.types import EditBatch, EditRequest
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.inference.answer_pass import logits_at, wide
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.hooks import capture, returning, returns_tuples
 from lightning_edit.models.view import ModelView
 

@@ -15,7 +15,8 @@ from lightning_edit.analysis.training_data.gradients import (
 )
 from lightning_edit.analysis.training_data.subset import subset_modules
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight
 from tests.models.tiny import TINY, VOCAB

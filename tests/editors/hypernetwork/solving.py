@@ -11,7 +11,8 @@ from lightning_edit.editors.hypernetwork.edit_tokens import EditTokens
 from lightning_edit.editors.hypernetwork.meta_batch import MetaBatch
 from lightning_edit.editors.hypernetwork.solving import SolvingHypernetwork
 from lightning_edit.functional.value_network import ValueNetwork
-from lightning_edit.inference.answers import AnswerRow, AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.types import EditBatch
 from tests.models.tiny import build_tiny
 from tests.toy import toy_model, toy_requests, toy_tokenizer

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_edit.editors.hypernetwork.meta_batch import MetaBatch
 from lightning_edit.editors.hypernetwork.solving import SolvingHypernetwork
 from lightning_edit.functional.value_network import ValueNetwork
-from lightning_edit.inference.answers import AnswerRow
+from lightning_edit.inference.answer_rows import AnswerRow
 from lightning_edit.types import EditBatch, EditRequest, Encoded
 from tests.conftest import shared_path
 

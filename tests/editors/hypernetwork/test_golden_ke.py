@@ -29,7 +29,7 @@ from lightning_edit.functional.conditioned_shift import (
     low_rank_shift,
     root_mean_square,
 )
-from lightning_edit.inference.answers import token_factors
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.types import EditRequest
 from tests.editors import golden as files
 from tests.editors.golden import Golden, golden, model, tokenizer

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from lightning_edit.editors.hypernetwork.mend import MEND
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.functional.hypernet import GradientTransform, informative_rows
-from lightning_edit.inference.answers import token_factors
 from lightning_edit.inference.hooks import capture
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.models.weights import weights_hash
 from tests.conftest import shared_path
 from tests.editors.hypernetwork.mending import LAST, distance, golden_requests

@@ -16,7 +16,8 @@ from lightning_edit.evaluation.baseline import Baseline
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.evaluation.scorer import Scorer, evaluate
 from lightning_edit.exceptions import NotBoundError
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.metrics import summarise
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import Probe

@@ -10,7 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from lightning_edit.editors import KE, MEND, InstructEdit
 from lightning_edit.editors.hypernetwork.base import HypernetworkEditor
 from lightning_edit.edits.encoding import encode_batch
-from lightning_edit.inference.answers import AnswerRows, answer_logits, token_factors
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
+from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weights_hash
 from tests.editors.two_stacks import VOCAB, facts, tokenizer

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from lightning_edit.editors.memory.wise import OPENINGS, WISE, TrainingRows
-from lightning_edit.inference.answers import AnswerRows
+from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.types import EditRequest
 from tests.editors.golden import Golden
 
@@ -84,9 +84,11 @@ class PublishedWise:
         editor.cells = lambda shard: torch.arange(self.mask.numel())  # type: ignore[method-assign]
         mask = self.mask.T
 
-        def step(update: Tensor, gradient: Tensor, original: Tensor, cells: Tensor) -> None:
+        def step(
+            update: Tensor, gradient: Tensor, original: Tensor, cells: Tensor, rate: float
+        ) -> None:
             side = update + original
-            side = side - editor.lr * (gradient * mask + editor.weight_decay * side)
+            side = side - rate * (gradient * mask + editor.weight_decay * side)
             update.copy_((side - original).clamp(-1.0, 1.0))
 
         editor._step = step  # type: ignore[method-assign]

@@ -15,7 +15,8 @@ from lightning_edit.editors.routing.networks import (
     rebuild_network,
 )
 from lightning_edit.editors.routing.scope_batch import ScopeSampler
-from lightning_edit.inference.answers import AnswerRows, answer_logits
+from lightning_edit.inference.answer_rows import AnswerRows
+from lightning_edit.inference.answers import answer_logits
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Statement
 from lightning_edit.models.prompt_encoder import PromptText
