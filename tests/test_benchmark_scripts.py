@@ -157,7 +157,9 @@ def test_the_plain_memit_writes_the_same(
 ) -> None:
     plain = load("speed/reference.py", monkeypatch)
     templates = ["{}", "Rome. {}"]
-    editor = MEMIT(10.0, layers=[0, 1], statistics="identity", steps=4, context_templates=templates)
+    editor = MEMIT(
+        10.0, layers=[0, 1], statistics="identity", steps=4, context_templates=templates, clamp=0.75
+    )
     editor.bind(TINY[family]().requires_grad_(False), build_tokenizer())
     ours = editor.edit(encode_batch(editor.tokenizer, REQUESTS))
     _, updates = plain.Reference(editor, plain.Stopwatch(), head_twice).memit(REQUESTS)

@@ -46,7 +46,7 @@ def measured(callback: AttributionCallback) -> tuple[Any, EvalContext]:
     scorer = Scorer(model, tokenizer, modes=("tf",))
     probes = [probe for fact in FACTS for probe in probes_of(fact)]
     baseline = Baseline(scorer.score(probes))
-    editor = MEMIT(moment_weight=0.1, steps=6, statistics="identity", context_templates=["{}"])
+    editor = MEMIT(0.1, clamp=0.75, steps=6, statistics="identity", context_templates=["{}"])
     edited = editor.edit_model(model, tokenizer, FACTS)
     scores = baseline.compare(scorer.score(probes))
     context = EvalContext(2, model, tokenizer, FACTS, scores, edited.ledger)
