@@ -1,7 +1,7 @@
 """Learning rates by rule: what every editor with ``lr="auto"`` does around the rule itself."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ def rate_for(
     loss: Tensor,
     trained: Sequence[Tensor],
     reach: float,
-    rule: Callable[[float, Iterable[Tensor], float], float] = step_for_drop,
 ) -> float:
     """Return the learning rate of ``auto`` at a loss, and note it as chosen.
 
@@ -25,13 +24,12 @@ def rate_for(
         loss: Its loss before the first step, with the graph.
         trained: What is trained.
         reach: Share of the loss that the first step takes, to first order.
-        rule: How a step moves: as Adam's, or down the gradient.
 
     Raises:
         SolveError: If loss or gradient are not finite.
     """
     gradients = torch.autograd.grad(loss, trained)
-    rate = rule(float(loss.detach()), gradients, reach)
+    rate = step_for_drop(float(loss.detach()), gradients, reach)
     if not math.isfinite(rate):
         raise SolveError(
             f"lr=auto: loss or gradient of {type(editor).__name__} are not finite before the first "

@@ -66,31 +66,6 @@ def step_for_drop(loss: float, gradients: Iterable[Tensor], reach: float) -> flo
     return 0.0 if total == 0 else reach * loss / total
 
 
-def descent_for_drop(loss: float, gradients: Iterable[Tensor], reach: float) -> float:
-    r"""Return the step size at which a step of gradient descent lowers a loss by a share of it.
-
-    A step against the gradient takes :math:`\eta \|g\|_2^2` from the loss to first order, so
-    :math:`\eta = \rho\,\ell / \|g\|_2^2` takes the share ρ (with ρ = 1 and a least loss of zero
-    Polyak's step size, Introduction to Optimization, 1987, section 5.3).
-
-    Args:
-        loss: ℓ, in nats.
-        gradients: Its gradient with respect to every trained weight, in nats per unit of weight.
-        reach: ρ.
-
-    Returns:
-        η, in square units of the weights per nat; 0 where there is no gradient; NaN where loss or
-        gradient are.
-
-    Example:
-        >>> import torch
-        >>> descent_for_drop(4.0, [torch.tensor([[1.0, -3.0]])], 0.5)
-        0.2
-    """
-    total = sum(float(gradient.detach().double().square().sum()) for gradient in gradients)
-    return 0.0 if total == 0 else reach * loss / total
-
-
 def subject_distance(keys: Float[Tensor, "w s d"]) -> float:
     """Return how far apart the keys of prompts lie that differ in their subject alone.
 

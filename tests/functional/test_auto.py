@@ -7,7 +7,6 @@ import torch
 
 from lightning_edit.exceptions import SolveError
 from lightning_edit.functional.auto import (
-    descent_for_drop,
     step_for_drop,
     subject_distance,
     weight_for_share,
@@ -81,22 +80,6 @@ def test_a_gradient_that_is_not_finite_gives_no_quiet_zero() -> None:
     broken = torch.tensor([1.0, float("nan")])
     assert math.isnan(step_for_drop(1.0, [broken], 0.1))
     assert math.isnan(step_for_drop(float("nan"), [torch.ones(2)], 0.1))
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_a_step_down_the_gradient_takes_the_share_of_a_linear_loss(scale: float) -> None:
-    slope = scale * torch.randn(3, 4, generator=torch.Generator().manual_seed(4))
-    weights = torch.zeros(3, 4, requires_grad=True)
-    loss = 5.0 + (slope * weights).sum()
-    gradients = torch.autograd.grad(loss, [weights])
-    rate = descent_for_drop(float(loss.detach()), gradients, 0.3)
-    after = 5.0 + (slope * (weights - rate * gradients[0])).sum()
-    assert float(after.detach()) == pytest.approx(5.0 * 0.7, rel=1e-5)
-
-
-def test_a_rate_of_descent_is_zero_or_nan_where_its_gradient_is() -> None:
-    assert descent_for_drop(2.0, [torch.zeros(3)], 0.5) == 0.0
-    assert math.isnan(descent_for_drop(2.0, [torch.tensor([1.0, float("nan")])], 0.5))
 
 
 def test_the_distance_of_subjects_is_that_within_a_wording() -> None:

@@ -32,7 +32,7 @@ class ENCORE(MultiLayerEditor):
 
     Note:
         The search ends with little margin, so fewer facts survive what a solve leaves unwritten: of
-        20 facts each 16 and 17 of the embedded model were written, 17 and 12 of a small GPT-2. All
+        20 facts each 16 and 17 of the embedded model were written, 18 and 15 of a small GPT-2. All
         tokens of the target count, in all contexts. The authors' code leaves out the bare prompt
         and compares the number of right tokens with five, so it never stops a target of two tokens.
         As there, the history holds the keys of the solve, not those of the edited model.

@@ -35,9 +35,10 @@ class PMET(MultiLayerEditor):
 
     Note:
         As in the authors' code, the attention vector has no part in the update, so its share of the
-        answer in the search is missing after the edit: by its defaults PMET writes 8 of 20 facts of
-        a small GPT-2 of which MEMIT, whose one vector is written whole, writes 17. The authors'
-        code tests two probabilities for equality; here token ids are compared.
+        answer in the search is missing after the edit: by its defaults PMET writes 7 of 20 facts of
+        a small GPT-2 and 1 of 20 of the embedded model, of which MEMIT, whose one vector is written
+        whole, writes 18 and 19. The authors' code tests two probabilities for equality; here token
+        ids are compared.
     """
 
     target_search: ClassVar[TargetSearch] = TargetSearch("attention+mlp")

@@ -3,16 +3,14 @@
 NeurIPS 2025, arXiv 2506.07899.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_edit.editors.auto_rate import rate_for
 from lightning_edit.editors.locate.context_templates import sample_templates, with_bare_prompt
 from lightning_edit.editors.memory.base import MemoryEditor, Projection, TrialAdapter
 from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS
@@ -20,7 +18,6 @@ from lightning_edit.editors.memory.residual_memory import ResidualMemory, Residu
 from lightning_edit.editors.memory.wise import LENGTHS, OPENINGS, settled
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
-from lightning_edit.functional.auto import descent_for_drop
 from lightning_edit.functional.top_hash import top_hash
 from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
 from lightning_edit.inference.hooks import capture
@@ -32,8 +29,6 @@ from lightning_edit.types import EditBatch, EditRequest
 
 #: Share of the inputs that a mask selects in the authors' configs: 4096 of Llama 3's 14336.
 _SHARE = 4096 / 14336
-#: ``lr="auto"``: share of the loss that the first step takes from it, to first order.
-STEP_REACH = 0.5
 
 
 class MEMOIR(MemoryEditor[ResidualMemory]):
@@ -49,8 +44,7 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         layer: Block with the memory; ``None``: by depth, see ``default_layers``.
         projection: MLP projection in it.
         steps: Most optimiser steps on an edit (30).
-        lr: Learning rate of SGD (1.0). ``auto``: for each request the rate at which the first step
-            takes, to first order, :data:`STEP_REACH` of the loss.
+        lr: Learning rate of SGD (1.0).
         mask_size: Inputs that a mask selects, k (4096); ``None``: two sevenths of all, as of
             Llama 3's 14336.
         threshold: Smallest overlap at which a prompt reads the memory, τ (0.4 for facts; 0.9 for
@@ -77,7 +71,7 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         layer: int | None = None,
         projection: Projection = "down",
         steps: int = 30,
-        lr: float | Literal["auto"] = "auto",
+        lr: float = 1.0,
         mask_size: int | None = None,
         threshold: float = 0.4,
         weight_decay: float = 1e-5,
@@ -87,15 +81,15 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if steps < 1 or (lr != "auto" and lr <= 0) or clip <= 0 or not 0 < threshold <= 1:
+        if steps < 1 or lr <= 0 or clip <= 0 or not 0 < threshold <= 1:
             raise ValueError(
-                "MEMOIR needs steps >= 1, lr auto or > 0, clip > 0 and a threshold in (0, 1], got "
+                "MEMOIR needs steps >= 1, lr > 0, clip > 0 and a threshold in (0, 1], got "
                 f"{steps}, {lr}, {clip}, {threshold}"
             )
         self.layer = layer
         self.projection: Projection = projection
         self.steps = steps
-        self.lr: float | Literal["auto"] = lr
+        self.lr = lr
         self.mask_size = mask_size
         self.threshold = threshold
         self.weight_decay = weight_decay
@@ -247,10 +241,6 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         losses: list[float] = []
         upper = UpperBlocks(self.view, rows, self.block)
         with attached(self.language_model, {self.module: TrialAdapter(rows, change)}):
-            rate = self.lr
-            if rate == "auto":
-                first = rows.per_row(upper.nll()).mean()
-                rate = rate_for(self, first, [part], STEP_REACH, self._clipped_descent)
             for step in range(self.steps):
                 self.progress(step, self.steps)
                 if settled(losses):
@@ -261,16 +251,9 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
                 with torch.no_grad():
                     norm = gradient.norm()
                     gradient = gradient * (self.clip / norm.clamp_min(self.clip))
-                    part.sub_(rate * (gradient + self.weight_decay * part))
+                    part.sub_(self.lr * (gradient + self.weight_decay * part))
         self.progress(self.steps, self.steps)
         return part.detach(), losses
-
-    def _clipped_descent(self, loss: float, gradients: Iterable[Tensor], reach: float) -> float:
-        """Return the rate of a step along a clipped gradient, which is shorter by its clipping."""
-        (gradient,) = gradients
-        return descent_for_drop(loss, [gradient], reach) * max(
-            1.0, float(gradient.norm()) / self.clip
-        )
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:

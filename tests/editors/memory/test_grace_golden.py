@@ -31,7 +31,7 @@ def published_values() -> Callable[[Tensor, int], Tensor]:
 
 def run(example: Golden, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, GRACE]:
     bound, tok = model(example.model_name), tokenizer(example.model_name)
-    editor = GRACE(layer=4, projection="up", steps=STEPS)
+    editor = GRACE(layer=4, projection="up", steps=STEPS, radius=1.0)
     monkeypatch.setattr(editor, "cold_value", published_values())
     return bound, tok, editor
 
@@ -74,7 +74,7 @@ def test_a_codebook_of_a_hundred_edits_is_that_of_the_published_code(
     """
     example = golden("EasyEdit-GRACE/tiny-gpt2/seq100")
     bound, tok = model(example.model_name), tokenizer(example.model_name)
-    editor = GRACE(layer=4, projection="up", steps=1)
+    editor = GRACE(layer=4, projection="up", steps=1, radius=1.0)
     handle = editor.edit_model(bound, tok, example.requests)
     deltas = list(handle.ledger.in_force)
     balls = editor.memory_of(deltas).balls

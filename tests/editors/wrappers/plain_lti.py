@@ -71,7 +71,7 @@ def plain_lti(editor: LTI, part: EditBatch) -> tuple[Tensor, int]:
             middle.append((decoded.exp() * (decoded - deep)).sum())
         parts = [torch.stack(each).mean() for each in (nll, last, middle)]
         loss = editor.nll * parts[0] + editor.last * parts[1] + editor.middle * parts[2]
-        loss = loss + objective.weight_decay * delta.norm() / initial.norm() ** 2
+        loss = loss + objective.decay(delta.norm()[None, None], initial.norm()[None, None])[0]
         if loss < objective.threshold or step == objective.steps - 1:
             return (initial + delta).detach(), step
         optimizer.zero_grad()

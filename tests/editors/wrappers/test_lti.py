@@ -24,6 +24,7 @@ def bound(folder: Path, **arguments: Any) -> LTI:
     host = MEMIT(
         layers=[1, 2, 3],
         moment_weight=20.0,
+        clamp=0.75,
         statistics=statistics(example.model_name, language_model, folder),
         context_templates=example.templates[:4],
     )
