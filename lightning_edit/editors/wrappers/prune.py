@@ -51,8 +51,8 @@ class PRUNE(UpdateShaper):
         commit restrains the sum of those in force.
 
         A small model's matrices have small singular values, so that few edits are restrained there:
-        of 20 facts that a batch of MEMIT writes 17 of into a GPT-2 of 6 blocks, PRUNE with its
-        defaults writes 10. A smaller ``base`` shrinks less.
+        of 20 facts that a batch of MEMIT writes 18 of into a GPT-2 of 6 blocks, PRUNE with its
+        defaults writes 6. A smaller ``base`` shrinks less.
     """
 
     def __init__(
