@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from lightning_edit.cli.doctor_findings import empty_table
+from lightning_edit.editors.gradient.base import LEARNT, MOST_STEPS, STEPS_IN_BOX
+from lightning_edit.editors.locate.search_objective import STEPS_TO_BOUND
 from lightning_edit.models.view import ModelView
 
 _BATCH, _BINDING = "chosen for each batch", "read from the weights when bound"
@@ -24,18 +26,20 @@ class Rule(NamedTuple):
     here: str | Callable[[ModelView], float] = _BATCH
 
 
-#: By setting; where methods differ, by method and setting. docs/settings.md has the reasons.
+#: By setting; where methods differ, by the class of a method or of its family, and setting.
+#: docs/settings.md has the reasons.
 RULES: dict[str, Rule] = {
     "moment_weight": Rule(
         "nine tenths of a typical key's residual are written", lambda v: v.intermediate_size / 9
     ),
     "norm_weight": Rule("as moment_weight, for keys in the null space", _BINDING),
-    "null_threshold": Rule("directions with three tenths of a key's squared norm", lambda v: 0.3),
+    "null_threshold": Rule("directions with three tenths of a key's squared norm", _BINDING),
     "clamp": Rule("0.75; doubled up to 6 where it keeps an answer away", "chosen for each edit"),
     "lr": Rule("the first step takes a share of the loss"),
+    "WISE.lr": Rule("a step adds a share of the projection's output", "once a model"),
     "weight_decay": Rule("0.01 nats for a vector as long as the state", "chosen for each edit"),
-    "steps": Rule("until every request is learnt", lambda v: 100),
-    "norm_constraint": Rule("60 steps of the first lr"),
+    "steps": Rule("until every request is learnt", lambda v: MOST_STEPS),
+    "norm_constraint": Rule(f"{STEPS_IN_BOX:g} steps of the first lr"),
     "eta": Rule("the smallest of six steps that writes nine tenths of the answers"),
     "radius": Rule("a share of the distance between prompts about two subjects", _BINDING),
     "threshold": Rule(
@@ -44,15 +48,15 @@ RULES: dict[str, Rule] = {
     "add": Rule("8, doubled until the new answer is the first choice", "chosen for each edit"),
     "alpha": Rule("the smallest that writes what the whole update writes"),
     "ENCORE.norm_weight": Rule("a ninth of the mean eigenvalue of λC", _BINDING),
-    **dict.fromkeys(
-        (f"{name}.lr" for name in ("MEMIT", "PMET", "EMMET", "AlphaEdit", "ENCORE", "NSE", "D4S")),
-        Rule("four steps lead to the bound", "chosen for each edit"),
+    "MultiLayerEditor.lr": Rule(
+        f"{STEPS_TO_BOUND:g} steps lead to the bound", "chosen for each edit"
     ),
-    **dict.fromkeys(
-        (f"{name}.threshold" for name in ("FT", "FTL", "FTM", "LocFTBF")),
-        Rule("each request ends at 0.3 nats a token above its least loss", lambda v: 0.3),
+    "GradientEditor.threshold": Rule(
+        "each request ends at so many nats a token above its least loss", lambda v: LEARNT
     ),
 }
+#: Of a setting that no rule here is about, as an editor from elsewhere may have.
+_UNKNOWN = Rule("see the page of the method", "see there")
 
 
 def auto_settings(editor: type[Any]) -> list[str]:
@@ -78,7 +82,8 @@ def rule_of(editor: type[Any], setting: str) -> Rule:
         editor: A concrete editor class.
         setting: Name of the argument.
     """
-    return RULES.get(f"{editor.__name__}.{setting}", RULES[setting])
+    named = [*(f"{cls.__name__}.{setting}" for cls in editor.__mro__), setting]
+    return next((RULES[name] for name in named if name in RULES), _UNKNOWN)
 
 
 def auto_table(view: ModelView, editors: Sequence[type[Any]]) -> Table:

@@ -67,7 +67,10 @@ class _LogProbs(torch.autograd.Function):
 
 
 def mean_by(
-    values: Float[Tensor, " m"], groups: Int[Tensor, " m"], count: int
+    values: Float[Tensor, " m"],
+    groups: Int[Tensor, " m"],
+    count: int,
+    sizes: Float[Tensor, " r"] | None = None,
 ) -> Float[Tensor, " r"]:
     """Return the mean of each group of values (segment mean).
 
@@ -75,13 +78,16 @@ def mean_by(
         values: Any values.
         groups: Group of each value; every group has at least one.
         count: Number of groups.
+        sizes: Number of values of each group, where it is known; ``None``: they are counted.
 
     Example:
         >>> mean_by(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), 2)
         tensor([2., 5.])
     """
     zeros = values.new_zeros(count)
-    return zeros.index_add(0, groups, values) / zeros.index_add(0, groups, torch.ones_like(values))
+    if sizes is None:
+        sizes = zeros.index_add(0, groups, torch.ones_like(values))
+    return zeros.index_add(0, groups, values) / sizes
 
 
 def drift(now: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:

@@ -4,7 +4,6 @@ The model itself is never trained: each forward pass runs with the copies in pla
 weights (a functional call). Axis names: ``n`` -- requests; ``v`` -- vocabulary.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
@@ -12,11 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_edit.editors.auto_rate import rate_for
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.gradient.master_copies import MasterCopies
 from lightning_edit.edits.delta import Delta
-from lightning_edit.exceptions import SolveError
-from lightning_edit.functional.auto import step_for_drop
 from lightning_edit.functional.losses import bag_entropy, bag_nll
 from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.answers import answer_logits
@@ -208,15 +206,7 @@ class GradientEditor(Editor, family=True):
     def _step_size(self, copies: MasterCopies, requests: Sequence[Encoded]) -> float:
         (part,) = mini_batches(requests, len(requests))
         loss = self.loss(part, copies.values()).mean()
-        gradients = torch.autograd.grad(loss, copies.master)
-        rate = step_for_drop(float(loss.detach()), gradients, STEP_REACH)
-        if not math.isfinite(rate):
-            raise SolveError(
-                f"lr=auto: loss or gradient of {type(self).__name__} are not finite before the "
-                "first step; load the model in float32 or bfloat16, or give lr as a number"
-            )
-        self.chose({"lr": rate})
-        return rate
+        return rate_for(self, loss, copies.master, STEP_REACH)
 
     def step(
         self, copies: MasterCopies, optimizer: torch.optim.Optimizer, part: Sequence[Encoded]
@@ -231,7 +221,8 @@ class GradientEditor(Editor, family=True):
         losses = self.loss(part, copies.values())
         found, loss = losses.detach(), losses.mean()
         if self.end_loss is None:
-            still = found >= self.least(part).to(found) + LEARNT
+            # A loss that is not a number is not learnt: its update is refused.
+            still = ~(found < self.least(part).to(found) + LEARNT)
             done, loss = not bool(still.any()), losses[still].mean()
         else:
             done = loss.item() < self.end_loss

@@ -32,7 +32,7 @@ from lightning_edit.editors.locate.prompts import (
 from lightning_edit.editors.locate.search_objective import Objective, TargetSearch
 from lightning_edit.editors.locate.solver import Solver
 from lightning_edit.editors.locate.target_search import Loss, search_targets
-from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.editors.locate.targets import Targets, part_norms
 from lightning_edit.editors.locate.widening import FIRST_CLAMP, search_widening
 from lightning_edit.editors.one_by_one import edit_one_by_one
 from lightning_edit.edits.delta import Delta
@@ -293,7 +293,7 @@ class LocateThenEdit(Editor, family=True):
                 return search(texts, objective)
             parts = 2 if site == "attention+mlp" else 1
             found, widest = search_widening(search, texts, objective, parts)
-        rates = objective.chosen(found.part_norms(parts), found.initial.shape[1])
+        rates = objective.chosen(part_norms(found.initial, parts), found.initial.shape[1])
         self.chose({"clamp": widest} | rates)
         return found
 

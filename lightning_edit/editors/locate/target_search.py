@@ -19,9 +19,9 @@ from torch import Tensor
 
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.editors.locate.search_objective import EarlyStopping, Objective
-from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.editors.locate.targets import Targets, part_norms
 from lightning_edit.functional.adam import AdamVector
-from lightning_edit.functional.losses import drift, log_probs
+from lightning_edit.functional.losses import drift, log_probs, mean_by
 from lightning_edit.inference.suffix.build import build_suffix_forward
 from lightning_edit.inference.suffix.forward import HeadPlaces, Site, SuffixForward
 from lightning_edit.inference.tokenized_text import TokenizedText
@@ -91,8 +91,8 @@ class _HeadPositions:
 
     def nll(self, chosen: Float[Tensor, " k"]) -> Float[Tensor, " a"]:
         """Return each text's mean negative log-likelihood of its answer's tokens."""
-        zeros = chosen.new_zeros(len(self.answer_request))
-        return zeros.index_add(0, self.answer_rows, chosen, alpha=-1) / self.answer_tokens
+        count = len(self.answer_request)
+        return mean_by(-chosen, self.answer_rows, count, self.answer_tokens)
 
 
 def search_targets(
@@ -199,7 +199,7 @@ def _search_pass(
         if text.answer:
             own[number].append(row)
     keys, values = [suffix.keys[rows] for rows in own], [suffix.values[rows] for rows in own]
-    norm = _norms(initial, suffix.parts)
+    norm = part_norms(initial, suffix.parts)
     delta = torch.zeros_like(initial, requires_grad=True)
     # Adam is elementwise, so joint optimisation equals one optimiser per request.
     adam = AdamVector(delta, objective.rate(norm, initial.shape[1]))
@@ -297,13 +297,13 @@ def _evaluate_objective(
     else:
         chosen, now = log_probs(logits, head.targets)
         nll = head.nll(chosen)
-        loss = zeros.index_add(0, head.answer_request, nll) / head.answer_texts
+        loss = mean_by(nll, head.answer_request, len(searching), head.answer_texts)
         if objective.early_stopping != EarlyStopping():
             loss = loss * weights[searching]
         if len(head.watched):
             kl = drift(now, now.detach() if before is None else before)
             divergence = objective.kl_factor * zeros.index_add(0, head.watched, kl)
-    decay = objective.decay(_norms(own, suffix.parts), norm[searching])
+    decay = objective.decay(part_norms(own, suffix.parts), norm[searching])
     is_top1 = None
     if objective.early_stopping != EarlyStopping():
         likeliest = logits.detach()[: len(head.targets)].argmax(-1)
@@ -313,14 +313,8 @@ def _evaluate_objective(
     return _StepResult(total, divergence.detach(), is_top1, now.detach(), bare)
 
 
-def _norms(vectors: Tensor, parts: int) -> Tensor:
-    """Return the norm of each part of each vector."""
-    norms: Tensor = vectors.reshape(len(vectors), parts, -1).norm(dim=2)
-    return norms
-
-
 def _clamp_norms(delta: Tensor, largest: Tensor) -> Tensor:
     parts = largest.shape[1]
-    norm = _norms(delta, parts)
+    norm = part_norms(delta, parts)
     scale = torch.where(norm > largest, largest / norm, torch.ones_like(norm))
     return (scale[:, :, None] * delta.reshape(len(delta), parts, -1)).flatten(1)

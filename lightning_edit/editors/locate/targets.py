@@ -13,6 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def part_norms(vectors: Float[Tensor, "n w"], parts: int) -> Float[Tensor, "n p"]:
+    """Return the norm of each part of vectors (of the attention's and of the MLP's).
+
+    Args:
+        vectors: Vectors at the site.
+        parts: Parts of a vector: two where one is searched for attention and one for the MLP.
+    """
+    norms: Tensor = vectors.reshape(len(vectors), parts, -1).norm(dim=2)
+    return norms
+
+
 @dataclass(frozen=True)
 class Targets:
     """Target vectors found by a search, one row per request.
@@ -41,15 +52,6 @@ class Targets:
     def wanted(self) -> Float[Tensor, "n w"]:
         """The target vectors h₀ + δ."""
         return self.initial + self.delta
-
-    def part_norms(self, parts: int) -> Float[Tensor, "n p"]:
-        """Return ‖h₀‖ of each part of the site.
-
-        Args:
-            parts: Parts of a vector: two where one is searched for attention and one for the MLP.
-        """
-        norms: Tensor = self.initial.reshape(len(self.initial), parts, -1).norm(dim=2)
-        return norms
 
     def only(self, number: int) -> "Targets":
         """Return the targets of one request."""

@@ -11,11 +11,11 @@ Axis names: ``n`` -- requests; ``w`` -- width of the site; ``p`` -- parts of a v
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from lightning_edit.editors.locate.search_objective import Objective
-from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.editors.locate.targets import Targets, part_norms
 from lightning_edit.inference.tokenized_text import TokenizedText
 
 #: First bound on ‖δ‖ / ‖h₀‖: MEMIT's.
@@ -89,11 +89,6 @@ def at_bound(targets: Targets, clamp: float, parts: int) -> Bool[Tensor, " n"]:
         clamp: Largest ‖δ‖ / ‖h₀‖ of each part.
         parts: Parts of a vector.
     """
-    reached = _norms(targets.delta, parts) >= 0.99 * clamp * targets.part_norms(parts)
+    reached = part_norms(targets.delta, parts) >= 0.99 * clamp * part_norms(targets.initial, parts)
     moved = targets.delta.abs().sum(1) > 0
     return reached.any(1) & moved
-
-
-def _norms(vectors: Float[Tensor, "n w"], parts: int) -> Float[Tensor, "n p"]:
-    norms: Tensor = vectors.reshape(len(vectors), parts, -1).norm(dim=2)
-    return norms

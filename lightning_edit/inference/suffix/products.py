@@ -8,8 +8,8 @@ Packed are weights of forward products only: those of gradients would have to be
 takes longer than it saves.
 
 Used are float32 ``nn.Linear`` and ``Conv1D`` layers with ordinary weights on a CPU. Every other
-layer (quantised, half precision, with an adapter, on a GPU) runs as it always does. GELU by tanh,
-which transformers writes out in eight operators, runs as PyTorch's one.
+layer (quantised, half precision, with an adapter, on a GPU, under autocast) runs as it always
+does. GELU by tanh, which transformers writes out in eight operators, runs as PyTorch's one.
 
 Axis names: ``o`` -- outputs of a layer; ``i`` -- inputs.
 """
@@ -62,6 +62,9 @@ class Products:
         Args:
             tokens: Tokens of the pass.
         """
+        if torch.is_autocast_enabled("cpu"):  # layers choose their own type there
+            yield
+            return
         if self.may_pack and self.passes >= PASSES_BEFORE and tokens <= MOST_TOKENS:
             for layer in self.layers:
                 layer.pack(tokens)

@@ -146,3 +146,21 @@ def test_a_loss_that_is_not_finite_is_refused_before_the_first_step() -> None:
         editor.language_model.get_parameter("model.norm.weight").fill_(float("nan"))
     with pytest.raises(SolveError, match="not finite before the first step"):
         editor.edit(batch)
+
+
+def test_a_loss_that_is_no_number_is_not_called_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    editor, batch = bound(FTM(layers=[1]))
+    losses, step, made = editor.loss, editor.step, []
+
+    def lost_after_a_step(encoded: Any, values: Any) -> torch.Tensor:
+        return losses(encoded, values) * (float("nan") if made else 1.0)
+
+    def counted(*arguments: Any) -> Any:
+        made.append(step(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(editor, "loss", lost_after_a_step)
+    monkeypatch.setattr(editor, "step", counted)
+    delta = editor.edit(batch)
+    # A ledger refuses to write this; training that ended early would look like a small edit.
+    assert any(not torch.isfinite(one.dense()).all() for one in delta.weights.values())

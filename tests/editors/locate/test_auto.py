@@ -19,7 +19,7 @@ from lightning_edit.editors.locate.search_objective import (
 )
 from lightning_edit.editors.locate.solver import LeastSquares
 from lightning_edit.editors.locate.target_search import search_targets
-from lightning_edit.editors.locate.targets import Targets
+from lightning_edit.editors.locate.targets import Targets, part_norms
 from lightning_edit.editors.locate.widening import REACHED, at_bound, search_widening
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.models.view import resolve
@@ -168,7 +168,7 @@ def test_a_search_by_rule_steps_in_units_of_its_bound(family: str, site: Any, sc
     for steps in (2, 8):
         found = search_targets(view, texts, 1, site, replace(rule, steps=steps), 512)
         moved = found.delta.reshape(len(FACTS), parts, -1).norm(dim=2)
-        lengths[steps] = moved / (0.5 * found.part_norms(parts))
+        lengths[steps] = moved / (0.5 * part_norms(found.initial, parts))
     assert lengths[2] == pytest.approx(1 / STEPS_TO_BOUND, rel=0.02)
     assert float(lengths[8].max()) == pytest.approx(1)
 

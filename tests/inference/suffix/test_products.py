@@ -65,3 +65,13 @@ def test_only_ordinary_float32_layers_on_a_cpu_are_replaced() -> None:
     assert not any(map(is_plain, [*others, nn.Embedding(2, 2)]))
     assert is_plain(nn.Linear(2, 2, bias=False))
     assert is_plain(Conv1D(3, 2))
+
+
+def test_under_autocast_layers_run_as_they_are() -> None:
+    view = resolve(TINY["llama"]().eval().requires_grad_(False))
+    embedded = view.embeddings(torch.tensor([[5, 9, 4, 7]])).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = view.model(inputs_embeds=embedded, use_cache=False).logits
+        with Products(view, 0).used(4):
+            found = view.model(inputs_embeds=embedded, use_cache=False).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
