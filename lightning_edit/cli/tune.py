@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,8 @@ def _open(study: Study) -> Tuning:
     windows: list[list[int]] = []
     if hasattr(host, LAYERS) and (config.only is None or LAYERS in config.only):
         windows = _windows(study, host, arguments.get(LAYERS))
-    choices = Choices.of(arguments, windows, _own_layers(study, host), config.space, config.only)
+    own = _own_layers(study, host)
+    choices = Choices.of(arguments, windows, own, config.space, config.only, type(host))
     if not choices.space:
         raise ConfigError(
             f"{editor_name(study.editor)} has no setting to search; name some with --only or "
@@ -179,16 +180,14 @@ def _try(
     return SettingsTrial(layers, outcomes, seconds, settings=numbers)
 
 
-def _options(
-    study: Study, choices: Choices, layers: Sequence[int], numbers: Mapping[str, int | float]
-) -> list[str]:
+def _options(study: Study, choices: Choices, layers: Sequence[int], numbers: Settings) -> list[str]:
     """Return settings as options of ``edit``; layers are named where they are searched."""
     _, found = innermost_editor(study.editor)
     prefix = "--model" + ".editor" * (len(found) // 2)
     if choices.windows:
         found += [f"{prefix}.{LAYERS}", json.dumps(list(layers))]
     for name, value in numbers.items():
-        found += [f"{prefix}.{name}", repr(value)]
+        found += [f"{prefix}.{name}", str(value)]
     return found
 
 

@@ -4,14 +4,16 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_edit.analysis.tuning.space import Dimension
+from lightning_edit.analysis.tuning.space import AUTO, Dimension, Setting
 from lightning_edit.exceptions import ConfigError
 
 INSTALL = 'pip install "lightning-edit[tune]"'
 #: Settings that are drawn at random before the estimator proposes any.
 STARTUP = 8
+#: Whether the rule decides on a setting.
+_EITHER = (True, False)
 
-Settings = dict[str, int | float]
+Settings = dict[str, Setting]
 
 
 def require_optuna() -> None:
@@ -29,7 +31,8 @@ class SettingsSearch:
 
     A proposal depends on the seed and on what was told, in order, and on nothing else: a search
     that is told its record goes on as if it had never stopped. The first proposal is the editor's
-    own settings. TPE: Bergstra et al., NeurIPS 2011.
+    own settings, its rules (``auto``) included; later ones take a rule or a number for these, as
+    two branches of a conditional space. TPE: Bergstra et al., NeurIPS 2011.
 
     Args:
         space: The searched settings.
@@ -45,7 +48,7 @@ class SettingsSearch:
         self._optuna = optuna
         self._told: list[tuple[Settings, float]] = []
 
-    def tell(self, settings: Mapping[str, int | float], score: float) -> None:
+    def tell(self, settings: Mapping[str, Setting], score: float) -> None:
         """Record the score of settings.
 
         Args:
@@ -62,21 +65,47 @@ class SettingsSearch:
             seed=self.seed + len(self._told), n_startup_trials=STARTUP
         )
         study = self._optuna.create_study(direction="maximize", sampler=sampler)
-        distributions = {one.name: self._distribution(one) for one in self.space}
         for settings, score in self._told:
+            known = self._known(settings)
             study.add_trial(
                 self._optuna.trial.create_trial(
-                    params=settings, distributions=distributions, value=score
+                    params={name: value for name, (value, _) in known.items()},
+                    distributions={name: kind for name, (_, kind) in known.items()},
+                    value=score,
                 )
             )
-        trial = study.ask(distributions)
-        return {name: trial.params[name] for name in distributions}
+        trial = study.ask()
+        return {one.name: self._propose(trial, one) for one in self.space}
+
+    def _known(self, settings: Mapping[str, Setting]) -> dict[str, tuple[Any, Any]]:
+        """Return the value and the distribution of each parameter of told settings."""
+        found: dict[str, tuple[Any, Any]] = {}
+        for one in self.space:
+            value = settings[one.name]
+            if one.may_be_auto:
+                either = self._optuna.distributions.CategoricalDistribution(_EITHER)
+                found[_branch(one)] = (value == AUTO, either)
+            if value != AUTO:
+                found[one.name] = (value, self._distribution(one))
+        return found
+
+    def _propose(self, trial: Any, one: Dimension) -> Setting:
+        if one.may_be_auto and trial.suggest_categorical(_branch(one), _EITHER):
+            return AUTO
+        if one.integer:
+            return int(trial.suggest_int(one.name, int(one.low), int(one.high), log=one.log))
+        return float(trial.suggest_float(one.name, one.low, one.high, log=one.log))
 
     def _distribution(self, one: Dimension) -> Any:
         if one.integer:
             kind = self._optuna.distributions.IntDistribution
             return kind(int(one.low), int(one.high), log=one.log)
         return self._optuna.distributions.FloatDistribution(one.low, one.high, log=one.log)
+
+
+def _branch(one: Dimension) -> str:
+    """Name of the parameter that says whether the rule decides."""
+    return f"{one.name} is {AUTO}"
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

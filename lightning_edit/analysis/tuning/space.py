@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from lightning_edit.exceptions import ConfigError
 
@@ -25,22 +25,30 @@ FACTORS: dict[str, tuple[float, float]] = {
     "alpha": (4.0, 4.0),
     "kept": (4.0, 2.0),
 }
-#: Of settings that are ``auto``, whose value is found when the editor is bound or edits: the value
-#: to begin with, the smallest and the largest. They span what is published for six models and what
-#: suits models of some million parameters.
-AUTO: dict[str, tuple[float, float, float]] = {
-    "lr": (1e-3, 1e-5, 1e-1),
-    "eta": (1e-3, 1e-7, 1e-1),
-    "clamp": (1.5, 0.2, 8.0),
-    "moment_weight": (150.0, 1.0, 3e4),
-    "norm_weight": (1.0, 1e-3, 1e2),
-    "norm_constraint": (2e-3, 5e-5, 1e-1),
-    "null_threshold": (0.3, 0.02, 1.0),
-    "threshold": (0.5, 0.1, 1.0),
-    "radius": (1.0, 0.05, 50.0),
-    "add": (8.0, 2.0, 512.0),
-    "alpha": (0.5, 0.1, 1.0),
+#: Of settings that are ``auto``, whose value is found when the editor is bound or edits: the
+#: smallest and the largest number that is tried beside the rule. They span what is published for
+#: six models and what suits models of some million parameters. By setting; where methods differ, by
+#: the class of a method or of its family, and setting.
+AUTO_BOUNDS: dict[str, tuple[float, float]] = {
+    "lr": (1e-5, 1e-1),
+    # A step in the space of hidden states, whose scale differs between models; not in weights.
+    "MultiLayerEditor.lr": (1e-2, 1e1),
+    "WISE.lr": (1e-2, 1e1),
+    "eta": (1e-7, 1e-1),
+    "clamp": (0.2, 8.0),
+    "moment_weight": (1.0, 3e4),
+    "norm_weight": (1e-3, 1e2),
+    "norm_constraint": (5e-5, 1e-1),
+    "null_threshold": (0.02, 1.0),
+    "threshold": (0.1, 1.0),
+    "radius": (0.05, 50.0),
+    "add": (2.0, 512.0),
+    "alpha": (0.1, 1.0),
 }
+AUTO: Final = "auto"
+
+Setting = int | float | str
+"""A number, or ``auto`` for the editor's rule."""
 #: Settings that are shares: never above one.
 SHARES = frozenset({"radius_share", "act_ratio", "kept", "null_threshold"})
 
@@ -53,36 +61,46 @@ class Dimension:
         name: Name of the editor's argument.
         low: Smallest value.
         high: Largest value.
-        start: Value to begin with: the editor's own.
+        start: Value to begin with: the editor's own, which may be ``auto``.
         integer: Whether values are whole numbers.
         log: Whether values are drawn evenly in their logarithm.
+
+    A setting that begins as ``auto`` may stay so: the rule is one of its values.
     """
 
     name: str
     low: int | float
     high: int | float
-    start: int | float
+    start: Setting
     integer: bool = False
     log: bool = True
 
+    @property
+    def may_be_auto(self) -> bool:
+        """Whether the editor's rule is one of the values."""
+        return self.start == AUTO
+
     def to_row(self) -> dict[str, Any]:
         """Convert to plain containers for JSON."""
-        return {"low": self.low, "high": self.high, "integer": self.integer, "log": self.log}
+        row = {"low": self.low, "high": self.high, "integer": self.integer, "log": self.log}
+        return row | ({AUTO: True} if self.may_be_auto else {})
 
 
 def search_space(
     arguments: Mapping[str, Any],
     given: Mapping[str, Sequence[int | float]] | None = None,
     only: Sequence[str] | None = None,
+    editor: type[Any] = object,
 ) -> list[Dimension]:
     """Return the settings to search, around an editor's values.
 
     Args:
         arguments: The editor's arguments with their values; others than numbers, and than ``auto``
-            for a number (:data:`AUTO`), are left alone.
+            for a number (:data:`AUTO_BOUNDS`), are left alone.
         given: Bounds of a user, by name: the smallest and the largest value.
         only: Names of the settings to search; ``None``: those of :data:`FACTORS` that the editor
             has and that are above zero, and those with given bounds.
+        editor: Class of the editor: the scale of a setting may be that of its family.
 
     Raises:
         ConfigError: If a name is not a number of the editor, or bounds are not two ascending
@@ -92,17 +110,18 @@ def search_space(
     numbers = {
         name: value
         for name, value in arguments.items()
-        if _is_number(value) or (value == "auto" and name in AUTO)
+        if _is_number(value) or (value == AUTO and name in AUTO_BOUNDS)
     }
     chosen = list(only) if only is not None else [name for name in FACTORS if name in numbers]
     chosen += [name for name in given if name not in chosen]
-    return list(_dimensions(chosen, numbers, given, by_name=only is not None))
+    return list(_dimensions(chosen, numbers, given, editor, by_name=only is not None))
 
 
 def _dimensions(
     chosen: Sequence[str],
     numbers: Mapping[str, Any],
     given: Mapping[str, Sequence[int | float]],
+    editor: type[Any],
     *,
     by_name: bool,
 ) -> Iterator[Dimension]:
@@ -114,8 +133,10 @@ def _dimensions(
         value = numbers.get(name)
         if name in given:
             low, high = _bounds(name, given[name])
-        elif value == "auto":
-            value, low, high = AUTO[name]
+        elif value == AUTO:
+            low, high = _auto_bounds(name, editor)
+            yield Dimension(name, low, high, AUTO)
+            continue
         elif value is None or value <= 0:
             if by_name:
                 raise ConfigError(
@@ -127,11 +148,16 @@ def _dimensions(
             down, up = FACTORS.get(name, (10.0, 10.0))
             low, high = value / down, value * up
             high = min(high, 1.0) if name in SHARES else high
-        value = AUTO[name][0] if value == "auto" else value
-        start = min(max(float(low if value is None else value), low), high)
+        own = float(value) if isinstance(value, int | float) else low
+        start = min(max(own, low), high)
         if isinstance(value, int):
             low, high, start = max(1, round(low)), max(1, round(high)), round(start)
         yield Dimension(name, low, high, start, isinstance(value, int))
+
+
+def _auto_bounds(name: str, editor: type[Any]) -> tuple[float, float]:
+    named = (f"{cls.__name__}.{name}" for cls in editor.__mro__)
+    return next(AUTO_BOUNDS[one] for one in (*named, name) if one in AUTO_BOUNDS)
 
 
 def _is_number(value: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_edit.analysis.sweep.layers import LayerTrial
 from lightning_edit.analysis.sweep.measure import CaseScores
+from lightning_edit.analysis.tuning.space import Setting
 from lightning_edit.report.sweep_plots import label
 
 
@@ -14,10 +15,10 @@ class SettingsTrial(LayerTrial):
     """Trial of one choice of settings.
 
     Args:
-        settings: Values by name, without the layers.
+        settings: Values by name, without the layers; ``auto`` where the editor's rule decides.
     """
 
-    settings: Mapping[str, int | float] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
         """Convert to plain containers for JSON."""
@@ -34,5 +35,9 @@ class SettingsTrial(LayerTrial):
     def words(self) -> str:
         """The settings in one line, such as ``layers 3–5, lr 0.1``."""
         parts = [f"layers {label(self.layers)}"] if self.layers else []
-        values = (f"{name} {value:.3g}" for name, value in self.settings.items())
+        values = (f"{name} {_words(value)}" for name, value in self.settings.items())
         return ", ".join([*parts, *values])
+
+
+def _words(value: Setting) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"

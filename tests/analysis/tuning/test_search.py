@@ -1,11 +1,13 @@
 """Search over settings: ranges around an editor's values, proposals that a resume repeats."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 
 from lightning_edit.analysis.tuning.search import SettingsSearch, pareto
-from lightning_edit.analysis.tuning.space import AUTO, Dimension, search_space
+from lightning_edit.analysis.tuning.space import AUTO_BOUNDS, Dimension, Setting, search_space
+from lightning_edit.editors.locate.memit import MEMIT
 from lightning_edit.exceptions import ConfigError
 
 SPACE = [
@@ -15,18 +17,28 @@ SPACE = [
 ]
 
 
-def quality(settings: dict[str, int | float]) -> float:
+def number(value: Setting) -> float:
+    assert isinstance(value, int | float)
+    return value
+
+
+def quality(settings: dict[str, Setting]) -> float:
     """A score with one peak: lr 3e-3, 30 steps, the layer in place 2."""
-    miss = abs(math.log10(settings["lr"] / 3e-3)) / 2 + abs(settings["steps"] - 30) / 50
-    return max(0.0, 1 - miss - 0.2 * abs(settings["layers"] - 2))
+    lr, steps, layers = (number(settings[name]) for name in ("lr", "steps", "layers"))
+    miss = abs(math.log10(lr / 3e-3)) / 2 + abs(steps - 30) / 50
+    return max(0.0, 1 - miss - 0.2 * abs(layers - 2))
 
 
-def searched(rounds: int, search: SettingsSearch | None = None) -> list[dict[str, int | float]]:
+def searched(
+    rounds: int,
+    search: SettingsSearch | None = None,
+    score: Callable[[dict[str, Setting]], float] = quality,
+) -> list[dict[str, Setting]]:
     search = search or SettingsSearch(SPACE, 0)
     tried = []
     for _ in range(rounds):
         settings = search.ask()
-        search.tell(settings, quality(settings))
+        search.tell(settings, score(settings))
         tried.append(settings)
     return tried
 
@@ -37,7 +49,7 @@ def test_the_first_proposal_is_the_editors_own_and_later_ones_are_better() -> No
     scores = [quality(one) for one in tried]
     assert max(scores) > scores[0] + 0.3
     assert sum(scores[-15:]) > sum(scores[1:16])
-    assert all(1e-4 <= one["lr"] <= 1e-1 for one in tried)
+    assert all(1e-4 <= number(one["lr"]) <= 1e-1 for one in tried)
     assert {one["layers"] for one in tried} <= {0, 1, 2, 3}
 
 
@@ -63,15 +75,41 @@ def test_ranges_lie_around_the_editors_values() -> None:
     assert (given.low, given.high, given.start) == (10.0, 1000.0, 10.0)
 
 
-def test_auto_settings_are_searched_in_the_range_of_published_values() -> None:
+RULED = [Dimension("clamp", 0.2, 8.0, "auto"), Dimension("steps", 5, 40, 20, integer=True)]
+
+
+@pytest.mark.parametrize("rule", [0.9, 0.1])
+def test_a_rule_is_the_first_choice_and_one_of_the_later_ones(rule: float) -> None:
+    """It is kept where it is the best, and left where a number is better."""
+
+    def score(settings: dict[str, Setting]) -> float:
+        clamp = settings["clamp"]
+        return rule if clamp == "auto" else 0.5 - abs(number(clamp) - 4) / 10
+
+    whole = searched(40, SettingsSearch(RULED, 0), score)
+    assert whole[0] == {"clamp": "auto", "steps": 20}
+    numbers = [one["clamp"] for one in whole if one["clamp"] != "auto"]
+    assert 4 < len(numbers) < 36
+    assert all(0.2 <= number(value) <= 8 for value in numbers)
+    late = sum(one["clamp"] == "auto" for one in whole[-32:])
+    assert late > 18 if rule > 0.5 else late < 13
+    again = SettingsSearch(RULED, 0)
+    for settings in whole[:9]:
+        again.tell(settings, score(settings))
+    assert searched(31, again, score) == whole[9:]
+
+
+def test_auto_settings_begin_with_the_rule_and_are_searched_around_published_values() -> None:
     arguments = {"lr": "auto", "clamp": "auto", "statistics": "auto", "steps": 20}
     space = {one.name: one for one in search_space(arguments)}
     assert sorted(space) == ["clamp", "lr", "steps"]
     for name in ("lr", "clamp"):
-        start, low, high = AUTO[name]
-        assert (space[name].start, space[name].low, space[name].high) == (start, low, high)
+        low, high = AUTO_BOUNDS[name]
+        assert (space[name].start, space[name].low, space[name].high) == ("auto", low, high)
         assert space[name].log
         assert not space[name].integer
+    (lr,) = search_space(arguments, only=["lr"], editor=MEMIT)
+    assert (lr.low, lr.high) == AUTO_BOUNDS["MultiLayerEditor.lr"]
     (given,) = search_space(arguments, {"lr": [1e-3, 2e-3]}, only=["lr"])
     assert (given.low, given.high, given.start) == (1e-3, 2e-3, 1e-3)
 

@@ -23,7 +23,7 @@ WINDOWS = [[1], [2], [3, 4]]
 
 def attempt(layers: list[int], numbers: Settings) -> SettingsTrial:
     """Edits hold in block 1 alone, and not at all with a large learning rate."""
-    if numbers["lr"] > 0.5:
+    if float(numbers["lr"]) > 0.5:
         return SettingsTrial(layers, [], failed="too large", settings=numbers)
     held = 1.0 if layers == [1] else 0.25
     values = {"reliability": held, "generalization": held, "locality": 0.5}
@@ -62,6 +62,32 @@ def test_the_best_trial_and_the_editors_own_are_told_apart(tmp_path: Path) -> No
     assert all(line.endswith(": too large") for line in result.failures())
     best = next(line for line in result.settings() if "layers 1," in line)
     assert best.startswith("Trial ")
+
+
+def test_settings_by_rule_are_tried_first_and_written_as_such(tmp_path: Path) -> None:
+    """The editor's own settings are its rules, not numbers in their place."""
+
+    def ruled(layers: list[int], numbers: Settings) -> SettingsTrial:
+        held = 1.0 if numbers["lr"] == "auto" else 0.25
+        values = {"reliability": held, "generalization": held, "locality": 0.5}
+        cases = [CaseScores(str(number), values) for number in range(4)]
+        return SettingsTrial(layers, cases, 0.1, settings=numbers)
+
+    choices = Choices.of({"lr": "auto", "steps": 20}, [], [2])
+    rows = ResumableRows(tmp_path / "tune.jsonl", choices.to_row())
+    tuning = Tuning(choices, 0, rows)
+    for _ in range(6):
+        tuning.step(ruled)
+    assert tuning.tried[0].settings == {"lr": "auto", "steps": 20}
+    result = TuningResult.of(
+        Tuning(choices, 0, ResumableRows(tmp_path / "tune.jsonl", choices.to_row()))
+    )
+    assert result.best is not None
+    assert result.best is result.own
+    assert "Trial 1: layers 2, lr auto, steps 20" in result.settings()
+    configured = {"class_path": "FTM", "init_args": {"lr": 0.5}}
+    text = settings_yaml(configured, 0, result.best, "title", layers=False)
+    assert yaml.safe_load(text)["model"]["init_args"] == {"lr": "auto", "steps": 20}
 
 
 def test_a_resumed_search_proposes_what_the_whole_one_did(tmp_path: Path) -> None:
