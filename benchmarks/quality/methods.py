@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning_edit.benchmark.formats import as_csv, write
+from lightning_edit.benchmark.kept import restore
 from lightning_edit.benchmark.machine import machine
 from lightning_edit.benchmark.outcomes import CellOutcome, read_outcomes
 from lightning_edit.benchmark.parse import read_grid
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--name", default="methods", help="the files are NAME_tables.md, …")
     parser.add_argument("--note", default="", help="what else was going on, such as the load")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="rows; without it all")
+    parser.add_argument("--kept", type=Path, help="folder of kept cells, as in `benchmark --kept`")
     options = parser.parse_args()
     grid = read_grid(options.grid)
     if options.methods:
@@ -49,6 +51,8 @@ def main() -> None:
             raise SystemExit(f"{options.grid} has no methods {', '.join(unknown)}")
         chosen = tuple(cell for cell in grid.cells if cell.method in options.methods)
         grid = replace(grid, cells=chosen)
+    if options.kept:
+        restore(grid.cells, options.out, options.kept)
     outcomes = read_outcomes(grid.cells, options.out)
     tables = [table for table in tables_of(grid, outcomes) if has_results(table)]
     summaries = [table for table in summaries_of(grid, outcomes) if has_results(table)]

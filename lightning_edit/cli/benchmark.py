@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lightning_edit.benchmark.folders import CellFolder
 from lightning_edit.benchmark.grid import Cell, Grid, shard
+from lightning_edit.benchmark.kept import keep, restore
 from lightning_edit.benchmark.parse import read_grid
 from lightning_edit.benchmark.slurm import SlurmOptions, submit
 from lightning_edit.cli.slurm_options import add_launcher_options, slurm_options
@@ -53,6 +54,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(
             f"--{axis}", nargs="+", metavar="NAME", help=f"run and tabulate only these {axis}"
         )
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for version control with a small file for each measured cell: cells found "
+        "there count as done, and cells that get done are added",
+    )
     parser.add_argument("--retry", action="store_true", help="run cells that failed once more")
     parser.add_argument("--list", action="store_true", help="list the cells and their status")
     parser.add_argument(
@@ -119,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     absent = _absent_models(grid)
     chosen = _chosen(grid, options)
     available = [cell for cell in chosen if cell.model not in absent]
+    kept: Path | None = options.kept
+    if kept is not None:
+        restore(available, out, kept)
     if options.table is not None:
         width = shutil.get_terminal_size((_TABLE_WIDTH, 24)).columns
         sys.stdout.write(_render_tables(grid, available, out, options.table, width))
@@ -144,10 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if todo and slurm is not None:
             _submit(grid, todo, out, slurm, True, console)
         elif todo:
-            _run_pending(grid, todo, out, console)
+            _run_pending(grid, todo, out, console, kept)
     except (KeyboardInterrupt, SystemExit):
         sys.stderr.write("Interrupted. Finished work is kept; repeat the same command to resume.\n")
         return 1
+    if kept is not None:
+        count = sum(keep(cell, out, kept) is not None for cell in available)
+        console.print(f"Measured cells in {kept}: {count} of this selection")
     status = _report(grid, cells, available, out, console)
     for path in _draw(grid, available, out, options.figures):
         console.print(f"Figure: {path}")
@@ -220,7 +234,9 @@ def _report(
     return 1 if counts["failed"] or unfinished else 0
 
 
-def _run_pending(grid: Grid, todo: Sequence[Cell], out: Path, console: VisibleConsole) -> None:
+def _run_pending(
+    grid: Grid, todo: Sequence[Cell], out: Path, console: VisibleConsole, kept: Path | None
+) -> None:
     # Lightning takes seconds to import; listing cells and printing tables does not need it.
     from lightning_edit.benchmark.quiet import quiet
     from lightning_edit.benchmark.run import run_cells
@@ -243,6 +259,8 @@ def _run_pending(grid: Grid, todo: Sequence[Cell], out: Path, console: VisibleCo
         def on_end(outcome: "Outcome") -> None:
             nonlocal done
             done += 1
+            if kept is not None:
+                keep(outcome.cell, out, kept)
             console.print(
                 f"{outcome.cell.title}: {outcome.told} ({outcome.seconds:.0f} s; {remaining()})",
                 markup=False,
