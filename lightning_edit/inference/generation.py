@@ -6,18 +6,20 @@ from the given answers, or continue after them, are generated.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_pass import PassObserver, unobserved
+from lightning_edit.inference.model_call import calls_of
 from lightning_edit.models.prompt_encoder import Ids, PromptEncoder
 
 #: Token ids of a prompt, and the token limit of its continuation.
@@ -27,8 +29,8 @@ Prompt = tuple[Ids, int]
 LINE_BREAK = ("\n",)
 #: Limits are rounded up to multiples of this, so that rows of similar limits share a batch.
 LIMIT_STEP = 8
-#: Token limits of the first rounds; later rounds take only unfinished continuations.
-_BURSTS = (4,)
+#: New tokens after which complete continuations leave their batch: most end within a few tokens.
+_BURST = 4
 #: Generation settings with which `generate` does not always pick the argmax token.
 _NON_GREEDY_SETTINGS = (
     "suppress_tokens",
@@ -78,6 +80,8 @@ class GreedyGenerator:
             part of it.
         observer: Told before each pass where its prompts end.
         ranks: The processes that generate together; each takes whole batches.
+        rows_may_leave: Whether rows may leave a batch whose prompts are read; not with edits that
+            decide once a prompt and keep the decisions by row.
     """
 
     def __init__(
@@ -88,8 +92,10 @@ class GreedyGenerator:
         stop: Sequence[str] = LINE_BREAK,
         observer: PassObserver = unobserved,
         ranks: OneProcess = ALONE,
+        rows_may_leave: bool = True,
     ) -> None:
         self.model: Any = model
+        self.rows_may_leave = rows_may_leave and calls_of(model) is None
         self.ranks = ranks
         self.prompts = prompts
         self.batch_size = batch_size
@@ -126,9 +132,9 @@ class GreedyGenerator:
             known: Known first tokens of each prompt's continuation.
         """
         begun = dict(known)
-        # A decoder's continuation can be resumed later; most end within a few tokens.
-        for burst in () if self._is_encoder_decoder else _BURSTS:
-            begun |= self._extend(begun, burst)
+        # A decoder's continuation can be resumed later.
+        if not self._is_encoder_decoder:
+            begun |= self._extend(begun, _BURST)
         begun |= self._extend(begun, None)
         return {one: until(self._text(found.tokens), self.stop) for one, found in begun.items()}
 
@@ -139,7 +145,14 @@ class GreedyGenerator:
     def _extend(
         self, begun: Mapping[Prompt, PartialContinuation], burst: int | None
     ) -> dict[Prompt, PartialContinuation]:
-        """Extend unfinished continuations by up to ``burst`` tokens; ``None``: to each limit."""
+        """Extend unfinished continuations, in batches of similar length.
+
+        Args:
+            begun: Continuations.
+            burst: Tokens after which rows leave their batch: they come back complete where the
+                batch can go on without them, else with so many tokens. ``None``: all rows stay, to
+                each limit.
+        """
         rest: dict[int, list[Prompt]] = {}
         for one, found in sorted(begun.items(), key=lambda item: item[0]):
             if not found.done:
@@ -155,8 +168,7 @@ class GreedyGenerator:
 
         def generate(batch: tuple[int, list[Prompt]]) -> list[list[int]]:
             limit, prompts = batch
-            starts = [one[0] + begun[one].tokens for one in prompts]
-            return self._generate(starts, [len(one[0]) for one in prompts], limit)
+            return self._generate([_Row(one, begun[one].tokens) for one in prompts], limit, burst)
 
         more = {}
         for (_, prompts), new in zip(batches, self.ranks.deal(batches, generate), strict=True):
@@ -174,47 +186,113 @@ class GreedyGenerator:
     def _text(self, tokens: Sequence[int]) -> str:
         return self.prompts.decode(tokens)
 
-    def _generate(
-        self, batch: Sequence[Ids], prompts: Sequence[int], limit: int
-    ) -> list[list[int]]:
-        """Run greedy `generate`; return new tokens, an end token and what follows it included.
+    def _generate(self, rows: Sequence["_Row"], limit: int, burst: int | None) -> list[list[int]]:
+        """Return new tokens of each row, an end token and what follows it included.
 
         Args:
-            batch: Prompts with the tokens that are known of their continuations.
-            prompts: Tokens of each prompt alone.
-            limit: New tokens.
+            rows: Rows of a batch.
+            limit: New tokens of the first call.
+            burst: New tokens of later calls, which go on with the KV cache of the first, without
+                the rows that are complete; ``None``: there are none.
         """
-        ids, mask = pad(batch, left=not self._is_encoder_decoder)
-        shift = [0 if self._is_encoder_decoder else ids.shape[1] - len(row) for row in batch]
-        ends = [begin + size - 1 for begin, size in zip(shift, prompts, strict=True)]
+        ids, mask = pad([row.tokens for row in rows], left=not self._is_encoder_decoder)
+        shift = [0 if self._is_encoder_decoder else ids.shape[1] - len(row.tokens) for row in rows]
+        ends = [begin + len(row.prompt[0]) - 1 for begin, row in zip(shift, rows, strict=True)]
+        with self.observer(ends):
+            cache = self._call(rows, ids, mask, limit, None)
+        going = list(rows)
+        while burst is not None and self.rows_may_leave and _may_lose_rows(cache):
+            places = [place for place, row in enumerate(going) if not self._is_complete(row)]
+            if not places:
+                break
+            cache.batch_select_indices(torch.tensor(places, device=self._device))
+            going = [going[place] for place in places]
+            # All end where their cache does; what padding is left of them stays.
+            ids, mask = pad([row.tokens for row in going], left=True)
+            missing = cache.get_seq_length() + 1 - ids.shape[1]
+            ids, mask = (nn.functional.pad(one, (missing, 0)) for one in (ids, mask))
+            left = max(row.prompt[1] - len(row.known) - len(row.new) for row in going)
+            cache = self._call(going, ids, mask, min(burst, left), cache)
+        return [row.new for row in rows]
+
+    def _is_complete(self, row: "_Row") -> bool:
+        return self.begun((*row.known, *row.new), row.prompt[1]).done
+
+    @property
+    def _device(self) -> torch.device:
+        # A model sharded over devices expects its ids on the embedding's device.
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    def _call(
+        self, rows: Sequence["_Row"], ids: Tensor, mask: Tensor, limit: int, cache: Any
+    ) -> Any:
+        """Run greedy `generate`, and add its tokens to the rows.
+
+        Args:
+            rows: Rows of a batch.
+            ids: Their tokens so far, padded.
+            mask: Attention mask of the tokens.
+            limit: New tokens.
+            cache: KV cache of all of the tokens but the last; ``None``: nothing is known of them.
+
+        Returns:
+            The cache, of all tokens but the last new one.
+        """
+        if self.room is not None and not self._is_encoder_decoder:
+            # A row that needs less than the others may end with the model's positions.
+            limit = min(limit, self.room - max(len(row.tokens) for row in rows))
         settings = self.model.generation_config
         # Of two stacks the decoder has its start token, and BART's large models a BOS behind it.
         forced = int(self._is_encoder_decoder and settings.forced_bos_token_id is not None)
         start = 1 + forced if self._is_encoder_decoder else ids.shape[1]
-        # A model sharded over devices expects its ids on the embedding's device.
-        device = self.model.get_input_embeddings().weight.device
         # BART's settings force an end token at the limit; one more token keeps it out of the text.
         closes = int(settings.forced_eos_token_id is not None)
         # The model's generation settings may penalise or forbid tokens, or with a least length (as
         # BART's for summaries have) the end of an answer; greedy decoding must not.
         stopping = StoppingCriteriaList([_StopAtTexts(self.prompts, self.stop, start)])
-        with self.observer(ends):
-            output = self.model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=limit + forced + closes,
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                min_length=0,
-                min_new_tokens=None,
-                use_cache=True,
-                eos_token_id=self.ends or None,
-                pad_token_id=self.ends[0] if self.ends else 0,
-                stopping_criteria=stopping,
-            ).tolist()
-        return [row[start : start + limit] for row in output]
+        output = self.model.generate(
+            input_ids=ids.to(self._device),
+            attention_mask=mask.to(self._device),
+            max_new_tokens=limit + forced + closes,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_length=0,
+            min_new_tokens=None,
+            use_cache=True,
+            eos_token_id=self.ends or None,
+            pad_token_id=self.ends[0] if self.ends else 0,
+            stopping_criteria=stopping,
+            return_dict_in_generate=True,
+            **({} if cache is None else {"past_key_values": cache}),
+        )
+        for row, tokens in zip(rows, output.sequences.tolist(), strict=True):
+            row.new += tokens[start : start + limit]
+        return getattr(output, "past_key_values", None)
+
+
+@dataclass
+class _Row:
+    """A row of a batch: a prompt, what is known of its continuation, and what was generated."""
+
+    prompt: Prompt
+    known: Ids
+    new: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> Ids:
+        """Everything so far."""
+        return (*self.prompt[0], *self.known, *self.new)
+
+
+def _may_lose_rows(cache: Any) -> bool:
+    """Return whether a KV cache is keys and values by row and nothing else."""
+    if type(cache) is not DynamicCache:
+        return False
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return all(type(layer) in plain for layer in cache.layers)
 
 
 class _StopAtTexts(StoppingCriteria):

@@ -157,7 +157,13 @@ class ModelResponder(Responder):
     ) -> tuple[list[TokenScores], list[str]]:
         rows = self._rows([*statements, *likely])
         generator = GreedyGenerator(
-            self.model, self.prompts, self.batch_size, stop, self.observe, self.ranks
+            self.model,
+            self.prompts,
+            self.batch_size,
+            stop,
+            self.observe,
+            self.ranks,
+            rows_may_leave=self.shares_prompts,
         )
         prompts = self._generation_prompts(questions)
         force = self._teacher_forcing()

@@ -1,7 +1,7 @@
 """What a forced pass tells of a continuation is not generated again, and changes no text."""
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_edit.evaluation.scorer import Scorer, probes_of
 from lightning_edit.inference.generation import GreedyGenerator, PartialContinuation, follow
@@ -58,3 +58,68 @@ def test_settings_that_forbid_tokens_leave_writing_to_the_model() -> None:
     assert writer.is_plain
     model.generation_config.suppress_tokens = [5]
     assert not writer.is_plain
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_a_row_that_ends_with_the_models_positions_holds_up_no_other(leave: bool) -> None:
+    model = build_tiny("gpt2")
+    prompts = PromptEncoder.for_model(model, build_tokenizer(bos=True))
+    room = prompts.limits.positions
+    assert room is not None
+    long = ((5,) * (room - 2), 2)
+    known = {long: PartialContinuation(), ((5, 6), 9): PartialContinuation()}
+    generator = GreedyGenerator(model, prompts, 4, ("no such text",), rows_may_leave=leave)
+    texts = generator.texts(known)
+    for one in known:
+        alone = GreedyGenerator(model, prompts, 1, ("no such text",)).texts({one: known[one]})
+        assert texts[one] == alone[one]
+
+
+#: Limits of a batch: rows leave it one after the other.
+LIMITS = (3, 6, 9, 14, 16, 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {}),
+        ("gpt2", {}),
+        ("bloom", {}),
+        ("opt", {}),
+        ("mistral", {"sliding_window": 6}),
+        ("gemma3_text", {"sliding_window": 6}),
+    ],
+)
+def test_rows_that_leave_a_batch_change_no_text_and_prompts_are_read_once(
+    kind: str, changes: dict[str, object]
+) -> None:
+    model = build_tiny(kind, **changes)
+    prompts = PromptEncoder.for_model(model, build_tokenizer(bos=True))
+    asked = ["France", "Lyon lies in France and", "The river Rhône flows through Lyon, Avignon"]
+    known = {
+        ((*prompts.tokenizer(asked[n % 3])["input_ids"], n + 5), limit): (
+            PartialContinuation((7,) if n % 2 else ())
+        )
+        for n, limit in enumerate(LIMITS)
+    }
+    read: list[int] = []
+
+    def count(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Tensor]) -> None:
+        ids = kwargs["input_ids"]
+        read.append(ids.numel())
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    alone, texts = {}, {}
+    for one, found in known.items():
+        generator = GreedyGenerator(model, prompts, 1, ("no such text",), rows_may_leave=False)
+        alone |= generator.texts({one: found})
+    for leave in (False, True):
+        read.clear()
+        generator = GreedyGenerator(model, prompts, 8, ("no such text",), rows_may_leave=leave)
+        texts[leave] = (generator.texts(known), sum(read), read[0])
+    hook.remove()
+    assert texts[True][0] == texts[False][0] == alone
+    # Of the later passes none reads a prompt, and complete rows are in none.
+    prompt_tokens = texts[True][2]
+    assert texts[True][1] <= prompt_tokens + sum(-(-limit // 4) * 4 for limit in LIMITS)
+    assert texts[True][1] < texts[False][1]
