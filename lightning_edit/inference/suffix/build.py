@@ -28,6 +28,7 @@ from lightning_edit.inference.suffix.forward import (
     cache_rows,
     changed_modules,
 )
+from lightning_edit.inference.suffix.products import Products
 from lightning_edit.inference.suffix.projection_cache import ProjectionCache
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
@@ -48,12 +49,14 @@ def build_suffix_forward(
     Returns:
         The suffix forward of all texts.
     """
-    if len(texts) == 1:  # no padding to save, and fewer operators in every step
-        return _build_padded(view, texts, block, site)
-    try:
-        return _build_packed(view, texts, block, site)
-    except NotPackableError:
-        return _build_padded(view, texts, block, site)
+    # As in the passes of the search, and each weight is used too seldom to be packed.
+    with Products(view, 0).used(sum(len(text.ids) for text in texts)):
+        if len(texts) == 1:  # no padding to save, and fewer operators in every step
+            return _build_padded(view, texts, block, site)
+        try:
+            return _build_packed(view, texts, block, site)
+        except NotPackableError:
+            return _build_padded(view, texts, block, site)
 
 
 def _build_packed(
