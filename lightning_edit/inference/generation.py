@@ -95,7 +95,10 @@ class GreedyGenerator:
         rows_may_leave: bool = True,
     ) -> None:
         self.model: Any = model
-        self.rows_may_leave = rows_may_leave and calls_of(model) is None
+        settings: Any = model.generation_config
+        # `generate` goes on from a given cache only where its settings name no kind of cache.
+        free = settings.cache_implementation is None
+        self.rows_may_leave = rows_may_leave and free and calls_of(model) is None
         self.ranks = ranks
         self.prompts = prompts
         self.batch_size = batch_size

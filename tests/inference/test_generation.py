@@ -123,3 +123,14 @@ def test_rows_that_leave_a_batch_change_no_text_and_prompts_are_read_once(
     prompt_tokens = texts[True][2]
     assert texts[True][1] <= prompt_tokens + sum(-(-limit // 4) * 4 for limit in LIMITS)
     assert texts[True][1] < texts[False][1]
+
+
+def test_settings_that_name_a_kind_of_cache_generate_the_same() -> None:
+    model = build_tiny("llama")
+    prompts = PromptEncoder.for_model(model, build_tokenizer(bos=True))
+    known = {((5, 6, n), 6 + n): PartialContinuation() for n in range(3)}
+    texts = []
+    for kind in (None, "dynamic"):
+        model.generation_config.cache_implementation = kind
+        texts.append(GreedyGenerator(model, prompts, 4, ("no such text",)).texts(known))
+    assert texts[0] == texts[1]
