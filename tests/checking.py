@@ -1,13 +1,17 @@
-"""Type checks of the library while its tests run, without their price where there are no arrays.
+"""Type checks of the library while its tests run, at less than the price of the import hook.
 
 The import hook (``--jaxtyping-packages``) makes three functions of each: for the shapes of arrays
-it binds the arguments to the signature at every call, and checks them before and after. A function
-that names no array has no shapes; ``beartype`` alone checks the types of its arguments and of its
-result, in one pass.
+it binds the arguments to the signature at every call, and checks them before and after. Here
+``beartype`` checks the arguments and the result of a function in one pass, and sizes that have a
+name must agree within it. A function inside a function is made at each call of the outer one; its
+checker is made once.
 """
 
+import functools
 import inspect
+import threading
 from collections.abc import Callable
+from types import CodeType
 from typing import Any, ForwardRef, Literal, TypeVar, get_args, get_origin
 
 import jaxtyping
@@ -27,6 +31,18 @@ def is_plain(hint: Any) -> bool:
     return all(map(is_plain, parts))
 
 
+def is_resolved(hint: Any) -> bool:
+    """Return whether an annotation holds no name that must be looked up first."""
+    if get_origin(hint) is Literal:
+        return True
+    if isinstance(hint, str | ForwardRef):
+        return False
+    if isinstance(hint, TypeVar):
+        return is_resolved(hint.__bound__) and all(map(is_resolved, hint.__constraints__))
+    parts = hint if isinstance(hint, list | tuple) else get_args(hint)
+    return all(map(is_resolved, parts))
+
+
 def checked(fn: Any = None, *, typechecker: Any) -> Any:
     """Decorate a function or class of the library: what the import hook calls.
 
@@ -39,13 +55,61 @@ def checked(fn: Any = None, *, typechecker: Any) -> Any:
     if inspect.isclass(fn):
         # Fields are checked after a dataclass had its chance to refuse them in its own words.
         return _whole(fn, typechecker=typechecker)
-    if (
-        inspect.isfunction(fn)
-        and not inspect.isgeneratorfunction(fn)
-        and all(map(is_plain, fn.__annotations__.values()))
-    ):
-        return typechecker(fn)
-    return _whole(fn, typechecker=typechecker)
+    # What a generator function returns is no result: the import hook knows what to do.
+    if not inspect.isfunction(fn) or inspect.isgeneratorfunction(fn):
+        return _whole(fn, typechecker=typechecker)
+    hints = fn.__annotations__.values()
+    if not all(map(is_resolved, hints)):
+        return _whole(fn, typechecker=typechecker)
+    typed = _inner(fn, typechecker) if "<locals>" in fn.__qualname__ else typechecker(fn)
+    return typed if all(map(is_plain, hints)) else _with_sizes(typed)
+
+
+def _with_sizes(typed: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a size that has a name be the same in all arguments and in the result of one call."""
+
+    @functools.wraps(typed)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _whole("context"):
+            return typed(*args, **kwargs)
+
+    return call
+
+
+class _Asked(threading.local):
+    """The functions whose arguments are being checked, the innermost last."""
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[..., Any]] = []
+
+
+_asked = _Asked()
+#: By the code of a function inside a function: its annotations and its checker.
+_checkers: dict[CodeType, tuple[dict[str, Any], Callable[..., Any]]] = {}
+
+
+def _inner(fn: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
+    """Check a function inside a function with the checker of its first making."""
+    hints = fn.__annotations__
+    known = _checkers.get(fn.__code__)
+    if known is None or known[0] != hints:
+
+        @functools.wraps(fn)
+        def relay(*args: Any, **kwargs: Any) -> Any:
+            return _asked.functions[-1](*args, **kwargs)
+
+        known = _checkers[fn.__code__] = (hints, typechecker(relay))
+    checker = known[1]
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _asked.functions.append(fn)
+        try:
+            return checker(*args, **kwargs)
+        finally:
+            _asked.functions.pop()
+
+    return call
 
 
 def install() -> None:

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from lightning_edit.types import Triple
@@ -240,8 +241,13 @@ _NOUNS = {
 }
 
 
+@cache
 def load_atlas() -> Atlas:
-    """Load the knowledge graph from the package's tables into an :class:`Atlas`."""
+    """Load the knowledge graph from the package's tables into an :class:`Atlas`.
+
+    Returns:
+        The same graph at every call; it is not to be changed.
+    """
     relations = {relation.name: relation for relation in read_relations()}
     entities: dict[str, Entity] = {}
     triples: list[Triple] = []

@@ -1,5 +1,6 @@
 """Data module of edit requests over the embedded atlas, a graph of real geography."""
 
+from functools import lru_cache
 from typing import Any
 
 from lightning_edit.atlas.graph import load_atlas
@@ -27,4 +28,9 @@ class AtlasDataModule(EditDataModule):
 
     def load_split(self, split: str) -> list[EditRequest]:
         """Generate the edit requests of one split."""
-        return make_requests(load_atlas(), self.seed, split, self.questions)
+        return list(_requests(self.seed, split, self.questions))
+
+
+@lru_cache(maxsize=8)  # the cells of a grid and the trials of a study read the same few splits
+def _requests(seed: int, split: str, questions: bool) -> tuple[EditRequest, ...]:
+    return tuple(make_requests(load_atlas(), seed, split, questions))
