@@ -58,10 +58,15 @@ def checked(fn: Any = None, *, typechecker: Any) -> Any:
     # What a generator function returns is no result: the import hook knows what to do.
     if not inspect.isfunction(fn) or inspect.isgeneratorfunction(fn):
         return _whole(fn, typechecker=typechecker)
+    make = _again if "<locals>" in fn.__qualname__ else _function
+    return make(fn, typechecker)
+
+
+def _function(fn: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
     hints = fn.__annotations__.values()
     if not all(map(is_resolved, hints)):
         return _whole(fn, typechecker=typechecker)
-    typed = _inner(fn, typechecker) if "<locals>" in fn.__qualname__ else typechecker(fn)
+    typed: Callable[..., Any] = typechecker(fn)
     return typed if all(map(is_plain, hints)) else _with_sizes(typed)
 
 
@@ -84,11 +89,12 @@ class _Asked(threading.local):
 
 
 _asked = _Asked()
-#: By the code of a function inside a function: its annotations and its checker.
-_checkers: dict[CodeType, tuple[dict[str, Any], Callable[..., Any]]] = {}
+#: By the code of a function inside a function: its annotations, and a checker that calls the one
+#: that asks; ``None`` where an annotation must be looked up among its own names.
+_checkers: dict[CodeType, tuple[dict[str, Any], Callable[..., Any] | None]] = {}
 
 
-def _inner(fn: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
+def _again(fn: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
     """Check a function inside a function with the checker of its first making."""
     hints = fn.__annotations__
     known = _checkers.get(fn.__code__)
@@ -98,8 +104,14 @@ def _inner(fn: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
         def relay(*args: Any, **kwargs: Any) -> Any:
             return _asked.functions[-1](*args, **kwargs)
 
-        known = _checkers[fn.__code__] = (hints, typechecker(relay))
+        resolved = all(map(is_resolved, hints.values()))
+        known = _checkers[fn.__code__] = (
+            hints,
+            _function(relay, typechecker) if resolved else None,
+        )
     checker = known[1]
+    if checker is None:
+        return _whole(fn, typechecker=typechecker)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
