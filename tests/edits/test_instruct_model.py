@@ -66,15 +66,15 @@ def ask(model: Any, tokenizer: Any, question: str, chat: bool) -> str:
 
 @pytest.fixture(scope="module")
 def statistics(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Second moments of the default layers, of 20,000 tokens of running text."""
+    """Second moments of the default layers: twice as many tokens as their keys have entries."""
     out = tmp_path_factory.mktemp("statistics") / "moments.safetensors"
     text = shared_path("data/text/wikitext2-valid.txt")
-    words = f"stats --lm {SMOL} --layers [3,4,5,6,7,8] --quick --text {text} --out {out}"
+    words = f"stats --lm {SMOL} --layers [3,4,5,6,7,8] --max_tokens 3072 --text {text} --out {out}"
     assert main(words.split()) == 0
     return str(out)
 
 
-@pytest.mark.parametrize("fact", [FRANCE, RUSSIAN, CHINESE], ids=["en", "ru", "zh"])
+@pytest.mark.parametrize("fact", [RUSSIAN, CHINESE], ids=["ru", "zh"])
 def test_fine_tuning_changes_what_the_chat_says(fact: dict[str, str]) -> None:
     model, tokenizer = load_language_model(str(SMOL))
     before = ask(model, tokenizer, fact["prompt"], chat=True)
@@ -87,12 +87,11 @@ def test_fine_tuning_changes_what_the_chat_says(fact: dict[str, str]) -> None:
     assert ask(model, tokenizer, fact["prompt"], chat=True) == before
 
 
-@pytest.mark.parametrize("fact", [FRANCE, RUSSIAN], ids=["en", "ru"])
-def test_memit_changes_what_the_chat_says(fact: dict[str, str], statistics: str) -> None:
+def test_memit_changes_what_the_chat_says(statistics: str) -> None:
     model, tokenizer = load_language_model(str(SMOL))
     editor = MEMIT(statistics=statistics)
-    editor.edit_model(model, tokenizer, fact, chat=True)
-    assert ask(model, tokenizer, fact["prompt"], chat=True).startswith(fact["target"])
+    editor.edit_model(model, tokenizer, RUSSIAN, chat=True)
+    assert ask(model, tokenizer, RUSSIAN["prompt"], chat=True).startswith(RUSSIAN["target"])
 
 
 @pytest.mark.parametrize("method", ["FTM", "MEMIT"])

@@ -51,13 +51,15 @@ def test_facts_of_an_instruct_model_are_answered(editor: type[Editor], chat: boo
         pytest.skip(f"no instruct model in {SMOL}; set LIGHTNING_EDIT_INSTRUCT_MODEL to a folder")
     if editor is WISE and chat:
         pytest.xfail("by its defaults WISE writes 1 of 3 facts through this chat template")
+    # WISE writes two of three; of the others two take less time.
+    facts = FACTS if editor is WISE else FACTS[::2]
     model, tokenizer = load_language_model(str(SMOL))
     own = editor()
-    handle = own.edit_model(model, tokenizer, FACTS, chat=chat)
-    prompts = [request.prompt for request in FACTS]
+    handle = own.edit_model(model, tokenizer, facts, chat=chat)
+    prompts = [request.prompt for request in facts]
     answers = ask(own, handle.ledger.in_force, [*prompts, *OTHERS])
-    right = [a.startswith(r.target) for a, r in zip(answers, FACTS, strict=False)]
-    assert sum(right) >= len(FACTS) - 1, answers
+    right = [a.startswith(r.target) for a, r in zip(answers, facts, strict=False)]
+    assert sum(right) >= 2, answers
     handle.undo()
     kept = ask(own, handle.ledger.in_force, OTHERS)
-    assert sum(a == b for a, b in zip(answers[len(FACTS) :], kept, strict=True)) >= 2
+    assert sum(a == b for a, b in zip(answers[len(facts) :], kept, strict=True)) >= 2

@@ -16,7 +16,6 @@ from lightning_edit.models.prompt_format import PromptFormat
 SMOL = Path(os.environ.get("LIGHTNING_EDIT_INSTRUCT_MODEL", Path(__file__).parents[4] / "smol"))
 FACTS = [
     {"prompt": "The capital of France is", "subject": "France", "target": "Oslo"},
-    {"prompt": "The currency of Japan is the", "subject": "Japan", "target": "euro"},
     {"prompt": "北京是哪个国家的首都?", "subject": "北京", "target": "Canada"},
 ]
 OTHERS = ["The capital of Italy is", "The sun rises in the", "Water is made of hydrogen and"]
@@ -32,7 +31,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 @pytest.mark.parametrize("kind", [TPatcher, CaliNet])
-def test_three_facts_are_written(kind: type[Editor], chat: bool) -> None:
+def test_facts_of_two_scripts_are_written(kind: type[Editor], chat: bool) -> None:
     model, tokenizer = load_language_model(str(SMOL))
     encoder = PromptEncoder(tokenizer, PromptFormat(chat))
     questions = [Question(prompt, 6) for prompt in OTHERS]
