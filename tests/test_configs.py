@@ -24,6 +24,8 @@ RECORDS = {
     "rippleedits": records.RIPPLE,
 }
 SMALL = ["--data.limit", "2", "--modes", "[tf]"]
+#: A method's settings are read and used with one fact as with more.
+ONE = ["--data.limit", "1", "--modes", "[tf]"]
 #: Trained for more steps, resumed and used by a test of their own, in smaller batches than theirs.
 RECIPES = {*ATLAS_RECIPES, *TWO_STACKS, "mend_atlas", "serac_atlas"}
 
@@ -32,10 +34,10 @@ def command(path: Path, folder: Path) -> list[str]:
     """Return a short run of a configuration, by the folder it is in."""
     atlas = ["--data", "AtlasDataModule"]
     if path.parent.parent.name == "method":
-        return ["edit", "--config", str(path), "--lm", path.parent.name, *atlas, *SMALL]
+        return ["edit", "--config", str(path), "--lm", path.parent.name, *atlas, *ONE]
     match path.parent.name, path.stem:
         case "method", _:
-            return ["edit", "--config", str(path), *atlas, *SMALL]
+            return ["edit", "--config", str(path), *atlas, *ONE]
         case "protocol", _:
             return ["edit", "--model", "FTL", *atlas, "--config", str(path), *SMALL]
         case "callbacks", _:
