@@ -16,10 +16,17 @@ from lightning_edit.edits.edit_loop import (
 )
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
-from lightning_edit.exceptions import LedgerError, NotFiniteError, SolveError
+from lightning_edit.exceptions import (
+    ArchitectureError,
+    ConfigError,
+    LedgerError,
+    NotFiniteError,
+    SolveError,
+)
 
-#: Why an edit may be impossible at some settings: a result, after which the study goes on.
-IMPOSSIBLE = (SolveError, LedgerError, NotFiniteError)
+#: Why an edit may be impossible at some settings, layers among them: a result, after which the
+#: study goes on.
+IMPOSSIBLE = (SolveError, LedgerError, NotFiniteError, ArchitectureError, ConfigError)
 
 
 def run_trial(

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _width(host: type[Editor], blocks: int) -> int:
     """Return the number of layers an editor edits by default; 1 if it edits all of them."""
-    width = len(host.default_layers(blocks))
+    width = len(host.layers_for_null(blocks))
     return width if 0 < width < blocks else 1
 
 
@@ -158,10 +158,13 @@ def _show(study: Study, trials: Sequence[LayerTrial], options: Sequence[str]) ->
     """Print the table, save the plot, and print the options for the best layers."""
     console = Console(highlight=False)
     ranked = rate(trials, study.config.seed)
+    reasons: dict[str, list[str]] = {}
     for one in trials:
         if one.failed is not None:
-            reason = visible(f"Layer {label(one.layers)} could not be edited: {one.failed}")
-            console.print(reason, soft_wrap=True, markup=False)
+            reasons.setdefault(one.failed, []).append(label(one.layers))
+    for reason, where in reasons.items():
+        line = f"Layer {', '.join(where)} could not be edited: {reason}"
+        console.print(visible(line), soft_wrap=True, markup=False)
     if not ranked:
         raise ConfigError("no layer could be edited; see the reasons above")
     title = visible(_title(study))

@@ -516,6 +516,17 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         return []
 
     @classmethod
+    def layers_for_null(cls, num_blocks: int) -> list[int]:
+        """Return the value of ``layers`` that ``None`` stands for.
+
+        All default layers, unless some of them have an argument of their own.
+
+        Args:
+            num_blocks: Number of blocks of the language model.
+        """
+        return cls.default_layers(num_blocks)
+
+    @classmethod
     def default_sites(cls, view: ModelView) -> dict[Stack, list[int]]:
         """Return the default layers (block indices) of each stack that is edited by default.
 

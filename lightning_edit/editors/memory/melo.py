@@ -42,10 +42,11 @@ class MELO(MemoryEditor[NeuronIndex]):
     they meet, and members that fall out are forgotten.
 
     Args:
-        index_layer: Block of the index; ``None``: by depth, see ``default_layers``.
+        index_layer: Block of the index; ``None``: the one below the lowest block with LoRA.
         index_projection: MLP projection whose output is the index: ``down`` (the authors' T5 and
             BERT) or ``up`` (their GPT-2 XL).
-        layers: Blocks with LoRA, all above the index; ``None``: the two after it.
+        layers: Blocks with LoRA, all above the index; ``None``: by depth, all but the first of
+            ``default_layers``.
         targets: MLP projections with LoRA in them: ``down``, ``up`` (gate included) or both, as in
             the authors' T5.
         rank: Rank p of a block (2; 4 for BERT).
@@ -110,14 +111,14 @@ class MELO(MemoryEditor[NeuronIndex]):
         """Number of the block with the index, in the bound model."""
         if self.index_layer is not None:
             return self.index_layer
-        return self.default_layers(self.view.num_blocks)[0]
+        return max(0, min(self.lora_layers, default=0) - 1)
 
     @property
     def lora_layers(self) -> list[int]:
         """Numbers of the blocks with LoRA, in the bound model."""
         if self.layers is not None:
             return sorted(self.layers)
-        return self.default_layers(self.view.num_blocks)[1:]
+        return self.layers_for_null(self.view.num_blocks)
 
     @property
     def index_module(self) -> str:
@@ -240,6 +241,11 @@ class MELO(MemoryEditor[NeuronIndex]):
         """
         index = max(0, min(round(35 / 47 * (num_blocks - 1)), num_blocks - 2))
         return [layer for layer in (index, index + 1, index + 2) if layer < num_blocks]
+
+    @classmethod
+    def layers_for_null(cls, num_blocks: int) -> list[int]:
+        """Return the default blocks with LoRA; that of the index has an argument of its own."""
+        return cls.default_layers(num_blocks)[1:]
 
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:

@@ -11,6 +11,7 @@ from lightning_edit.editors.memory.base import neutral_keys
 from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS, SAME_WORDS
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.types import EditRequest
 from tests.models.tiny import build_tiny, build_tokenizer
 
@@ -84,6 +85,19 @@ def test_melos_first_step_takes_its_share_of_the_loss(
         editor = bound(MELO(0, layers=[1, 2], steps=steps), kind)
         losses.append(editor.edit(encode_batch(editor.prompts, FACTS)).info["loss"])
     assert (losses[0] - losses[1]) / losses[0] == pytest.approx(1e-3, rel=0.15)
+
+
+def test_melos_index_lies_below_its_blocks_whether_these_are_given_or_not() -> None:
+    """`tune` and `sweep` give the blocks alone."""
+    model, tokenizer = build_tiny("llama"), build_tokenizer(bos=True)
+    count = MELO(0, layers=[1]).bind(model, tokenizer).view.num_blocks
+    own, named = MELO(), MELO(layers=MELO.layers_for_null(count))
+    for editor in (own, named):
+        editor.bind(model, tokenizer)
+        assert [editor.index_block, *editor.lora_layers] == MELO.default_layers(count)
+    assert MELO(layers=[2]).bind(model, tokenizer).index_block == 1
+    with pytest.raises(ArchitectureError, match="index is in block 0 and LoRA in \\[0\\]"):
+        MELO(layers=[0]).bind(model, tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
