@@ -184,6 +184,10 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
             told = ", ".join(f"{name} = {_shown(value)}" for name, value in new.items())
             log.info("%s: auto is %s", type(self).__name__, told)
 
+    def chosen_info(self) -> dict[str, Any]:
+        """Return what an edit's ``info`` says of ``auto`` settings; nothing where there is none."""
+        return {"auto": dict(self.chosen)} if self.chosen else {}
+
     def check_arguments(self) -> None:
         """Check the numeric arguments of this editor and of those that it wraps.
 

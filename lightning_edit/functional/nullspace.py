@@ -106,3 +106,29 @@ class Spectrum:
             3.0
         """
         return float(self.values[:directions].clamp_min(0).sum())
+
+    def thresholds(self, directions: int) -> dict[ThresholdKind, float]:
+        """Return a threshold of each kind with which :meth:`null_space` has so many directions.
+
+        It is a thousandth above the last of them, or half way to the next one if that is closer.
+
+        Args:
+            directions: Number of directions, 1 or more.
+
+        Example:
+            >>> Spectrum.of(torch.diag(torch.tensor([4.0, 1.0, 2.0]))).thresholds(2)["absolute"]
+            2.002
+        """
+        sums = self.values.clamp_min(0).cumsum(0)
+
+        def above(values: Tensor) -> float:
+            ends: list[float] = values[directions - 1 : directions + 1].tolist()
+            margins = [abs(ends[0]) / 1000, *((one - ends[0]) / 2 for one in ends[1:])]
+            return ends[0] + min(margins)
+
+        bound = above(self.values)
+        return {
+            "absolute": bound,
+            "relative": bound / float(self.values.mean()),
+            "energy": above(sums) / float(sums[-1]),
+        }

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import lightning_edit.editors
-from lightning_edit.editors import CaliNet, Editor
+from lightning_edit.cli.doctor_auto import auto_settings
+from lightning_edit.editors import RAG, CaliNet, Editor
+from lightning_edit.editors.arguments import kept_values
 from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
@@ -181,6 +183,29 @@ def test_delta_is_of_the_declared_kind(editor_class: type[Editor], family: str) 
     layers = editor_class.default_layers(own.editor.view.num_blocks)
     blocks = tuple(own.editor.view.block(layer).name + "." for layer in layers)
     assert all(name.startswith(blocks) for name in delta.weights)
+
+
+@pytest.mark.slow
+@each
+@every
+def test_no_layers_means_those_that_it_says(editor_class: type[Editor], family: str) -> None:
+    """`sweep` and `tune` give `layers` a value: the first one must be what the editor does."""
+    own, editor = case(editor_class, family), make(editor_class)
+    if not hasattr(editor, "layers") or editor_class.needs_fit:
+        pytest.skip("has no layers to give, or networks that are drawn for them")
+    editor.layers = editor_class.layers_for_null(own.editor.view.num_blocks)
+    found = editor.bind(own.model, own.editor.tokenizer).eval().edit(own.first)
+    assert same(found, edited(editor_class, family))
+
+
+@each
+def test_an_edit_says_what_auto_was(editor_class: type[Editor]) -> None:
+    own, delta = case(editor_class, "gpt2"), edited(editor_class, "gpt2")
+    kept = kept_values(own.editor)
+    ruled = {name for name in auto_settings(editor_class) if kept[name] == "auto"}
+    # Without key statistics every direction is free; RAG finds its threshold when it is asked.
+    ruled -= {"null_threshold"} | ({"threshold"} if editor_class is RAG else set())
+    assert ruled <= set(delta.info.get("auto", {}))
 
 
 @each

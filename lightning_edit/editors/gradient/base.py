@@ -137,6 +137,8 @@ class GradientEditor(Editor, family=True):
         self.trained_weights()
         if self.steps == "auto":
             self.chose({"steps": self.most_steps})
+        if self.threshold == "auto":
+            self.chose({"threshold": LEARNT if self.end_loss is None else self.end_loss})
 
     def trained_weights(self) -> list[Weight]:
         """Return the trained weights: each layer's MLP down-projection, and its bias if any."""
@@ -160,9 +162,7 @@ class GradientEditor(Editor, family=True):
     def _train(self, batch: EditBatch) -> Delta:
         copies = MasterCopies(self.trained_weights())
         losses = self.descend(copies, batch)
-        info = {"loss": losses, "steps": len(losses)}
-        if self.chosen:
-            info["auto"] = dict(self.chosen)
+        info = {"loss": losses, "steps": len(losses)} | self.chosen_info()
         return Delta(batch.ids, copies.updates(), info=info)
 
     def descend(self, copies: MasterCopies, batch: EditBatch) -> list[float]:

@@ -144,9 +144,7 @@ class LoRAEdit(Editor):
             with self.stage("search"):
                 losses = self._train(batch.encoded, adapted)
             updates = {f"{name}.weight": _merged_update(layer) for name, layer in adapted.items()}
-        info: dict[str, Any] = {"loss": losses, "steps": len(losses)}
-        if self.chosen:
-            info["auto"] = dict(self.chosen)
+        info = {"loss": losses, "steps": len(losses)} | self.chosen_info()
         return Delta(batch.ids, updates, info=info)
 
     @contextmanager

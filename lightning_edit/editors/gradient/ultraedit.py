@@ -215,7 +215,9 @@ class UltraEdit(Editor):
         if self.eta == "auto":
             self.chose({"eta": eta})
         info = {"loss": loss, "eta": eta, "first_order_drop": eta * drop / len(ordered)}
-        return Delta(batch.ids, updates, history=history, info=info, columns=columns)
+        return Delta(
+            batch.ids, updates, history=history, info=info | self.chosen_info(), columns=columns
+        )
 
     def _solve(self, name: str, d_in: int, rows: Tensor, added: dict[str, Tensor]) -> Solution:
         here = added[self._sums_name(name)]

@@ -75,6 +75,13 @@ class AlphaEdit(MultiLayerEditor):
             space = NullSpace(null_threshold, null_threshold_kind)
         self.solver = LeastSquares(moment_weight=0.0, norm_weight=norm_weight, null_space=space)
 
+    def on_bind(self) -> None:
+        """Bind as the family does, and note what the null spaces of ``auto`` come to."""
+        super().on_bind()
+        found = [one.null_thresholds for one in self.bound_layers.values() if one.null_thresholds]
+        if self.null_threshold == "auto" and found:
+            self.chose({"null_threshold": [one[self.null_threshold_kind] for one in found]})
+
     @classmethod
     def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
         """Estimate extra memory: the family's estimate plus the null spaces in float64."""

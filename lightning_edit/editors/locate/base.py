@@ -288,13 +288,15 @@ class LocateThenEdit(Editor, family=True):
             )
 
         with nullcontext() if self._original is None else self._original.in_place():
+            parts, widest = 2 if site == "attention+mlp" else 1, objective.clamp
             # Behind a norm the MLP's bound says nothing of the block's output.
             if self.clamp != "auto" or normed:
-                return search(texts, objective)
-            parts = 2 if site == "attention+mlp" else 1
-            found, widest = search_widening(search, texts, objective, parts)
-        rates = objective.chosen(part_norms(found.initial, parts), found.initial.shape[1])
-        self.chose({"clamp": widest} | rates)
+                found = search(texts, objective)
+            else:
+                found, widest = search_widening(search, texts, objective, parts)
+        if self.clamp == "auto":
+            self.chose({"clamp": widest})
+        self.chose(objective.chosen(part_norms(found.initial, parts), found.initial.shape[1]))
         return found
 
     @property
@@ -391,7 +393,7 @@ class LocateThenEdit(Editor, family=True):
             "unwritten": [solution.unwritten for solution in solutions],
             "condition": [solution.condition for solution in solutions],
             "templates": self.templates,
-            **({"auto": dict(self.chosen)} if self.chosen else {}),
+            **self.chosen_info(),
         }
 
     @classmethod

@@ -4,6 +4,7 @@ Axis names: ``f`` -- width of a key, the down-projection's input; ``r`` -- direc
 space; ``s`` -- some entries of a key.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lightning_edit.editors.locate.key_history import KeyHistory
 from lightning_edit.functional.auto import weight_for_share
+from lightning_edit.functional.nullspace import ThresholdKind
 from lightning_edit.functional.solve import Preserved
 from lightning_edit.models.weights import weight
 
@@ -41,6 +43,7 @@ class EditedLayer:
             all directions.
         null_energy: Mean squared norm of a corpus key in the null space, the sum of its
             eigenvalues; ``None``: all directions are free.
+        null_thresholds: Threshold of each kind that gives this null space.
 
     Note:
         ``auto`` weights solve for the share :data:`WRITTEN_SHARE` of a typical key's residual. λ
@@ -57,6 +60,7 @@ class EditedLayer:
     past: KeyHistory | None = None
     null_space: Float[Tensor, "f r"] | None = None
     null_energy: float | None = None
+    null_thresholds: Mapping[ThresholdKind, float] = field(default_factory=dict)
     _factors: dict[tuple[float, float], Preserved] = field(default_factory=dict)
 
     @property

@@ -115,6 +115,7 @@ class NullSpace:
             log.info("%s: %d of %d directions are free", where, basis.shape[1], len(basis))
             layer.null_space = basis.to(layer.moment.device)
             layer.null_energy = spectrum.energy(basis.shape[1])
+            layer.null_thresholds = spectrum.thresholds(basis.shape[1])
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ class MemoryEditor(Editor, Generic[M], family=True):
         """
         state = {name: _stack([one.state[name] for one in deltas]) for name in deltas[0].state}
         info = {name: [one.info[name] for one in deltas] for name in deltas[0].info}
+        info |= self.chosen_info()  # once for all
         return Delta(batch.ids, state=state, info=info)
 
     def memory_of(self, deltas: Sequence[Delta]) -> M:

@@ -193,6 +193,7 @@ class GRACE(MemoryEditor[Codebook]):
             "radius": torch.tensor([radius]),
         }
         info = {"loss": losses[-1], "steps": len(losses), "match": found.kind}
+        info |= self.chosen_info()
         return Delta(part.ids, state=state, info=info)
 
     def cold_value(self, like: Float[Tensor, " d_out"], seed: int) -> Float[Tensor, " d_out"]:

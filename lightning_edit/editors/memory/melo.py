@@ -175,7 +175,8 @@ class MELO(MemoryEditor[NeuronIndex]):
             row[: len(item.target_ids)] = torch.tensor(item.target_ids)
         radius = self.radius or self.radius_share * float(keys.norm(dim=1).mean())
         state = {"key": keys, "label": labels, "radius": torch.tensor([radius]), **factors}
-        return Delta(part.ids, state=state, info={"loss": losses[-1], "steps": len(losses)})
+        info = {"loss": losses[-1], "steps": len(losses)} | self.chosen_info()
+        return Delta(part.ids, state=state, info=info)
 
     @torch.no_grad()
     def _keys(self, prompts: Sequence[Sequence[int]]) -> Tensor:

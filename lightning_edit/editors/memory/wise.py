@@ -267,6 +267,7 @@ class WISE(MemoryEditor[SideMemory]):
             "steps": len(losses),
             "activation_edited": float(levels[: texts.edited].mean()),
             "activation_unrelated": float(levels[texts.edited :].mean()),
+            **self.chosen_info(),
         }
         return Delta(part.ids, state=state, info=info)
 

@@ -232,7 +232,8 @@ class CaliNet(Editor):
         state: dict[str, Tensor] = {}
         for layer, block in blocks.items():
             state |= block.state(self._beside[layer])
-        return Delta(batch.ids, state=state, info={"loss": losses, "steps": len(losses)})
+        info = {"loss": losses, "steps": len(losses)} | self.chosen_info()
+        return Delta(batch.ids, state=state, info=info)
 
     def _rows(self, batch: EditBatch) -> list[AnswerRow]:
         """Return every fact in every wording and form."""

@@ -224,8 +224,7 @@ class KN(Editor):
         info: dict[str, Any] = {"neurons": neurons}
         if self.add == "auto":
             self.chose({"add": strengths if len(strengths) > 1 else strengths[0]})
-            info["auto"] = dict(self.chosen)
-        return Delta(batch.ids, weights, info=info)
+        return Delta(batch.ids, weights, info=info | self.chosen_info())
 
     def neurons(self, request: EditRequest) -> Int[Tensor, "n 2"]:
         """Return the knowledge neurons of a request's old answer, as pairs (layer, neuron).

@@ -48,7 +48,7 @@ def test_the_box_is_a_number_of_steps_wide() -> None:
 def test_a_number_is_taken_as_it_is() -> None:
     editor, batch = bound(FTL(layers=[1], lr=1e-3, norm_constraint=2e-3))
     delta = editor.edit(batch)
-    assert editor.chosen == {"steps": 25}
+    assert editor.chosen == {"steps": 25, "threshold": 1e-2}  # the published ones
     (update,) = delta.weights.values()
     assert float(update.dense().abs().max()) == pytest.approx(2e-3, rel=1e-4)
 

@@ -26,7 +26,7 @@ from lightning_edit.models.view import resolve
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.statistics.collect import collect
 from lightning_edit.types import EditRequest
-from tests.models.tiny import INNER, TINY, build_tokenizer
+from tests.models.tiny import INNER, TINY, build_tiny, build_tokenizer
 from tests.toy import ToyData, toy_model, toy_tokenizer
 
 FACTS = [
@@ -60,11 +60,16 @@ def test_alphaedits_null_space_and_weight_follow_the_scale(tmp_path: Path) -> No
     layers = []
     for scale in (1e-2, 1.0, 1e2):
         statistics = with_statistics(tmp_path, scale)
-        editor = AlphaEdit(layers=[1], statistics=statistics, context_templates=["{}"])
+        given: Any = {"layers": [1], "statistics": statistics, "context_templates": ["{}"]}
+        editor = AlphaEdit(**given)
         editor.bind(TINY["llama"](), build_tokenizer())
         (layer,) = editor.bound_layers.values()
         assert editor.chosen["norm_weight"] == [pytest.approx((layer.null_energy or 0) / 9)]
         layers.append(layer)
+        # The number that is told gives the same directions.
+        same = AlphaEdit(null_threshold=editor.chosen["null_threshold"][0], **given)
+        (again,) = same.bind(TINY["llama"](), build_tokenizer()).bound_layers.values()
+        assert again.null_space.shape == layer.null_space.shape
     spaces = [layer.null_space for layer in layers]
     assert 0 < spaces[0].shape[1] < INNER
     assert spaces[0].shape == spaces[1].shape == spaces[2].shape
@@ -99,6 +104,14 @@ def test_a_typical_key_of_the_null_space_is_written_to_nine_tenths() -> None:
     key = keys[0] * (energy / (keys[0] @ basis).square().sum()).sqrt()
     solution = solver.solve(layer, key[:, None], torch.ones(32, 1).double())
     assert solution.unwritten == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_search_says_its_bound_and_rate_behind_a_norm_too(family: str) -> None:
+    editor = MEMIT(layers=[0, 1], statistics="identity", steps=2, context_templates=["{}"])
+    editor.bind(build_tiny(family), build_tokenizer(bos=True))
+    info = editor.edit(encode_batch(editor.prompts, FACTS[:1])).info
+    assert {"clamp", "lr", "weight_decay", "moment_weight"} <= set(info["auto"])
 
 
 def test_what_auto_chose_is_in_the_runs_results(tmp_path: Path) -> None:
