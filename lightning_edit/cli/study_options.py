@@ -28,6 +28,7 @@ from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, LightningEditError
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.models.prompt_encoder import PromptEncoder
+from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import default_folder
 from lightning_edit.storage.atomic import write_atomic, write_error
@@ -130,6 +131,7 @@ class Study:
         objects.model.check_arguments()  # before a large model is loaded
         cases, split = _cases(objects.data, config.split, config.facts)
         model, prompts = load_configured_model(config)
+        objects.model.require_kind(resolve(model))  # before statistics are asked for
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         placed: Any = model  # transformers' stub of `to` wants no str
         placed.to(device)
@@ -157,6 +159,12 @@ class Study:
         config = self.parser.parse_args([*self.argv, *options])
         editor: Editor = instantiate(self.parser, config).model
         return editor
+
+    def configured_editor(self) -> Namespace:
+        """Return the configuration of the editor with that of each host, defaults included."""
+        _, named = innermost_editor(self.editor)
+        found: Namespace = self.parser.parse_args([*self.argv, *named]).model
+        return found
 
     def evaluation(self) -> Evaluation:
         """Return the evaluation with its pristine baseline; a resumed study reads it from disk."""

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,26 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lightning_edit.analysis.sweep.layers import candidates
+from lightning_edit.analysis.tuning.arguments import Argument, arguments_of
 from lightning_edit.analysis.tuning.choices import LAYERS, Choices
 from lightning_edit.analysis.tuning.result import TuningResult
 from lightning_edit.analysis.tuning.search import Settings, pareto, require_optuna
 from lightning_edit.analysis.tuning.settings_file import settings_yaml
+from lightning_edit.analysis.tuning.space import AUTO
 from lightning_edit.analysis.tuning.trial import SettingsTrial
 from lightning_edit.analysis.tuning.tuning import Tuning
 from lightning_edit.cli.study_options import Study, editor_name, innermost_editor, study_parser
 from lightning_edit.cli.study_trials import IMPOSSIBLE, run_trial
+from lightning_edit.editors.arguments import kept_values
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
+from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.evaluation.evaluator import Evaluation
-from lightning_edit.exceptions import ConfigError, StatisticsNotFoundError
+from lightning_edit.exceptions import (
+    ArchitectureError,
+    ConfigError,
+    StatisticsNotFoundError,
+)
 from lightning_edit.functional.visible import visible
 from lightning_edit.models.view import resolve
 from lightning_edit.report import sweep_plots
@@ -35,8 +44,8 @@ _DESCRIPTION = (
     "Search settings of an editor for your model: layers, strength, bounds and steps, by the "
     "harmonic mean of reliability, generalization and locality on facts that you do not edit "
     "afterwards. The first trial has the editor's own settings, so that the table shows what the "
-    "search gains. It writes a YAML file for --config. Interrupted or out of time, it goes on when "
-    "it is given its folder with --run."
+    "search gains; where they are auto, the rule stays one of the choices. It writes a YAML file "
+    "for --config. Interrupted or out of time, it goes on when it is given its folder with --run."
 )
 
 
@@ -66,7 +75,8 @@ def _parser() -> Any:
         "--space",
         type=dict[str, list[float]] | None,
         default=None,
-        help="bounds of settings, such as '{lr: [1e-4, 1e-2]}'",
+        help="smallest and largest number of settings, such as '{lr: [1e-4, 1e-2]}'; a setting "
+        "that is auto may also stay so",
     )
     group.add_argument(
         "--candidates",
@@ -104,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep_plots.check_formats(study.config.figures)
     if study.config.budget <= 0:
         raise ConfigError(f"--budget is in seconds, above 0; got {study.config.budget}")
+    if study.config.trials is not None and study.config.trials < 1:
+        raise ConfigError(f"--trials must be 1 or more, got {study.config.trials}")
     tuning = _open(study)
     try:
         _run(study, tuning)
@@ -121,17 +133,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _open(study: Study) -> Tuning:
     """Return the search of a study, with what it has tried already."""
     config = study.config
-    host, wrappers = innermost_editor(study.editor)
-    arguments = _arguments(config.model, len(wrappers) // 2)
+    host, _ = innermost_editor(study.editor)
+    arguments = _arguments(study)
+    values = {name: one.value for name, one in arguments.items()}
+    kinds = {name: one.kind for name, one in arguments.items()}
     windows: list[list[int]] = []
     if hasattr(host, LAYERS) and (config.only is None or LAYERS in config.only):
-        windows = _windows(study, host, arguments.get(LAYERS))
+        windows = _windows(study, host, values.get(LAYERS))
     own = _own_layers(study, host)
-    choices = Choices.of(arguments, windows, own, config.space, config.only, type(host))
+    choices = Choices.of(values, windows, own, config.space, config.only, kinds)
     if not choices.space:
         raise ConfigError(
-            f"{editor_name(study.editor)} has no setting to search; name some with --only or "
-            "--space"
+            f"{editor_name(study.editor)} has no setting whose value depends on a model's scale, "
+            "so there is nothing to search by default; --only and --space take its numbers by name"
         )
     identity = study.identity() | choices.to_row() | {"together": config.together}
     study.folder.path.mkdir(parents=True, exist_ok=True)
@@ -141,7 +155,7 @@ def _open(study: Study) -> Tuning:
 
 def _run(study: Study, tuning: Tuning) -> None:
     """Try settings until the budget or the number of trials is used up."""
-    config, evaluation = study.config, study.evaluation()
+    config, evaluation, arguments = study.config, study.evaluation(), _arguments(study)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     done = tuning.is_over(config.budget, config.trials)
     with Progress(*columns, console=Console(stderr=True), disable=done) as bar:
@@ -157,51 +171,90 @@ def _run(study: Study, tuning: Tuning) -> None:
             def attempt(
                 layers: list[int], numbers: Settings, advance: Callable[[], None] = advance
             ) -> SettingsTrial:
-                return _try(study, tuning.choices, layers, numbers, evaluation, advance)
+                options = _options(study, tuning.choices, arguments, layers, numbers)
+                found = _Attempt(study, arguments, evaluation, advance)
+                own = tuning.choices.begins_with_own and not tuning.tried
+                return found.run(options, layers, numbers, own=own)
 
             tuning.step(attempt)
 
 
-def _try(
+@dataclass(frozen=True)
+class _Attempt:
+    study: Study
+    arguments: Mapping[str, Argument]
+    evaluation: Evaluation
+    advance: Callable[[], None]
+
+    def run(
+        self, options: list[str], layers: list[int], numbers: Settings, *, own: bool
+    ) -> SettingsTrial:
+        """Edit and score every case with settings; a result too where they are impossible."""
+        study = self.study
+        try:
+            editor = study.editor_with(*options)
+            outcomes, seconds = run_trial(
+                study, editor, self.evaluation, self.advance, together=study.config.together
+            )
+        except IMPOSSIBLE as error:
+            # Where the editor's own settings do not fit the model, no other trial would help.
+            if own and isinstance(error, ArchitectureError | ConfigError):
+                raise
+            return SettingsTrial(layers, [], failed=str(error), settings=numbers)
+        return SettingsTrial(
+            layers, outcomes, seconds, None, numbers, self._chosen(editor, numbers)
+        )
+
+    def _chosen(self, editor: Editor, numbers: Settings) -> dict[str, Any]:
+        """Return what ``auto`` was in the editor, by the names of the settings."""
+        levels = _levels(editor)
+        found = {}
+        for name, value in numbers.items():
+            if value != AUTO:
+                continue
+            one = self.arguments[name]
+            level = levels[one.depth]
+            # Beside a number an editor may keep a published number as the argument itself.
+            decided = level.chosen.get(one.name, kept_values(level).get(one.name))
+            if decided not in (None, AUTO):
+                found[name] = decided
+        return found
+
+
+def _options(
     study: Study,
     choices: Choices,
-    layers: list[int],
+    arguments: Mapping[str, Argument],
+    layers: Sequence[int],
     numbers: Settings,
-    evaluation: Evaluation,
-    advance: Callable[[], None],
-) -> SettingsTrial:
-    try:
-        editor = study.editor_with(*_options(study, choices, layers, numbers))
-        outcomes, seconds = run_trial(
-            study, editor, evaluation, advance, together=study.config.together
-        )
-    except IMPOSSIBLE as error:
-        return SettingsTrial(layers, [], failed=str(error), settings=numbers)
-    return SettingsTrial(layers, outcomes, seconds, settings=numbers)
-
-
-def _options(study: Study, choices: Choices, layers: Sequence[int], numbers: Settings) -> list[str]:
+) -> list[str]:
     """Return settings as options of ``edit``; layers are named where they are searched."""
     _, found = innermost_editor(study.editor)
-    prefix = "--model" + ".editor" * (len(found) // 2)
     if choices.windows:
-        found += [f"{prefix}.{LAYERS}", json.dumps(list(layers))]
+        found += [arguments[LAYERS].option, json.dumps(list(layers))]
     for name, value in numbers.items():
-        found += [f"{prefix}.{name}", str(value)]
+        found += [arguments[name].option, str(value)]
     return found
 
 
-def _arguments(model: Any, depth: int) -> dict[str, Any]:
-    """Return the arguments of the innermost editor as configured, with its defaults."""
-    for _ in range(depth):
-        model = model.init_args.editor
-    return dict(vars(model.init_args)) if "init_args" in model else {}
+def _arguments(study: Study) -> dict[str, Argument]:
+    """Return the arguments of the editor and of its hosts as configured, with their defaults."""
+    kinds = [type(one) for one in _levels(study.editor)]
+    return arguments_of(study.configured_editor().as_dict(), kinds)
+
+
+def _levels(editor: Editor) -> list[Editor]:
+    """Return an editor and the editors that it wraps, the outermost first."""
+    inner = _levels(editor.editor) if isinstance(editor, WrappedEditor) else []
+    return [editor, *inner]
 
 
 def _own_layers(study: Study, host: Editor) -> list[int]:
     """Return the layers that the editor edits by itself."""
-    given = getattr(host, LAYERS, None)
-    return list(host.default_layers(resolve(study.model).num_blocks) if given is None else given)
+    # An editor of one block has an argument for it alone.
+    only = getattr(host, "layer", None) if not hasattr(host, LAYERS) else None
+    given = getattr(host, LAYERS, None) if only is None else [only]
+    return list(host.layers_for_null(resolve(study.model).num_blocks) if given is None else given)
 
 
 def _windows(study: Study, host: Editor, given: Sequence[int] | None) -> list[list[int]]:
@@ -243,12 +296,14 @@ def _show(study: Study, result: TuningResult, choices: Choices) -> None:
     console.print(result.advice(len(study.cases)), soft_wrap=True)
     out = Path(study.config.out or study.folder.path / f"{type(study.editor).__name__}.yaml")
     if result.best is not None:
-        depth = len(innermost_editor(study.editor)[1]) // 2
-        configured = study.config.model.as_dict()
-        text = settings_yaml(configured, depth, result.best, title, layers=bool(choices.windows))
+        # Through JSON, where what is not plain becomes text.
+        configured = json.loads(json.dumps(study.configured_editor().as_dict(), default=str))
+        text = settings_yaml(
+            configured, _arguments(study), result.best, title, layers=bool(choices.windows)
+        )
         study.write(out, text.encode())
     files = [study.folder.path / "tune.jsonl"]
-    if sweep_plots.available():
+    if sweep_plots.available() and result.points():
         files += _plot(study, result, title)
     console.print(visible("Files: " + ", ".join(map(str, files))), soft_wrap=True, markup=False)
     if result.best is not None:
@@ -269,5 +324,6 @@ def _title(study: Study, trials: int) -> str:
 def _plot(study: Study, result: TuningResult, title: str) -> list[Path]:
     points = result.points()
     own = None if result.own is None else result.ranked.index(result.own)
-    figure = sweep_plots.success_against_locality(points, pareto(points), 0, own, title)
+    best = None if result.best is None else 0
+    figure = sweep_plots.success_against_locality(points, pareto(points), best, own, title)
     return sweep_plots.save(figure, study.folder.path / "tune", study.config.figures)

@@ -150,9 +150,7 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         self.check_arguments()
         require_nothing_in_force(self)
         view = resolve(model)
-        kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
-        if kind not in self.architectures:
-            raise ArchitectureError(self._architecture_message(model, kind))
+        self.require_kind(view)
         prompts = PromptEncoder.for_model(model, tokenizer)
         if len(prompts.forms) > 1 and not self.both_forms:
             able = sorted(cls.__name__ for cls in final_editors(Editor) if cls.both_forms)
@@ -197,6 +195,19 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         for module in self.modules():
             if isinstance(module, Editor):
                 require_finite_arguments(module)
+
+    def require_kind(self, view: ModelView) -> None:
+        """Check that this editor edits models of a kind: decoder-only or encoder-decoder.
+
+        Args:
+            view: A model's structure.
+
+        Raises:
+            ArchitectureError: If it does not.
+        """
+        kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
+        if kind not in self.architectures:
+            raise ArchitectureError(self._architecture_message(view.model, kind))
 
     def _architecture_message(self, model: nn.Module, kind: str) -> str:
         """Return the error message for an unsupported architecture, with a remedy."""

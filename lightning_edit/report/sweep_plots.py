@@ -160,7 +160,7 @@ def over_weights(weights: Sequence[float], means: Mapping[str, Sequence[float]],
 def success_against_locality(
     points: Sequence[tuple[float, float]],
     front: Sequence[int],
-    best: int,
+    best: int | None,
     own: int | None,
     title: str,
 ) -> Any:
@@ -169,7 +169,7 @@ def success_against_locality(
     Args:
         points: Locality and success (mean of reliability and generalization) of each trial.
         front: Places of the trials that no other beats in both.
-        best: Place of the chosen trial.
+        best: Place of the chosen trial; ``None`` if none is.
         own: Place of the trial with the editor's own settings; ``None`` if there is none.
         title: Title of the plot.
 
@@ -189,15 +189,9 @@ def success_against_locality(
     if own is not None:
         square: dict[str, Any] = {"marker": "s", "s": 42, "color": _COLOURS[2]}
         axes.scatter(*points[own], label="own settings", **square, clip_on=False, zorder=3)
-    axes.scatter(
-        *points[best],
-        marker="*",
-        s=120,
-        color=_COLOURS[-1],
-        label="chosen",
-        clip_on=False,
-        zorder=4,
-    )
+    if best is not None:
+        star: dict[str, Any] = {"marker": "*", "s": 120, "color": _COLOURS[-1]}
+        axes.scatter(*points[best], label="chosen", **star, clip_on=False, zorder=4)
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("locality: share of other answers kept")

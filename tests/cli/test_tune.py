@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
+from lightning_edit import editors
 from lightning_edit.__main__ import main
+from lightning_edit.analysis.sweep.measure import CaseScores
 from lightning_edit.analysis.tuning import search
 from lightning_edit.cli import tune as cli
+from lightning_edit.models.loading import load_language_model
 
 DATA = ["--lm", "atlas", "--data", "AtlasDataModule", "--facts", "2"]
 FTM = ["FTM", *DATA, "--only", "[layers,lr]", "--candidates", "[0,4]", "--model.steps", "15"]
@@ -67,6 +70,62 @@ def test_edit_takes_the_file_and_has_its_scores(tuned: Path, tmp_path: Path) -> 
         assert f"{aspect} {point['metrics'][f'{aspect}/{measure}@tf']:.3f}" in head
 
 
+def stub_trial(*arguments: Any, **options: Any) -> Any:
+    """Every edit holds; the editor is bound, so that its arguments must fit the model."""
+    study, editor = arguments[:2]
+    editor.bind(study.model, study.prompts)
+    values = {"reliability": 1.0, "generalization": 0.5, "locality": 1.0}
+    return [CaseScores(case[0].id, values) for case in study.cases], 0.0
+
+
+@pytest.mark.parametrize("method", ["MELO", "OneLI", "GRACE"])
+def test_the_first_trial_and_the_file_are_the_editor_that_edit_has(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host is named where it is the default one; layers are those of its own argument."""
+    edited = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        found = stub_trial(*arguments, **options)
+        edited.append(arguments[1])
+        return found
+
+    monkeypatch.setattr(cli, "run_trial", watched)
+    assert tune(tmp_path / "run", method, *DATA, "--trials", "1") == 0
+    made = yaml.safe_load((tmp_path / "run" / f"{method}.yaml").read_text())["model"]
+    bound = getattr(editors, method)().bind(*load_language_model("atlas"))
+    if method == "MELO":
+        assert edited[0].modules_with_blocks == bound.modules_with_blocks
+        assert edited[0].index_module == bound.index_module
+        assert made["init_args"]["layers"] == bound.lora_layers
+    if method == "OneLI":
+        assert type(edited[0].editor) is type(bound.editor)
+        assert edited[0].editor.edited_layers == bound.editor.edited_layers
+        inner = made["init_args"]["editor"]
+        assert (inner["class_path"], inner["init_args"]["lr"]) == ("lightning_edit.FTM", "auto")
+        assert made["init_args"]["alpha"] == "auto"
+    (row,) = rows(tmp_path / "run")[1:]
+    assert set(row["trial"]["settings"]) <= {
+        "lr",
+        "steps",
+        "radius",
+        "radius_share",
+        "scale",
+        "alpha",
+    }
+
+
+def test_choices_that_do_not_fit_are_results_after_the_editors_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "run_trial", stub_trial)
+    melo = ["MELO", *DATA, "--only", "[layers]"]
+    assert tune(tmp_path / "a", *melo, "--candidates", "[[0], [4]]", "--trials", "6") == 0
+    assert "Impossible: layers 0: MELO decides at an index block" in capsys.readouterr().out
+    assert tune(tmp_path / "b", "MEMIT", "--lm", "atlas-t5", *DATA[2:], "--trials", "6") == 2
+    assert "MEMIT edits decoder-only models" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_facts_may_be_written_together_and_an_interrupt_keeps_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -95,6 +154,10 @@ def test_what_cannot_be_searched_is_said_before_anything_is_tried(
     assert "is trained for the layers" in capsys.readouterr().err
     assert tune(tmp_path / "c", "FTM", *DATA, "--budget", "0") == 2
     assert "above 0; got 0" in capsys.readouterr().err
+    assert tune(tmp_path / "c", "FTM", *DATA, "--trials", "0") == 2
+    assert "--trials must be 1 or more, got 0" in capsys.readouterr().err
+    assert tune(tmp_path / "c", "ICE", *DATA) == 2
+    assert "nothing to search by default" in capsys.readouterr().err
     monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
     assert tune(tmp_path / "d", "FTM", *DATA) == 2
     assert 'pip install "lightning-edit[tune]"' in capsys.readouterr().err

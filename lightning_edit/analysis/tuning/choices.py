@@ -36,24 +36,24 @@ class Choices:
         own: Sequence[int],
         given: Mapping[str, Sequence[int | float]] | None = None,
         only: Sequence[str] | None = None,
-        editor: type[Any] = object,
+        kinds: Mapping[str, type[Any]] | None = None,
     ) -> "Choices":
         """Return what is searched around an editor's values.
 
         Args:
-            arguments: The editor's arguments with their values.
+            arguments: The arguments of the editor and its wrappers, with their values.
             windows: Choices of layers; empty if they are not searched.
             own: Layers that the editor edits by itself.
             given: Bounds of a user, by name.
             only: Names of the settings to search; ``None``: all that depend on a model's scale.
-            editor: Class of the editor.
+            kinds: Class of the editor that has an argument, by name.
 
         Raises:
             ConfigError: If a name or bounds cannot be searched, see
                 :func:`~lightning_edit.analysis.tuning.space.search_space`.
         """
         names = None if only is None else [name for name in only if name != LAYERS]
-        space = search_space(arguments, given, names, editor)
+        space = search_space(arguments, given, names, kinds)
         listed, mine = tuple(map(tuple, windows)), tuple(own)
         at_start = all(one.start == arguments.get(one.name) for one in space)
         if len(listed) > 1:

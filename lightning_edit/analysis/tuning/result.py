@@ -65,8 +65,11 @@ class TuningResult:
     def settings(self) -> list[str]:
         """Return the settings of the trials in the table, a line each."""
         shown = {id(one.tried) for one in self.shown}
-        numbered = enumerate(self.tried, 1)
-        return [f"Trial {number}: {one.words}" for number, one in numbered if id(one) in shown]
+        listed = [(number, one) for number, one in enumerate(self.tried, 1) if id(one) in shown]
+        lines = [f"Trial {number}: {one.words}" for number, one in listed]
+        if any(one.chosen for _, one in listed):
+            lines.append("In brackets: what auto was, at the last edit.")
+        return lines
 
     def table(self, title: str, mode: Mode) -> Table:
         """Return the table of the best trials and of the editor's own settings.
@@ -82,9 +85,9 @@ class TuningResult:
         return score_table(title, "trial", rows, mode)
 
     def _mark(self, one: RankedTrial) -> str:
-        if one is self.ranked[0]:
+        if one is self.best:
             return BEST
-        return "own" if one is self.own else TIED if one.ties else ""
+        return "own" if one is self.own else TIED if self.best is not None and one.ties else ""
 
     def advice(self, facts: int) -> str:
         """Say what the marks mean and what the search gained over the editor's own settings.
@@ -93,11 +96,24 @@ class TuningResult:
             facts: Number of facts of each trial.
         """
         if self.best is None:
+            missing = [
+                aspect
+                for aspect in self.ranked[0].means
+                if all(one.means[aspect] == 0 for one in self.ranked)
+            ]
+            where = f" ({' and '.join(missing)} 0 in every trial)" if missing else ""
             return (
-                "With none of them all three shares are above 0, so no settings are written. Look "
-                "at other layers, or widen the bounds with --space."
+                f"In no trial are all shares above 0{where}, so no settings are written. Look at "
+                "other layers, widen the bounds with --space, or take another editor."
             )
-        text = f"{BEST} best; ± is the standard error of the harmonic mean over {facts} facts. "
+        facts_in_words = "1 fact" if facts == 1 else f"{facts} facts"
+        text = f"{BEST} best; ± is the standard error of the harmonic mean over {facts_in_words}. "
+        if "locality" not in self.best.means:
+            text += (
+                "These facts have no probes of other answers (locality), so nothing held back the "
+                "settings that change the most of them: add `locality` to the facts, or take data "
+                "that has it. "
+            )
         if not self.begins_with_own:
             return text + "The editor's own settings lie outside the bounds and were not tried."
         if self.own is self.ranked[0]:
@@ -109,8 +125,12 @@ class TuningResult:
         return text + f"The editor's own settings reach {self.own.score:.3f}."
 
     def points(self) -> list[tuple[float, float]]:
-        """Return locality and success of the edit of each ranked trial, for the plot."""
-        return [(one.means.get("locality", 0.0), success(one)) for one in self.ranked]
+        """Return locality and success of the edit of each ranked trial, for the plot.
+
+        Empty where no case probes locality.
+        """
+        measured = [one for one in self.ranked if "locality" in one.means]
+        return [(one.means["locality"], success(one)) for one in measured]
 
 
 def success(one: RankedTrial) -> float:

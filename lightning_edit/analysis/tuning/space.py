@@ -34,23 +34,28 @@ AUTO_BOUNDS: dict[str, tuple[float, float]] = {
     # A step in the space of hidden states, whose scale differs between models; not in weights.
     "MultiLayerEditor.lr": (1e-2, 1e1),
     "WISE.lr": (1e-2, 1e1),
+    "steps": (10.0, 100.0),
+    "weight_decay": (1e-3, 1.0),
     "eta": (1e-7, 1e-1),
     "clamp": (0.2, 8.0),
     "moment_weight": (1.0, 3e4),
     "norm_weight": (1e-3, 1e2),
     "norm_constraint": (5e-5, 1e-1),
-    "null_threshold": (0.02, 1.0),
-    "threshold": (0.1, 1.0),
+    "null_threshold": (0.02, 5.0),
+    "threshold": (0.01, 1.0),
+    "RAG.threshold": (0.1, 1.0),
     "radius": (0.05, 50.0),
     "add": (2.0, 512.0),
     "alpha": (0.1, 1.0),
 }
+#: Of these, settings that count something.
+COUNTS = frozenset({"steps"})
 AUTO: Final = "auto"
 
 Setting = int | float | str
 """A number, or ``auto`` for the editor's rule."""
 #: Settings that are shares: never above one.
-SHARES = frozenset({"radius_share", "act_ratio", "kept", "null_threshold"})
+SHARES = frozenset({"radius_share", "act_ratio", "kept"})
 
 
 @dataclass(frozen=True)
@@ -90,53 +95,70 @@ def search_space(
     arguments: Mapping[str, Any],
     given: Mapping[str, Sequence[int | float]] | None = None,
     only: Sequence[str] | None = None,
-    editor: type[Any] = object,
+    kinds: Mapping[str, type[Any]] | None = None,
 ) -> list[Dimension]:
     """Return the settings to search, around an editor's values.
 
     Args:
         arguments: The editor's arguments with their values; others than numbers, and than ``auto``
-            for a number (:data:`AUTO_BOUNDS`), are left alone.
-        given: Bounds of a user, by name: the smallest and the largest value.
+            for a number (:data:`AUTO_BOUNDS`), are left alone. A class and a dot may stand before
+            a name, see :func:`~lightning_edit.analysis.tuning.arguments.arguments_of`.
+        given: Bounds of a user, by name: the smallest and the largest number that is tried; where
+            the setting is ``auto``, beside the rule.
         only: Names of the settings to search; ``None``: those of :data:`FACTORS` that the editor
-            has and that are above zero, and those with given bounds.
-        editor: Class of the editor: the scale of a setting may be that of its family.
+            has and that are above zero, those that are ``auto`` with bounds of their class, and
+            those with given bounds.
+        kinds: Class of the editor that has a setting, by name: its scale may be that of a family.
 
     Raises:
         ConfigError: If a name is not a number of the editor, or bounds are not two ascending
             numbers above zero.
     """
-    given = dict(given or {})
+    given, kinds = dict(given or {}), kinds or {}
     numbers = {
         name: value
         for name, value in arguments.items()
-        if _is_number(value) or (value == AUTO and name in AUTO_BOUNDS)
+        if _is_number(value) or (value == AUTO and _bare(name) in AUTO_BOUNDS)
     }
-    chosen = list(only) if only is not None else [name for name in FACTORS if name in numbers]
+    chosen = list(only) if only is not None else _by_default(numbers, kinds)
     chosen += [name for name in given if name not in chosen]
-    return list(_dimensions(chosen, numbers, given, editor, by_name=only is not None))
+    # Where there is no value there may be bounds.
+    numbers |= {name: None for name in given if name in arguments and arguments[name] is None}
+    return list(_dimensions(chosen, numbers, given, kinds, by_name=only is not None))
+
+
+def _by_default(numbers: Mapping[str, Any], kinds: Mapping[str, type[Any]]) -> list[str]:
+    order = list(FACTORS)
+    scaled = [name for name in numbers if _bare(name) in FACTORS]
+    scaled.sort(key=lambda name: order.index(_bare(name)))
+    ruled = [name for name, value in numbers.items() if value == AUTO and name not in scaled]
+    return scaled + [name for name in ruled if _of_class(name, kinds) is not None]
 
 
 def _dimensions(
     chosen: Sequence[str],
     numbers: Mapping[str, Any],
     given: Mapping[str, Sequence[int | float]],
-    editor: type[Any],
+    kinds: Mapping[str, type[Any]],
     *,
     by_name: bool,
 ) -> Iterator[Dimension]:
     for name in chosen:
-        if name not in numbers and name not in given:
+        if name not in numbers:
             raise ConfigError(
-                f"{name} cannot be searched: the editor's numbers are {', '.join(numbers)}"
+                f"{name} cannot be searched: the editor's numbers are "
+                f"{', '.join(numbers) or 'none'}"
             )
-        value = numbers.get(name)
+        value, bare = numbers[name], _bare(name)
+        if value == AUTO:
+            low, high = _bounds(name, given[name]) if name in given else _ruled(name, kinds)
+            counts = bare in COUNTS
+            if counts:
+                low, high = max(1, round(low)), max(1, round(high))
+            yield Dimension(name, low, high, AUTO, counts)
+            continue
         if name in given:
             low, high = _bounds(name, given[name])
-        elif value == AUTO:
-            low, high = _auto_bounds(name, editor)
-            yield Dimension(name, low, high, AUTO)
-            continue
         elif value is None or value <= 0:
             if by_name:
                 raise ConfigError(
@@ -145,9 +167,9 @@ def _dimensions(
                 )
             continue
         else:
-            down, up = FACTORS.get(name, (10.0, 10.0))
+            down, up = FACTORS.get(bare, (10.0, 10.0))
             low, high = value / down, value * up
-            high = min(high, 1.0) if name in SHARES else high
+            high = min(high, 1.0) if bare in SHARES else high
         own = float(value) if isinstance(value, int | float) else low
         start = min(max(own, low), high)
         if isinstance(value, int):
@@ -155,9 +177,20 @@ def _dimensions(
         yield Dimension(name, low, high, start, isinstance(value, int))
 
 
-def _auto_bounds(name: str, editor: type[Any]) -> tuple[float, float]:
-    named = (f"{cls.__name__}.{name}" for cls in editor.__mro__)
-    return next(AUTO_BOUNDS[one] for one in (*named, name) if one in AUTO_BOUNDS)
+def _ruled(name: str, kinds: Mapping[str, type[Any]]) -> tuple[float, float]:
+    return _of_class(name, kinds) or AUTO_BOUNDS[_bare(name)]
+
+
+def _of_class(name: str, kinds: Mapping[str, type[Any]]) -> tuple[float, float] | None:
+    """Return the bounds that a class or its family has for a setting."""
+    classes = kinds.get(name, object).__mro__
+    named = (f"{cls.__name__}.{_bare(name)}" for cls in classes)
+    return next((AUTO_BOUNDS[one] for one in named if one in AUTO_BOUNDS), None)
+
+
+def _bare(name: str) -> str:
+    """Return the name of an argument without the class before it."""
+    return name.rpartition(".")[2]
 
 
 def _is_number(value: Any) -> bool:

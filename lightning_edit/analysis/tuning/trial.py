@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_edit.analysis.sweep.layers import LayerTrial
 from lightning_edit.analysis.sweep.measure import CaseScores
-from lightning_edit.analysis.tuning.space import Setting
+from lightning_edit.analysis.tuning.space import AUTO, Setting
 from lightning_edit.report.sweep_plots import label
 
 
@@ -16,28 +16,38 @@ class SettingsTrial(LayerTrial):
 
     Args:
         settings: Values by name, without the layers; ``auto`` where the editor's rule decides.
+        chosen: What the rules decided, by name; of a rule that decides for each edit, at the last.
     """
 
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
         """Convert to plain containers for JSON."""
-        return {"settings": dict(self.settings), **super().to_row()}
+        return {"settings": dict(self.settings), AUTO: dict(self.chosen), **super().to_row()}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "SettingsTrial":
         """Restore a trial from the plain containers of :meth:`to_row`."""
         outcomes = [CaseScores.from_row(case) for case in row["cases"]]
         seconds = row["seconds_per_edit"]
-        return cls(list(row["layers"]), outcomes, seconds, row["failed"], row["settings"])
+        settings, chosen = row["settings"], row.get(AUTO, {})  # earlier versions kept no rules
+        return cls(list(row["layers"]), outcomes, seconds, row["failed"], settings, chosen)
 
     @property
     def words(self) -> str:
-        """The settings in one line, such as ``layers 3–5, lr 0.1``."""
+        """The settings in one line, such as ``layers 3–5, lr auto (0.1)``."""
         parts = [f"layers {label(self.layers)}"] if self.layers else []
-        values = (f"{name} {_words(value)}" for name, value in self.settings.items())
-        return ", ".join([*parts, *values])
+        for name, value in self.settings.items():
+            decided = f" ({_words(self.chosen[name])})" if name in self.chosen else ""
+            parts.append(f"{name} {_words(value)}{decided}")
+        return ", ".join(parts)
 
 
-def _words(value: Setting) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
+def _words(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):  # one of each layer
+        ends = dict.fromkeys(map(_words, (min(value), max(value)))) if value else ["none"]
+        return "–".join(ends)
+    return str(value) if isinstance(value, int) else f"{value:.3g}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from lightning_edit.analysis.sweep.layers import rate
 from lightning_edit.analysis.tuning.choices import Choices
-from lightning_edit.analysis.tuning.search import Settings, SettingsSearch
+from lightning_edit.analysis.tuning.search import STARTUP, Settings, SettingsSearch
 from lightning_edit.analysis.tuning.trial import SettingsTrial
 from lightning_edit.storage.study_rows import ResumableRows
 
@@ -37,12 +37,16 @@ class Tuning:
         return max((one.score for one in rate(self.tried, self.seed)), default=0.0)
 
     def is_over(self, budget: float, trials: int | None) -> bool:
-        """Return whether the budget or the number of trials is used up.
+        """Return whether the budget or the number of trials is used up, or all were impossible.
+
+        A trial that is impossible takes no time, so the budget alone would not end the search.
 
         Args:
             budget: Seconds of trials, over all resumes together.
             trials: Largest number of trials; ``None``: any number.
         """
+        if len(self.tried) >= STARTUP and all(one.failed for one in self.tried):
+            return True
         return self.spent >= budget or (trials is not None and len(self.tried) >= trials)
 
     def step(self, attempt: Attempt) -> None:

@@ -7,7 +7,9 @@ import pytest
 
 from lightning_edit.analysis.tuning.search import SettingsSearch, pareto
 from lightning_edit.analysis.tuning.space import AUTO_BOUNDS, Dimension, Setting, search_space
-from lightning_edit.editors.locate.memit import MEMIT
+from lightning_edit.cli.doctor_auto import auto_settings
+from lightning_edit.cli.doctor_findings import final_editors
+from lightning_edit.editors import FTM, MEMIT, RAG
 from lightning_edit.exceptions import ConfigError
 
 SPACE = [
@@ -108,10 +110,37 @@ def test_auto_settings_begin_with_the_rule_and_are_searched_around_published_val
         assert (space[name].start, space[name].low, space[name].high) == ("auto", low, high)
         assert space[name].log
         assert not space[name].integer
-    (lr,) = search_space(arguments, only=["lr"], editor=MEMIT)
+    (lr,) = search_space(arguments, only=["lr"], kinds={"lr": MEMIT})
     assert (lr.low, lr.high) == AUTO_BOUNDS["MultiLayerEditor.lr"]
     (given,) = search_space(arguments, {"lr": [1e-3, 2e-3]}, only=["lr"])
-    assert (given.low, given.high, given.start) == (1e-3, 2e-3, 1e-3)
+    assert (given.low, given.high, given.start) == (1e-3, 2e-3, "auto")
+
+
+def test_every_setting_by_rule_can_be_searched_and_counts_stay_whole() -> None:
+    for editor in final_editors():
+        named = dict.fromkeys(auto_settings(editor), "auto")
+        space = search_space(named, only=list(named), kinds=dict.fromkeys(named, editor))
+        assert [one.name for one in space] == list(named)
+        assert all(one.may_be_auto and one.low < one.high for one in space)
+        assert all(one.integer == (one.name == "steps") for one in space)
+    (steps,) = search_space({"steps": "auto"}, {"steps": [10, 50]})
+    assert (steps.low, steps.high, steps.integer) == (10, 50, True)
+
+
+def test_a_retriever_is_searched_by_its_threshold() -> None:
+    (found,) = search_space({"k": 4, "threshold": "auto"}, kinds={"threshold": RAG})
+    assert (found.name, found.start) == ("threshold", "auto")
+    assert (
+        search_space({"threshold": "auto"}, kinds={"threshold": FTM}) == []
+    )  # beside lr and steps
+
+
+def test_the_second_proposal_of_the_default_seed_is_no_end_of_a_range() -> None:
+    search = SettingsSearch([Dimension("lr", 1e-5, 1e-1, 1e-2), *SPACE[1:]], 0)
+    for _ in range(3):
+        settings = search.ask()
+        search.tell(settings, 0.0)
+        assert 1.1e-5 < number(settings["lr"]) < 0.9e-1
 
 
 @pytest.mark.parametrize(
@@ -120,6 +149,8 @@ def test_auto_settings_begin_with_the_rule_and_are_searched_around_published_val
         ({"lr": 1.0}, None, ["width"], "the editor's numbers are lr"),
         ({"lr": 0.0}, None, ["lr"], "give bounds"),
         ({"lr": 1.0}, {"lr": [1.0]}, None, "smallest and its largest"),
+        ({"lr": 1.0}, {"rl": [1.0, 2.0]}, None, "rl cannot be searched"),
+        ({}, None, ["width"], "numbers are none"),
         ({"lr": 1.0}, {"lr": [2.0, 1.0]}, None, "smallest and its largest"),
     ],
 )

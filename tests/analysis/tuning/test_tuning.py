@@ -8,12 +8,14 @@ import yaml
 from rich.console import Console
 
 from lightning_edit.analysis.sweep.measure import CaseScores
+from lightning_edit.analysis.tuning.arguments import arguments_of, with_values
 from lightning_edit.analysis.tuning.choices import Choices
 from lightning_edit.analysis.tuning.result import TuningResult
 from lightning_edit.analysis.tuning.search import Settings
 from lightning_edit.analysis.tuning.settings_file import settings_yaml
 from lightning_edit.analysis.tuning.trial import SettingsTrial
 from lightning_edit.analysis.tuning.tuning import Tuning
+from lightning_edit.editors import FTM, MEMIT, RECT, LoRAEdit, OneLI
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.storage.study_rows import ResumableRows
 
@@ -85,8 +87,9 @@ def test_settings_by_rule_are_tried_first_and_written_as_such(tmp_path: Path) ->
     assert result.best is not None
     assert result.best is result.own
     assert "Trial 1: layers 2, lr auto, steps 20" in result.settings()
-    configured = {"class_path": "FTM", "init_args": {"lr": 0.5}}
-    text = settings_yaml(configured, 0, result.best, "title", layers=False)
+    configured = {"class_path": "FTM", "init_args": {"lr": 0.5, "steps": 5}}
+    arguments = arguments_of(configured, [FTM])
+    text = settings_yaml(configured, arguments, result.best, "title", layers=False)
     assert yaml.safe_load(text)["model"]["init_args"] == {"lr": "auto", "steps": 20}
 
 
@@ -112,18 +115,68 @@ def test_bounds_that_leave_out_the_editors_own_settings_are_known() -> None:
 def test_the_file_sets_the_innermost_editor_and_nothing_else(tmp_path: Path) -> None:
     best = TuningResult.of(search(tmp_path, 14)).best
     assert best is not None
-    inner = {"class_path": "MEMIT", "init_args": {"clamp": 2.0, "lr": 9.0}}
+    inner = {"class_path": "MEMIT", "init_args": {"clamp": 2.0, "lr": 9.0, "steps": 3}}
+    inner["init_args"]["layers"] = None  # type: ignore[index]  # a dictionary, as written above
     configured = {"class_path": "RECT", "init_args": {"kept": 0.4, "editor": inner}}
-    text = settings_yaml(configured, 1, best, "RECT on\x1b[2J tiny", layers=True)
+    arguments = arguments_of(configured, [RECT, MEMIT])
+    text = settings_yaml(configured, arguments, best, "RECT on\x1b[2J tiny", layers=True)
     written = yaml.safe_load(text)["model"]
     assert written["init_args"]["kept"] == 0.4
     chosen = written["init_args"]["editor"]["init_args"]
     assert chosen["clamp"] == 2.0
     assert chosen["layers"] == [1]
     assert chosen["lr"] == best.tried.settings["lr"]  # type: ignore[attr-defined]  # a SettingsTrial
-    assert inner["init_args"] == {"clamp": 2.0, "lr": 9.0}  # what was configured stays
+    assert inner["init_args"]["lr"] == 9.0  # type: ignore[index]  # what was configured stays
     assert "\x1b" not in text
     assert f"harmonic mean {best.score:.3f}" in text.splitlines()[1]
+
+
+def test_a_wrappers_settings_are_its_own_and_the_hosts_keep_their_names() -> None:
+    host = {"class_path": "LoRAEdit", "init_args": {"alpha": 32, "lr": "auto"}}
+    configured = {"class_path": "OneLI", "init_args": {"editor": host, "alpha": "auto"}}
+    arguments = arguments_of(configured, [OneLI, LoRAEdit])
+    options = {name: one.option for name, one in arguments.items() if name != "editor"}
+    assert options == {
+        "alpha": "--model.editor.alpha",
+        "lr": "--model.editor.lr",
+        "OneLI.alpha": "--model.alpha",
+    }
+    values = {name: one.value for name, one in arguments.items()}
+    kinds = {name: one.kind for name, one in arguments.items()}
+    space = {one.name: one for one in Choices.of(values, [], [], kinds=kinds).space}
+    assert (space["alpha"].start, space["alpha"].integer) == (32, True)
+    assert (space["OneLI.alpha"].start, space["OneLI.alpha"].high) == ("auto", 1.0)
+    changed = with_values(configured, arguments, {"OneLI.alpha": 0.5, "alpha": 8})["init_args"]
+    assert (changed["alpha"], changed["editor"]["init_args"]["alpha"]) == (0.5, 8)
+
+
+def test_trials_say_what_auto_was_and_keep_it(tmp_path: Path) -> None:
+    settings: Settings = {"lr": 0.3, "steps": "auto", "moment_weight": "auto", "clamp": "auto"}
+    chosen = {"steps": 2000, "moment_weight": [70.0, 90.0]}
+    trial = SettingsTrial([1], [], settings=settings, chosen=chosen)
+    words = "layers 1, lr 0.3, steps auto (2000), moment_weight auto (70–90), clamp auto"
+    assert trial.words == words
+    assert SettingsTrial.from_row(trial.to_row()).words == words
+    earlier = {key: value for key, value in trial.to_row().items() if key != "auto"}
+    assert SettingsTrial.from_row(earlier).chosen == {}
+
+
+def test_trials_that_are_all_impossible_end_the_search(tmp_path: Path) -> None:
+    """They take no time, so the budget would not."""
+    tuning = Tuning(Choices.of(ARGUMENTS, [], [2]), 0, ResumableRows(tmp_path / "t.jsonl", {}))
+    while not tuning.is_over(1e9, None):
+        tuning.step(lambda layers, numbers: SettingsTrial(layers, [], failed="x", settings=numbers))
+    assert len(tuning.tried) == 8
+
+
+def test_facts_without_probes_of_other_answers_are_named_and_not_drawn(tmp_path: Path) -> None:
+    tuning = Tuning(Choices.of(ARGUMENTS, [], [2]), 0, ResumableRows(tmp_path / "t.jsonl", {}))
+    case = CaseScores("a", {"reliability": 1.0, "generalization": 0.5})
+    tuning.step(lambda layers, numbers: SettingsTrial(layers, [case], settings=numbers))
+    result = TuningResult.of(tuning)
+    assert result.points() == []
+    assert "no probes of other answers (locality)" in result.advice(1)
+    assert "over 1 fact." in result.advice(1)
 
 
 def test_nothing_that_works_writes_no_settings(tmp_path: Path) -> None:
@@ -139,4 +192,5 @@ def test_nothing_that_works_writes_no_settings(tmp_path: Path) -> None:
     )
     result = TuningResult.of(tuning)
     assert result.best is None
-    assert "no settings are written" in result.advice(1)
+    assert "(reliability 0 in every trial), so no settings are written" in result.advice(1)
+    assert not {"★", "≈"} & set(shown(result))
