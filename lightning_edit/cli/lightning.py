@@ -19,6 +19,7 @@ import lightning_edit.callbacks as callbacks
 import lightning_edit.datamodules as data_modules
 import lightning_edit.editors as editors
 from lightning_edit.cli.check_arguments import check_yaml_arguments, closest, option_values
+from lightning_edit.cli.parse_errors import HELP, parse_error_reason
 from lightning_edit.cli.report import show
 from lightning_edit.cli.run_folder_options import (
     FOUND_BY_NAME,
@@ -37,20 +38,6 @@ from lightning_edit.storage.atomic import write_atomic, write_error
 from lightning_edit.storage.run_lock import LOCK, require_unlocked
 
 log = logging.getLogger(__name__)
-
-
-def parse_error_reason(message: str) -> str:
-    """Extract the reason from a jsonargparse error message.
-
-    Args:
-        message: Message of the parser, with every type that it tried.
-    """
-    first, *lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]
-    # An optional option has a union type; the failed attempts are no help to the user.
-    key = first if first.startswith("Parser key") else ""
-    text = f"{key} {'; '.join(errors)}" if errors else " ".join([first, *lines])
-    return text.replace(". `--help` lists every option", "").strip().rstrip(".")
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -93,7 +80,7 @@ class RunParser(LightningArgumentParser):
         Raises:
             ConfigError: Always.
         """
-        raise ConfigError(f"{parse_error_reason(message)}. `--help` lists every option") from ex
+        raise ConfigError(parse_error_reason(message) + HELP) from ex
 
 
 def add_language_model(parser: LightningArgumentParser) -> None:

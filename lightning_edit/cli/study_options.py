@@ -16,9 +16,9 @@ from lightning_edit.cli.lightning import (
     add_language_model,
     check_names,
     load_configured_model,
-    parse_error_reason,
     silence_lightning,
 )
+from lightning_edit.cli.parse_errors import parse_error_reason
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.module_runtime import PromptDecisionResponder

@@ -111,8 +111,8 @@ class TuningResult:
         if "locality" not in self.best.means:
             text += (
                 "These facts have no probes of other answers (locality), so nothing held back the "
-                "settings that change the most of them: add `locality` to the facts, or take data "
-                "that has it. "
+                "settings that change the most of them: give the facts `probes` of kind "
+                "neighborhood, or take data that has them. "
             )
         if not self.begins_with_own:
             return text + "The editor's own settings lie outside the bounds and were not tried."
