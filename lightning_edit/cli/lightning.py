@@ -125,6 +125,20 @@ def add_language_model(parser: LightningArgumentParser) -> None:
     )
 
 
+def model_options(parser: LightningArgumentParser, config: Any) -> list[str]:
+    """Return the language model's options as a command line has them: ``--lm`` and what differs.
+
+    Args:
+        parser: Parser with the options of :func:`add_language_model`.
+        config: Parsed options.
+    """
+    found = ["--lm", str(config.lm)]
+    for name, value in vars(config).items():
+        if name.startswith("lm_") and value != parser.get_default(name):
+            found += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return found
+
+
 def load_configured_model(config: Any) -> tuple[Any, PromptEncoder]:
     """Load the language model of ``--lm`` and its tokenizer, in the format of ``--lm_chat``.
 

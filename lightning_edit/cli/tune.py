@@ -1,6 +1,7 @@
 """``lightning-edit tune``: hyperparameter search for an editor on a user's own model."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from lightning_edit.analysis.tuning.settings_file import settings_yaml
 from lightning_edit.analysis.tuning.space import AUTO
 from lightning_edit.analysis.tuning.trial import SettingsTrial
 from lightning_edit.analysis.tuning.tuning import Tuning
+from lightning_edit.cli.lightning import model_options
 from lightning_edit.cli.study_options import Study, editor_name, innermost_editor, study_parser
 from lightning_edit.cli.study_trials import IMPOSSIBLE, run_trial
 from lightning_edit.editors.arguments import kept_values
@@ -307,7 +309,8 @@ def _show(study: Study, result: TuningResult, choices: Choices) -> None:
         files += _plot(study, result, title)
     console.print(visible("Files: " + ", ".join(map(str, files))), soft_wrap=True, markup=False)
     if result.best is not None:
-        line = f"To edit with them: lightning-edit edit --config {out} --data …"
+        same_model = shlex.join(model_options(study.parser, study.config))
+        line = f"To edit with them: lightning-edit edit --config {out} {same_model} --data …"
         console.print(visible(line), soft_wrap=True, markup=False)
 
 

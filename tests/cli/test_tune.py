@@ -80,7 +80,10 @@ def stub_trial(*arguments: Any, **options: Any) -> Any:
 
 @pytest.mark.parametrize("method", ["MELO", "OneLI", "GRACE"])
 def test_the_first_trial_and_the_file_are_the_editor_that_edit_has(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its host is named where it is the default one; layers are those of its own argument."""
     edited = []
@@ -91,7 +94,8 @@ def test_the_first_trial_and_the_file_are_the_editor_that_edit_has(
         return found
 
     monkeypatch.setattr(cli, "run_trial", watched)
-    assert tune(tmp_path / "run", method, *DATA, "--trials", "1") == 0
+    assert tune(tmp_path / "run", method, *DATA, "--lm_bos", "true", "--trials", "1") == 0
+    assert f"{method}.yaml --lm atlas --lm_bos true --data" in capsys.readouterr().out
     made = yaml.safe_load((tmp_path / "run" / f"{method}.yaml").read_text())["model"]
     bound = getattr(editors, method)().bind(*load_language_model("atlas"))
     if method == "MELO":

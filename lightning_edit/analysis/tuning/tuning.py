@@ -37,15 +37,18 @@ class Tuning:
         return max((one.score for one in rate(self.tried, self.seed)), default=0.0)
 
     def is_over(self, budget: float, trials: int | None) -> bool:
-        """Return whether the budget or the number of trials is used up, or all were impossible.
+        """Return whether the budget or the number of trials is used up, or no trial would help.
 
-        A trial that is impossible takes no time, so the budget alone would not end the search.
+        A trial with the largest score there is cannot be beaten. Impossible trials take no time, so
+        the budget alone would not end a search of them.
 
         Args:
             budget: Seconds of trials, over all resumes together.
             trials: Largest number of trials; ``None``: any number.
         """
         if len(self.tried) >= STARTUP and all(one.failed for one in self.tried):
+            return True
+        if self.best_score == 1.0:
             return True
         return self.spent >= budget or (trials is not None and len(self.tried) >= trials)
 

@@ -169,6 +169,13 @@ def test_trials_that_are_all_impossible_end_the_search(tmp_path: Path) -> None:
     assert len(tuning.tried) == 8
 
 
+def test_a_trial_that_cannot_be_beaten_ends_the_search(tmp_path: Path) -> None:
+    tuning = Tuning(Choices.of(ARGUMENTS, [], [2]), 0, ResumableRows(tmp_path / "t.jsonl", {}))
+    case = CaseScores("a", {"reliability": 1.0, "generalization": 1.0, "locality": 1.0})
+    tuning.step(lambda layers, numbers: SettingsTrial(layers, [case], settings=numbers))
+    assert tuning.is_over(1e9, 5)
+
+
 def test_facts_without_probes_of_other_answers_are_named_and_not_drawn(tmp_path: Path) -> None:
     tuning = Tuning(Choices.of(ARGUMENTS, [], [2]), 0, ResumableRows(tmp_path / "t.jsonl", {}))
     case = CaseScores("a", {"reliability": 1.0, "generalization": 0.5})
