@@ -86,9 +86,19 @@ def probes(request: EditRequest) -> list[ScoredProbe]:
     return own + near[:NEIGHBOURS]
 
 
-def score(scorer: Scorer, requests: Sequence[EditRequest]) -> list[ProbeScore]:
-    """Score all probes of requests."""
-    return scorer.score([probe for request in requests for probe in probes(request)])
+def score(loaded: tuple[Any, Any], requests: Sequence[EditRequest], **how: Any) -> list[ProbeScore]:
+    """Score all probes of requests: facts are generated too, neighbours are asked by force alone.
+
+    Args:
+        loaded: The language model and its tokenizer.
+        requests: The facts.
+        how: Other arguments of the scorer.
+    """
+    listed = [probe for request in requests for probe in probes(request)]
+    own = [one for one in listed if one.probe.kind == "rewrite"]
+    near = [one for one in listed if one.probe.kind != "rewrite"]
+    found = Scorer(*loaded, **how).score(own)
+    return found + Scorer(*loaded, modes=["tf"], **how).score(near)
 
 
 def summarise(scores: Sequence[ProbeScore], names: Sequence[str]) -> dict[str, Any]:
@@ -128,7 +138,7 @@ def measure(
         handle.edit(group)
         seconds += time.process_time() - used
         responder = editor.responder(handle.ledger.in_force)
-        found += score(Scorer(model, tokenizer, responder=responder), group)
+        found += score((model, tokenizer), group, responder=responder)
         handle.undo()
         used = time.process_time()
     host = editor
@@ -175,7 +185,7 @@ def main() -> None:
         path, bos = MODELS[model]
         loaded = load_language_model(path, add_bos=bos)
         requests, data = facts(model, options.facts, options.count, options.source)
-        baseline = Baseline(score(Scorer(*loaded), requests))
+        baseline = Baseline(score(loaded, requests))
         for method, place in listed:
             try:
                 row = measure(method, options.arguments, loaded, requests, data, baseline)

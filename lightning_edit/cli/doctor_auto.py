@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from lightning_edit.cli.doctor_findings import empty_table
-from lightning_edit.editors.gradient.base import LEARNT, MOST_STEPS, STEPS_IN_BOX
+from lightning_edit.editors.gradient.base import MARGIN, MOST_STEPS, STEPS_IN_BOX
 from lightning_edit.editors.locate.search_objective import STEPS_TO_BOUND
 from lightning_edit.models.view import ModelView
 
@@ -39,7 +39,7 @@ RULES: dict[str, Rule] = {
     "WISE.lr": Rule("a step adds a share of the projection's output", "once a model"),
     "weight_decay": Rule("0.01 nats for a vector as long as the state", "chosen for each edit"),
     "steps": Rule("until every request is learnt", lambda v: MOST_STEPS),
-    "norm_constraint": Rule(f"{STEPS_IN_BOX:g} steps of the first lr"),
+    "norm_constraint": Rule(f"{STEPS_IN_BOX:g} steps of the lr that is noted"),
     "eta": Rule("the smallest of six steps that writes nine tenths of the answers"),
     "radius": Rule("a share of the distance between prompts about two subjects", _BINDING),
     "threshold": Rule(
@@ -51,8 +51,9 @@ RULES: dict[str, Rule] = {
     "MultiLayerEditor.lr": Rule(
         f"{STEPS_TO_BOUND:g} steps lead to the bound", "chosen for each edit"
     ),
+    "GradientEditor.lr": Rule("each step takes a share of the loss, and changes other text least"),
     "GradientEditor.threshold": Rule(
-        "each request ends at so many nats a token above its least loss", lambda v: LEARNT
+        "a request ends when its answer is the first choice by so many nats", lambda v: MARGIN
     ),
 }
 #: Of a setting that no rule here is about, as an editor from elsewhere may have.

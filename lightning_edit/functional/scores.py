@@ -31,6 +31,25 @@ def token_scores(
     return nll, logits.argmax(dim=-1)
 
 
+def token_margins(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Return by how much the logit of each answer token exceeds the largest of the others.
+
+    Args:
+        logits: Next-token logits at the positions that predict the answer tokens.
+        targets: The answer tokens.
+
+    Returns:
+        Margins in nats; above 0 where the token is the most probable one.
+
+    Example:
+        >>> token_margins(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([1])).tolist()
+        [1.0]
+    """
+    own = logits.gather(-1, targets[:, None])
+    others = logits.scatter(-1, targets[:, None], float("-inf"))
+    return own.squeeze(-1) - others.amax(-1)
+
+
 def harmonic_mean(values: Float[Tensor, "... a"]) -> Float[Tensor, "..."]:
     """Return the harmonic mean over the last axis; 0 where one of the values is 0.
 

@@ -222,6 +222,15 @@ class AnswerRows:
             0, self.rows, torch.ones_like(values)
         )
 
+    def least_per_row(self, values: Float[Tensor, " a"]) -> Float[Tensor, " b"]:
+        """Return the smallest per-token value of each row's answer; NaN where one is.
+
+        Args:
+            values: A value of each answer token.
+        """
+        start = values.new_full((self.ids.shape[0],), float("inf"))
+        return start.scatter_reduce(0, self.rows, values, "amin")
+
 
 @dataclass(frozen=True)
 class RowVerdicts:

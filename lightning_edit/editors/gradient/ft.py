@@ -19,7 +19,7 @@ class FTL(GradientEditor):
             :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         weight_decay: Adam's weight decay (0 in ROME's configs).
         norm_constraint: Largest change of any single weight: 5e-4 for GPT-2 XL, 5e-5 for GPT-J;
-            ``auto``: :data:`~lightning_edit.editors.gradient.base.STEPS_IN_BOX` steps of ``lr``.
+            ``auto``: :data:`~lightning_edit.editors.gradient.base.STEPS_IN_BOX` times ``lr``.
         objective: See :class:`~lightning_edit.editors.gradient.base.GradientEditor`.
         threshold: Loss below which training stops (1e-2 in ROME's code); ``auto``: each
             request's own.

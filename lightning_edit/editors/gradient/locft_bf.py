@@ -171,17 +171,16 @@ class LocFTBF(GradientEditor):
         self, copies: MasterCopies, items: Sequence[Encoded], batch: EditBatch
     ) -> list[float]:
         draw = random.Random(batch.seed)
-        optimizer = self.optimizer(copies, items[: self.batch_size])
+        descent = self.descent(copies, items[: self.batch_size])
         steps_each = -(-len(items) // self.batch_size)
         total = self.most_steps * steps_each
         losses: list[float] = []
         for epoch in range(self.most_steps):
             each: list[tuple[Step, int]] = []
-            self.raise_rate(optimizer, epoch)
             order = draw.sample(items, len(items))
             for number, part in enumerate(mini_batches(order, self.batch_size)):
                 self.progress(epoch * steps_each + number, total)
-                each.append((self.step(copies, optimizer, part), len(part)))
+                each.append((self.step(copies, descent, part), len(part)))
             losses.append(mean_loss(each))
             if self.learnt(losses[-1], [step for step, _ in each]):
                 break
@@ -193,11 +192,10 @@ class LocFTBF(GradientEditor):
         losses = []
         for number, part in enumerate(parts):
             first = items[number * self.batch_size : (number + 1) * self.batch_size]
-            optimizer = self.optimizer(copies, first)
+            descent = self.descent(copies, first)
             for step in range(self.most_steps):
                 self.progress(number * self.most_steps + step, len(parts) * self.most_steps)
-                self.raise_rate(optimizer, step)
-                made = self.step(copies, optimizer, part)
+                made = self.step(copies, descent, part)
                 if self.learnt(made.loss, [made]):
                     break
             losses.append(made.loss)

@@ -26,15 +26,6 @@ class MasterCopies:
         self.start = [handle.raw().detach().to(dtype) for handle in handles]
         self.master = [value.clone().requires_grad_() for value in self.start]
 
-    def adam(self, lr: float, weight_decay: float) -> torch.optim.Adam:
-        """Return a new Adam of the copies.
-
-        Args:
-            lr: Learning rate.
-            weight_decay: Weight decay.
-        """
-        return torch.optim.Adam(self.master, lr=lr, weight_decay=weight_decay)
-
     def values(self) -> dict[str, Tensor]:
         """Return the values that the model computes with, in its own dtype, by parameter name."""
         # The gradient passes through the cast.

@@ -1,4 +1,4 @@
-"""`lr="auto"`: the first step takes what it is to take from the loss; the box is in its steps."""
+"""`lr="auto"`: each step takes what it is to take from the loss, and changes other text least."""
 
 from typing import Any
 
@@ -33,7 +33,8 @@ def test_a_small_step_takes_its_share_of_the_loss(
     monkeypatch.setattr(base, "STEP_REACH", 1e-3)
     editor, batch = bound(method(steps=2), family)
     first, second = editor.edit(batch).info["loss"]
-    assert (first - second) / first == pytest.approx(1e-3, rel=0.15)
+    excess = first - float(editor.least(batch.encoded).mean())
+    assert (first - second) / excess == pytest.approx(1e-3, rel=0.05)
 
 
 def test_the_box_is_a_number_of_steps_wide() -> None:
@@ -63,7 +64,9 @@ def test_facts_are_written_whatever_the_scale_of_the_weights(method: Any, family
         for weight in editor.trained_weights():
             weight.raw().mul_(scale)
         delta = editor.edit(batch)
-        assert delta.info["loss"][-1] < 0.3 * delta.info["loss"][0]
+        items = editor.with_ends(batch.encoded) if method is LocFTBF else batch.encoded
+        with delta.applied(editor.language_model), torch.no_grad():
+            assert float(editor.loss(items, {}).margin.min()) > base.MARGIN
         rates.append(delta.info["auto"]["lr"])
     assert rates[1] > 3 * rates[0]
 
@@ -76,8 +79,8 @@ def test_training_ends_when_every_request_is_learnt(method: Any) -> None:
     assert 1 < delta.info["steps"] < base.MOST_STEPS
     items = editor.with_ends(batch.encoded) if method is LocFTBF else batch.encoded
     with delta.applied(editor.language_model), torch.no_grad():
-        losses = editor.loss(items, {}) - editor.least(items)
-    assert float(losses.max()) < base.LEARNT
+        margins = editor.loss(items, {}).margin
+    assert float(margins.min()) > base.MARGIN
 
 
 def test_the_least_loss_of_a_bag_is_the_entropy_of_its_tokens() -> None:
@@ -98,26 +101,39 @@ def test_what_is_learnt_takes_no_part_in_a_step() -> None:
     one = FTM(layers=[1], steps=1, lr="auto").bind(editor.language_model, editor.tokenizer)
     with learnt.applied(editor.language_model):
         again, both, alone = one.edit(first), one.edit(batch), one.edit(second)
-    assert again.info["loss"][0] < base.LEARNT < alone.info["loss"][0]
     changes = [next(iter(edit.weights.values())).dense() for edit in (again, both, alone)]
     assert float(changes[0].abs().max()) == 0
-    # Adam's first step goes against the signs: those of both are those of the second alone.
-    assert torch.equal(changes[1].sign(), changes[2].sign())
+    assert float(changes[2].abs().max()) > 0
+    assert torch.allclose(changes[1], changes[2], rtol=1e-3, atol=1e-6)
 
 
-def test_the_rate_is_doubled_for_what_is_hard_to_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "DOUBLED_EVERY", 2)
-    editor, _ = bound(FTM(layers=[1]))
-    copies = base.MasterCopies(editor.trained_weights())
-    optimizer = copies.adam(1e-3, 0.0)
-    rates = []
-    for epoch in range(5):
-        editor.raise_rate(optimizer, epoch)
-        rates.append(optimizer.param_groups[0]["lr"] * 1e3)
-    assert rates == pytest.approx([1, 1, 2, 2, 4])
-    editor.lr = 1e-3
-    editor.raise_rate(optimizer, 6)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(4e-3)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_equivalent_model_of_another_scale_gets_the_equivalent_edit(family: str) -> None:
+    """Keys eight times as large behind weights an eighth as large: the same function."""
+    updates = []
+    for scale in (1.0, 8.0):
+        editor, batch = bound(FTM(layers=[1]), family)
+        down = editor.trained_weights()[0].raw()
+        if family == "llama":
+            up = editor.language_model.get_parameter("model.layers.1.mlp.up_proj.weight")
+            with torch.no_grad():
+                up.mul_(scale)
+                down.div_(scale)
+            editor.bind(editor.language_model, editor.tokenizer)
+            delta = editor.edit(batch)
+            updates.append(next(iter(delta.weights.values())).dense() * scale)
+        else:  # an activation that is no line: the whole stream is scaled, behind its norms
+            model = editor.language_model
+            with torch.no_grad():
+                for name, value in model.named_parameters():
+                    if name.endswith(("wte.weight", "wpe.weight")) or ".c_proj." in name:
+                        value.mul_(scale)
+                model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight / scale)
+            editor.bind(model, editor.tokenizer)
+            delta = editor.edit(batch)
+            updates.append(next(iter(delta.weights.values())).dense() / scale)
+    assert float(updates[0].abs().max()) > 0
+    assert torch.allclose(updates[0], updates[1], rtol=2e-2, atol=float(updates[0].std()) / 20)
 
 
 def test_a_rate_given_as_a_number_keeps_the_authors_steps_and_threshold() -> None:
@@ -152,8 +168,9 @@ def test_a_loss_that_is_no_number_is_not_called_learnt(monkeypatch: pytest.Monke
     editor, batch = bound(FTM(layers=[1]))
     losses, step, made = editor.loss, editor.step, []
 
-    def lost_after_a_step(encoded: Any, values: Any) -> torch.Tensor:
-        return losses(encoded, values) * (float("nan") if made else 1.0)
+    def lost_after_a_step(encoded: Any, values: Any) -> base.RowLosses:
+        factor = float("nan") if made else 1.0
+        return base.RowLosses(*(one * factor for one in losses(encoded, values)))
 
     def counted(*arguments: Any) -> Any:
         made.append(step(*arguments))
