@@ -40,7 +40,7 @@ RULES: dict[str, Rule] = {
     "weight_decay": Rule("0.01 nats for a vector as long as the state", "chosen for each edit"),
     "steps": Rule("until every request is learnt", lambda v: MOST_STEPS),
     "norm_constraint": Rule(f"{STEPS_IN_BOX:g} steps of the lr that is noted"),
-    "eta": Rule("the smallest of six steps that writes nine tenths of the answers"),
+    "eta": Rule("of each request the smallest of eight steps that writes its answer"),
     "radius": Rule("a share of the distance between prompts about two subjects", _BINDING),
     "threshold": Rule(
         "half way from prompts about two subjects to the prompt itself", "once a model"

@@ -4,7 +4,8 @@ TMLR 2026, arXiv 2505.14679. Axis names: ``n`` -- answer tokens of all edits of 
 ``d_in``/``d_out`` -- width of an edited layer's input and output; ``w`` -- their sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from math import inf
 from typing import Any, ClassVar, Literal
@@ -37,9 +38,7 @@ from lightning_edit.types import EditBatch, Encoded
 
 #: ``eta="auto"`` tries updates that lower the loss, to first order, by these times its value: less
 #: than half of it arrives, since softmax flattens as an answer gets likely.
-REACHES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-#: Share of a batch's answers that are to be the likeliest: the first step that does it is taken.
-WRITTEN = 0.9
+REACHES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 
 
 class UltraEdit(Editor):
@@ -55,10 +54,10 @@ class UltraEdit(Editor):
             included.
         modules: Dotted names of linear layers to edit, in place of ``layers``.
         eta: η, `lr` in the authors' configs (1e-6). ‖k̂‖² is about the width of a key, so a
-            narrower model needs a larger η. ``auto`` chooses it for each batch: of the steps that
-            lower the loss, to first order, by :data:`REACHES` times its value, the first after
-            which :data:`WRITTEN` of the answers are the likeliest, else the one with most of them.
-            Each step that is tried costs a forward pass.
+            narrower model needs a larger η. ``auto`` chooses one for each request of a batch: all
+            begin with the step that lowers the batch's loss, to first order, by the first of
+            :data:`REACHES` times its value, and those whose answer is not the likeliest go on to
+            the next, until all are. Each such round costs a forward pass.
         batch_size: Mini-batch size for averaging the loss, sorted by length (10 in the authors'
             configs).
         variance: ``exact``, or ``as_code``: the authors' update counts n·s² for a mini-batch's
@@ -74,7 +73,7 @@ class UltraEdit(Editor):
         dropped; here neither happens. With few tokens, the mean holds what they have in common, and
         centring removes it: of 20 single edits of the embedded model 6 succeeded without
         ``warmup`` and 20 with it. A batch is written in one step at raw keys, which ordinary text
-        shares, so neighbours pay for what the last answers need: docs/settings.md has figures.
+        shares, so neighbours pay for it: docs/settings.md has figures.
     """
 
     both_forms: ClassVar[bool] = True
@@ -185,41 +184,67 @@ class UltraEdit(Editor):
                 here = torch.stack([sums(piece, self.variance) for piece in listed]).sum(0)
                 added[shape] = added[shape] + here if shape in added else here
                 rows[name] = torch.cat(listed)
-            solved = {
+            unit = {
                 name: self._solve(name, keys.shape[1], rows[name], added)
                 for name, (keys, _) in tokens.items()
             }
-            drop = sum(
-                first_order_drop(*tokens[name], one.left, one.right) for name, one in solved.items()
-            )
+            lengths = torch.tensor([len(encoded.target_ids) for encoded in ordered])
+
+            def scaled(etas: Tensor) -> dict[str, Solution]:
+                """Return what is written with an η of each request."""
+                each = etas.repeat_interleave(lengths)
+                return {
+                    # With more tokens than outputs an update was solved for the whole matrix.
+                    name: replace(one, left=one.left * each.to(one.left))
+                    if one.left.shape[1] == len(each)
+                    else self._solve(name, tokens[name][0].shape[1], rows[name], added, each)
+                    for name, one in unit.items()
+                }
+
+            drop = self._drop(tokens, unit)
             if self.eta != "auto":
-                eta = self.eta
+                etas = torch.full((len(ordered),), self.eta, dtype=torch.float64)
             elif drop > 0:
-                eta = self._smallest_eta(ordered, solved, float(nll.sum()) / drop)
+                etas = self._smallest_etas(ordered, scaled, float(nll.sum()) / drop)
             else:  # a batch without gradients has nothing to write, and no η would change that
-                eta = 0.0
+                etas = torch.zeros(len(ordered), dtype=torch.float64)
+            solved = scaled(etas)
             owners = tuple(
                 owner_of[n] for part in parts for n in part for _ in rows_of[n].target_ids
             )
-            # With more tokens than outputs an update was solved for the whole matrix.
             weights = {name: f"{name}.weight" for name in solved}
             summed = [name for name, one in solved.items() if one.left.shape[1] == len(owners)]
             history = dict(added)
             for name in summed if len(batch) > 1 else ():
                 one = solved[name]
                 if one.gram_inverse is not None:
-                    left_out = left_out_columns(one.left * eta, one.gram_inverse, owners)
+                    left_out = left_out_columns(one.left, one.gram_inverse, owners)
                     history[LEFT_OUT + weights[name]] = left_out.mT.float()
-            updates = _updates(solved, eta)
+            updates = _updates(solved)
+            promised = self._drop(tokens, solved) / len(ordered)
         columns = {weights[name]: owners for name in summed}
         if self.eta == "auto":
-            self.chose({"eta": eta})
-        info = {"loss": loss, "eta": eta, "first_order_drop": eta * drop / len(ordered)}
+            self.chose({"eta": float(etas.mean())})
+        info = {"loss": loss, "eta": float(etas.mean()), "first_order_drop": promised}
         return Delta(
             batch.ids, updates, history=history, info=info | self.chosen_info(), columns=columns
         )
 
-    def _solve(self, name: str, d_in: int, rows: Tensor, added: dict[str, Tensor]) -> Solution:
+    @staticmethod
+    def _drop(tokens: Mapping[str, tuple[Tensor, Tensor]], solved: Mapping[str, Solution]) -> float:
+        """Return what updates take from the batch's summed loss, to first order."""
+        return sum(
+            first_order_drop(*tokens[name], one.left, one.right) for name, one in solved.items()
+        )
+
+    def _solve(
+        self,
+        name: str,
+        d_in: int,
+        rows: Tensor,
+        added: dict[str, Tensor],
+        etas: Tensor | None = None,
+    ) -> Solution:
         here = added[self._sums_name(name)]
         before = self.seen.get(self._sums_name(name))
         total = here if before is None else before.to(here.device) + here
@@ -229,41 +254,54 @@ class UltraEdit(Editor):
         else:
             scaled = standardise(rows, total, self._epsilon())
             shifts = value_shifts(scaled[:, :d_in], scaled[:, d_in:], 1.0)
+        if etas is not None:
+            shifts = shifts * etas[:, None].to(shifts)
         preserved = Preserved.of(ridge=1.0, where=name)
         with self.stage("solve"):
             return least_squares(keys.mT, shifts.mT, preserved)
 
-    def _smallest_eta(
-        self, ordered: list[Encoded], solved: dict[str, Solution], unit: float
-    ) -> float:
-        """Return the smallest η tried at which enough answers are the likeliest, else the best.
+    def _smallest_etas(
+        self, ordered: list[Encoded], scaled: Callable[[Tensor], dict[str, Solution]], unit: float
+    ) -> Tensor:
+        """Return for each request the smallest η tried with which the answers are the likeliest.
 
         Args:
             ordered: The requests.
-            solved: What is written with an η of 1.
+            scaled: Returns what is written with an η of each request.
             unit: The η whose update takes the loss once, to first order.
+
+        Returns:
+            Of the rounds the one with the most such answers, float64.
         """
-        best, most = 0.0, -1
-        for reach in REACHES:
-            with Delta((), _updates(solved, reach * unit)).applied(self.language_model):
+        reaches = torch.tensor(REACHES, dtype=torch.float64)
+        level = torch.zeros(len(ordered), dtype=torch.long)
+        best, most = reaches[level] * unit, -1
+        for _ in REACHES:
+            etas = reaches[level] * unit
+            with Delta((), _updates(scaled(etas))).applied(self.language_model):
                 right = self._right(ordered)
-            if right > most:
-                best, most = reach * unit, right
-            if most >= WRITTEN * len(ordered):
+            if int(right.sum()) > most:
+                best, most = etas, int(right.sum())
+            if most == len(ordered):
                 break
+            level = (level + ~right).clamp(max=len(REACHES) - 1)
         return best
 
-    def _right(self, ordered: list[Encoded]) -> int:
-        """Return how many answers are the likeliest, token by token under teacher forcing."""
+    def _right(self, ordered: list[Encoded]) -> Tensor:
+        """Return which answers are the likeliest, token by token under teacher forcing."""
         lengths = [len(item.prompt_ids) + len(item.target_ids) for item in ordered]
 
-        def read(numbers: Sequence[int]) -> int:
+        def read(numbers: Sequence[int]) -> list[bool]:
             pairs = [(ordered[n].prompt_ids, ordered[n].target_ids) for n in numbers]
             rows = AnswerRows.of(self.language_model, pairs)
             verdicts = rows.verdicts(answer_logits(self.language_model, rows))
-            return int(verdicts.right.sum())
+            return [bool(one) for one in verdicts.right]
 
-        return sum(self.ranks.deal(list(length_sorted(lengths, self.rows_per_pass)), read))
+        passes = list(length_sorted(lengths, self.rows_per_pass))
+        found = torch.zeros(len(ordered), dtype=torch.bool)
+        for numbers, verdicts in zip(passes, self.ranks.deal(passes, read), strict=True):
+            found[numbers] = torch.tensor(verdicts)
+        return found
 
     def _epsilon(self) -> float:
         """Return the machine epsilon of the dtype that the authors' code would use."""
@@ -316,10 +354,10 @@ class UltraEdit(Editor):
         return 8 * view.intermediate_size**2 + 3 * 8 * (view.intermediate_size + view.hidden_size)
 
 
-def _updates(solved: dict[str, Solution], eta: float) -> dict[str, WeightUpdate]:
+def _updates(solved: Mapping[str, Solution]) -> dict[str, WeightUpdate]:
     """Return the updates of solved layers, by parameter name."""
     return {
-        f"{name}.weight": LowRank((one.left * eta).float(), one.right.float())
+        f"{name}.weight": LowRank(one.left.float(), one.right.float())
         for name, one in solved.items()
     }
 
