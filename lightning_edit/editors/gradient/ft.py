@@ -29,8 +29,8 @@ class FTL(GradientEditor):
         In sequential editing the constraint is relative to the weights before each edit, as in the
         authors' code. Many papers' "FT-L" comes from a framework that has no constraint by default.
         As of :class:`FT`, the loss of ``prompt_last`` does not say in which order the tokens of an
-        answer come: of twice 20 facts of the embedded model FT-L writes 13 and 16, and of a GPT-2
-        whose answers have fewer tokens 18 each time.
+        answer come: of twice 20 facts of the embedded model FT-L writes 15 and 17, and of a GPT-2
+        whose answers have fewer tokens 18 and 17.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FT(GradientEditor):
     Note:
         The loss of ``prompt_last`` does not say in which order the tokens of an answer come, so
         longer answers are generated wrongly however well they are learnt: of twice 20 facts of the
-        embedded model FT writes 12 and 15, and with ``objective="target_new"`` (:class:`FTM`) all.
+        embedded model FT writes 14 and 16, and with ``objective="target_new"`` (:class:`FTM`) all.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS
 from lightning_edit.edits.shares import linear_module
+from lightning_edit.exceptions import SolveError
 from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.models.prompt_encoder import PromptEncoder
@@ -76,6 +77,9 @@ class InputMetric:
     Args:
         inputs: What the layer reads at tokens of ordinary text.
 
+    Raises:
+        SolveError: If it is not finite.
+
     Example:
         >>> metric = InputMetric(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
         >>> steep = metric.direction(torch.tensor([[1.0, 1.0]]))
@@ -85,6 +89,11 @@ class InputMetric:
 
     def __init__(self, inputs: Float[Tensor, "n d_in"]) -> None:
         X = inputs.double()
+        if not bool(torch.isfinite(X).all()):
+            raise SolveError(
+                "lr=auto: what the trained layer reads on neutral text is not finite; load the "
+                "model in float32 or bfloat16, or give lr as a number"
+            )
         squares = X.square().mean(0)
         diagonal = DIAGONAL * squares + FLOOR * squares.mean()
         # Woodbury's form: as many tokens as there are, instead of a matrix as wide as a key.
@@ -102,7 +111,8 @@ class InputMetric:
         Args:
             gradient: G.
         """
-        return gradient * self.inverse - (gradient @ self.known.mT) @ self.known
+        steepest: Tensor = gradient * self.inverse - (gradient @ self.known.mT) @ self.known
+        return steepest
 
 
 def _mask(rows: AnswerRows, hidden: Tensor) -> Tensor:

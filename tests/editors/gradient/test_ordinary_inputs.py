@@ -14,6 +14,7 @@ from lightning_edit.editors.gradient.ordinary_inputs import (
 )
 from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS
 from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.exceptions import SolveError
 from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.hooks import capture
 from lightning_edit.types import EditRequest
@@ -31,6 +32,12 @@ def test_woodbury_is_the_inverse(tokens: int, width: int) -> None:
     wanted = gradient.double() @ torch.linalg.inv(dense)
     found = InputMetric(inputs).direction(gradient)
     assert torch.allclose(found.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    inputs = torch.tensor([[1.0, float("inf")]])
+    with pytest.raises(SolveError, match=r"neutral text is not finite; load .* float32"):
+        InputMetric(inputs)
 
 
 def test_no_direction_changes_ordinary_text_less_for_what_it_takes() -> None:
