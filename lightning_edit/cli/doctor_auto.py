@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from lightning_edit.cli.doctor_findings import empty_table
-from lightning_edit.editors.gradient.base import MARGIN, MOST_STEPS, STEPS_IN_BOX
+from lightning_edit.editors.gradient.base import LEARNT, MARGIN, MOST_STEPS, STEPS_IN_BOX
 from lightning_edit.editors.locate.search_objective import STEPS_TO_BOUND
 from lightning_edit.models.view import ModelView
 
@@ -54,6 +54,11 @@ RULES: dict[str, Rule] = {
     "GradientEditor.lr": Rule("each step takes a share of the loss, and changes other text least"),
     "GradientEditor.threshold": Rule(
         "a request ends when its answer is the first choice by so many nats", lambda v: MARGIN
+    ),
+    # Tokens that share a position cannot all be the first choice.
+    **dict.fromkeys(
+        ("FT.threshold", "FTL.threshold"),
+        Rule("each request ends at so many nats a token above its least loss", lambda v: LEARNT),
     ),
 }
 #: Of a setting that no rule here is about, as an editor from elsewhere may have.

@@ -165,7 +165,8 @@ class GradientEditor(Editor, family=True):
         if self.steps == "auto":
             self.chose({"steps": self.most_steps})
         if self.threshold == "auto":
-            self.chose({"threshold": LEARNT if self.end_loss is None else self.end_loss})
+            by_rule = MARGIN if self.objective == "target_new" else LEARNT
+            self.chose({"threshold": by_rule if self.end_loss is None else self.end_loss})
 
     def trained_weights(self) -> list[Weight]:
         """Return the trained weights: each layer's MLP down-projection, and its bias if any."""
