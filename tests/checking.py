@@ -7,6 +7,7 @@ name must agree within it. A function inside a function is made at each call of 
 checker is made once.
 """
 
+import dataclasses
 import functools
 import inspect
 import threading
@@ -53,9 +54,10 @@ def checked(fn: Any = None, *, typechecker: Any) -> Any:
     if fn is None:
         return lambda fn: checked(fn, typechecker=typechecker)
     if inspect.isclass(fn):
-        # Fields are checked after a dataclass had its chance to refuse them in its own words.
-        return _whole(fn, typechecker=typechecker)
-    # What a generator function returns is no result: the import hook knows what to do.
+        if dataclasses.is_dataclass(fn) and not hasattr(fn.__init__, "__wrapped__"):
+            fn.__init__ = _function(fn.__init__, typechecker)  # type: ignore[misc]
+        return fn
+    # A generator function's arguments would be checked at the first step, among its caller's sizes.
     if not inspect.isfunction(fn) or inspect.isgeneratorfunction(fn):
         return _whole(fn, typechecker=typechecker)
     make = _again if "<locals>" in fn.__qualname__ else _function
