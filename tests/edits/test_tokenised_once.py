@@ -72,7 +72,7 @@ class Places(EditDataModule):
 
 
 EDITORS: dict[str, Callable[[], Editor]] = {
-    "FT": lambda: FT(layers=[1], steps=2),
+    "FT": lambda: FT(layers=[1], steps=2, lr=1e-3),  # by rule it reads neutral text when bound
     "MEND": lambda: MEND(layers=[1], rank=4),
 }
 

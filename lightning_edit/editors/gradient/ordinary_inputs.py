@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS
+from lightning_edit.edits.exclusive import exact_edit
 from lightning_edit.edits.shares import linear_module
 from lightning_edit.exceptions import SolveError
 from lightning_edit.inference.answer_rows import AnswerRows
@@ -48,7 +49,11 @@ class OrdinaryInputs:
         if modules:
             rows = AnswerRows.of(model, [(ids, ()) for ids in prompts.prompts(NEUTRAL_TEXTS)])
             wanted: dict[str, Side] = dict.fromkeys(modules.values(), "input")
-            with torch.no_grad(), capture(model, wanted, stop=True) as captured:
+            with (
+                exact_edit(model),
+                torch.no_grad(),
+                capture(model, wanted, stop=True) as captured,
+            ):
                 model(**rows.inputs, use_cache=False)
             metrics = {
                 module: InputMetric(hidden[_mask(rows, hidden)])
