@@ -3,6 +3,7 @@
 Run:  python benchmarks/quality/defaults.py [--models atlas gpt2 smollm2] [--methods MEMIT FTM ...]
       python benchmarks/quality/defaults.py --facts held_out       (for the confirmation, once)
       python benchmarks/quality/defaults.py --summary benchmarks/results/defaults.json
+      (cells that are not under --out stay as they are there)
 
 One JSON a cell under --out; cells that are there are not run again. A method writes its facts in
 one batch, or each alone where a batch is not its way. `answer@gen`: the answer is generated first;
@@ -207,13 +208,15 @@ def main() -> None:
 
 
 def write_summary(options: argparse.Namespace) -> None:
-    """Write one JSON with all cells."""
-    rows = {
-        str(path.relative_to(options.out).with_suffix("")): json.loads(path.read_text())
-        for path in sorted(options.out.rglob("*.json"))
+    """Write one JSON with all cells: those of the folder in place of older ones of the file."""
+    path = options.summary
+    rows = json.loads(path.read_text())["cells"] if path.exists() else {}
+    rows |= {
+        str(cell.relative_to(options.out).with_suffix("")): json.loads(cell.read_text())
+        for cell in options.out.rglob("*.json")
     }
-    record = {"machine": machine(), "facts": options.count, "cells": rows}
-    options.summary.write_text(json.dumps(record, indent=1) + "\n")
+    record = {"machine": machine(), "facts": options.count, "cells": dict(sorted(rows.items()))}
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

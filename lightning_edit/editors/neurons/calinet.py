@@ -133,8 +133,8 @@ class CaliNet(Editor):
     Note:
         Made for many facts at once. There is no term for locality: the published weakness that a
         block, always active, changes answers to other prompts is here too. With the defaults 20 of
-        20 facts of the embedded model are written, 19 of 20 of a GPT-2 of 6 blocks and 8 of 8 of
-        SmolLM2 (135 M), and 0.79, 0.35 and 0.21 of their neighbours answer as before; of the rates
+        20 facts of the embedded model are written, 19 of 20 of a GPT-2 of 6 blocks and 20 of 20 of
+        SmolLM2 (135 M), and 0.79, 0.35 and 0.08 of their neighbours answer as before; of the rates
         that were tried none keeps more. A later batch adds a further block beside the earlier ones,
         which stay as they were trained; an undo removes one. To see first which facts a model does
         not know: ``lightning-edit detect``.
