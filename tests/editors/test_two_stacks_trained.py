@@ -253,7 +253,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
     [
         (MEND, "t5", 250),
         (MEND, "bart", 150),
-        (MALMEN, "bart", 100),
+        (MALMEN, "bart", 50),
         (KE, "bart", 100),
     ],
 )

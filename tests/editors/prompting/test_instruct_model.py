@@ -57,7 +57,7 @@ def share(texts: list[str], requests: list[EditRequest]) -> float:
 
 
 def test_facts_of_counterfact_are_answered_and_a_threshold_keeps_the_neighbours() -> None:
-    requests = counterfact()[:8]
+    requests = counterfact()[:6]
     own = [request.prompt for request in requests]
     near = [request.probes[0].prompt for request in requests]
     model, tokenizer = language_model()
@@ -65,11 +65,11 @@ def test_facts_of_counterfact_are_answered_and_a_threshold_keeps_the_neighbours(
     before = bare.generate_until([Question(one, 16) for one in near])
     assert share(bare.generate_until([Question(one, 16) for one in own]), requests) == 0
     texts = ask(RAG(k=1, threshold=None), requests, own + near)
-    assert share(texts[:8], requests) == 1.0  # 12 of 12 when it was measured
+    assert share(texts[:6], requests) == 1.0  # 12 of 12 when it was measured
     texts = ask(RAG(k=1, threshold=0.5), requests, own + near)
-    assert share(texts[:8], requests) == 1.0
-    kept = sum(one == other for one, other in zip(texts[8:], before, strict=True))
-    assert kept >= 4  # 9 of 12 when it was measured; 0 without a threshold
+    assert share(texts[:6], requests) == 1.0
+    kept = sum(one == other for one, other in zip(texts[6:], before, strict=True))
+    assert kept >= 3  # 9 of 12 when it was measured; 0 without a threshold
 
 
 def test_a_fact_alone_and_with_demonstrations_is_answered() -> None:
