@@ -24,6 +24,7 @@ class ICE(PromptingEditor):
         What a prompt says is taken up by models that learnt to read instructions. The embedded
         model was trained on single statements: 1 of 100 facts. An instruct model of 135 M answered
         8 of 12 facts with all twelve in its context; :class:`RAG`, which retrieves four, 12 of 12.
+        With 20 in its context it answered 12 of them, through RAG 18.
     """
 
     def __init__(
