@@ -1,5 +1,7 @@
 """Run the cells of a benchmark grid in turn; a failed cell is recorded and the next one runs."""
 
+import hashlib
+import json
 import shutil
 import time
 import traceback
@@ -156,7 +158,7 @@ def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
     spec = cell.spec
     editor, data = bound_editor(spec, cell.seed)
     model = editor.language_model
-    shared = out / "baselines" / f"{weights_hash(model)[:16]}-{data.data_hash()[:16]}.jsonl"
+    shared = shared_baseline(out, spec, weights_hash(model), data.data_hash())
     if shared.exists() and not folder.baseline.exists():
         shutil.copyfile(shared, folder.baseline)
     trainer = EditTrainer(
@@ -191,6 +193,21 @@ def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
         write_atomic(shared, folder.baseline.read_bytes())
     folder.write_json(folder.scores, _scores(folder, results))
     return _summary_line(results)
+
+
+def shared_baseline(out: Path, spec: Mapping[str, Any], weights: str, data: str) -> Path:
+    """Return the file of the pristine model's scores, which cells that ask the same share.
+
+    Args:
+        out: Folder of the benchmark.
+        spec: Specification of a cell: its model's options (a chat template, a BOS token) and its
+            modes are part of what is asked.
+        weights: Hash of the model's weights.
+        data: Hash of the data.
+    """
+    asked = json.dumps([spec["lm"], list(spec["modes"])], sort_keys=True, default=str)
+    digest = hashlib.sha256(asked.encode()).hexdigest()
+    return out / "baselines" / f"{weights[:16]}-{data[:16]}-{digest[:8]}.jsonl"
 
 
 def _scores(folder: CellFolder, results: Mapping[str, Any]) -> dict[str, Any]:

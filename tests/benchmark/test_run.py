@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightning_edit.__main__ import main
+from lightning_edit.models.loading import load_language_model
 
 GRID = """
 title: Small
@@ -134,3 +135,24 @@ def test_a_killed_grid_goes_on_where_it_was(grid: Path, tmp_path: Path, whole: P
 def test_cells_share_one_baseline(whole: Path) -> None:
     assert len(list(whole.glob("baselines/*.jsonl"))) == 2  # two facts, and four
     assert len(found(whole)) == 4
+
+
+@pytest.mark.slow
+def test_one_model_asked_in_two_ways_has_two_baselines(grid: Path, tmp_path: Path) -> None:
+    """Pristine answers through a chat template are not those to plain prompts."""
+    model, tokenizer = load_language_model("atlas")
+    tokenizer.chat_template = "{% for m in messages %}Paris and {{ m.content }} {% endfor %}"
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    text = GRID.split("methods:")[0].replace("  row:", "  # row:")
+    models = f"models: {{plain: {{lm: {folder}}}, chat: {{lm: {folder}, lm_chat: true}}}}"
+    text = text.replace("models: {atlas: {lm: atlas}}", models)
+    grid.write_text(text + "methods:\n  FTM: {class_path: FTM, init_args: {lr: 0.005, steps: 1}}\n")
+    assert run(grid, tmp_path / "out") == 0
+    alone = tmp_path / "alone"
+    assert run(grid, alone, "--models", "chat") == 0
+    both, one = found(tmp_path / "out"), found(alone)
+    assert len(both) == 2
+    assert {name: both[name] for name in one} == one
+    assert len(list((tmp_path / "out" / "baselines").iterdir())) == 2
