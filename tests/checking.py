@@ -16,8 +16,11 @@ from types import CodeType
 from typing import Any, ForwardRef, Literal, TypeVar, get_args, get_origin
 
 import jaxtyping
+from beartype import BeartypeConf, beartype
 
 _whole: Callable[..., Any] = jaxtyping.jaxtyped
+#: Its errors are those of the import hook: a wrong type is a `TypeError`, as Python's own are.
+_check: Callable[..., Any] = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def is_plain(hint: Any) -> bool:
@@ -68,7 +71,7 @@ def _function(fn: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
     hints = fn.__annotations__.values()
     if not all(map(is_resolved, hints)):
         return _whole(fn, typechecker=typechecker)
-    typed: Callable[..., Any] = typechecker(fn)
+    typed: Callable[..., Any] = _check(fn)
     return typed if all(map(is_plain, hints)) else _with_sizes(typed)
 
 

@@ -6,7 +6,6 @@ from typing import Any, ForwardRef, Literal, TypeVar
 import pytest
 import torch
 from beartype import beartype
-from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
@@ -24,18 +23,18 @@ Array = TypeVar("Array", bound=Shift)
 
 @pytest.mark.parametrize("call", [parse_dtype, locate, lambda value: Share(rank=str(value))])
 def test_a_wrong_type_is_refused(call: Callable[[Any], Any]) -> None:
-    with pytest.raises((BeartypeCallHintViolation, TypeCheckError)):
+    with pytest.raises(TypeCheckError):
         call(WRONG)
 
 
 def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "float32", "float32")
-    with pytest.raises(BeartypeCallHintViolation, match="return"):
+    with pytest.raises(TypeCheckError, match="return"):
         parse_dtype("float32")
 
 
 def test_a_wrong_shape_is_refused() -> None:
-    with pytest.raises(BeartypeCallHintViolation, match="drift_kl"):
+    with pytest.raises(TypeCheckError, match="drift_kl"):
         drift_kl(torch.zeros(2, 5), torch.zeros(3, 5))
 
 
@@ -55,15 +54,15 @@ def test_functions_inside_a_function_are_checked_and_keep_what_they_close_over()
     (add, times), (other, _), (false, untrue) = made(1), made(2), made(0)
     assert (add(1), other(1), add(1)) == (2, 3, 2)
     for call in (add, other):
-        with pytest.raises(BeartypeCallHintViolation, match="value"):
+        with pytest.raises(TypeCheckError, match="value"):
             call("1")
-    with pytest.raises(BeartypeCallHintViolation, match="return"):
+    with pytest.raises(TypeCheckError, match="return"):
         false(1)
     left, right = torch.zeros(2, 3), torch.zeros(2, 4)
     assert times(left, right).shape == (3, 4)
-    with pytest.raises(BeartypeCallHintViolation, match="right"):
+    with pytest.raises(TypeCheckError, match="right"):
         times(left, right.T)
-    with pytest.raises(BeartypeCallHintViolation, match="return"):
+    with pytest.raises(TypeCheckError, match="return"):
         untrue(left, right)
 
 

@@ -1,12 +1,17 @@
 """How fine-tuning steps: Adam with a given rate, or length and direction are by rule."""
 
 from collections.abc import Sequence
+from math import sqrt
 
 import torch
 from torch import Tensor
 
 from lightning_edit.editors.gradient.master_copies import MasterCopies
 from lightning_edit.editors.gradient.ordinary_inputs import OrdinaryInputs
+
+#: Longest step by rule: what it changes in the trained layers' outputs on ordinary text, beside
+#: what these are (root of the mean squares). Steps that learn are a third of it and less.
+LONGEST = 0.1
 
 
 class AdamDescent:
@@ -39,8 +44,8 @@ class MeasuredDescent:
 
     Each step takes the share ρ of the loss, to first order: along :math:`D = G C^{-1}` its length
     is :math:`\rho\,(\ell - \ell_{\min}) / \langle G, D \rangle`, Polyak's (Loizou et al.,
-    Stochastic Polyak Step-size, arXiv 2002.10542). No setting depends on the scale of weights or
-    activations.
+    Stochastic Polyak Step-size, arXiv 2002.10542). Where the loss hardly has a slope, a step is no
+    longer than :data:`LONGEST`. No setting depends on the scale of weights or activations.
 
     Args:
         copies: Master copies of the trained weights.
@@ -70,6 +75,11 @@ class MeasuredDescent:
             gradient.add(value, alpha=self.weight_decay) if self.weight_decay else gradient
             for gradient, value in zip(gradients, master, strict=True)
         ]
+        # Gradients of a saturated model are so small that their squares vanish.
+        largest = max(float(gradient.abs().max()) for gradient in full)
+        if largest == 0:
+            return
+        full = [gradient / largest for gradient in full]
         along = [
             self.inputs.direction(handle.name, one)
             for handle, one in zip(handles, full, strict=True)
@@ -77,8 +87,14 @@ class MeasuredDescent:
         slope = sum(float((g * d).sum()) for g, d in zip(full, along, strict=True))
         if slope == 0:
             return
+        length = min(self.reach * excess / (largest * slope), self._longest() / sqrt(slope))
         for value, direction in zip(master, along, strict=True):
-            value.sub_(direction, alpha=self.reach * excess / slope)
+            value.sub_(direction, alpha=length)
+
+    def _longest(self) -> float:
+        """Return the longest step in the norm of its change on ordinary text."""
+        pairs = zip(self.copies.handles, self.copies.master, strict=True)
+        return LONGEST * sqrt(sum(self.inputs.size(handle.name, value) for handle, value in pairs))
 
 
 Descent = AdamDescent | MeasuredDescent

@@ -75,6 +75,18 @@ class OrdinaryInputs:
             return metric.direction(gradient.mT).mT
         return metric.direction(gradient)
 
+    def size(self, name: str, value: Tensor) -> float:
+        """Return the squared norm of a weight, or of an update of it: what it puts out.
+
+        Args:
+            name: Name of the parameter.
+            value: The weight, in the layout of its parameter.
+        """
+        metric = self.metrics.get(name)
+        if metric is None:
+            return float(value.square().sum())
+        return metric.size(value.mT if name in self.transposed else value)
+
 
 class InputMetric:
     r"""The metric of one layer's inputs, :math:`\frac12 C + \frac12 \mathrm{diag}\, C` and a floor.
@@ -107,8 +119,19 @@ class InputMetric:
         gram.diagonal().add_(len(X) / (1 - DIAGONAL))
         factor = torch.linalg.cholesky(gram)
         wide = torch.promote_types(inputs.dtype, torch.float32)
+        self.inputs = inputs.to(wide)
         self.inverse = diagonal.reciprocal().to(wide)
         self.known = torch.linalg.solve_triangular(factor, scaled, upper=False).to(wide)
+
+    def size(self, weight: Float[Tensor, "d_out d_in"]) -> float:
+        """Return the squared norm of a weight or an update: tr(W M Wᵀ) for the metric M.
+
+        Args:
+            weight: W.
+        """
+        outputs = (weight @ self.inputs.mT).square().sum(0).mean()
+        own = (weight.square() / self.inverse).sum()
+        return float((1 - DIAGONAL) * outputs + own)
 
     def direction(self, gradient: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
         """Return G times the metric's inverse.

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from lightning_edit.editors import FTM, LocFTBF
+from lightning_edit.editors.gradient.descent import LONGEST, MeasuredDescent
+from lightning_edit.editors.gradient.master_copies import MasterCopies
 from lightning_edit.editors.gradient.ordinary_inputs import (
     DIAGONAL,
     FLOOR,
@@ -72,6 +74,25 @@ def test_inputs_are_those_of_the_trained_layer(family: str) -> None:
     assert torch.allclose(found.mT if weights[0].transposed else found, wanted)
     bias = torch.randn(4)
     assert read.direction("no.matrix", bias) is bias
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0])
+def test_a_loss_that_hardly_slopes_makes_no_endless_step(scale: float) -> None:
+    """Of a saturated model the squares of the gradients vanish, and a share of the loss is far."""
+    torch.manual_seed(0)
+    editor = FTM(layers=[1]).bind(TINY["gpt2"](), build_tokenizer())
+    copies = MasterCopies(editor.trained_weights())
+    inputs = OrdinaryInputs(editor.language_model, editor.prompts, copies.handles)
+    descent = MeasuredDescent(copies, inputs, 0.2, 0.0)
+    gradients = [scale * torch.randn_like(value) for value in copies.master]
+    descent.take(gradients, 5.0 if scale < 1 else 1e9)
+
+    def size(values: list[torch.Tensor]) -> float:
+        pairs = zip(copies.handles, values, strict=True)
+        return sum(inputs.size(handle.name, value) for handle, value in pairs)
+
+    moved = [a.detach() - b for a, b in zip(copies.master, copies.start, strict=True)]
+    assert size(moved) == pytest.approx(LONGEST**2 * size(copies.start), rel=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
