@@ -1,6 +1,5 @@
 """Where the tests find material that is not part of the project."""
 
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,14 +69,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let pytest-xdist deal files in the order below, not by their number of tests."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
-
-
-def pytest_collection_finish() -> None:
-    """Spare the garbage collector the modules that were imported: most objects of the process."""
-    import hypothesis  # noqa: F401  # it asks the collector who refers to random generators
-
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)  # after tests were chosen by their marks

@@ -178,7 +178,7 @@ def test_an_editor_of_one_layer_takes_no_window(
 ) -> None:
     options = ["--model", "ROME", "--model.statistics", "identity", "--width", "2"]
     assert sweep(tmp_path, *options, *DATA) == 2
-    assert "ROME edits one layer, got layers [0, 1]" in capsys.readouterr().err
+    assert "ROME edits one layer, got layers [0, 1]" in capsys.readouterr().out
 
 
 def test_without_matplotlib_there_is_a_table_and_a_notice(
