@@ -17,7 +17,7 @@ def keep(cell: Cell, out: Path, kept: Path) -> Path | None:
     """Write a measured cell as one compressed JSON file.
 
     The file holds the cell's specification, the metrics of each request and, where the grid asks
-    for it, peak memory; not the run itself. Equal results give equal bytes.
+    for it, peak memory; not the run itself. Equal results give equal bytes (of one zlib).
 
     Args:
         cell: The cell.
@@ -44,6 +44,8 @@ def restore(cells: Iterable[Cell], out: Path, kept: Path) -> int:
     """Take kept results for cells that have none in a benchmark's folder.
 
     A cell's name ends in a digest of its specification: results with other settings are not found.
+    Files that the specification names (a checkpoint, records, a model folder) are known by path
+    alone; where one has changed, its cells are to be removed.
 
     Args:
         cells: The cells.

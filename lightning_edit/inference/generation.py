@@ -95,9 +95,10 @@ class GreedyGenerator:
         rows_may_leave: bool = True,
     ) -> None:
         self.model: Any = model
-        settings: Any = model.generation_config
-        # `generate` goes on from a given cache only where its settings name no kind of cache.
-        free = settings.cache_implementation is None
+        # `generate` goes on from a given cache only where its settings name no kind of cache; a
+        # model that only scores may have no settings.
+        settings = getattr(model, "generation_config", None)
+        free = getattr(settings, "cache_implementation", None) is None
         self.rows_may_leave = rows_may_leave and free and calls_of(model) is None
         self.ranks = ranks
         self.prompts = prompts

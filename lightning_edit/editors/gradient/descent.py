@@ -10,7 +10,8 @@ from lightning_edit.editors.gradient.master_copies import MasterCopies
 from lightning_edit.editors.gradient.ordinary_inputs import OrdinaryInputs
 
 #: Longest step by rule: what it changes in the trained layers' outputs on ordinary text, beside
-#: what these are (root of the mean squares). Steps that learn are a third of it and less.
+#: what these are (root of the mean squares). Steps that learn are a third of it and less
+#: on the embedded model, a tenth on a small GPT-2, a seventeenth on SmolLM2.
 LONGEST = 0.1
 
 
