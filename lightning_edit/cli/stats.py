@@ -198,6 +198,11 @@ def _process_group(device: str | None) -> Iterator[tuple["Share", str]]:
     if count == 1:
         yield Share(), chosen
         return
+    # Imported now: imported later, by transformers, it would take the group as a default argument
+    # and keep it alive beyond `destroy_process_group`; a thread of gloo that frees a tensor while
+    # Python shuts down aborts the process.
+    import torch.distributed.nn
+
     distributed.init_process_group("nccl" if chosen.startswith("cuda") else "gloo")
     try:
         yield Share(distributed.get_rank(), count), chosen
