@@ -176,7 +176,9 @@ def _main(argv: Sequence[str] | None) -> int:
         if verb in HEAVY:
             with without_collection():
                 from lightning_edit.cli.lightning import main as lightning
+                from lightning_edit.distributed.leaving import leave_at_exit
 
+            leave_at_exit()
             return lightning(arguments)
     except LightningEditError as error:
         sys.stderr.write(visible(f"lightning-edit {verb}: {error}\n"))

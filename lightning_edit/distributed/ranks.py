@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from lightning_edit.distributed.leaving import leave_at_exit
 from lightning_edit.distributed.one_process import OneProcess
 from lightning_edit.exceptions import RankLostError, RanksDifferError
 
@@ -43,6 +44,11 @@ class Ranks(OneProcess):
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         alone = [dist.new_group([rank], backend="gloo") for rank in range(self.size)]
         self._alone = alone[self.rank]
+        leave_at_exit(self)
+
+    def release(self) -> None:
+        """Let go of the process groups; nothing can be done together afterwards."""
+        del self._group, self._alone
 
     def first(self, work: Callable[[], _Value]) -> _Value:
         """Do something on rank 0 alone; see :meth:`OneProcess.first`."""

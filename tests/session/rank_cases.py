@@ -4,6 +4,7 @@ Arguments: folder, number of processes, names of cases, and options as JSON. Eve
 what it ended with to ``<case>/rank-<n>.json``.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -234,7 +235,16 @@ def run_all(root: str, processes: int, names: str, options: dict[str, Any]) -> N
         run(Path(root), processes, one, **options)
 
 
+def name_threads(folder: Path) -> None:
+    """Write the names of the threads that are left as the program ends."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads-{os.environ.get('RANK', '0')}-{os.getpid()}.json").write_text(
+        json.dumps(names)
+    )
+
+
 if __name__ == "__main__":
+    atexit.register(name_threads, Path(sys.argv[1]))  # registered first, called last
     warnings.simplefilter("ignore")
     given = sys.argv[1:5]
     run_all(given[0], int(given[1]), given[2], json.loads(given[3]))

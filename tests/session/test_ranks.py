@@ -207,6 +207,10 @@ def test_two_nodes(tmp_path: Path, one_process: Path, launcher: str) -> None:
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)[-4000:]
     for name in ("memit", "rome-single"):
         assert_same(one_process / name, tmp_path / name, 2 * devices)
+    threads = [json.loads(path.read_text()) for path in tmp_path.glob("threads-*")]
+    assert len(threads) == 2 * devices
+    # A thread of gloo that is left can abort the process while Python shuts down.
+    assert not [name for names in threads for name in names if "gloo" in name]
 
 
 class Dealing(OneProcess):
