@@ -51,13 +51,14 @@ class Part:
 #: What both ways must share by value; λ is the authors' for GPT-J, and speed does not depend on it.
 #: The bound is the authors': by rule, requests that it keeps from their answer are searched again.
 _MEMIT = {"moment_weight": 15_000.0, "clamp": 0.75}
+_ROME = {"clamp": 4.0}
 #: Requests that are also searched with the head read once a pass, if a batch has more.
 _ONCE = 2
 PARTS = {
     "memit-batch": Part(10.0, "MEMIT", size=10, arguments=_MEMIT),
     "memit-one": Part(4.0, "MEMIT", batches=3, arguments=_MEMIT),
     "memit-one-tiny-gpt2": Part(4.0, "MEMIT", batches=9, tiny=True, arguments=_MEMIT),
-    "rome": Part(6.0, "ROME", batches=3),
+    "rome": Part(6.0, "ROME", batches=3, arguments=_ROME),
     "ultraedit": Part(
         2.0,
         "UltraEdit",

@@ -45,17 +45,20 @@ class Case:
 #: Settings that both ways must share by value; all others are the editors' defaults.
 _MEMIT = {"moment_weight": 15_000.0, "clamp": 0.75}
 _ALPHAEDIT = {"norm_weight": 10.0, "null_threshold": 0.1, "clamp": 0.75}
+_ROME = {"clamp": 4.0}
 CASES = {
     "memit-atlas": Case("MEMIT", "atlas", 100, 8.0, _MEMIT),
     # The fewer blocks lie above the highest edited one, the less has to run again and again.
     "memit-atlas-upper": Case("MEMIT", "atlas", 100, 8.0, _MEMIT | {"layers": [1, 2, 3]}),
     "alphaedit-atlas": Case("AlphaEdit", "atlas", 100, 8.0, _ALPHAEDIT),
-    "rome-atlas": Case("ROME", "atlas", 20, 6.0),
+    "rome-atlas": Case("ROME", "atlas", 20, 6.0, _ROME),
     "memit-gpt2": Case(
         "MEMIT", "gpt2", 20, 6.0, _MEMIT | {"layers": [3, 4, 5, 6, 7, 8]}, counted=2
     ),
     # Edits of protocol `single` are independent, so fewer of them give the same seconds per edit.
-    "rome-gpt2": Case("ROME", "gpt2", 20, 5.0, {"layers": [5]}, reference_edits=4, counted=1),
+    "rome-gpt2": Case(
+        "ROME", "gpt2", 20, 5.0, _ROME | {"layers": [5]}, reference_edits=4, counted=1
+    ),
 }
 
 

@@ -48,6 +48,9 @@ from lightning_edit.models.view import ModelView
 from lightning_edit.statistics.cache import files_for, moments_in
 from lightning_edit.types import EditBatch
 
+#: Weight of ‖δ‖ / ‖h₀‖² in the configs of ROME's and MEMIT's authors.
+PUBLISHED_DECAY = 0.5
+
 
 class LocateThenEdit(Editor, family=True):
     """Family of locate-then-edit methods: target search at the subject, then least squares.
@@ -59,12 +62,16 @@ class LocateThenEdit(Editor, family=True):
             the same; else a file written by ``lightning-edit stats --out``.
         steps: Forward passes of the target search; the last one does not step. 20 for GPT-2 XL and
             GPT-J (ROME's configs), 25 for Llama (EasyEdit).
-        lr: Adam's learning rate in the search (0.5 in the authors' configs); ``auto``: each
-            request's own, in steps of its bound, see
-            :class:`~lightning_edit.editors.locate.search_objective.Objective`.
+        lr: Adam's learning rate in the search. ``auto``: beside a bound by rule the rate that takes
+            a vector to its bound in
+            :data:`~lightning_edit.editors.locate.search_objective.STEPS_TO_BOUND` steps, of every
+            request and width its own; beside a bound given as a number the authors' (0.5; PMET's
+            0.2).
         kl_factor: Weight of the KL divergence on "{subject} is a" (0.0625 in the authors' configs).
-        weight_decay: Weight of ‖δ‖ / ‖h₀‖² (0.5 for GPT-2, 1e-3 for Llama in EasyEdit); ``auto``:
-            the same penalty for states of every scale.
+        weight_decay: Weight of ‖δ‖ / ‖h₀‖² (0.5 for GPT-2, 1e-3 for Llama in EasyEdit). ``auto``:
+            beside a bound by rule
+            :data:`~lightning_edit.editors.locate.search_objective.DECAY` · ‖δ‖ / ‖h₀‖, the same in
+            states of every scale; beside a number the authors' 0.5.
         clamp: Largest ‖δ‖ / ‖h₀‖ (ROME 4, MEMIT 0.75). ``auto``: 0.75, and for a request whose
             answer it keeps out of reach 1.5, 3 or 6, see
             :mod:`~lightning_edit.editors.locate.widening`.
@@ -93,6 +100,8 @@ class LocateThenEdit(Editor, family=True):
     )
     target_search: ClassVar[TargetSearch] = TargetSearch("mlp")
     """Where target vectors are added, and to which weights."""
+    published_lr: ClassVar[float] = 0.5
+    """Learning rate of the search in the authors' configs."""
     solver: Solver
     """How a layer's keys and residuals become an update."""
     one_layer: ClassVar[bool] = False
@@ -107,10 +116,10 @@ class LocateThenEdit(Editor, family=True):
         layers: list[int] | None = None,
         statistics: str = "auto",
         steps: int = 20,
-        lr: float | Literal["auto"] = 0.5,
+        lr: float | Literal["auto"] = "auto",
         kl_factor: float = 0.0625,
-        weight_decay: float | Literal["auto"] = 0.5,
-        clamp: float | Literal["auto"] = 4.0,
+        weight_decay: float | Literal["auto"] = "auto",
+        clamp: float | Literal["auto"] = "auto",
         threshold: float = 0.05,
         kl_position: KlPosition = "subject_last",
         context_templates: list[str] | None = None,
@@ -123,8 +132,13 @@ class LocateThenEdit(Editor, family=True):
         self.layers = layers
         self.statistics = statistics
         self.clamp: float | Literal["auto"] = clamp
-        first = FIRST_CLAMP if clamp == "auto" else clamp
-        self.objective = Objective(steps, lr, kl_factor, weight_decay, first, threshold)
+        first, rate, decay = clamp, lr, weight_decay
+        if first == "auto":
+            first = FIRST_CLAMP
+        else:
+            rate = self.published_lr if rate == "auto" else rate
+            decay = PUBLISHED_DECAY if decay == "auto" else decay
+        self.objective = Objective(steps, rate, kl_factor, decay, first, threshold)
         self.kl_position = kl_position
         self.context_templates = (
             None if context_templates is None else with_bare_prompt(context_templates)

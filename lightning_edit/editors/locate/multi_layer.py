@@ -13,7 +13,7 @@ width; ``f`` -- width of a key, the down-projection's input.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,8 +38,6 @@ from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch
 
-#: Weight of ‖δ‖ / ‖h₀‖² in the configs of ROME's and MEMIT's authors.
-PUBLISHED_DECAY = 0.5
 #: Share of a target vector that may be left behind a norm before lower layers write less.
 _OUT_OF_REACH = 0.05
 
@@ -70,17 +68,7 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     and a transform of Δ if it has one.
 
     Args:
-        clamp: Largest ‖δ‖ / ‖h₀‖ of the target search (0.75 in the authors' configs); ``auto``:
-            0.75, and more for a request whose answer that keeps out of reach.
         keep_history: Whether the keys of the edits in force are preserved like corpus keys.
-        lr: Adam's learning rate in the search. ``auto``: beside a bound by rule the rate that takes
-            a vector to its bound in
-            :data:`~lightning_edit.editors.locate.search_objective.STEPS_TO_BOUND` steps, of every
-            request and width its own; beside a bound given as a number the authors' (0.5; PMET's
-            0.2).
-        weight_decay: Weight of ‖δ‖ / ‖h₀‖². ``auto``: beside a bound by rule
-            :data:`~lightning_edit.editors.locate.search_objective.DECAY` · ‖δ‖ / ‖h₀‖, the same in
-            states of every scale; beside a number the authors' 0.5.
         search: Other arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
 
     Note:
@@ -96,26 +84,14 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     target_search: ClassVar[TargetSearch] = TargetSearch("block")
     schedule: ClassVar[ResidualSchedule] = EVEN_SPLIT
     """How the residual is divided among the layers."""
-    published_lr: ClassVar[float] = 0.5
-    """Learning rate of the search in the authors' configs."""
     history_policy: ClassVar[HistoryPolicy] = HistoryPolicy(by_default=False)
     """What is kept of an edit while it is in force, if ``keep_history`` is set."""
     # `max_out_len` 10 in the authors' code.
     template_openings: ClassVar[tuple[str, ...]] = OPENINGS
     template_lengths: ClassVar[tuple[int, ...]] = (10,) * len(OPENINGS)
 
-    def __init__(
-        self,
-        clamp: float | Literal["auto"] = "auto",
-        keep_history: bool = False,
-        lr: float | Literal["auto"] = "auto",
-        weight_decay: float | Literal["auto"] = "auto",
-        **search: Any,
-    ) -> None:
-        given = clamp != "auto"
-        rate = self.published_lr if given and lr == "auto" else lr
-        decay = PUBLISHED_DECAY if given and weight_decay == "auto" else weight_decay
-        super().__init__(clamp=clamp, lr=rate, weight_decay=decay, **search)
+    def __init__(self, keep_history: bool = False, **search: Any) -> None:
+        super().__init__(**search)
         self.keep_history = keep_history
         self.past: KeyHistory | None = None
         self.transform: UpdateTransform = low_rank

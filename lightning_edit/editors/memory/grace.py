@@ -5,6 +5,7 @@ Discrete key-value adaptors, arXiv 2211.11031.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -26,6 +27,7 @@ from lightning_edit.editors.memory.codebook import (
     Label,
     Replacement,
 )
+from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.adam import AdamVector
@@ -60,7 +62,9 @@ class GRACE(MemoryEditor[Codebook]):
         projection: MLP projection in it: ``down`` (the authors' T5 and BERT, EasyEdit's Llama) or
             ``up`` (the authors' GPT-2 XL); the first of two where there is a gate.
         steps: Optimiser steps on a value (100; EasyEdit 50 to 200); long answers need more.
-        lr: Adam's learning rate (1.0).
+        lr: Adam's learning rate (1.0). ``auto``: the root mean square of the entries of the
+            projection's own output on neutral text, which is 1.0 in the embedded model; a cold
+            value begins in the same units.
         radius: Radius of a new key, epsilon (1.0), in units of the activation. ``auto``:
             :data:`RADIUS_SHARE` of the distance between the keys of prompts that say the same of
             two subjects, on neutral text.
@@ -98,7 +102,7 @@ class GRACE(MemoryEditor[Codebook]):
         layer: int | None = None,
         projection: Projection = "down",
         steps: int = 100,
-        lr: float = 1.0,
+        lr: float | Literal["auto"] = "auto",
         radius: float | Literal["auto"] = "auto",
         replacement: Replacement = "replace_last",
         expansion: Expansion = "coverage",
@@ -108,15 +112,14 @@ class GRACE(MemoryEditor[Codebook]):
         stack: Stack | None = None,
     ) -> None:
         super().__init__()
-        if steps < 1 or lr <= 0 or (radius != "auto" and radius <= 0):
+        if steps < 1 or (lr != "auto" and lr <= 0) or (radius != "auto" and radius <= 0):
             raise ValueError(
-                "GRACE needs steps >= 1, lr > 0 and radius auto or > 0, got "
-                f"{steps}, {lr}, {radius}"
+                f"GRACE needs steps >= 1, lr and radius auto or > 0, got {steps}, {lr}, {radius}"
             )
         self.layer = layer
         self.projection: Projection = projection
         self.steps = steps
-        self.lr = lr
+        self.lr: float | Literal["auto"] = lr
         self.radius: float | Literal["auto"] = radius
         self.replacement: Replacement = replacement
         self.expansion: Expansion = expansion
@@ -149,6 +152,7 @@ class GRACE(MemoryEditor[Codebook]):
             ArchitectureError: If the codebook's place has read the last token of a prompt alone.
         """
         self._chosen_radius: float | None = None
+        self._chosen_lr: float | None = None
         super().on_bind()
         self.require_context(self.block, self.module)
 
@@ -204,7 +208,18 @@ class GRACE(MemoryEditor[Codebook]):
             seed: Seed of the edit.
         """
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(len(like), generator=generator).to(like.device)
+        start = torch.rand(len(like), generator=generator).to(like.device)
+        return start * self._rate() if self.lr == "auto" else start
+
+    def _rate(self) -> float:
+        """Return Adam's learning rate; that of ``auto`` is read once from the bound model."""
+        if self.lr != "auto":
+            return self.lr
+        if self._chosen_lr is None:
+            outputs = self._read_last(self.prompts.prompts(NEUTRAL_TEXTS[::10]), "output")
+            self._chosen_lr = float(outputs.norm(dim=-1).median()) / outputs.shape[-1] ** 0.5
+        self.chose({"lr": self._chosen_lr})
+        return self._chosen_lr
 
     @torch.no_grad()
     def _read(self, item: Encoded) -> tuple[Tensor, Tensor]:
@@ -223,17 +238,19 @@ class GRACE(MemoryEditor[Codebook]):
         if self.radius != "auto":
             return self.radius
         if self._chosen_radius is None:
-            keys = neutral_keys(self.prompts, self._keys)
+            keys = neutral_keys(self.prompts, partial(self._read_last, side="input"))
             self._chosen_radius = RADIUS_SHARE * subject_distance(keys)
         self.chose({"radius": self._chosen_radius})
         return self._chosen_radius
 
     @torch.no_grad()
-    def _keys(self, prompts: Sequence[Ids]) -> Float[Tensor, "n d_in"]:
-        """Return the projection's input at the last token of prompts."""
+    def _read_last(
+        self, prompts: Sequence[Ids], side: Literal["input", "output"]
+    ) -> Float[Tensor, "n d"]:
+        """Return the projection's input or output at the last token of prompts."""
         model = self.language_model
         rows = AnswerRows.of(model, [(ids, ids[:1]) for ids in prompts], self.input_device)
-        with capture(model, {self.module: "input"}, stop=True) as captured:
+        with capture(model, {self.module: side}, stop=True) as captured:
             model(**rows.inputs, use_cache=False)
         ends = [0] * len(prompts) if self._at_start else rows.prompt_ends
         return at_least_single(captured[self.module][list(range(len(ends))), ends])
@@ -241,7 +258,7 @@ class GRACE(MemoryEditor[Codebook]):
     def _train(self, item: Encoded, start: Tensor) -> tuple[Tensor, list[float]]:
         """Train a value by Adam on the answer's mean negative log-likelihood."""
         value = start.clone().requires_grad_()
-        optimizer = AdamVector(value, self.lr)
+        optimizer = AdamVector(value, self._rate())
         losses: list[float] = []
         with ExitStack() as stack:
             loss_of = self._loss(item, value, stack)

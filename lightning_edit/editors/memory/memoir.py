@@ -6,6 +6,7 @@ NeurIPS 2025, arXiv 2506.07899.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from torch import Tensor
 from lightning_edit.editors.locate.context_templates import sample_templates, with_bare_prompt
 from lightning_edit.editors.memory.base import MemoryEditor, Projection, TrialAdapter
 from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS
+from lightning_edit.editors.memory.output_scale import neutral_norms
 from lightning_edit.editors.memory.residual_memory import ResidualMemory, ResidualMemoryAdapter
 from lightning_edit.editors.memory.wise import LENGTHS, OPENINGS, settled
 from lightning_edit.edits.delta import Delta
@@ -44,13 +46,14 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         layer: Block with the memory; ``None``: by depth, see ``default_layers``.
         projection: MLP projection in it.
         steps: Most optimiser steps on an edit (30).
-        lr: Learning rate of SGD (1.0).
+        lr: Learning rate of SGD (1.0). ``auto``: 1.0 for a matrix in units of the norm of the
+            projection's output over that of its input, both on neutral text.
         mask_size: Inputs that a mask selects, k (4096); ``None``: two sevenths of all, as of
             Llama 3's 14336.
         threshold: Smallest overlap at which a prompt reads the memory, τ (0.4 for facts; 0.9 for
             long texts).
         weight_decay: SGD's weight decay (1e-5), of the columns that the edit writes to.
-        clip: Largest norm of a gradient (1.0).
+        clip: Largest norm of a gradient (1.0); with ``lr="auto"`` in its units.
         background: Unrelated texts, whose mean input is subtracted before the hash; ``None``: the
             hundred of :data:`~lightning_edit.editors.memory.neutral_texts.NEUTRAL_TEXTS`; an empty
             list: nothing is subtracted.
@@ -71,7 +74,7 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         layer: int | None = None,
         projection: Projection = "down",
         steps: int = 30,
-        lr: float = 1.0,
+        lr: float | Literal["auto"] = "auto",
         mask_size: int | None = None,
         threshold: float = 0.4,
         weight_decay: float = 1e-5,
@@ -81,15 +84,15 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if steps < 1 or lr <= 0 or clip <= 0 or not 0 < threshold <= 1:
+        if steps < 1 or (lr != "auto" and lr <= 0) or clip <= 0 or not 0 < threshold <= 1:
             raise ValueError(
-                "MEMOIR needs steps >= 1, lr > 0, clip > 0 and a threshold in (0, 1], got "
+                "MEMOIR needs steps >= 1, lr auto or > 0, clip > 0 and a threshold in (0, 1], got "
                 f"{steps}, {lr}, {clip}, {threshold}"
             )
         self.layer = layer
         self.projection: Projection = projection
         self.steps = steps
-        self.lr = lr
+        self.lr: float | Literal["auto"] = lr
         self.mask_size = mask_size
         self.threshold = threshold
         self.weight_decay = weight_decay
@@ -116,6 +119,7 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         """
         self._sampled: list[str] | None = None
         self._mean: Tensor | None = None
+        self._unit: float | None = None
         super().on_bind()
         d_in = self._memory.shape[1]
         self._count = round(_SHARE * d_in) if self.mask_size is None else self.mask_size
@@ -171,7 +175,9 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
         model = self.language_model
         with capture(model, {self.module: "input"}, stop=True) as captured:
             model(input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False)
-        hidden, real = captured[self.module].float(), rows.mask[..., None]
+        # OPT flattens rows and positions to one axis before its MLP.
+        hidden = captured[self.module].float().view(*rows.ids.shape, -1)
+        real = rows.mask[..., None]
         means: Tensor = (hidden * real).sum(1) / real.sum(1)
         return means
 
@@ -200,7 +206,8 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
             "masks": torch.unique(masks, dim=0)[None].int(),
             "background": background[None].float(),
         }
-        return Delta(part.ids, state=state, info={"loss": losses[-1], "steps": len(losses)})
+        info = {"loss": losses[-1], "steps": len(losses)} | self.chosen_info()
+        return Delta(part.ids, state=state, info=info)
 
     def _rows(self, request: EditRequest, seed: int) -> list[AnswerRow]:
         """Return prompt and answer in every context."""
@@ -227,6 +234,20 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
             )
         return self._sampled
 
+    def _step(self) -> tuple[float, float, float]:
+        """Return the learning rate, the largest norm of a gradient, and the share of weight decay.
+
+        Of a matrix s·M, the gradient by M is s times that by s·M, and a step of M s times as large.
+        """
+        if self.lr != "auto":
+            return self.lr, self.clip, self.lr * self.weight_decay
+        if self._unit is None:
+            prompts = self.prompts.prompts(NEUTRAL_TEXTS[::10])
+            norms = neutral_norms(self.language_model, self.module, prompts, self.input_device)
+            self._unit = norms.outputs / norms.inputs
+        self.chose({"lr": self._unit**2})
+        return self._unit**2, self.clip / self._unit, self.weight_decay
+
     def _train(
         self, texts: Sequence[AnswerRow], before: Tensor, columns: Tensor, selected: Tensor
     ) -> tuple[Tensor, list[float]]:
@@ -239,6 +260,7 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
             return (output + read @ part.mT).to(output.dtype)
 
         losses: list[float] = []
+        rate, clip, shrinkage = self._step()
         upper = UpperBlocks(self.view, rows, self.block)
         with attached(self.language_model, {self.module: TrialAdapter(rows, change)}):
             for step in range(self.steps):
@@ -250,8 +272,8 @@ class MEMOIR(MemoryEditor[ResidualMemory]):
                 (gradient,) = torch.autograd.grad(loss, part)
                 with torch.no_grad():
                     norm = gradient.norm()
-                    gradient = gradient * (self.clip / norm.clamp_min(self.clip))
-                    part.sub_(self.lr * (gradient + self.weight_decay * part))
+                    gradient = gradient * (clip / norm.clamp_min(clip))
+                    part.sub_(rate * gradient + shrinkage * part)
         self.progress(self.steps, self.steps)
         return part.detach(), losses
 

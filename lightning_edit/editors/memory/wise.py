@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 from lightning_edit.editors.locate.context_templates import sample_templates, with_bare_prompt
 from lightning_edit.editors.memory.base import MemoryEditor, Projection, TrialAdapter
 from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS, choose_neutral
+from lightning_edit.editors.memory.output_scale import Norms, neutral_norms
 from lightning_edit.editors.memory.side_memory import (
     Activation,
     SideMemory,
@@ -45,6 +46,9 @@ _LOW, _STILL = 0.02, 1e-4
 #: ``lr="auto"``: what a step of the margin loss adds to a prompt's activation, as a share of the
 #: norm of the projection's own output.
 STEP_REACH = 0.25
+#: Margins by rule: what the margin loss counts an activation of the norm of the projection's own
+#: output as, beside nats of the answer.
+MARGIN_UNIT = 4.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,9 @@ class WISE(MemoryEditor[SideMemory]):
         act_ratio: Share of the lowest activation of a memory's edits that is the threshold (0.88;
             0.5 for Llama 3). A lower one reaches more rewordings, and more unrelated prompts.
         density: Share ρ of the matrix that a shard may change (0.2).
-        norm_constraint: Largest change of any single weight (1.0); ``None``: no limit.
+        norm_constraint: Largest change of any single weight (1.0); ``None``: no limit. ``auto``:
+            1.0 for a matrix in units of the norm of the projection's output over that of its
+            input, both on neutral text.
         weight_decay: SGD's weight decay (1e-5), of the cells that the shard may change; in the
             authors' code it shrinks all others too, and with them the unedited model.
         shard_size: Edits per shard (save_freq, 500). ``None``: as many as have the room that they
@@ -145,7 +151,7 @@ class WISE(MemoryEditor[SideMemory]):
         beta_share: float = 1.0,
         act_ratio: float = 0.88,
         density: float = 0.2,
-        norm_constraint: float | None = 1.0,
+        norm_constraint: float | Literal["auto"] | None = "auto",
         weight_decay: float = 1e-5,
         shard_size: int | None = None,
         shards_per_memory: int = 2,
@@ -175,7 +181,7 @@ class WISE(MemoryEditor[SideMemory]):
         self.beta_share = beta_share
         self.act_ratio = act_ratio
         self.density = density
-        self.norm_constraint = norm_constraint
+        self.norm_constraint: float | Literal["auto"] | None = norm_constraint
         self.weight_decay = weight_decay
         self.shard_size = shard_size
         self.shards_per_memory = shards_per_memory
@@ -200,7 +206,7 @@ class WISE(MemoryEditor[SideMemory]):
         """Prepare the runtime; masks and templates are made when they are needed."""
         self._masks: dict[int, Tensor] = {}
         self._sampled: list[str] | None = None
-        self._norms: tuple[float, float] | None = None
+        self._norms: Norms | None = None
         super().on_bind()
 
     def empty_memory(self) -> SideMemory:
@@ -322,6 +328,18 @@ class WISE(MemoryEditor[SideMemory]):
         beta = self.beta_share * self._neutral_norms()[1]
         return 0.25 * beta, beta, 0.5 * beta
 
+    def _largest_change(self) -> float | None:
+        if self.norm_constraint != "auto":
+            return self.norm_constraint
+        norms = self._neutral_norms()
+        return norms.outputs / norms.inputs
+
+    def _margin_weight(self) -> float:
+        """Return the weight of the margin loss; margins given as numbers have the authors', 1."""
+        if self.margins is not None:
+            return 1.0
+        return MARGIN_UNIT / self._neutral_norms().outputs
+
     def _rate(self) -> float:
         r"""Return the learning rate.
 
@@ -332,27 +350,16 @@ class WISE(MemoryEditor[SideMemory]):
         if self.lr != "auto":
             return self.lr
         inputs, outputs = self._neutral_norms()
-        rate = STEP_REACH * outputs / (self.density * inputs**2)
+        rate = STEP_REACH * outputs / (self.density * inputs**2 * self._margin_weight())
         self.chose({"lr": rate})
         return rate
 
-    @torch.no_grad()
-    def _neutral_norms(self) -> tuple[float, float]:
-        """Return the median norms of the projection's input and output on neutral text."""
+    def _neutral_norms(self) -> Norms:
         if self._norms is None:
             prompts = self.prompts.prompts(NEUTRAL_TEXTS[::10])
-            rows = AnswerRows.pad([(ids, ()) for ids in prompts], self.input_device)
-            norms: list[float] = []
-
-            def read(hidden: Tensor, output: Tensor) -> Tensor:
-                both = (hidden, output)
-                norms[:] = [float(one.float().norm(dim=-1)[rows.mask].median()) for one in both]
-                return output
-
-            adapter = TrialAdapter(rows, read)
-            with attached(self.language_model, {self.module: adapter}):
-                UpperBlocks(self.view, rows, self.block).logits()
-            self._norms = norms[0], norms[1]
+            self._norms = neutral_norms(
+                self.language_model, self.module, prompts, self.input_device
+            )
         return self._norms
 
     def _train(
@@ -375,7 +382,8 @@ class WISE(MemoryEditor[SideMemory]):
             return (own + added).to(output.dtype)
 
         losses: list[float] = []
-        rate = self._rate()
+        rate, margin_weight = self._rate(), self._margin_weight()
+        most = self._largest_change()
         upper = UpperBlocks(self.view, texts.rows, self.block)
         with attached(self.language_model, {self.module: TrialAdapter(texts.rows, change)}):
             for step in range(self.steps):
@@ -383,26 +391,34 @@ class WISE(MemoryEditor[SideMemory]):
                 if settled(losses):
                     break
                 loss = texts.answer_loss(upper.nll())
-                loss = loss + margin_loss(seen[0][: texts.edited], seen[0][texts.edited :], margins)
+                edited, unrelated = seen[0][: texts.edited], seen[0][texts.edited :]
+                loss = loss + margin_weight * margin_loss(edited, unrelated, margins)
                 losses.append(float(loss.detach()))
                 (gradient,) = torch.autograd.grad(loss, update)
                 with torch.no_grad():
-                    self._step(update, gradient, original, cells, rate)
+                    self._step(update, gradient, original, cells, (rate, most))
             self.progress(self.steps, self.steps)
             with torch.no_grad():
                 upper.logits()  # the activations of what was learnt
         return update.detach(), seen[0].detach(), losses
 
     def _step(
-        self, update: Tensor, gradient: Tensor, original: Tensor, cells: Tensor, rate: float
+        self,
+        update: Tensor,
+        gradient: Tensor,
+        original: Tensor,
+        cells: Tensor,
+        limits: tuple[float, float | None],
     ) -> None:
         """Make a step of SGD on the cells that the shard may change, within the constraint."""
+        rate, most = limits
         flat, base = update.flatten(), original.flatten()
         side = flat[cells] + base[cells]
-        side = side - rate * (gradient.flatten()[cells] + self.weight_decay * side)
+        decay = self.weight_decay * (1.0 if self.lr == "auto" else rate)
+        side = side - rate * gradient.flatten()[cells] - decay * side
         new = side - base[cells]
-        if self.norm_constraint is not None:
-            new = new.clamp(-self.norm_constraint, self.norm_constraint)
+        if most is not None:
+            new = new.clamp(-most, most)
         update.copy_(flat.index_copy(0, cells, new).view(update.shape))
 
     @classmethod

@@ -1,11 +1,12 @@
 """Settings by rule of memory editors follow the scale of the model's own states."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from lightning_edit.editors import GRACE, MELO, WISE
+from lightning_edit.editors import GRACE, MELO, MEMOIR, WISE
 from lightning_edit.editors.memory import grace, melo, wise
 from lightning_edit.editors.memory.base import neutral_keys
 from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS, SAME_WORDS
@@ -48,7 +49,7 @@ def test_a_radius_is_a_share_of_the_distance_between_subjects(kind: str) -> None
     for scale in (1.0, 50.0):
         editor = bound(GRACE(layer=1, steps=1), kind, scale)
         delta = one(editor)
-        keys = neutral_keys(editor.prompts, editor._keys)
+        keys = neutral_keys(editor.prompts, partial(editor._read_last, side="input"))
         pairs = torch.stack([torch.pdist(group) for group in keys.double()])
         expected = grace.RADIUS_SHARE * float(pairs.median())
         assert float(delta.state["radius"]) == pytest.approx(expected, rel=1e-4)
@@ -61,7 +62,7 @@ def test_a_radius_is_a_share_of_the_distance_between_subjects(kind: str) -> None
 def test_keys_of_a_batch_are_those_of_single_prompts(kind: str) -> None:
     editor = GRACE(layer=1).bind(build_tiny(kind), build_tokenizer(bos=True, eos=True))
     batch = encode_batch(editor.prompts, FACTS)
-    keys = editor._keys([item.prompt_ids for item in batch.encoded])
+    keys = editor._read_last([item.prompt_ids for item in batch.encoded], "input")
     for key, item in zip(keys, batch.encoded, strict=True):
         assert torch.allclose(key, editor._read(item)[0], atol=1e-5)
 
@@ -72,7 +73,7 @@ def test_a_codebook_takes_the_radius_of_its_edits() -> None:
     assert memory.balls[0].radius == pytest.approx(editor.chosen["radius"])
     given = bound(GRACE(layer=1, steps=1, radius=0.25), "llama")
     assert given.memory_of([one(given)]).balls[0].radius == 0.25
-    assert given.chosen == {}
+    assert given.chosen.keys() == {"lr"}
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "opt"])
@@ -121,13 +122,14 @@ def test_wises_step_adds_a_share_of_the_output_to_an_activation() -> None:
         editor = bound(WISE(1, steps=1, templates=["{}"], density=1.0), "llama", scale)
         one(editor)
         inputs, outputs = editor._neutral_norms()
-        added = editor.chosen["lr"] * inputs**2
+        weight = wise.MARGIN_UNIT / outputs  # of the margin loss, beside the answer's
+        added = weight * editor.chosen["lr"] * inputs**2
         assert added == pytest.approx(wise.STEP_REACH * outputs, rel=1e-5)
         rates.append(editor.chosen["lr"])
     assert rates[0] == pytest.approx(2500 * rates[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("method", [GRACE, WISE, MELO])
+@pytest.mark.parametrize("method", [GRACE, WISE, MELO, MEMOIR])
 def test_what_is_no_rate_is_refused(method: Any) -> None:
     with pytest.raises(ValueError, match="lr"):
         method(lr=0.0)
