@@ -33,7 +33,7 @@ from lightning_edit.session.ranks import on_every_rank, shared_work
 from lightning_edit.session.record import results_of, settings_of
 from lightning_edit.session.stream import EditStream, EvalPoint
 from lightning_edit.session.transaction import Transaction
-from lightning_edit.session.unmoved import say_unmoved
+from lightning_edit.session.unwritten import say_unwritten
 from lightning_edit.storage.atomic import write_error
 from lightning_edit.storage.checkpoint_file import require_file
 from lightning_edit.storage.run_folder import RunFolder
@@ -261,7 +261,7 @@ class EditTrainer(pl.Trainer):
             results = results_of(session, data, time.perf_counter() - begin)
             folder.write_json(folder.results, results)
             publish(self, results["points"][-1]["metrics"])
-            say_unmoved(session.rows, session.editor)
+            say_unwritten(session.rows, session.editor)
             # Callbacks are in any order, but a report reads files that others write here.
             for callback in sorted(
                 MeasurementLog.callbacks(self), key=lambda one: one.reads_others

@@ -1,4 +1,4 @@
-"""An edit that hardly moved its own target is named at the end, with what to turn."""
+"""Edits that did not write their answer are named at the end, with what to turn."""
 
 import logging
 from pathlib import Path
@@ -10,7 +10,7 @@ from lightning_edit.editors import FTM, MEND, RECT, AlphaEdit, UltraEdit
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.gradient import base
 from lightning_edit.session.trainer import EditTrainer
-from lightning_edit.session.unmoved import say_unmoved, unmoved
+from lightning_edit.session.unwritten import say_unwritten, unwritten
 from tests.toy import ToyData, toy_model, toy_tokenizer
 
 
@@ -37,7 +37,7 @@ def test_what_moved_and_what_did_not() -> None:
         row("broken", 5.0, float("nan")),
         {"edit_id": "generated only", "kind": "rewrite", "measures": {"answer@gen": 0.0}},
     ]
-    assert unmoved(rows) == (["same", "closer", "lost", "broken"], 7)
+    assert unwritten(rows) == (["same", "closer", "lost", "broken"], ["half"], 7)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_run_says_so(
 ) -> None:
     editor.bind(toy_model(), toy_tokenizer())
     trainer = EditTrainer(logger=False, enable_progress_bar=False)
-    with caplog.at_level(logging.WARNING, "lightning_edit.session.unmoved"):
+    with caplog.at_level(logging.WARNING, "lightning_edit.session.unwritten"):
         trainer.edit(editor, ToyData(3), protocol="single", run=str(tmp_path / "run"))
     said = [message for message in caplog.messages if "hardly moved" in message]
     assert len(said) == 1
@@ -61,11 +61,26 @@ def test_a_run_says_so(
 
 
 def test_a_wrapped_editors_settings_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    say_unmoved([row("a\x1b[31m", 5.0, 5.0)], RECT(UltraEdit(eta=1e-6)))
+    say_unwritten([row("a\x1b[31m", 5.0, 5.0)], RECT(UltraEdit(eta=1e-6)))
     (message,) = caplog.messages
     assert "raise eta (1e-06)" in message
     assert "\x1b" not in message
-    say_unmoved([row("a", 5.0, 0.1, right=1.0)], UltraEdit())
+    say_unwritten([row("a", 5.0, 0.1, right=1.0)], UltraEdit())
+    assert len(caplog.messages) == 1
+
+
+def test_most_edits_moved_their_target_and_none_reached_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """ROME with an absolute rate, on a model whose states are large: no message said so."""
+    say_unwritten([row("a", 14.0, 5.0), row("b", 14.0, 4.0), row("c", 9.0, 9.0)], UltraEdit(1e-6))
+    (message,) = caplog.messages
+    assert "1 of 3 edits hardly moved" in message
+    assert "2 of 3 edits made the new answer more probable than before" in message
+    assert "(a, b)" in message
+    assert "raise eta (1e-06)" in message
+    most = [row(str(n), 9.0, 0.1, right=1.0) for n in range(2)]
+    say_unwritten([*most, row("a", 14.0, 5.0)], UltraEdit(1e-6))
     assert len(caplog.messages) == 1
 
 
@@ -83,8 +98,8 @@ def test_what_auto_chose_is_named(
 
 def test_what_is_turned_makes_the_editor_write_more(caplog: pytest.LogCaptureFixture) -> None:
     """A wider null space has more directions to write in; a trained editor has nothing to turn."""
-    say_unmoved([row("a", 5.0, 5.0)], AlphaEdit(10.0, 0.1))
-    say_unmoved([row("a", 5.0, 5.0)], MEND())
+    say_unwritten([row("a", 5.0, 5.0)], AlphaEdit(10.0, 0.1))
+    say_unwritten([row("a", 5.0, 5.0)], MEND())
     wider, trained = caplog.messages
     assert "null_threshold (0.1); lower norm_weight (10)" in wider
     assert "train it longer" in trained

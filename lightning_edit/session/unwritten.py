@@ -1,8 +1,8 @@
-"""Edits that hardly moved their own target: said at the end of a run, with what to turn."""
+"""Edits that did not write their answer: said at the end of a run, with what to turn."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.functional.visible import visible
@@ -12,6 +12,9 @@ log = logging.getLogger(__name__)
 #: An edit has hardly moved its target if the new answer has kept this share of the negative
 #: log-likelihood that it had on the pristine model, and is still not the answer.
 KEPT_SHARE = 0.9
+#: Edits that moved their target and did not reach it are named where more than this share of all
+#: edits has not written its answer.
+TOO_MANY = 0.5
 #: Settings that make an editor write more if they are raised, and those if they are lowered.
 RAISE = (
     "eta",
@@ -27,48 +30,66 @@ RAISE = (
 LOWER = ("moment_weight", "norm_weight")
 
 
-def unmoved(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], int]:
-    """Find the edits whose new answer is about as improbable at the end as it was before.
+class Unwritten(NamedTuple):
+    """Edits whose answer the model does not give at the end of a run.
+
+    Args:
+        unmoved: Ids of edits whose new answer is about as improbable as before.
+        short: Ids of edits whose new answer is more probable than before, but not the answer.
+        looked: Number of edits that were looked at: those whose answer was scored teacher forced,
+            before and after.
+    """
+
+    unmoved: list[str]
+    short: list[str]
+    looked: int
+
+
+def unwritten(rows: Iterable[Mapping[str, Any]]) -> Unwritten:
+    """Find the edits whose answer the model does not give at the end.
 
     Args:
         rows: Rows of ``cases.jsonl``; of each edit's own prompt the last one counts.
-
-    Returns:
-        Ids of these edits, and the number of edits that were looked at: those whose answer was
-        scored teacher forced, before and after.
     """
     last = {row["edit_id"]: row for row in rows if row["kind"] == "rewrite"}
-    found, looked = [], 0
+    unmoved, short, looked = [], [], 0
     for name, row in last.items():
         after, before = row["measures"], (row.get("pristine") or {}).get("measures", {})
         if "nll@tf" not in after or "nll@tf" not in before:
             continue
         looked += 1
-        right = max(after.get("answer@gen", 0.0), after.get("em@tf", 0.0)) == 1.0
-        if not right and not after["nll@tf"] < KEPT_SHARE * before["nll@tf"]:
-            found.append(name)
-    return found, looked
+        if max(after.get("answer@gen", 0.0), after.get("em@tf", 0.0)) == 1.0:
+            continue
+        moved = after["nll@tf"] < KEPT_SHARE * before["nll@tf"]
+        (short if moved else unmoved).append(name)
+    return Unwritten(unmoved, short, looked)
 
 
-def say_unmoved(rows: Iterable[Mapping[str, Any]], editor: Any) -> None:
+def say_unwritten(rows: Iterable[Mapping[str, Any]], editor: Any) -> None:
     """Log a warning that names edits without effect, and the settings that would strengthen them.
 
     Args:
         rows: Rows of ``cases.jsonl``.
         editor: The editor of the run.
     """
-    found, looked = unmoved(rows)
-    if not found:
-        return
-    shown = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
-    log.warning(
-        "%d of %d edits hardly moved their own target, or were lost again: the model finds the new "
-        "answer about as improbable as before (%s). %s",
-        len(found),
-        looked,
-        visible(shown),
-        _remedy(editor),
-    )
+    unmoved, short, looked = unwritten(rows)
+    texts = []
+    if unmoved:
+        texts.append(
+            f"{len(unmoved)} of {looked} edits hardly moved their own target, or were lost again: "
+            f"the model finds the new answer about as improbable as before ({_shown(unmoved)})."
+        )
+    if short and len(unmoved) + len(short) > TOO_MANY * looked:
+        texts.append(
+            f"{len(short)} of {looked} edits made the new answer more probable than before, but the "
+            f"model still gives another one ({_shown(short)})."
+        )
+    if texts:
+        log.warning("%s %s", " ".join(texts), _remedy(editor))
+
+
+def _shown(names: Sequence[str]) -> str:
+    return visible(", ".join(names[:4]) + (", …" if len(names) > 4 else ""))
 
 
 def _remedy(editor: Any) -> str:
