@@ -81,8 +81,8 @@ def say_unwritten(rows: Iterable[Mapping[str, Any]], editor: Any) -> None:
         )
     if short and len(unmoved) + len(short) > TOO_MANY * looked:
         texts.append(
-            f"{len(short)} of {looked} edits made the new answer more probable than before, but the "
-            f"model still gives another one ({_shown(short)})."
+            f"{len(short)} of {looked} edits made the new answer more probable than before, but "
+            f"the model still gives another one ({_shown(short)})."
         )
     if texts:
         log.warning("%s %s", " ".join(texts), _remedy(editor))
