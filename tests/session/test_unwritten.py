@@ -73,7 +73,9 @@ def test_most_edits_moved_their_target_and_none_reached_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """ROME with an absolute rate, on a model whose states are large: no message said so."""
-    say_unwritten([row("a", 14.0, 5.0), row("b", 14.0, 4.0), row("c", 9.0, 9.0)], UltraEdit(eta=1e-6))
+    say_unwritten(
+        [row("a", 14.0, 5.0), row("b", 14.0, 4.0), row("c", 9.0, 9.0)], UltraEdit(eta=1e-6)
+    )
     (message,) = caplog.messages
     assert "1 of 3 edits hardly moved" in message
     assert "2 of 3 edits made the new answer more probable than before" in message
