@@ -37,6 +37,9 @@ RULES: dict[str, Rule] = {
     "clamp": Rule("0.75; doubled up to 6 where it keeps an answer away", "chosen for each edit"),
     "lr": Rule("the first step takes a share of the loss"),
     "WISE.lr": Rule("a step adds a share of the projection's output", "once a model"),
+    "WISE.norm_constraint": Rule("the projection's output over its input, in norm", "once a model"),
+    "MEMOIR.lr": Rule("the square of the projection's output over its input", "once a model"),
+    "GRACE.lr": Rule("the size of an entry of the projection's output", "once a model"),
     "weight_decay": Rule("0.01 nats for a vector as long as the state", "chosen for each edit"),
     "steps": Rule("until every request is learnt", lambda v: MOST_STEPS),
     "norm_constraint": Rule(f"{STEPS_IN_BOX:g} steps of the lr that is noted"),
@@ -48,7 +51,7 @@ RULES: dict[str, Rule] = {
     "add": Rule("8, doubled until the new answer is the first choice", "chosen for each edit"),
     "alpha": Rule("the smallest that writes what the whole update writes"),
     "ENCORE.norm_weight": Rule("a ninth of the mean eigenvalue of λC", _BINDING),
-    "MultiLayerEditor.lr": Rule(
+    "LocateThenEdit.lr": Rule(
         f"{STEPS_TO_BOUND:g} steps lead to the bound", "chosen for each edit"
     ),
     "GradientEditor.lr": Rule("each step takes a share of the loss, and changes other text least"),

@@ -52,7 +52,9 @@ def unwritten(rows: Iterable[Mapping[str, Any]]) -> Unwritten:
         rows: Rows of ``cases.jsonl``; of each edit's own prompt the last one counts.
     """
     last = {row["edit_id"]: row for row in rows if row["kind"] == "rewrite"}
-    unmoved, short, looked = [], [], 0
+    unmoved: list[str] = []
+    short: list[str] = []
+    looked = 0
     for name, row in last.items():
         after, before = row["measures"], (row.get("pristine") or {}).get("measures", {})
         if "nll@tf" not in after or "nll@tf" not in before:

@@ -171,7 +171,7 @@ def test_every_setting_by_rule_has_its_rule() -> None:
         assert all(rule_of(cls, name).means for name in found[cls.__name__])
     assert found["MEMIT"] == ["lr", "weight_decay", "clamp", "moment_weight"]
     assert found["FTL"] == ["steps", "lr", "norm_constraint", "threshold"]
-    assert found["GRACE"] == ["radius"]
+    assert found["GRACE"] == ["lr", "radius"]
     assert found["IKE"] == []
 
 

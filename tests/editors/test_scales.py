@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 import lightning_edit.editors as editors
+from lightning_edit.analysis.tuning.space import search_space
+from lightning_edit.cli.doctor_auto import auto_settings
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.models.loading import load_language_model
@@ -73,8 +75,10 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     return model, tokenizer, path
 
 
-def answered(method: str, model: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> list[str]:
-    """Return the prompts of three facts that are answered right after an edit of each alone."""
+def answered(
+    method: str, model: Any, tokenizer: Any, arguments: Mapping[str, Any]
+) -> tuple[list[str], editors.Editor]:
+    """Return the prompts of three facts that are answered after an edit of each, and the editor."""
     data = AtlasDataModule(split="val")
     editor = getattr(editors, method)(**arguments)
     editor.on_stream(data)
@@ -85,16 +89,27 @@ def answered(method: str, model: Any, tokenizer: Any, arguments: Mapping[str, An
         if handle.generate(fact.prompt, max_new_tokens=8).strip().startswith(fact.target.strip()):
             right.append(fact.prompt)
         handle.undo()
-    return right
+    return right, editor
+
+
+def require_within_search(editor: editors.Editor) -> None:
+    """Check that `tune` would try numbers on both sides of what a rule has chosen."""
+    named = [name for name in auto_settings(type(editor)) if name in editor.chosen]
+    kinds = dict.fromkeys(named, type(editor))
+    for one in search_space(dict.fromkeys(named, "auto"), only=named, kinds=kinds):
+        chosen = editor.chosen[one.name]
+        for value in chosen if isinstance(chosen, list) else [chosen]:
+            assert one.low < value <= one.high, (type(editor), one)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_defaults_write_whatever_the_scale(method: str, scaled: tuple[Any, Any, Path]) -> None:
     arguments = METHODS[method]
-    plain = answered(method, *load_language_model("atlas"), arguments)
+    plain, editor = answered(method, *load_language_model("atlas"), arguments)
     assert plain
+    require_within_search(editor)
     model, tokenizer, statistics = scaled
     if getattr(editors, method).needs_statistics:
         arguments = {**arguments, "statistics": str(statistics)}
-    assert answered(method, model, tokenizer, arguments) == plain
+    assert answered(method, model, tokenizer, arguments)[0] == plain

@@ -32,8 +32,11 @@ FACTORS: dict[str, tuple[float, float]] = {
 AUTO_BOUNDS: dict[str, tuple[float, float]] = {
     "lr": (1e-5, 1e-1),
     # A step in the space of hidden states, whose scale differs between models; not in weights.
-    "MultiLayerEditor.lr": (1e-2, 1e1),
-    "WISE.lr": (1e-2, 1e1),
+    "LocateThenEdit.lr": (1e-2, 1e1),
+    "GRACE.lr": (1e-2, 1e2),
+    # Of a matrix between activations: the rules choose 0.1 to 40 on three models.
+    "WISE.lr": (1e-2, 1e2),
+    "MEMOIR.lr": (1e-2, 1e3),
     "steps": (10.0, 100.0),
     "weight_decay": (1e-3, 1.0),
     "eta": (1e-7, 1e-1),
@@ -41,7 +44,8 @@ AUTO_BOUNDS: dict[str, tuple[float, float]] = {
     "moment_weight": (1.0, 3e4),
     "norm_weight": (1e-3, 1e2),
     "norm_constraint": (5e-5, 1e-1),
-    "null_threshold": (0.02, 5.0),
+    "WISE.norm_constraint": (1e-2, 1e2),
+    "null_threshold": (5e-3, 5e2),
     "threshold": (0.01, 1.0),
     "RAG.threshold": (0.1, 1.0),
     "radius": (0.05, 50.0),

@@ -111,7 +111,7 @@ def test_auto_settings_begin_with_the_rule_and_are_searched_around_published_val
         assert space[name].log
         assert not space[name].integer
     (lr,) = search_space(arguments, only=["lr"], kinds={"lr": MEMIT})
-    assert (lr.low, lr.high) == AUTO_BOUNDS["MultiLayerEditor.lr"]
+    assert (lr.low, lr.high) == AUTO_BOUNDS["LocateThenEdit.lr"]
     (given,) = search_space(arguments, {"lr": [1e-3, 2e-3]}, only=["lr"])
     assert (given.low, given.high, given.start) == (1e-3, 2e-3, "auto")
 
