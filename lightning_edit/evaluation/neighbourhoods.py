@@ -95,8 +95,9 @@ def choose_neighbourhoods(
 
     Returns:
         Sets in the order of :data:`SETS`; ``near`` begins with the closest fact. Similarities at
-        most 1e-5 apart are ties, and the fact with the lower index comes first: facts with the same
-        prompt have the same similarity up to rounding, which depends on the batch shape.
+        most 1e-5 of the largest apart are ties, and the fact with the lower index comes first:
+        facts with the same prompt have the same similarity up to rounding, which depends on the
+        batch shape.
     """
     facts = [number for number, use in enumerate(usable) if use]
     far = [n for n in facts if (d := distances[n]) is None or d > MAX_RELATED_DISTANCE]
@@ -118,8 +119,9 @@ def choose_neighbourhoods(
 def _sort_by_similarity(facts: Sequence[int], similarities: Sequence[float]) -> list[int]:
     """Sort facts by similarity, highest first; ties within the tolerance by index."""
     ranked = sorted(facts, key=lambda n: -similarities[n])
+    apart = _TIE_TOLERANCE * max((abs(similarities[n]) for n in facts), default=0.0)
     tie, ties = 0, {}
     for before, number in zip([ranked[0], *ranked] if ranked else [], ranked, strict=False):
-        tie += similarities[before] - similarities[number] > _TIE_TOLERANCE
+        tie += similarities[before] - similarities[number] > apart
         ties[number] = tie
     return sorted(ranked, key=lambda n: (ties[n], n))

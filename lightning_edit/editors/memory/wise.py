@@ -332,7 +332,9 @@ class WISE(MemoryEditor[SideMemory]):
         if self.norm_constraint != "auto":
             return self.norm_constraint
         norms = self._neutral_norms()
-        return norms.outputs / norms.inputs
+        most = norms.outputs / norms.inputs
+        self.chose({"norm_constraint": most})
+        return most
 
     def _margin_weight(self) -> float:
         """Return the weight of the margin loss; margins given as numbers have the authors', 1."""

@@ -85,8 +85,13 @@ class PublishedWise:
         mask = self.mask.T
 
         def step(
-            update: Tensor, gradient: Tensor, original: Tensor, cells: Tensor, rate: float
+            update: Tensor,
+            gradient: Tensor,
+            original: Tensor,
+            cells: Tensor,
+            limits: tuple[float, float | None],
         ) -> None:
+            rate = limits[0]
             side = update + original
             side = side - rate * (gradient * mask + editor.weight_decay * side)
             update.copy_((side - original).clamp(-1.0, 1.0))
