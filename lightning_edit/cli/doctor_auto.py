@@ -35,6 +35,10 @@ RULES: dict[str, Rule] = {
     "norm_weight": Rule("as moment_weight, for keys in the null space", _BINDING),
     "null_threshold": Rule("directions with three tenths of a key's squared norm", _BINDING),
     "clamp": Rule("0.75; doubled up to 6 where it keeps an answer away", "chosen for each edit"),
+    **dict.fromkeys(
+        ("ROME.clamp", "RROME.clamp"),
+        Rule("3; doubled to 6 where it keeps an answer away", "chosen for each edit"),
+    ),
     "lr": Rule("the first step takes a share of the loss"),
     "WISE.lr": Rule("a step adds a share of the projection's output", "once a model"),
     "WISE.norm_constraint": Rule("the projection's output over its input, in norm", "once a model"),

@@ -72,9 +72,9 @@ class LocateThenEdit(Editor, family=True):
             beside a bound by rule
             :data:`~lightning_edit.editors.locate.search_objective.DECAY` · ‖δ‖ / ‖h₀‖, the same in
             states of every scale; beside a number the authors' 0.5.
-        clamp: Largest ‖δ‖ / ‖h₀‖ (ROME 4, MEMIT 0.75). ``auto``: 0.75, and for a request whose
-            answer it keeps out of reach 1.5, 3 or 6, see
-            :mod:`~lightning_edit.editors.locate.widening`.
+        clamp: Largest ‖δ‖ / ‖h₀‖ (ROME 4, MEMIT 0.75). ``auto``: 0.75 (ROME and R-ROME, whose h₀
+            is an MLP's output alone: 3), and for a request whose answer it keeps out of reach
+            twice as much, up to 6, see :mod:`~lightning_edit.editors.locate.widening`.
         threshold: Loss below which a search ends (0.05 in the authors' code).
         kl_position: Position of the KL divergence: ``subject_last`` as in the authors' code, or
             ``prompt_end`` as in the paper.
@@ -100,6 +100,8 @@ class LocateThenEdit(Editor, family=True):
     )
     target_search: ClassVar[TargetSearch] = TargetSearch("mlp")
     """Where target vectors are added, and to which weights."""
+    first_clamp: ClassVar[float] = FIRST_CLAMP
+    """First bound of ``clamp="auto"``."""
     published_lr: ClassVar[float] = 0.5
     """Learning rate of the search in the authors' configs."""
     solver: Solver
@@ -134,7 +136,7 @@ class LocateThenEdit(Editor, family=True):
         self.clamp: float | Literal["auto"] = clamp
         first, rate, decay = clamp, lr, weight_decay
         if first == "auto":
-            first = FIRST_CLAMP
+            first = self.first_clamp
         else:
             rate = self.published_lr if rate == "auto" else rate
             decay = PUBLISHED_DECAY if decay == "auto" else decay

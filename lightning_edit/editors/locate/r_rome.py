@@ -31,6 +31,7 @@ class RROME(LocateThenEdit):
     batched: ClassVar[bool] = False
     one_layer: ClassVar[bool] = True
     target_search: ClassVar[TargetSearch] = TargetSearch("mlp")
+    first_clamp: ClassVar[float] = ROME.first_clamp
     solver: Solver = LeastSquares(mode="equality")
     template_openings: ClassVar[tuple[str, ...]] = ROME.template_openings
     template_lengths: ClassVar[tuple[int, ...]] = ROME.template_lengths

@@ -29,6 +29,7 @@ class ROME(LocateThenEdit):
     batched: ClassVar[bool] = False
     one_layer: ClassVar[bool] = True
     target_search: ClassVar[TargetSearch] = TargetSearch("mlp")
+    first_clamp: ClassVar[float] = 3.0
     solver: Solver = LeastSquares(mode="equality")
     # Ten texts of 5 and ten of 10 tokens: `context_template_length_params` of the authors' configs.
     template_openings: ClassVar[tuple[str, ...]] = ("",) * 20

@@ -20,8 +20,8 @@ from lightning_edit.inference.tokenized_text import TokenizedText
 
 #: First bound on ‖δ‖ / ‖h₀‖: MEMIT's.
 FIRST_CLAMP = 0.75
-#: Times that the bound is doubled at most: up to 6.
-MOST_WIDENINGS = 3
+#: No bound is wider.
+WIDEST_CLAMP = 6.0
 #: Passes of a search with the next bound, as a multiple of those before: what is left is hard.
 LONGER = 1.5
 #: An answer is reached at this negative log-likelihood, in nats per token, with δ added.
@@ -50,7 +50,7 @@ def search_widening(
     widest = objective.clamp
     short = _kept_short(found, objective, parts)
     longest = float(objective.steps)
-    for _ in range(MOST_WIDENINGS):
+    while widest < WIDEST_CLAMP:
         if not short:
             break
         widest *= 2
