@@ -33,6 +33,7 @@ def search_widening(
     texts: Sequence[TokenizedText],
     objective: Objective,
     parts: int = 1,
+    most: float = WIDEST_CLAMP,
 ) -> tuple[Targets, float]:
     """Search target vectors; again, with a bound twice as wide, those that it kept from an answer.
 
@@ -41,6 +42,7 @@ def search_widening(
         texts: The texts of all requests, those of one request together.
         objective: What is searched, with the first bound.
         parts: Vectors that a target consists of, each with its own bound.
+        most: No bound is wider.
 
     Returns:
         The targets, each of the search that made its answer the likelier, and the widest bound.
@@ -50,10 +52,8 @@ def search_widening(
     widest = objective.clamp
     short = _kept_short(found, objective, parts)
     longest = float(objective.steps)
-    while widest < WIDEST_CLAMP:
-        if not short:
-            break
-        widest *= 2
+    while short and widest < most:
+        widest = min(2 * widest, most)
         longest *= LONGER
         wanted = {numbers[line] for line in short}
         part = [text for text in texts if text.request in wanted]

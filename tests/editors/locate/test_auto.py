@@ -149,7 +149,7 @@ def searched(site: str) -> tuple[Targets, Targets, float, list[float]]:
     plain = search(texts, OBJECTIVE)
     bounds.clear()
     parts = 2 if site == "attention+mlp" else 1
-    wide, widest = search_widening(search, texts, OBJECTIVE, parts)
+    wide, widest = search_widening(search, texts, OBJECTIVE, parts, most=0.8)
     return plain, wide, widest, bounds
 
 
