@@ -226,7 +226,7 @@ def test_only_the_requests_in_need_are_searched_again() -> None:
         return Targets(delta, initial, empty, empty, zeros, steps, found, zeros)
 
     nll[8.0] = [4.0]
-    found, widest = search_widening(search, texts, replace(OBJECTIVE, clamp=1.0))
+    found, widest = search_widening(search, texts, replace(OBJECTIVE, clamp=1.0), most=8.0)
     assert asked == [[0, 1, 2], [1, 2], [1, 2], [1]]
     assert passes == [8, 12, 18, 27]
     assert found.nll == [done, 3.0, done]
