@@ -55,7 +55,7 @@ def _summary(
         tuple((protocol, *column.heads) for protocol, column in chosen),
         columns,
         lines,
-        tuple(count_notes(lines, columns)),
+        tuple(count_notes(lines, columns, [protocol for protocol, _ in chosen])),
         {"model": model, "data": data, "protocol": "summary", "after": "", "seeds": ""},
     )
 

@@ -160,20 +160,46 @@ def _seed_note(seeds: Sequence[int]) -> str:
     return f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
 
 
-def count_notes(lines: Sequence[TableRow], columns: Sequence[Column]) -> Iterator[str]:
-    """Yield notes on the number of requests behind each group of columns, and who has fewer."""
-    counts: dict[str, int] = {}
-    of_cell: dict[tuple[str, str], int] = {}
+def count_notes(
+    lines: Sequence[TableRow], columns: Sequence[Column], protocols: Sequence[str] | None = None
+) -> Iterator[str]:
+    """Yield notes on the number of requests behind each group of columns, and who has fewer.
+
+    Args:
+        lines: Rows of a table.
+        columns: Its columns.
+        protocols: Protocol of each column, where a table has several.
+    """
+    heads = protocols or [""] * len(columns)
+    counts: dict[tuple[str, str], int] = {}
+    of_cell: dict[tuple[str, str, str], int] = {}
     for line in lines:
-        for column, value in zip(columns, line.values, strict=True):
+        for head, column, value in zip(heads, columns, line.values, strict=True):
             if value is not None and not column.is_time and line.source == "ours":
-                group, n = column.name.partition("/")[0], value.mean.n
+                group, n = (head, column.name.partition("/")[0]), value.mean.n
                 counts[group] = max(counts.get(group, 0), n)
-                of_cell[line.label, group] = min(of_cell.get((line.label, group), n), n)
+                place = (line.label, *group)
+                of_cell[place] = min(of_cell.get(place, n), n)
     if counts and len(set(counts.values())) == 1:
         yield f"n = {next(iter(counts.values()))} requests."
     elif counts:
-        yield "n, requests: " + ", ".join(f"{group} {n}" for group, n in counts.items()) + "."
-    fewer = [f"{label} {group} {n}" for (label, group), n in of_cell.items() if n < counts[group]]
+        yield "n, requests: " + ", ".join(_counted(counts)) + "."
+    fewer = [
+        " ".join(filter(None, (label, *group, str(n))))
+        for (label, *group), n in of_cell.items()
+        if n < counts[group[0], group[1]]
+    ]
     if fewer:
         yield f"Fewer requests: {', '.join(fewer)}."
+
+
+def _counted(counts: Mapping[tuple[str, str], int]) -> Iterator[str]:
+    """Yield each protocol with its number where that of all its groups is one, else each group."""
+    by_head: dict[str, dict[str, int]] = {}
+    for (head, group), n in counts.items():
+        by_head.setdefault(head, {})[group] = n
+    for head, groups in by_head.items():
+        if head and len(set(groups.values())) == 1:
+            yield f"{head} {next(iter(groups.values()))}"
+        else:
+            yield from (f"{head} {group} {n}".lstrip() for group, n in groups.items())

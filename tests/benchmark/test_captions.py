@@ -11,6 +11,7 @@ from lightning_edit.benchmark.columns import Column
 from lightning_edit.benchmark.formats import write
 from lightning_edit.benchmark.grid import Cell, ColumnGroup, Grid
 from lightning_edit.benchmark.outcomes import CellOutcome
+from lightning_edit.benchmark.summary import summaries_of
 from lightning_edit.benchmark.tables import tables_of
 
 EM = "reliability/em@tf"
@@ -72,3 +73,16 @@ def test_a_method_with_fewer_requests_is_named() -> None:
     assert any(note.startswith("Fewer requests: B reliability 3.") for note in made.notes)
     (made,) = tables_of(shown, [full, replace(full, cell=cell("B", protocol="batch"))])
     assert not any("Fewer" in note for note in made.notes)
+
+
+def test_a_summary_says_how_many_requests_each_protocol_has() -> None:
+    shown = Grid(
+        Path("g.yaml"), "G", "", (), {}, (), (), (), {}, summary=(("many", EM), ("few", EM))
+    )
+    done = [
+        outcome(replace(cell(method), protocol=protocol), [{EM: 1.0}] * count)
+        for method in "AB"
+        for protocol, count in (("many", 4), ("few", 2))
+    ]
+    (made,) = summaries_of(shown, done)
+    assert made.notes == ("n, requests: many 4, few 2.",)
