@@ -154,7 +154,9 @@ class PRUNE(UpdateShaper):
     def _unedited_norm(self, name: str, added: Tensor) -> float:
         if name not in self._unedited_norms:
             original = weight(self.language_model, name).read().to(added.device) - added
-            self._unedited_norms[name] = float(torch.linalg.matrix_norm(original, ord=2))
+            norm = float(torch.linalg.matrix_norm(original, ord=2))
+            # LAPACK's last bits may depend on where in memory a matrix lies, and the norm is kept.
+            self._unedited_norms[name] = float(f"{norm:.9g}")
         return self._unedited_norms[name]
 
 
