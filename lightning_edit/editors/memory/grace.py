@@ -62,9 +62,9 @@ class GRACE(MemoryEditor[Codebook]):
         projection: MLP projection in it: ``down`` (the authors' T5 and BERT, EasyEdit's Llama) or
             ``up`` (the authors' GPT-2 XL); the first of two where there is a gate.
         steps: Optimiser steps on a value (100; EasyEdit 50 to 200); long answers need more.
-        lr: Adam's learning rate (1.0). ``auto``: the root mean square of the entries of the
-            projection's own output on neutral text, which is 1.0 in the embedded model; a cold
-            value begins in the same units.
+        lr: Adam's learning rate (1.0). ``auto``: beside a radius by rule the root mean square of
+            the entries of the projection's own output on neutral text, which is 1.0 in the embedded
+            model, and a cold value begins in the same units; beside a number the authors' 1.0.
         radius: Radius of a new key, epsilon (1.0), in units of the activation. ``auto``:
             :data:`RADIUS_SHARE` of the distance between the keys of prompts that say the same of
             two subjects, on neutral text.
@@ -119,7 +119,7 @@ class GRACE(MemoryEditor[Codebook]):
         self.layer = layer
         self.projection: Projection = projection
         self.steps = steps
-        self.lr: float | Literal["auto"] = lr
+        self.lr: float | Literal["auto"] = 1.0 if lr == "auto" and radius != "auto" else lr
         self.radius: float | Literal["auto"] = radius
         self.replacement: Replacement = replacement
         self.expansion: Expansion = expansion

@@ -106,8 +106,8 @@ class WISE(MemoryEditor[SideMemory]):
             0.5 for Llama 3). A lower one reaches more rewordings, and more unrelated prompts.
         density: Share ρ of the matrix that a shard may change (0.2).
         norm_constraint: Largest change of any single weight (1.0); ``None``: no limit. ``auto``:
-            1.0 for a matrix in units of the norm of the projection's output over that of its
-            input, both on neutral text.
+            beside a rate by rule 1.0 for a matrix in units of the norm of the projection's output
+            over that of its input, both on neutral text; beside a number the authors' 1.0.
         weight_decay: SGD's weight decay (1e-5), of the cells that the shard may change; in the
             authors' code it shrinks all others too, and with them the unedited model.
         shard_size: Edits per shard (save_freq, 500). ``None``: as many as have the room that they
@@ -181,6 +181,8 @@ class WISE(MemoryEditor[SideMemory]):
         self.beta_share = beta_share
         self.act_ratio = act_ratio
         self.density = density
+        if norm_constraint == "auto" and lr != "auto":
+            norm_constraint = 1.0
         self.norm_constraint: float | Literal["auto"] | None = norm_constraint
         self.weight_decay = weight_decay
         self.shard_size = shard_size

@@ -16,7 +16,7 @@ from tests.toy import ToyData, toy_model, toy_tokenizer
 
 TEMPLATES = ["{}", "the city . {}"]
 ARGUMENTS: dict[type[Editor], dict[str, Any]] = {
-    GRACE: {"layer": 0, "steps": 20},
+    GRACE: {"lr": 1.0, "layer": 0, "steps": 20},
     WISE: {"layer": 0, "steps": 4, "templates": TEMPLATES, "shard_size": 2, "lr": 0.3},
     MEMOIR: {"layer": 0, "steps": 4, "templates": TEMPLATES},
     MELO: {"index_layer": 0, "layers": [1], "steps": 5},
