@@ -5,12 +5,14 @@ model. A model whose hidden states are eight times as large is the same function
 others; ``auto`` gives them in units of the model's own states.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from lightning_edit.exceptions import SolveError
 from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.hooks import capture
 from lightning_edit.models.prompt_encoder import Ids
@@ -39,13 +41,23 @@ def neutral_norms(
         module: Dotted name of the projection.
         prompts: Token ids of the prompts.
         device: Device that the model reads its input from.
+
+    Raises:
+        SolveError: If a norm is zero or not finite, so that it is no unit.
     """
     rows = AnswerRows.pad([(ids, ()) for ids in prompts], device)
     with capture(model, {module: "both"}, stop=True) as captured:
         model(input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False)
     # OPT flattens rows and positions to one axis before its MLP.
-    norms = (
+    each = (
         captured[f"{module}@{side}"].float().norm(dim=-1).view(rows.ids.shape)
         for side in ("input", "output")
     )
-    return Norms(*(float(one[rows.mask].median()) for one in norms))
+    norms = Norms(*(float(one[rows.mask].median()) for one in each))
+    if not all(0 < norm < math.inf for norm in norms):
+        raise SolveError(
+            f"lr=auto: on neutral text {module} reads and returns vectors of the norms "
+            f"{norms.inputs:g} and {norms.outputs:g}, expected finite ones above 0; load the model "
+            "in float32 or bfloat16, take another layer, or give lr as a number"
+        )
+    return norms

@@ -132,10 +132,10 @@ class WISE(MemoryEditor[SideMemory]):
         change out of the sum, while later ones keep what they learnt beside it. A new edit goes to
         the first shard with room.
 
-        Two defaults are not the published ones (lr 1.0, shard_size 500), for the sake of models
-        smaller than 7 B; give those for a model of that size. After a sequence of 20 facts at lr
-        0.1, that of ``auto`` there, the embedded model answered 17 of them, 37 of 80 rewordings and
-        170 of 170 neighbours; at 0.02 it answered 6, since an edit ended before its activation had
+        Defaults that are not the published ones (lr 1.0, shard_size 500, margins of Llama 2 with
+        weight 1) are for the sake of models smaller than 7 B; give those for one of that size. After a sequence of 20 facts at lr
+        0.1, with the margin loss in units of the activation, the embedded model answered 17 of
+        them, 37 of 80 rewordings and 170 of 170 neighbours; at 0.02 it answered 6, since an edit ended before its activation had
         reached the margin. Of eight facts written into SmolLM2 (135 M) at lr 0.1 with act_ratio 0.7
         seven were answered, and nine of twelve unrelated prompts, most of them of the same
         relations, answered as before.
@@ -339,8 +339,8 @@ class WISE(MemoryEditor[SideMemory]):
         return most
 
     def _margin_weight(self) -> float:
-        """Return the weight of the margin loss; margins given as numbers have the authors', 1."""
-        if self.margins is not None:
+        """Return the weight of the margin loss; margins or a rate as numbers have the authors'."""
+        if self.margins is not None or self.lr != "auto":
             return 1.0
         return MARGIN_UNIT / self._neutral_norms().outputs
 

@@ -12,7 +12,7 @@ from lightning_edit.editors.memory.base import neutral_keys
 from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS, SAME_WORDS
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.encoding import encode_batch
-from lightning_edit.exceptions import ArchitectureError
+from lightning_edit.exceptions import ArchitectureError, SolveError
 from lightning_edit.types import EditRequest
 from tests.models.tiny import build_tiny, build_tokenizer
 
@@ -133,3 +133,22 @@ def test_wises_step_adds_a_share_of_the_output_to_an_activation() -> None:
 def test_what_is_no_rate_is_refused(method: Any) -> None:
     with pytest.raises(ValueError, match="lr"):
         method(lr=0.0)
+
+
+def test_a_rate_as_a_number_keeps_the_published_margin_loss_and_constraint() -> None:
+    """`configs/method/atlas/WISE.yaml` gives one, and its tables were measured so."""
+    given = bound(WISE(1, lr=0.1), "llama")
+    assert given._margin_weight() == 1.0
+    assert given._largest_change() == 1.0
+    ruled = bound(WISE(1), "llama")
+    assert ruled._margin_weight() == pytest.approx(wise.MARGIN_UNIT / ruled._neutral_norms()[1])
+
+
+@pytest.mark.parametrize("method", [WISE, MEMOIR])
+def test_a_projection_that_returns_nothing_is_no_unit(method: Any) -> None:
+    editor = bound(method(1, templates=["{}"]), "llama")
+    with torch.no_grad():
+        name = editor.view.block(1).mlp_down
+        editor.language_model.get_parameter(f"{name}.weight").zero_()
+    with pytest.raises(SolveError, match="give lr as a number"):
+        one(editor)
