@@ -133,12 +133,12 @@ class WISE(MemoryEditor[SideMemory]):
         the first shard with room.
 
         Defaults that are not the published ones (lr 1.0, shard_size 500, margins of Llama 2 with
-        weight 1) are for the sake of models smaller than 7 B; give those for one of that size. After a sequence of 20 facts at lr
-        0.1, with the margin loss in units of the activation, the embedded model answered 17 of
-        them, 37 of 80 rewordings and 170 of 170 neighbours; at 0.02 it answered 6, since an edit ended before its activation had
-        reached the margin. Of eight facts written into SmolLM2 (135 M) at lr 0.1 with act_ratio 0.7
-        seven were answered, and nine of twelve unrelated prompts, most of them of the same
-        relations, answered as before.
+        weight 1) are for the sake of models smaller than 7 B; give those for one of that size.
+        After a sequence of 20 facts at lr 0.1, with the margin loss in units of the activation, the
+        embedded model answered 17 of them, 37 of 80 rewordings and 170 of 170 neighbours; at 0.02
+        it answered 6, since an edit ended before its activation had reached the margin. Of eight
+        facts written into SmolLM2 (135 M) at lr 0.1 with act_ratio 0.7 seven were answered, and
+        nine of twelve unrelated prompts, most of them of the same relations, answered as before.
     """
 
     def __init__(
