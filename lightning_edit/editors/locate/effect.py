@@ -8,7 +8,7 @@ Axis names: ``n`` -- requests; ``d`` -- hidden width.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: Entries of a delta's ``info`` that a warning needs, one value per request.
 _FIGURES = ("site_distance", "nll_before", "nll_searched", "nll_edited")
+#: The same four figures of one request.
+_Figures = tuple[float, float, float, float]
 #: Share of the residuals below which a method writes too little to be noticed in its answers.
 _SMALL_SHARE = 0.1
 
@@ -126,9 +128,10 @@ class EffectWarnings:
     A request is *missed* if less than half of what the solve promised has arrived, that is, if its
     ``site_distance`` is above ``0.5 + 0.5 · unwritten``; or if its answer is no more likely than
     before although the search had lowered its negative log-likelihood by a nat or more and at least
-    half was promised. On the embedded model no method misses a request. A method that gives up most
-    of a residual to preserve other keys (``unwritten`` above 0.9) keeps its promise; that is said
-    once per binding.
+    half was promised. On the embedded model no method misses a request. Where the answers of all
+    missed requests are written nonetheless (most of what the search won is there), the warning says
+    so: other prompts may have moved with the site. A method that gives up most of a residual to
+    preserve other keys (``unwritten`` above 0.9) keeps its promise; that is said once per binding.
     """
 
     def __init__(self) -> None:
@@ -141,7 +144,7 @@ class EffectWarnings:
             method: Name of the method, for the message.
             deltas: The edits, with the diagnostics that locate-then-edit methods record.
         """
-        missed: dict[str, tuple[float, float, float, float]] = {}
+        missed: dict[str, _Figures] = {}
         shares = []
         for delta in deltas:
             info = delta.info
@@ -154,24 +157,8 @@ class EffectWarnings:
                 if not distance <= 1 - promised / 2 or unsaid:
                     missed[name] = (distance, before, searched, edited)
         if missed:
-            worst = max(missed, key=lambda name: missed[name][0])
-            distance, before, searched, edited = missed[worst]
-            log.warning(
-                "%s: %d of %d edits did not reach their targets (%s). %s is at %.2f of its "
-                "distance from before the edit, and its answer's negative log-likelihood at %.2f "
-                "(before: %.2f, with the searched vector: %.2f). Edit fewer layers or one, lower "
-                "the weight of what is preserved, or use a method that aims at the MLP's output, "
-                "such as RROME.",
-                method,
-                len(missed),
-                sum(len(delta.request_ids) for delta in deltas),
-                ", ".join(list(missed)[:8]) + (", …" if len(missed) > 8 else ""),
-                worst,
-                distance,
-                edited,
-                before,
-                searched,
-            )
+            edits = sum(len(delta.request_ids) for delta in deltas)
+            _warn_of_missed(method, missed, edits)
         if shares and max(shares) < _SMALL_SHARE and not self._told_share:
             self._told_share = True
             log.warning(
@@ -181,3 +168,40 @@ class EffectWarnings:
                 method,
                 100 * max(shares),
             )
+
+
+def _warn_of_missed(method: str, missed: Mapping[str, _Figures], edits: int) -> None:
+    """Log which edits missed, the worst of them, and what to turn.
+
+    Args:
+        method: Name of the method.
+        missed: Figures of the edits that missed, by id.
+        edits: Number of edits that were made with them.
+    """
+    worst = max(missed, key=lambda name: missed[name][0])
+    distance, before, searched, edited = missed[worst]
+    named = ", ".join(list(missed)[:8]) + (", …" if len(missed) > 8 else "")
+    figures = (
+        f"{worst} is at {distance:.2f} of its distance from before the edit, and its answer's "
+        f"negative log-likelihood at {edited:.2f} (before: {before:.2f}, with the searched vector: "
+        f"{searched:.2f})."
+    )
+    if all(_is_written(*one[1:]) for one in missed.values()):
+        log.warning(
+            "%s: %d of %d edits are written, but moved the model elsewhere than the target search "
+            "wanted (%s), so other prompts may have moved too: look at the locality. %s Edit fewer "
+            "layers or one, or use a method that aims at the MLP's output, such as RROME.",
+            *(method, len(missed), edits, named, figures),
+        )
+    else:
+        log.warning(
+            "%s: %d of %d edits did not reach their targets (%s). %s Edit fewer layers or one, "
+            "lower the weight of what is preserved, or use a method that aims at the MLP's output, "
+            "such as RROME.",
+            *(method, len(missed), edits, named, figures),
+        )
+
+
+def _is_written(before: float, searched: float, edited: float) -> bool:
+    """Whether an answer has most of what the search has won, in nats."""
+    return before - edited > (before - searched) / 2 > 0
