@@ -57,6 +57,8 @@ def command(path: Path, folder: Path) -> list[str]:
             size = "hidden" if name.startswith("ke_") else "rank"
             small = [*paths, f"--model.{size}", "8", "--model.other_facts", "0"]
             return ["fit", "--config", str(path), *small, "--trainer.fast_dev_run", "2"]
+        case "atlas", "other_family":
+            return ["fit", "--config", str(path), "--trainer.fast_dev_run", "1"]
         case "atlas", _:
             # As many layers as the recipe's, but narrow: 2,400 answers are generated at the end.
             narrow = ["--model.hidden_size", "48", "--model.intermediate_size", "64"]

@@ -32,7 +32,7 @@ from lightning_edit.editors.locate.prompts import (
 from lightning_edit.editors.locate.search_objective import Objective, TargetSearch
 from lightning_edit.editors.locate.solver import Solver
 from lightning_edit.editors.locate.target_search import Loss, search_targets
-from lightning_edit.editors.locate.targets import Targets, part_norms
+from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.editors.locate.widening import FIRST_CLAMP, search_widening
 from lightning_edit.editors.one_by_one import edit_one_by_one
 from lightning_edit.edits.delta import Delta
@@ -304,15 +304,13 @@ class LocateThenEdit(Editor, family=True):
             )
 
         with nullcontext() if self._original is None else self._original.in_place():
-            parts, widest = 2 if site == "attention+mlp" else 1, objective.clamp
-            # Behind a norm the MLP's bound says nothing of the block's output.
-            if self.clamp != "auto" or normed:
-                found = search(texts, objective)
+            if self.clamp == "auto":
+                found, widest = search_widening(search, texts, objective)
             else:
-                found, widest = search_widening(search, texts, objective, parts)
+                found, widest = search(texts, objective), objective.clamp
         if self.clamp == "auto":
             self.chose({"clamp": widest})
-        self.chose(objective.chosen(part_norms(found.initial, parts), found.initial.shape[1]))
+        self.chose(objective.chosen(found.norms, found.initial.shape[1]))
         return found
 
     @property

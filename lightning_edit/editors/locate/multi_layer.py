@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.context_templates import OPENINGS
 from lightning_edit.editors.locate.key_history import HistoryPolicy, KeyHistory
+from lightning_edit.editors.locate.layer_by_layer import edit_layer_by_layer, out_of_reach
 from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
 from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import UpdateTransform, low_rank
@@ -78,7 +79,9 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         Where a norm follows the MLP (Gemma 2 and 3, OLMo 2, GLM-4), vectors are searched at the
         MLP's output, since the block's cannot take every value, and each layer's share is mapped
         through its norm. Shares do not add exactly there, so the lower layers write less if the
-        last one could not make up for it; up to a tenth of the residual may be left.
+        last one could not make up for it; up to a tenth of the residual may be left. Where the
+        last layer cannot reach an answer at all, every layer is searched, with ``clamp="auto"``:
+        :mod:`~lightning_edit.editors.locate.layer_by_layer`.
     """
 
     target_search: ClassVar[TargetSearch] = TargetSearch("block")
@@ -152,6 +155,27 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         )
 
     # ------------------------------------------------------------------------------------- solving
+
+    def _search_and_write(self, batch: EditBatch) -> Delta:
+        return self._in_reach(batch, super()._search_and_write(batch))
+
+    def edit_independent(self, batch: EditBatch) -> list[Delta]:
+        """Compute independent single-edit updates, with one batched target search for all.
+
+        Args:
+            batch: Requests that name their subjects.
+        """
+        found = super().edit_independent(batch)
+        return [self._in_reach(*each) for each in zip(batch.split(), found, strict=True)]
+
+    def _in_reach(self, batch: EditBatch, delta: Delta) -> Delta:
+        """Return a delta, or one of a search in every layer where more answers are in its reach."""
+        searches = self.clamp == "auto" and self.target_search == TargetSearch("block")
+        normed = searches and any(path.norm is not None for path in self.paths.values())
+        if not normed or len(self.edited_layers) == 1 or not out_of_reach(delta.info):
+            return delta
+        other = edit_layer_by_layer(self, batch, super()._search_and_write)
+        return other if out_of_reach(other.info) < out_of_reach(delta.info) else delta
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
         """Solve for the updates of all layers.
@@ -253,8 +277,8 @@ class MultiLayerEditor(LocateThenEdit, family=True):
             rest = self._share(targets, bare, number, len(layers) - done, below_bare)
             if number < layers[-1] and lower is not None:
                 rest = rest * lower.to(rest)
-            elif number == layers[-1] and (lower is None or bool((lower > 0).any())):
-                solved.out_of_reach = self._out_of_reach(targets, bare, rest)
+            elif number == layers[-1]:
+                solved.out_of_reach = self._out_of_reach(targets, bare, rest, lower)
                 if solved.out_of_reach is not None:
                     return solved
             # One column for every key: a request has one for each form of its prompt.
@@ -306,14 +330,21 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         return path.from_block(residual, state) if at_block else residual
 
     def _out_of_reach(
-        self, targets: Targets, bare: Sequence[TokenizedText], change: Float[Tensor, "n d"]
+        self,
+        targets: Targets,
+        bare: Sequence[TokenizedText],
+        change: Float[Tensor, "n d"],
+        lower: Float[Tensor, "n 1"] | None,
     ) -> Bool[Tensor, " n"] | None:
         """Return which targets the last layer cannot reach, since a norm follows; ``None``: none.
+
+        A target for which the layers below write nothing any more counts as none of them.
 
         Args:
             targets: The target vectors, of the block's output.
             bare: The bare prompts, cut after the subject.
             change: The change of the last layer's down-projection that comes closest.
+            lower: Part of their shares that the layers below have written; ``None``: all.
         """
         top = self.paths[self.edited_layers[-1]]
         if top.norm is None or self.target_search.site != "block" or len(self.edited_layers) == 1:
@@ -322,6 +353,8 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         residual = targets.wanted.double() - state[self.site_module]
         left = (residual - top.to_block(change, state)).norm(dim=1)
         out = left > _OUT_OF_REACH * targets.delta.double().norm(dim=1)
+        if lower is not None:
+            out &= lower[:, 0].to(out.device) > 0
         return out if bool(out.any()) else None
 
     def residual(self, targets: Targets, bare: Sequence[TokenizedText]) -> Float[Tensor, "n d"]:

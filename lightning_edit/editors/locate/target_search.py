@@ -252,14 +252,14 @@ def _search_pass(
             suffix = suffix.select(kept_rows.nonzero().squeeze(1))
             head = _HeadPositions.of(suffix, texts)
     delta = delta.detach()
+    lengths = part_norms(delta, suffix.parts)
     if bare is not None:
         initial, moved = (
             bare.block_output(added).to(dtype) for added in (torch.zeros_like(delta), delta)
         )
         delta = moved - initial
-    return Targets(
-        delta, initial, keys, values, losses.tolist(), steps, nll.tolist(), nll_before.tolist()
-    )
+    figures = losses.tolist(), steps, nll.tolist(), nll_before.tolist()
+    return Targets(delta, initial, keys, values, *figures, lengths, norm)
 
 
 @dataclass(frozen=True)

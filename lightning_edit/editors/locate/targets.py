@@ -37,6 +37,9 @@ class Targets:
         steps: Optimiser steps taken.
         nll: Negative log-likelihood of each answer after its bare prompt, with δ added.
         nll_before: The same without δ.
+        lengths: Norms of the parts of each vector where it was searched: behind a norm that is the
+            MLP's output, while ``delta`` is what the block's output moves by.
+        norms: Norms of the parts of h₀ there.
     """
 
     delta: Float[Tensor, "n w"]
@@ -47,6 +50,8 @@ class Targets:
     steps: list[int]
     nll: list[float]
     nll_before: list[float]
+    lengths: Float[Tensor, "n p"]
+    norms: Float[Tensor, "n p"]
 
     @property
     def wanted(self) -> Float[Tensor, "n w"]:
@@ -72,6 +77,8 @@ class Targets:
             [self.steps[n] for n in numbers],
             [self.nll[n] for n in numbers],
             [self.nll_before[n] for n in numbers],
+            self.lengths[numbers],
+            self.norms[numbers],
         )
 
     @classmethod
@@ -90,4 +97,6 @@ class Targets:
             [steps for part in parts for steps in part.steps],
             [nll for part in parts for nll in part.nll],
             [nll for part in parts for nll in part.nll_before],
+            torch.cat([part.lengths for part in parts]),
+            torch.cat([part.norms for part in parts]),
         )

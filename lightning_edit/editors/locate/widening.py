@@ -5,7 +5,7 @@ the 0.75 of MEMIT's configs (arXiv 2210.07229) reaches most answers of large mod
 ones. Searched again is only what the bound has stopped, with a rate that grows with the bound where
 it is ``auto``, and with more passes: with a fixed rate they end before a wide bound is near.
 
-Axis names: ``n`` -- requests; ``w`` -- width of the site; ``p`` -- parts of a vector, one a site.
+Axis names: ``n`` -- requests.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lightning_edit.editors.locate.search_objective import Objective
-from lightning_edit.editors.locate.targets import Targets, part_norms
+from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.inference.tokenized_text import TokenizedText
 
 #: First bound on ‖δ‖ / ‖h₀‖: MEMIT's.
@@ -32,7 +32,6 @@ def search_widening(
     search: Callable[[Sequence[TokenizedText], Objective], Targets],
     texts: Sequence[TokenizedText],
     objective: Objective,
-    parts: int = 1,
     most: float = WIDEST_CLAMP,
 ) -> tuple[Targets, float]:
     """Search target vectors; again, with a bound twice as wide, those that it kept from an answer.
@@ -41,7 +40,6 @@ def search_widening(
         search: Searches the vectors of some texts.
         texts: The texts of all requests, those of one request together.
         objective: What is searched, with the first bound.
-        parts: Vectors that a target consists of, each with its own bound.
         most: No bound is wider.
 
     Returns:
@@ -50,7 +48,7 @@ def search_widening(
     found = search(texts, objective)
     numbers = sorted({text.request for text in texts})
     widest = objective.clamp
-    short = _kept_short(found, objective, parts)
+    short = _kept_short(found, objective)
     longest = float(objective.steps)
     while short and widest < most:
         widest = min(2 * widest, most)
@@ -66,13 +64,13 @@ def search_widening(
         }
         lines = range(len(numbers))
         found = Targets.concat([better[n] if n in better else found.only(n) for n in lines])
-        short = [short[place] for place in _kept_short(again, wider, parts)]
+        short = [short[place] for place in _kept_short(again, wider)]
     return found, widest
 
 
-def _kept_short(targets: Targets, objective: Objective, parts: int) -> list[int]:
+def _kept_short(targets: Targets, objective: Objective) -> list[int]:
     """Return the lines whose search the bound, and no stopping rule, kept from its answer."""
-    held = at_bound(targets, objective.clamp, parts).tolist()
+    held = at_bound(targets, objective.clamp).tolist()
     figures = zip(held, targets.nll, targets.steps, strict=True)
     return [
         line
@@ -81,14 +79,12 @@ def _kept_short(targets: Targets, objective: Objective, parts: int) -> list[int]
     ]
 
 
-def at_bound(targets: Targets, clamp: float, parts: int) -> Bool[Tensor, " n"]:
-    """Return which requests' vectors have come to the bound on their length.
+def at_bound(targets: Targets, clamp: float) -> Bool[Tensor, " n"]:
+    """Return which requests' vectors have come to the bound on their length, in any part.
 
     Args:
         targets: The vectors.
-        clamp: Largest ‖δ‖ / ‖h₀‖ of each part.
-        parts: Parts of a vector.
+        clamp: Largest ‖δ‖ / ‖h₀‖ of each part, where they were searched.
     """
-    reached = part_norms(targets.delta, parts) >= 0.99 * clamp * part_norms(targets.initial, parts)
-    moved = targets.delta.abs().sum(1) > 0
-    return reached.any(1) & moved
+    reached = targets.lengths >= 0.99 * clamp * targets.norms
+    return (reached & (targets.lengths > 0)).any(1)

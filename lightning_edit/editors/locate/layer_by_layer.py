@@ -1,0 +1,92 @@
+"""Edits layer by layer, where a norm behind each MLP bounds what one layer can write.
+
+Behind a norm (Gemma 2 and 3, OLMo 2, GLM-4) an MLP adds a vector of bounded length, however long
+its own output is. Where that of the last edited layer is short beside the hidden state, no vector
+there makes an answer likely, so a target that is searched there is none. Then each layer, lowest
+first, gets a search of its own, on the model with the lower ones written, and writes all of it:
+what the layers can add together is what counts. This is no part of MEMIT (arXiv 2210.07229), whose
+models have no such norm.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from lightning_edit.editors.locate.base import LocateThenEdit
+from lightning_edit.edits.delta import Delta
+from lightning_edit.types import EditBatch
+
+#: An answer is out of reach above this negative log-likelihood, in nats per token: with the
+#: searched vector added it is less likely than all other answers together.
+UNLIKELY = 0.7
+
+
+def out_of_reach(info: Mapping[str, Any]) -> int:
+    """Return how many requests of a delta have an answer that its search did not reach.
+
+    Args:
+        info: Its diagnostics.
+    """
+    return sum(not nll <= UNLIKELY for nll in info["nll_searched"])
+
+
+def edit_layer_by_layer(
+    editor: LocateThenEdit, batch: EditBatch, edit: Callable[[EditBatch], Delta]
+) -> Delta:
+    """Search and solve each edited layer alone, lowest first, with those below it written.
+
+    Args:
+        editor: The editor, whose layers are set one at a time; they are as before in the end.
+        batch: The requests.
+        edit: Searches and solves with the editor's layers, and leaves the model as it is.
+
+    Returns:
+        One delta of all layers.
+    """
+    given, layers = editor.layers, editor.edited_layers
+    deltas, clamps = [], []
+    try:
+        with ExitStack() as written:
+            for number in layers:
+                editor.layers = [number]
+                deltas.append(edit(batch))
+                clamps.append(editor.chosen["clamp"])
+                written.enter_context(deltas[-1].applied(editor.language_model))
+    finally:
+        editor.layers = given
+    widest = max(clamps)
+    editor.chose({"clamp": widest})
+    return _joined(deltas, widest)
+
+
+def _joined(deltas: Sequence[Delta], clamp: float) -> Delta:
+    """Return one delta with what each layer writes; its search is that of all.
+
+    Args:
+        deltas: Those of the layers, lowest first.
+        clamp: The widest bound of their searches.
+    """
+    first, last = deltas[0], deltas[-1]
+    infos = [delta.info for delta in deltas]
+    # Each request's site is in the layer that won the most for its answer.
+    columns = [
+        zip(one["nll_before"], one["nll_searched"], one["site_distance"], strict=True)
+        for one in infos
+    ]
+    best = [max(each, key=lambda line: line[0] - line[1]) for each in zip(*columns, strict=True)]
+    info = dict(last.info) | {
+        "site_distance": [distance for _, _, distance in best],
+        "nll_before": first.info["nll_before"],
+        "steps": [sum(each) for each in zip(*(one["steps"] for one in infos), strict=True)],
+        "auto": dict(last.info["auto"]) | {"clamp": clamp},
+        "layer_by_layer": True,
+    }
+    for name in ("unwritten", "condition"):
+        info[name] = [value for one in infos for value in one[name]]
+    return Delta(
+        last.request_ids,
+        {name: update for delta in deltas for name, update in delta.weights.items()},
+        info=info,
+        history={name: value for delta in deltas for name, value in delta.history.items()},
+        columns={name: owners for delta in deltas for name, owners in delta.columns.items()},
+    )
