@@ -9,7 +9,7 @@ embedded model's weights as far as they fit, so some minutes are enough.
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -66,9 +66,7 @@ class AtlasFamilyModel(AtlasLanguageModel):
 
 @torch.no_grad()
 def gemma3_of(llama: PreTrainedModel) -> Gemma3ForCausalLM:
-    """Return a Gemma 3 with the weights of the embedded Llama; its norms behind are new.
-
-    Their gains are the typical sizes of what attention and MLP return there.
+    """Return a Gemma 3 with the weights of the embedded Llama; its other norms are new.
 
     Args:
         llama: The embedded model.
@@ -87,16 +85,12 @@ def gemma3_of(llama: PreTrainedModel) -> Gemma3ForCausalLM:
     values["model.embed_tokens.weight"] /= config.hidden_size**0.5
     # Llama's second norm is the one before the MLP; gains of a Gemma are counted from 1.
     values["model.norm.weight"] -= 1
-    for number, (attention, mlp) in enumerate(_sizes_of_outputs(llama)):
+    for number in range(config.num_hidden_layers):
         norms = f"model.layers.{number}."
-        before = values[norms + "post_attention_layernorm.weight"]
+        before = values.pop(norms + "post_attention_layernorm.weight")
         values[norms + "input_layernorm.weight"] -= 1
         values[norms + "pre_feedforward_layernorm.weight"] = before - 1
-        values[norms + "post_attention_layernorm.weight"] = torch.full_like(before, attention - 1)
-        values[norms + "post_feedforward_layernorm.weight"] = torch.full_like(before, mlp - 1)
-        for one in ("q_norm", "k_norm"):
-            values[f"{norms}self_attn.{one}.weight"] = torch.ones(config.head_dim)
-    model.load_state_dict(values)
+    model.load_state_dict(values, strict=False)
     inputs: nn.Embedding = model.get_submodule("model.embed_tokens")  # type: ignore[assignment]  # it is one
     inputs.padding_idx = None  # EOS, which is learnt
     return model
@@ -127,22 +121,3 @@ def _sizes(llama: PreTrainedModel) -> dict[str, Any]:
         "pad_token_id",
     )  # fmt: skip
     return {name: getattr(llama.config, name) for name in names} | {"tie_word_embeddings": False}
-
-
-def _sizes_of_outputs(llama: PreTrainedModel) -> list[tuple[float, float]]:
-    """Return the root mean square of what attention and MLP of each block return, on some text."""
-    layers = llama.get_submodule("model.layers").children()
-    found: dict[nn.Module, float] = {}
-
-    def keep(module: nn.Module, given: object, output: Tensor | tuple[Any, ...]) -> None:
-        value = output[0] if isinstance(output, tuple) else output
-        found[module] = float(value.square().mean().sqrt())
-
-    pairs = [(layer.get_submodule("self_attn"), layer.get_submodule("mlp")) for layer in layers]
-    handles = [one.register_forward_hook(keep) for pair in pairs for one in pair]
-    try:
-        llama(input_ids=torch.arange(64)[None] + 200, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [(found[attention], found[mlp]) for attention, mlp in pairs]

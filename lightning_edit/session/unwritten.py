@@ -25,6 +25,7 @@ RAISE = (
     "scale",
     "add",
     "alpha",
+    "kept",
     "null_threshold",
 )
 LOWER = ("moment_weight", "norm_weight")
@@ -96,14 +97,16 @@ def _shown(names: Sequence[str]) -> str:
 
 def _remedy(editor: Any) -> str:
     name = type(editor).__name__
+    layers = [editor]  # a wrapper's own settings are turned before its host's
     while isinstance(editor, WrappedEditor):
         editor = editor.editor
+        layers.append(editor)
     if editor.needs_fit:
         return f"{name} writes what it was trained to: train it longer, or for this kind of edits."
     texts = []
     for verb, names in (("raise", RAISE), ("lower", LOWER)):
-        values = ((one, _value(editor, one)) for one in names)
-        told = [f"{one} ({value:g})" for one, value in values if _is_number(value)]
+        values = ((key, _value(one, key)) for one in layers for key in names)
+        told = [f"{key} ({value:g})" for key, value in values if _is_number(value)]
         if told:
             texts.append(f"{verb} {', '.join(told)}")
     if not texts:

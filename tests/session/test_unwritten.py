@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_edit.editors import FTM, MEND, RECT, AlphaEdit, UltraEdit
+from lightning_edit.editors import FTM, MEND, RECT, AlphaEdit, OneLI, UltraEdit
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.gradient import base
 from lightning_edit.session.trainer import EditTrainer
@@ -61,9 +61,12 @@ def test_a_run_says_so(
 
 
 def test_a_wrapped_editors_settings_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    say_unwritten([row("a\x1b[31m", 5.0, 5.0)], RECT(UltraEdit(eta=1e-6)))
+    """First the wrapper's own, then its host's."""
+    say_unwritten([row("a\x1b[31m", 5.0, 5.0)], RECT(UltraEdit(eta=1e-6), kept=0.4))
     (message,) = caplog.messages
-    assert "raise eta (1e-06)" in message
+    assert "To write more with RECT: raise kept (0.4), eta (1e-06)" in message
+    say_unwritten([row("a", 5.0, 5.0)], OneLI(UltraEdit(eta=1e-6), alpha=0.5))
+    assert "with OneLI: raise alpha (0.5), eta (1e-06)" in caplog.messages.pop()
     assert "\x1b" not in message
     say_unwritten([row("a", 5.0, 0.1, right=1.0)], UltraEdit())
     assert len(caplog.messages) == 1
