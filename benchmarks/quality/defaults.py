@@ -74,7 +74,11 @@ def facts(
         name = "data/zsre/zsre_mend_eval_portability_gpt4.json"
         data = ZsREDataModule(path=str(SHARED / name))
     else:
-        data = CounterFactDataModule(path=str(SHARED / "data/counterfact/counterfact_500.json"))
+        folder = SHARED / "data/counterfact"
+        data = CounterFactDataModule(
+            path=str(folder / "counterfact_500.json"),
+            train_path=str(folder / "counterfact-train.json"),  # demonstrations of IKE
+        )
     listed = short(data.edit_requests())
     return (listed[-count:] if which == "fixing" else listed[-2 * count : -count]), data
 

@@ -78,6 +78,7 @@ def gemma3_of(llama: PreTrainedModel) -> Gemma3ForCausalLM:
             num_key_value_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             query_pre_attn_scalar=config.head_dim,
+            hidden_activation=config.hidden_act,
             layer_types=["full_attention"] * config.num_hidden_layers,
         )
     )
@@ -90,7 +91,9 @@ def gemma3_of(llama: PreTrainedModel) -> Gemma3ForCausalLM:
         before = values.pop(norms + "post_attention_layernorm.weight")
         values[norms + "input_layernorm.weight"] -= 1
         values[norms + "pre_feedforward_layernorm.weight"] = before - 1
-    model.load_state_dict(values, strict=False)
+    missing, unexpected = model.load_state_dict(values, strict=False)
+    if unexpected or not all("norm" in name for name in missing):
+        raise RuntimeError(f"the embedded model has other weights: {missing}, {unexpected}")
     inputs: nn.Embedding = model.get_submodule("model.embed_tokens")  # type: ignore[assignment]  # it is one
     inputs.padding_idx = None  # EOS, which is learnt
     return model

@@ -105,8 +105,13 @@ def _remedy(editor: Any) -> str:
         return f"{name} writes what it was trained to: train it longer, or for this kind of edits."
     texts = []
     for verb, names in (("raise", RAISE), ("lower", LOWER)):
-        values = ((key, _value(one, key)) for one in layers for key in names)
-        told = [f"{key} ({value:g})" for key, value in values if _is_number(value)]
+        values = ((one, key, _value(one, key)) for one in layers for key in names)
+        told = [
+            f"{key} ({value:g})"
+            for one, key, value in values
+            # A wrapper's share of the host's update is at most all of it.
+            if _is_number(value) and (one is editor or value < 1)
+        ]
         if told:
             texts.append(f"{verb} {', '.join(told)}")
     if not texts:

@@ -4,61 +4,55 @@ The embedded model is a Llama. In a Gemma 3 the MLP's output goes through a norm
 so what a vector there may be says nothing of what the block returns.
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 import lightning_edit.editors as editors
-from lightning_edit.atlas.families import AtlasFamilyModel, gemma3_of, gpt_neox_of
+from lightning_edit.atlas.families import gemma3_of, gpt_neox_of
 from lightning_edit.atlas.graph import load_atlas
 from lightning_edit.atlas.text import sentences
-from lightning_edit.atlas.train import AtlasTextDataModule
+from lightning_edit.atlas.train import AtlasTextDataModule, weighted_loss
 from lightning_edit.datamodules import AtlasDataModule
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.statistics.collect import collect
 
-#: Facts of the first ten of `val` that the defaults must write. MEMIT and its kin wrote one while
-#: the last layer alone was searched, whose norm passes on a third of what an answer needs. NSE,
-#: whose targets are of the original weights, cannot be searched layer by layer and is not here.
-METHODS: Mapping[str, int] = {
-    "MEMIT": 9,
-    "EMMET": 9,
-    "AlphaEdit": 9,
-    "FTM": 9,
-    "UltraEdit": 9,
-    "ROME": 8,
-}
-
-
-#: Steps of training: by then 95 % of the sentences are known again.
-STEPS = 160
+#: Facts of the first ten of `val` that the defaults must write. MEMIT wrote hardly any while the
+#: last layer alone was searched, whose norm passes on too little.
+METHODS: Mapping[str, int] = {"MEMIT": 9, "EMMET": 9, "FTM": 9}
+#: Steps of training: the wordings are known by then, and most of the facts.
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
-    folder = tmp_path_factory.mktemp("gemma3")
-    module = AtlasFamilyModel(
-        "gemma3", decay_steps=STEPS, save_every=STEPS, save_to=str(folder / "model")
-    )
-    trainer = Trainer(
-        accelerator="cpu", max_steps=STEPS, gradient_clip_val=1.0, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, AtlasTextDataModule())
-    model, tokenizer = load_language_model(str(folder / "model"))
-    texts = [sentence.text for sentence in sentences(load_atlas())[::7]]
-    path = folder / "moments.safetensors"
+    llama, tokenizer = load_language_model("atlas")
+    torch.manual_seed(0)
+    model: Any = gemma3_of(llama).requires_grad_(True).train()
+    data = AtlasTextDataModule()
+    optimizer = torch.optim.AdamW(model.parameters(), 1.5e-3, fused=True)
+    batches = itertools.islice(data.train_dataloader(), STEPS)
+    for step, (ids, weights) in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = 1.5e-3 * min(1.0, (step + 1) / 10, 2 - 2 * step / STEPS)
+        loss = weighted_loss(model(input_ids=ids, use_cache=False).logits, ids, weights)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.requires_grad_(False).train(False)
+    model.generation_config = llama.generation_config
+    texts = [sentence.text for sentence in sentences(load_atlas())[::11]]
+    path = tmp_path_factory.mktemp("gemma3") / "moments.safetensors"
     collect(model, tokenizer, texts, range(5)).save(path)
     return model, tokenizer, path
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*:FutureWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_defaults_write_behind_a_norm(method: str, gemma: tuple[Any, Any, Path]) -> None:
     model, tokenizer, statistics = gemma
@@ -68,16 +62,11 @@ def test_defaults_write_behind_a_norm(method: str, gemma: tuple[Any, Any, Path])
     editor.on_stream(data)
     handle = EditedModel(editor.bind(model, tokenizer))
     facts = data.edit_requests()[:10]
-    # ROME writes one fact a commit, and each is asked alone.
-    alone = method in ("ROME", "RROME")
-    groups = [[fact] for fact in facts] if alone else [facts]
-    written = []
-    for group in groups:
-        handle.edit(group)
-        for fact in group:
-            answer = handle.generate(fact.prompt, max_new_tokens=8).strip()
-            written.append(answer.startswith(fact.target.strip()))
-        handle.undo()
+    handle.edit(facts)
+    answers = [handle.generate(fact.prompt, max_new_tokens=8).strip() for fact in facts]
+    written = [
+        one.startswith(fact.target.strip()) for one, fact in zip(answers, facts, strict=True)
+    ]
     assert sum(written) >= METHODS[method], (method, written, editor.chosen)
 
 
@@ -93,3 +82,7 @@ def test_another_family_begins_with_the_embedded_models_weights(build: Any) -> N
     own, taken = (one.get_input_embeddings().weight for one in (llama, model))
     assert torch.nn.functional.cosine_similarity(own, taken).min() > 0.999
     assert model.get_input_embeddings().padding_idx is None
+    # What the first block reads is what the Llama's reads, also where inputs are scaled.
+    with torch.no_grad():
+        read = [one(ids) for one in (llama.get_input_embeddings(), model.get_input_embeddings())]
+    assert torch.allclose(*read, atol=1e-5)

@@ -67,9 +67,11 @@ def test_a_wrapped_editors_settings_are_named(caplog: pytest.LogCaptureFixture) 
     assert "To write more with RECT: raise kept (0.4), eta (1e-06)" in message
     say_unwritten([row("a", 5.0, 5.0)], OneLI(UltraEdit(eta=1e-6), alpha=0.5))
     assert "with OneLI: raise alpha (0.5), eta (1e-06)" in caplog.messages[-1]
+    say_unwritten([row("a", 5.0, 5.0)], OneLI(UltraEdit(eta=1e-6), alpha=1.0))
+    assert "with OneLI: raise eta (1e-06)" in caplog.messages[-1]
     assert "\x1b" not in message
     say_unwritten([row("a", 5.0, 0.1, right=1.0)], UltraEdit())
-    assert len(caplog.messages) == 2
+    assert len(caplog.messages) == 3
 
 
 def test_most_edits_moved_their_target_and_none_reached_it(

@@ -255,13 +255,16 @@ class LocateThenEdit(Editor, family=True):
         Returns:
             One delta per request, in order.
         """
+        deltas = self._search_and_write_each(batch)
+        self.effect_warnings.check(type(self).__name__, deltas)
+        return deltas
+
+    def _search_and_write_each(self, batch: EditBatch) -> list[Delta]:
         with torch.inference_mode(False), torch.enable_grad():
             with self.stage("search"):
                 targets = self.search(batch)
             parts = enumerate(batch.split())
-            deltas = [self.write(part, targets.only(number)) for number, part in parts]
-        self.effect_warnings.check(type(self).__name__, deltas)
-        return deltas
+            return [self.write(part, targets.only(number)) for number, part in parts]
 
     def search(self, batch: EditBatch) -> Targets:
         """Search the target vector of every request on the current model.

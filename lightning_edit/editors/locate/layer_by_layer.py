@@ -19,15 +19,30 @@ from lightning_edit.types import EditBatch
 #: An answer is out of reach above this negative log-likelihood, in nats per token: with the
 #: searched vector added it is less likely than all other answers together.
 UNLIKELY = 0.7
+#: What a layer's search must win for an answer, in nats, for its distance to count: a vector of
+#: next to no length is not missed.
+GAIN = 0.5
 
 
-def out_of_reach(info: Mapping[str, Any]) -> int:
-    """Return how many requests of a delta have an answer that its search did not reach.
+def out_of_reach(info: Mapping[str, Any], passes: int) -> bool:
+    """Return whether a search has used all its passes for an answer and not reached it.
 
     Args:
-        info: Its diagnostics.
+        info: Diagnostics of the edit.
+        passes: Passes of the search with its first bound. A search with fewer ended by its own
+            rule, such as ENCORE's, whose small vectors are wanted.
     """
-    return sum(not nll <= UNLIKELY for nll in info["nll_searched"])
+    searched = zip(info["nll_searched"], info["steps"], strict=True)
+    return any(not nll <= UNLIKELY and steps >= passes - 1 for nll, steps in searched)
+
+
+def unlikely(info: Mapping[str, Any]) -> int:
+    """Return how many answers the edited model finds less likely than all others together.
+
+    Args:
+        info: Diagnostics of the edit.
+    """
+    return sum(not nll <= UNLIKELY for nll in info["nll_edited"])
 
 
 def edit_layer_by_layer(
@@ -68,14 +83,13 @@ def _joined(deltas: Sequence[Delta], clamp: float) -> Delta:
     """
     first, last = deltas[0], deltas[-1]
     infos = [delta.info for delta in deltas]
-    # Each request's site is in the layer that won the most for its answer.
     columns = [
         zip(one["nll_before"], one["nll_searched"], one["site_distance"], strict=True)
         for one in infos
     ]
-    best = [max(each, key=lambda line: line[0] - line[1]) for each in zip(*columns, strict=True)]
+    distances = [_worst(each) for each in zip(*columns, strict=True)]
     info = dict(last.info) | {
-        "site_distance": [distance for _, _, distance in best],
+        "site_distance": distances,
         "nll_before": first.info["nll_before"],
         "steps": [sum(each) for each in zip(*(one["steps"] for one in infos), strict=True)],
         "auto": dict(last.info["auto"]) | {"clamp": clamp},
@@ -90,3 +104,14 @@ def _joined(deltas: Sequence[Delta], clamp: float) -> Delta:
         history={name: value for delta in deltas for name, value in delta.history.items()},
         columns={name: owners for delta in deltas for name, owners in delta.columns.items()},
     )
+
+
+def _worst(layers: Sequence[tuple[float, float, float]]) -> float:
+    """Return the largest distance to a target of the layers whose search changed an answer.
+
+    Args:
+        layers: Of each, the answer's negative log-likelihood before and after the search, and the
+            distance.
+    """
+    told = [distance for before, searched, distance in layers if before - searched >= GAIN]
+    return max(told or [distance for *_, distance in layers])

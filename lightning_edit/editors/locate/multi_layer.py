@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.locate.context_templates import OPENINGS
 from lightning_edit.editors.locate.key_history import HistoryPolicy, KeyHistory
-from lightning_edit.editors.locate.layer_by_layer import edit_layer_by_layer, out_of_reach
+from lightning_edit.editors.locate.layer_by_layer import edit_layer_by_layer, out_of_reach, unlikely
 from lightning_edit.editors.locate.residual_schedule import EVEN_SPLIT, ResidualSchedule
 from lightning_edit.editors.locate.search_objective import TargetSearch
 from lightning_edit.editors.locate.solver import UpdateTransform, low_rank
@@ -80,8 +80,9 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         MLP's output, since the block's cannot take every value, and each layer's share is mapped
         through its norm. Shares do not add exactly there, so the lower layers write less if the
         last one could not make up for it; up to a tenth of the residual may be left. Where the
-        last layer cannot reach an answer at all, every layer is searched, with ``clamp="auto"``:
-        :mod:`~lightning_edit.editors.locate.layer_by_layer`.
+        last layer cannot reach an answer at all, the whole batch is searched in every layer, with
+        ``clamp="auto"``: :mod:`~lightning_edit.editors.locate.layer_by_layer`. NSE and PMET, and
+        hosts of LTI and SIR, are searched in the last layer alone.
     """
 
     target_search: ClassVar[TargetSearch] = TargetSearch("block")
@@ -159,23 +160,31 @@ class MultiLayerEditor(LocateThenEdit, family=True):
     def _search_and_write(self, batch: EditBatch) -> Delta:
         return self._in_reach(batch, super()._search_and_write(batch))
 
-    def edit_independent(self, batch: EditBatch) -> list[Delta]:
-        """Compute independent single-edit updates, with one batched target search for all.
-
-        Args:
-            batch: Requests that name their subjects.
-        """
-        found = super().edit_independent(batch)
+    def _search_and_write_each(self, batch: EditBatch) -> list[Delta]:
+        found = super()._search_and_write_each(batch)
         return [self._in_reach(*each) for each in zip(batch.split(), found, strict=True)]
 
     def _in_reach(self, batch: EditBatch, delta: Delta) -> Delta:
-        """Return a delta, or one of a search in every layer where more answers are in its reach."""
+        """Return a delta, or one of a search in every layer that writes more answers.
+
+        Args:
+            batch: The requests.
+            delta: Their edit with a search in the last layer.
+        """
         searches = self.clamp == "auto" and self.target_search == TargetSearch("block")
         normed = searches and any(path.norm is not None for path in self.paths.values())
-        if not normed or len(self.edited_layers) == 1 or not out_of_reach(delta.info):
+        short = normed and out_of_reach(delta.info, self.objective.steps)
+        if not short or len(self.edited_layers) == 1:
             return delta
-        other = edit_layer_by_layer(self, batch, super()._search_and_write)
-        return other if out_of_reach(other.info) < out_of_reach(delta.info) else delta
+        chosen = dict(self.chosen)
+        other: Delta | None = None
+        try:
+            other = edit_layer_by_layer(self, batch, super()._search_and_write)
+            better = unlikely(other.info) < unlikely(delta.info)
+        finally:
+            if other is None or not better:
+                self.chosen = chosen
+        return other if better else delta
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
         """Solve for the updates of all layers.

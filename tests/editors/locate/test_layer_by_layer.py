@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from lightning_edit.editors import MEMIT
-from lightning_edit.editors.locate import layer_by_layer
-from lightning_edit.editors.locate.layer_by_layer import edit_layer_by_layer, out_of_reach
+from lightning_edit.editors.locate import layer_by_layer, multi_layer
+from lightning_edit.editors.locate.effect import read_effect
+from lightning_edit.editors.locate.layer_by_layer import edit_layer_by_layer, out_of_reach, unlikely
 from lightning_edit.editors.locate.multi_layer import MultiLayerEditor
+from lightning_edit.editors.locate.prompts import rewriting_texts
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.types import EditBatch, EditRequest
@@ -75,7 +77,8 @@ def test_layers_reach_together_what_the_last_one_cannot(
     last = edit_last_layer_alone(editor, batch)
     # A random model of two blocks gets no answer likely, but the second less unlikely.
     monkeypatch.setattr(layer_by_layer, "UNLIKELY", 5.3)
-    assert out_of_reach(last.info) == 1
+    assert out_of_reach(last.info, 25)
+    assert unlikely(last.info) == 1
     deltas = editor.edit_independent(batch) if single else [editor.edit(batch)]
     after = editor.language_model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -83,7 +86,15 @@ def test_layers_reach_together_what_the_last_one_cannot(
     assert ["layer_by_layer" in delta.info for delta in deltas] == [False, True][-len(deltas) :]
     info = deltas[-1].info
     assert len(deltas[-1].weights) == len(info["unwritten"]) == len(info["condition"]) == 2
-    assert out_of_reach(info) == 0
+    assert unlikely(info) == 0
+    with deltas[-1].applied(editor.language_model):
+        _, nll = read_effect(
+            editor.view,
+            rewriting_texts(editor.prompts, batch.split()[1] if single else batch, ["{}"]),
+            editor.site_module,
+            512,
+        )
+    assert nll.tolist() == pytest.approx(info["nll_edited"], abs=1e-3)
     start = last.info["nll_before"][-len(info["nll_edited"]) :]
     assert all(now < then - 0.7 for now, then in zip(info["nll_edited"], start, strict=True))
     assert info["nll_edited"] == pytest.approx(info["nll_searched"], abs=0.01)
@@ -98,12 +109,32 @@ def edit_last_layer_alone(editor: MEMIT, batch: EditBatch) -> Delta:
     return super(MultiLayerEditor, editor)._search_and_write(batch)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_a_bound_as_a_number_and_a_model_without_a_norm_are_searched_once(family: str) -> None:
-    editor = bound(family, steps=2, clamp=0.1) if family != "llama" else bound(family, steps=1)
+@pytest.mark.parametrize(
+    ("family", "own"),
+    [
+        ("llama", {"steps": 1}),
+        ("gemma3_text", {"steps": 2, "clamp": 0.1}),
+        ("gemma3_text", {"steps": 2, "layers": [1]}),
+        ("gemma3_text", {"steps": 4, "threshold": 50.0}),  # ends by its own rule
+    ],
+)
+def test_others_are_searched_once(
+    family: str, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object) -> Delta:
+        raise AssertionError("searched in every layer")
+
+    monkeypatch.setattr(multi_layer, "edit_layer_by_layer", never)
+    editor = bound(family, **own)
     delta = editor.edit(encode_batch(TOKENIZER, REQUESTS))
-    assert out_of_reach(delta.info) == 2
+    assert min(delta.info["nll_searched"]) > layer_by_layer.UNLIKELY
+
+
+def test_a_search_in_every_layer_that_writes_no_more_leaves_no_trace() -> None:
+    editor = bound(gains=(1e-3, 1e-3), steps=3)
+    delta = editor.edit(encode_batch(TOKENIZER, REQUESTS))
     assert "layer_by_layer" not in delta.info
+    assert delta.info["auto"] == editor.chosen
 
 
 def test_a_failure_leaves_layers_and_weights_as_they_were() -> None:
