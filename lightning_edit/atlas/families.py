@@ -57,9 +57,19 @@ class AtlasFamilyModel(AtlasLanguageModel):
         self.family: Family = family
 
     def configure_model(self) -> None:
-        """Build the model with what fits of the embedded model's weights."""
+        """Build the model with what fits of the embedded model's weights.
+
+        Raises:
+            ValueError: If the data have another vocabulary.
+        """
         if not hasattr(self, "model"):
-            llama, _ = load_language_model("atlas")
+            llama, tokenizer = load_language_model("atlas")
+            if self.tokenizer.get_vocab() != tokenizer.get_vocab():
+                raise ValueError(
+                    "another family begins with the embedded model's weights, so its data need the "
+                    f"embedded model's vocabulary of {len(tokenizer)} tokens, got another one of "
+                    f"{len(self.tokenizer)}; leave vocab_size and two_stacks as they are"
+                )
             build = {"gemma3": gemma3_of, "gpt_neox": gpt_neox_of}[self.family]
             self.model = build(llama).requires_grad_(True).train()
 

@@ -56,7 +56,8 @@ def edit_layer_by_layer(
         edit: Searches and solves with the editor's layers, and leaves the model as it is.
 
     Returns:
-        One delta of all layers.
+        One delta of all layers. Its ``info`` says what ``auto`` was in the last layer, and of all
+        layers the widest bound.
     """
     given, layers = editor.layers, editor.edited_layers
     deltas, clamps = [], []
