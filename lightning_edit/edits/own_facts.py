@@ -44,6 +44,28 @@ _FIELDS = (
     "triple",
     "separator",
 )
+_PROBE = 'a probe, `"probes": [{"kind": "%s", "prompt": "...", "answers": "..."}]`'
+_NEIGHBOUR, _CONSEQUENCE = _PROBE % "neighborhood", _PROBE % "one_hop"
+#: Names that other tools have for these fields, and what is written here.
+_OTHER_NAMES = {
+    "answer": "`target`",
+    "target_new": "`target`",
+    "new_answer": "`target`",
+    "ground_truth": "`old_target`",
+    "target_true": "`old_target`",
+    "rephrase": "`rephrases`, a list",
+    "rephrase_prompt": "`rephrases`, a list",
+    "paraphrase": "`rephrases`, a list",
+    "paraphrases": "`rephrases`, a list",
+    "paraphrase_prompts": "`rephrases`, a list",
+    "locality": _NEIGHBOUR,
+    "locality_inputs": _NEIGHBOUR,
+    "neighbors": _NEIGHBOUR,
+    "neighborhood": _NEIGHBOUR,
+    "neighborhood_prompts": _NEIGHBOUR,
+    "portability": _CONSEQUENCE,
+    "portability_inputs": _CONSEQUENCE,
+}
 _PROBE_FIELDS = ("kind", "prompt", "answers", "expect", "path", "old", "group")
 _GROUP_FIELDS = ("name", "criterion", "rule", "premises")
 
@@ -67,7 +89,7 @@ def parse(record: Record, name: str | None = None) -> EditRequest:
     Raises:
         DataError: With place, field, expectation and what was got.
     """
-    record.allow(_FIELDS)
+    record.allow(_FIELDS, _OTHER_NAMES)
     prompt, target = record.written("prompt"), record.written("target")
     refuse_special_token(record, "target", target)
     if "{}" in prompt:

@@ -175,13 +175,20 @@ class Record:
             self.fail(name, expected, value, "put it in a list: [...]")
         return value
 
-    def allow(self, names: Sequence[str]) -> None:
-        """Reject unknown fields, i.e. those not in ``names``; suggest a correction."""
+    def allow(self, names: Sequence[str], written_as: Mapping[str, str] | None = None) -> None:
+        """Reject unknown fields, i.e. those not in ``names``; suggest a correction.
+
+        Args:
+            names: The fields that are known.
+            written_as: Names that other tools use, and what is written here.
+        """
         for name in self.values:
             if name not in names:
+                known = (written_as or {}).get(name)
+                hint = f" Here it is {known}." if known else _guess(name, names)
                 raise DataError(
                     f"{self.where}: unknown field `{self.path}{name}`; remove or rename it."
-                    f"{_guess(name, names)} The fields are {', '.join(names)}"
+                    f"{hint} The fields are {', '.join(names)}"
                 )
 
     def fail(self, name: str, expected: str, got: object, remedy: str) -> NoReturn:

@@ -110,6 +110,14 @@ RECORDS: list[tuple[dict[str, Any], str]] = [
     ),
     (changed(records.OWN, subjct="x"), "unknown field `subjct`.*Did you mean `subject`"),
     ({"prompt": "a", "targt": "b"}, "unknown field `targt`.*Did you mean `target`"),
+    # Names of other tools, also beside a list that other formats have.
+    ({"prompt": "a", "answer": "b"}, "unknown field `answer`.* Here it is `target`"),
+    (changed(records.OWN, rephrase="x"), "unknown field `rephrase`.*`rephrases`, a list"),
+    (
+        changed(records.OWN, locality=[{"prompt": "x", "answer": "y"}]),
+        "`locality`.*a probe, .*neighborhood",
+    ),
+    (changed(records.OWN, portability=[{"prompt": "x"}]), "`portability`.*a probe, .*one_hop"),
     ({"target": "b"}, "expected a field `prompt`"),
     (changed(records.OWN, target=1998), "expected text, got the number 1998; put it in quotes"),
     (changed(records.OWN, prompt="{} is"), "expected the full text, got .*write the subject in"),

@@ -97,7 +97,7 @@ def read_requests(
     Args:
         source: Path of a JSON list, JSON Lines, CSV, TSV or Parquet file; or rows: a
             ``datasets.Dataset``, a ``pandas.DataFrame``, a list of dictionaries.
-        form: A name of :data:`FORMS`, or ``auto`` to detect it from the fields of the first record.
+        form: A name of :data:`FORMS`, or ``auto``: the one that the fields of most records have.
         collect_errors: Collect the errors of single records in ``ParsedFile.errors``, instead of
             raising the first.
         suffix: Extension of the file, if its path has lost it in a download.
@@ -108,7 +108,7 @@ def read_requests(
     is_file = isinstance(source, str | Path)
     path = str(source) if is_file else "table"
     values = read_values(Path(source), suffix) if is_file else _table_values(source)
-    name = detect(values[0][1], values[0][0]) if form == "auto" else form
+    name = _common_form(values) if form == "auto" else form
     if name not in FORMS:
         raise DataError(f"`form` must be auto or one of {', '.join(FORMS)}; got {form!r}")
     parsed_file = ParsedFile(path, name, len(values))
@@ -127,6 +127,17 @@ def _table_values(rows: Any) -> list[tuple[Where, Any]]:
     return [(Where("table", number, unit="row"), row) for number, row in enumerate(listed, start=1)]
 
 
+def _common_form(values: Sequence[tuple[Where, Any]]) -> str:
+    """Return the format of most records; of two that are as common the one that stands first."""
+    found = [_recognised(value) for _, value in values if isinstance(value, dict)]
+    counts = Counter(name for name in found if name)
+    return counts.most_common(1)[0][0] if counts else detect(values[0][1], values[0][0])
+
+
+def _recognised(value: Mapping[str, Any]) -> str | None:
+    return next((name for name, form in FORMS.items() if form.recognises(value)), None)
+
+
 def detect(value: object, where: Where) -> str:
     """Detect the format of a record from its fields.
 
@@ -135,9 +146,8 @@ def detect(value: object, where: Where) -> str:
     """
     if not isinstance(value, dict):
         raise _not_object_error(where, value)
-    for name, form in FORMS.items():
-        if form.recognises(value):
-            return name
+    if name := _recognised(value):
+        return name
     fields = shorten(", ".join(map(str, value)), 200) or "none"
     raise DataError(
         f"{where}: expected the fields of a known form, but it has the fields {fields}. "

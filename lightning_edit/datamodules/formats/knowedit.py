@@ -26,7 +26,8 @@ KINDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 def recognises(values: Mapping[str, Any]) -> bool:
     """Return whether an object has the fields of KnowEdit."""
-    if any(block in values for block in KINDS) and ("prompt" in values or "text" in values):
+    blocks = any(block in values for block in KINDS)
+    if blocks and ("prompt" in values or "text" in values) and "target" not in values:
         return True
     # A record without probes; EasyEdit's COUNTERFACT has other fields.
     others = ("case_id", "locality_prompt", "requested_rewrite")

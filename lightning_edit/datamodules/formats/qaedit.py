@@ -15,7 +15,11 @@ from lightning_edit.types import EditRequest
 
 def recognises(values: Mapping[str, Any]) -> bool:
     """Return whether an object has the fields of QAEdit."""
-    return {"prompt", "target"} <= values.keys() and isinstance(values.get("locality"), list)
+    questions = values.get("locality")
+    if not {"prompt", "target"} <= values.keys() or not isinstance(questions, list):
+        return False
+    # Questions called `prompt` are somebody's own facts, in the names of another format.
+    return not any(isinstance(one, dict) and "prompt" in one for one in questions)
 
 
 def parse(record: Record) -> EditRequest:
