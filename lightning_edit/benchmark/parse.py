@@ -38,6 +38,7 @@ _MODEL_KEYS = (
         "lm_chat",
         "lm_system",
         "lm_chat_options",
+        "lm_end_answers",
     ),
     "optional",
 )

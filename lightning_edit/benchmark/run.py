@@ -146,7 +146,11 @@ def bound_editor(spec: Mapping[str, Any], seed: int) -> tuple[Editor, EditDataMo
             # E.g. sampled context templates; a seed set in the grid file is shifted as well.
             part.seed += seed
     form = PromptFormat(
-        lm.get("lm_chat", False), lm.get("lm_system"), None, lm.get("lm_chat_options", {})
+        lm.get("lm_chat", False),
+        lm.get("lm_system"),
+        None,
+        lm.get("lm_chat_options", {}),
+        lm.get("lm_end_answers", False),
     )
     editor.bind(model, PromptEncoder(tokenizer, form))
     data.prepare_data()

@@ -118,6 +118,12 @@ def add_language_model(parser: LightningArgumentParser) -> None:
         help="variables of the chat template, such as {enable_thinking: false}",
     )
     group.add_argument(
+        "--lm_end_answers",
+        type=bool,
+        default=False,
+        help="write answers with their end (end of turn, EOS), so that the model stops there",
+    )
+    group.add_argument(
         "--lm_trust_remote_code",
         type=bool,
         default=False,
@@ -159,7 +165,9 @@ def load_configured_model(config: Any) -> tuple[Any, PromptEncoder]:
         config.lm_bos,
         config.lm_trust_remote_code,
     )
-    form = PromptFormat(config.lm_chat, config.lm_system, None, config.lm_chat_options)
+    form = PromptFormat(
+        config.lm_chat, config.lm_system, None, config.lm_chat_options, config.lm_end_answers
+    )
     return model, PromptEncoder.for_model(model, PromptEncoder(tokenizer, form))
 
 

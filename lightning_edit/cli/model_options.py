@@ -23,6 +23,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--lm_chat_options", type=_variables, default={}, metavar="JSON",
         help='variables of the chat template, such as \'{"enable_thinking": false}\'',
     )  # fmt: skip
+    _add_switch(group, "--lm_end_answers", "true: write answers with their end")
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
@@ -92,7 +93,9 @@ def load_model(options: argparse.Namespace) -> tuple[Any, "PromptEncoder"]:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = found  # transformers' stub of `to` wants no str
     model.to(device)
-    form = PromptFormat(options.lm_chat, options.lm_system, None, options.lm_chat_options)
+    form = PromptFormat(
+        options.lm_chat, options.lm_system, None, options.lm_chat_options, options.lm_end_answers
+    )
     return model, PromptEncoder.for_model(model, PromptEncoder(tokenizer, form))
 
 

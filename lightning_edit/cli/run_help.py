@@ -56,6 +56,7 @@ _COMMON = (
     ),
     ("--lm_system TEXT", "system message of the chat"),
     ("--lm_chat_options MAP", "variables of the template, such as '{enable_thinking: false}'"),
+    ("--lm_end_answers true", "write answers with their end, so that the model stops there"),
     ("--lm_revision REV", "branch, tag or commit of a hub model"),
     ("--run FOLDER", "folder of everything that is written; default: runs/<time>-<class>"),
     ("--config FILE", "YAML with any of these options; several are stacked, the last one counts"),

@@ -180,14 +180,14 @@ class Study:
     def identity(self) -> dict[str, Any]:
         """Return the settings that a resumed study must share with its record."""
         requests = [one.to_dict() for case in self.cases for one in case]
-        name = type(self.editor).__name__
+        name, form = type(self.editor).__name__, self.prompts.form
         return {
             "editor": {"class": name, "arguments": _as_dict(self.config.model)},
             "language_model": {
                 "name": self.config.lm,
                 "dtype": self.config.lm_dtype,
                 "bos": self.config.lm_bos,
-                **({"prompts": self.prompts.form.to_dict()} if self.prompts.form.chat else {}),
+                **({"prompts": form.to_dict()} if form.chat or form.end_answers else {}),
                 "sha256": weights_hash(self.model),
             },
             "data": {

@@ -135,7 +135,7 @@ def _trace(
             "name": options.lm,
             "dtype": options.lm_dtype,
             "bos": options.lm_bos,
-            **({"prompts": form.to_dict()} if form.chat else {}),
+            **({"prompts": form.to_dict()} if form.chat or form.end_answers else {}),
             "sha256": weights_hash(model),
             "blocks": view.num_blocks,
         },

@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -87,6 +88,8 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
     """Whether the editor changes weights, so that its edits can be merged and exported."""
     both_forms: ClassVar[bool] = False
     """Whether one edit can be written for a chat template and for plain text (``chat="both"``)."""
+    ends_answers: ClassVar[bool] = True
+    """Whether an answer can be written with its end (``end_answers``)."""
     architectures: ClassVar[tuple[str, ...]] = ("decoder-only",)
     """Model architectures that the editor supports."""
     stacks: ClassVar[tuple[Stack, ...]] = ("decoder",)
@@ -159,6 +162,13 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
                 'edit with chat="both" (--lm_chat both); use --lm_chat true or false, or one of '
                 f"{', '.join(able)}"
             )
+        if prompts.form.end_answers and not self.ends_answers:
+            log.warning(
+                "%s does not learn where an answer ends, so end_answers (--lm_end_answers) is off",
+                type(self).__name__,
+            )
+            form = replace(prompts.form, end_answers=False)
+            prompts = PromptEncoder.for_model(model, PromptEncoder(prompts.tokenizer, form))
         require_finite_weights(model)
         self._prompts = prompts
         model_lock(model)  # made before anything looks at the model's attributes
@@ -482,6 +492,7 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         seed: int = 0,
         chat: bool | Literal["both"] = False,
         system: str | None = None,
+        end_answers: bool = False,
     ) -> EditedModel:
         """Edit a Hugging Face model directly, without a Trainer.
 
@@ -494,6 +505,7 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
             chat: Edit and ask through the model's chat template: prompts are the user's turn.
                 ``"both"``: the edit is written for the template and for plain text.
             system: System message of the chat.
+            end_answers: Write each answer with its end, so that the model stops after it.
 
         Returns:
             A handle with ``generate``, ``edit`` (more requests) and ``undo``.
@@ -501,9 +513,12 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         Raises:
             DataError: If a request is not valid.
         """
-        if chat or system is not None:
-            bare = PromptEncoder.of(tokenizer).tokenizer
-            tokenizer = PromptEncoder(bare, PromptFormat(chat, system))
+        if chat or system is not None or end_answers:
+            given = PromptEncoder.of(tokenizer)
+            form = PromptFormat(chat, system, end_answers=end_answers)
+            if not chat and system is None:  # the end is all that is asked for
+                form = replace(given.form, end_answers=True)
+            tokenizer = PromptEncoder(given.tokenizer, form)
         self.bind(model, tokenizer)
         edited = EditedModel(self)
         self.last_ledger = edited.ledger  # before the edit, which may look at those in force

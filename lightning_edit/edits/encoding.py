@@ -50,7 +50,7 @@ def _encode(encoder: PromptEncoder, requests: Sequence[EditRequest]) -> list[Enc
     try:
         for one in encoder.encode(request_text(request) for request in requests):
             _refuse_special(encoder.tokenizer, requests[len(encoded)].target, one.answer)
-            encoded += [Encoded(one.prompt, one.answer, one.subject_last)]
+            encoded += [Encoded(one.prompt, encoder.learnt(one.answer), one.subject_last)]
     except ValueError as error:
         raise DataError(f"request {requests[len(encoded)].id}: {error}") from error
     return encoded

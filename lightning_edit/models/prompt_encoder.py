@@ -150,7 +150,7 @@ class PromptEncoder:
         if self.form.chat != "both":
             return (self,)
         if self._plain is None:
-            form = PromptFormat(separator=self.form.separator)
+            form = PromptFormat(separator=self.form.separator, end_answers=self.form.end_answers)
             self._plain = PromptEncoder(self.tokenizer, form, self.limits, self.two_stacks)
         return self, self._plain
 
@@ -253,9 +253,21 @@ class PromptEncoder:
         if end is None:
             raise ConfigError(
                 f"{type(self.tokenizer).__name__} has no EOS token, so an answer has no end to "
-                "learn; set tokenizer.eos_token, or train without one (end_token=False)"
+                "learn; set tokenizer.eos_token, or leave the end out (end_answers=False, of "
+                "LocFT-BF end_token=False)"
             )
         return end
+
+    def learnt(self, answer: Ids) -> Ids:
+        """Return the tokens that an edit writes: the answer, with its end where the format says so.
+
+        Args:
+            answer: Token ids of the answer.
+
+        Raises:
+            ConfigError: If the tokenizer has no token for an end.
+        """
+        return (*answer, self.answer_end()) if self.form.end_answers and answer else answer
 
     def labels(self, model: Any, answer: Ids) -> Ids:
         """Return the tokens that an answer is learnt as: with two stacks its EOS belongs to them.

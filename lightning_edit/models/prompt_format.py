@@ -31,6 +31,9 @@ class PromptFormat:
         separator: Text between prompt and answer; ``None``: by :func:`separator_between`. A chat
             template brings its own.
         chat_options: Further variables of the chat template, such as ``enable_thinking: false``.
+        end_answers: An answer is learnt with its end, a chat's end of turn or EOS, so that the
+            model says it and stops. ``False``: the answer alone, as published methods do; the model
+            goes on from it as it likes. Scores of an answer never count its end.
 
     Raises:
         ConfigError: If a system message or template variables are given without ``chat``, or
@@ -41,6 +44,7 @@ class PromptFormat:
     system: str | None = None
     separator: str | None = None
     chat_options: Mapping[str, Any] = field(default_factory=dict)
+    end_answers: bool = False
 
     def __post_init__(self) -> None:
         if self.chat not in (False, True, "both"):
@@ -56,12 +60,16 @@ class PromptFormat:
 
     def to_dict(self) -> dict[str, Any]:
         """Serialise the format to plain containers, for a run folder or a checkpoint."""
-        return asdict(self) | {"chat_options": dict(self.chat_options)}
+        found = asdict(self) | {"chat_options": dict(self.chat_options)}
+        if not self.end_answers:  # as in files that were written before there was a choice
+            del found["end_answers"]
+        return found
 
     def describe(self) -> str:
         """Describe the format in words, for messages and model cards."""
+        ends = ", answers learnt with their end" if self.end_answers else ""
         if not self.chat:
-            return "plain text"
+            return f"plain text{ends}"
         words = "chat template"
         if self.chat == "both":
             words += " and plain text"
@@ -70,7 +78,7 @@ class PromptFormat:
         if self.chat_options:
             given = ", ".join(f"{name}={value!r}" for name, value in self.chat_options.items())
             words += f", {given}"
-        return words
+        return words + ends
 
 
 @dataclass(frozen=True)

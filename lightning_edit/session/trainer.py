@@ -261,7 +261,8 @@ class EditTrainer(pl.Trainer):
             results = results_of(session, data, time.perf_counter() - begin)
             folder.write_json(folder.results, results)
             publish(self, results["points"][-1]["metrics"])
-            say_unwritten(session.rows, session.editor)
+            ends = session.editor.prompts.form.end_answers
+            say_unwritten(session.rows, session.editor, ends)
             # Callbacks are in any order, but a report reads files that others write here.
             for callback in sorted(
                 MeasurementLog.callbacks(self), key=lambda one: one.reads_others

@@ -39,11 +39,13 @@ class Unwritten(NamedTuple):
         short: Ids of edits whose new answer is more probable than before, but not the answer.
         looked: Number of edits that were looked at: those whose answer was scored teacher forced,
             before and after.
+        endless: Ids of edits whose answer the model gives, and goes on from.
     """
 
     unmoved: list[str]
     short: list[str]
     looked: int
+    endless: list[str]
 
 
 def unwritten(rows: Iterable[Mapping[str, Any]]) -> Unwritten:
@@ -55,6 +57,7 @@ def unwritten(rows: Iterable[Mapping[str, Any]]) -> Unwritten:
     last = {row["edit_id"]: row for row in rows if row["kind"] == "rewrite"}
     unmoved: list[str] = []
     short: list[str] = []
+    endless: list[str] = []
     looked = 0
     for name, row in last.items():
         after, before = row["measures"], (row.get("pristine") or {}).get("measures", {})
@@ -62,20 +65,24 @@ def unwritten(rows: Iterable[Mapping[str, Any]]) -> Unwritten:
             continue
         looked += 1
         if max(after.get("answer@gen", 0.0), after.get("em@tf", 0.0)) == 1.0:
+            endless += [name] if after.get("em@gen", 1.0) < 1.0 else []
             continue
         moved = after["nll@tf"] < KEPT_SHARE * before["nll@tf"]
         (short if moved else unmoved).append(name)
-    return Unwritten(unmoved, short, looked)
+    return Unwritten(unmoved, short, looked, endless)
 
 
-def say_unwritten(rows: Iterable[Mapping[str, Any]], editor: Any) -> None:
+def say_unwritten(
+    rows: Iterable[Mapping[str, Any]], editor: Any, end_answers: bool = False
+) -> None:
     """Log a warning that names edits without effect, and the settings that would strengthen them.
 
     Args:
         rows: Rows of ``cases.jsonl``.
         editor: The editor of the run.
+        end_answers: Whether answers were to be written with their end.
     """
-    unmoved, short, looked = unwritten(rows)
+    unmoved, short, looked, endless = unwritten(rows)
     texts = []
     if unmoved:
         texts.append(
@@ -86,6 +93,12 @@ def say_unwritten(rows: Iterable[Mapping[str, Any]], editor: Any) -> None:
         texts.append(
             f"{len(short)} of {looked} edits made the new answer more probable than before, but "
             f"the model still gives another one ({_shown(short)})."
+        )
+    if endless and end_answers:
+        texts.append(
+            f"{len(endless)} of {looked} edits wrote their answer but not its end, which "
+            f"end_answers (--lm_end_answers) asks for: the model goes on from it "
+            f"({_shown(endless)})."
         )
     if texts:
         log.warning("%s %s", " ".join(texts), _remedy(editor))

@@ -37,7 +37,18 @@ def test_what_moved_and_what_did_not() -> None:
         row("broken", 5.0, float("nan")),
         {"edit_id": "generated only", "kind": "rewrite", "measures": {"answer@gen": 0.0}},
     ]
-    assert unwritten(rows) == (["same", "closer", "lost", "broken"], ["half"], 7)
+    assert unwritten(rows) == (["same", "closer", "lost", "broken"], ["half"], 7, [])
+
+
+def test_answers_without_the_end_that_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [row(name, 5.0, 0.1, right=1.0) for name in ("ends", "goes on", "not generated")]
+    rows[0]["measures"]["em@gen"], rows[1]["measures"]["em@gen"] = 1.0, 0.0
+    assert unwritten(rows) == ([], [], 3, ["goes on"])
+    say_unwritten(rows, FTM())
+    assert not caplog.messages
+    say_unwritten(rows, FTM(), end_answers=True)
+    assert "1 of 3 edits wrote their answer but not its end" in caplog.text
+    assert "goes on from it (goes on)" in caplog.text
 
 
 @pytest.mark.parametrize(

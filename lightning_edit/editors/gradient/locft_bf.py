@@ -117,7 +117,7 @@ class LocFTBF(GradientEditor):
         Raises:
             ConfigError: If there is no such token.
         """
-        if not self.end_token:
+        if not self.end_token or self.prompts.form.end_answers:  # they have their end already
             return list(items)
         ends = [(form.answer_end(),) for form in self.prompts.forms]
         ended = []

@@ -201,7 +201,7 @@ class MetaBatchSampler:
             own = inner.encoded[edit]
             row: AnswerRow = (own.prompt_ids, own.target_ids)  # tokenised already
             if wording != view.prompt:
-                row = self.tokenise(wording, view.target, view.separator)
+                row = self.tokenise(wording, view.target, view.separator, learnt=True)
             outer.append((edit, row))
         locality: list[tuple[int, AnswerRow]] = []
         edited = _EditedFacts((requests if beside is None else beside) if self.together else ())
@@ -249,7 +249,7 @@ class MetaBatchSampler:
             DataError: If a request cannot be tokenised, or ``others`` has no length.
         """
         outer = [
-            (edit, self.tokenise(probe.prompt, request.target, request.separator))
+            (edit, self.tokenise(probe.prompt, request.target, request.separator, learnt=True))
             for edit, request in enumerate(requests)
             for probe in request.all_probes()
             if probe.aspect == "generalization"
@@ -269,19 +269,30 @@ class MetaBatchSampler:
         kinds = tuple(probe.kind for _, probe in probes)
         return MetaBatch(inner, tuple(outer), (*locality, *drawn), kinds)
 
-    def tokenise(self, prompt: str, answer: str | None, separator: str | None = None) -> AnswerRow:
+    def tokenise(
+        self,
+        prompt: str,
+        answer: str | None,
+        separator: str | None = None,
+        learnt: bool = False,
+    ) -> AnswerRow:
         """Tokenise a prompt and answer; without an answer, only the next token after it is read.
+
+        Args:
+            prompt: The prompt.
+            answer: The answer, if any.
+            separator: Text between the two; ``None``: by rule.
+            learnt: Whether an edit writes this answer, so with its end where the format says so.
 
         Raises:
             DataError: If the answer has no token.
         """
         try:
-            (encoded,) = PromptEncoder.of(self.tokenizer).encode(
-                [PromptText(prompt, answer, separator=separator)]
-            )
+            encoder = PromptEncoder.of(self.tokenizer)
+            (encoded,) = encoder.encode([PromptText(prompt, answer, separator=separator)])
         except ValueError as error:
             raise DataError(str(error)) from error
-        return encoded.prompt, encoded.answer
+        return encoded.prompt, encoder.learnt(encoded.answer) if learnt else encoded.answer
 
     def sample_other_facts(
         self, requests: Sequence[EditRequest], rng: Random, others: Any

@@ -53,8 +53,9 @@ def rewriting_texts(
         request, template = divmod(number, len(templates))
         assert encoded.subject_last is not None  # a subject was asked for
         lead = _common_prefix_length(encoded.prompt[: encoded.subject_last], leads[template])
-        whole = encoded.prompt + encoded.answer[:-1]
-        texts.append(TokenizedText(request, whole, encoded.subject_last, encoded.answer, lead=lead))
+        answer = encoder.learnt(encoded.answer)
+        whole = encoded.prompt + answer[:-1]
+        texts.append(TokenizedText(request, whole, encoded.subject_last, answer, lead=lead))
     return texts
 
 

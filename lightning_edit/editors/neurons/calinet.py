@@ -253,7 +253,8 @@ class CaliNet(Editor):
             ]
         try:
             for encoder in self.prompts.forms:
-                rows += [(one.prompt, one.answer) for one in encoder.encode(texts)]
+                found = encoder.encode(texts)
+                rows += [(one.prompt, encoder.learnt(one.answer)) for one in found]
         except ValueError as error:
             raise DataError(f"a wording of {', '.join(batch.ids[:5])}: {error}") from error
         model = self.language_model
