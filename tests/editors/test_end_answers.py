@@ -95,7 +95,9 @@ def test_locft_bf_learns_one_end_and_not_two() -> None:
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("make", [editors.KN, editors.ICE])
+@pytest.mark.parametrize(
+    "make", [editors.KN, editors.ICE, lambda: editors.RECT(editors.KN())], ids=["KN", "ICE", "RECT"]
+)
 def test_editors_that_learn_no_end_say_so(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = load_language_model("atlas")
     encoder = PromptEncoder(tokenizer, PromptFormat(end_answers=True))

@@ -63,6 +63,7 @@ class WrappedEditor(Editor, family=True):
     def on_bind(self) -> None:
         """Bind the host editor to the same model."""
         self.editor.bind(self.language_model, self.prompts)
+        self._prompts = self.editor.prompts  # what the host does not learn, no batch asks of it
 
     def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:
         """Pass the edits in force on to the host."""
