@@ -265,6 +265,46 @@ def innermost_editor(editor: Editor) -> tuple[Editor, list[str]]:
     return editor, options
 
 
+def layer_argument(host: Editor) -> str | None:
+    """Return the name of the argument that says which layers an editor edits.
+
+    Args:
+        host: The innermost editor.
+
+    Returns:
+        ``layers``, a list; ``layer``, the number of one; ``None`` if it has neither.
+    """
+    return next((name for name in ("layers", "layer") if hasattr(host, name)), None)
+
+
+def require_layers(host: Editor, windows: Sequence[Sequence[int]]) -> None:
+    """Refuse several layers at once for an editor of one.
+
+    Args:
+        host: The innermost editor.
+        windows: Choices of layers.
+
+    Raises:
+        ConfigError: If the editor edits one layer and a choice has more.
+    """
+    several = next((list(window) for window in windows if len(window) > 1), None)
+    if layer_argument(host) == "layer" and several is not None:
+        raise ConfigError(
+            f"{type(host).__name__} edits one layer, got {several} together; give numbers "
+            "(--candidates '[2,3]'), and no --width above 1"
+        )
+
+
+def layer_value(argument: str, layers: Sequence[int]) -> list[int] | int:
+    """Return layers as the value of the argument that names them.
+
+    Args:
+        argument: Name of the argument, see :func:`layer_argument`.
+        layers: The layers; a single one for ``layer``.
+    """
+    return list(layers) if argument == "layers" else layers[0]
+
+
 def editor_name(editor: Editor) -> str:
     """Return the name of an editor with its wrapped editors, such as ``RECT(MEMIT)``.
 

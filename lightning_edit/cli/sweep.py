@@ -1,6 +1,7 @@
 """``lightning-edit sweep``: layer search, i.e. an editor tried at every layer of a model."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,15 @@ from rich.table import Table
 from lightning_edit.analysis.sweep.layers import LayerTrial, RankedTrial, candidates, rate
 from lightning_edit.analysis.sweep.measure import ASPECTS
 from lightning_edit.analysis.sweep.table import BEST, TIED, ScoreRow, score_table
-from lightning_edit.cli.study_options import Study, editor_name, innermost_editor, study_parser
+from lightning_edit.cli.study_options import (
+    Study,
+    editor_name,
+    innermost_editor,
+    layer_argument,
+    layer_value,
+    require_layers,
+    study_parser,
+)
 from lightning_edit.cli.study_trials import IMPOSSIBLE, run_trial
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
@@ -71,22 +80,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = Study.from_arguments(_parser(), list(sys.argv[1:] if argv is None else argv), _VERB)
     sweep_plots.check_formats(study.config.figures)
     host, options = innermost_editor(study.editor)
-    if not hasattr(host, "layers"):
+    argument = layer_argument(host)
+    if argument is None:
         raise ConfigError(
-            f"{type(host).__name__} has no argument `layers`, so there is nothing to sweep"
+            f"{type(host).__name__} has no argument `layers` or `layer`, so there is nothing to "
+            "sweep"
         )
     blocks = resolve(study.model).num_blocks
     width = study.config.width or _width(type(host), blocks)
     chosen = candidates(blocks, width, study.config.candidates)
+    require_layers(host, chosen)
     if isinstance(host, LocateThenEdit):
         # One call for all layers, so that the error names every missing statistic.
         all_layers = sorted({layer for layers in chosen for layer in layers})
         files_for(study.model, study.prompts.tokenizer, all_layers, host.statistics)
-    options.append("--model" + ".editor" * (len(options) // 2) + ".layers")
+    options.append("--model" + ".editor" * (len(options) // 2) + f".{argument}")
+
+    def editor_at(layers: list[int]) -> Editor:
+        return study.editor_with(*options, json.dumps(layer_value(argument, layers)))
+
     try:
-        trials = _sweep(
-            study, chosen, lambda layers: study.editor_with(*options, json.dumps(layers))
-        )
+        trials = _sweep(study, chosen, editor_at)
     except KeyboardInterrupt:
         line = study.resume_line(_VERB)
         sys.stderr.write(f"Interrupted. Finished layers are kept; go on with\n  {line}\n")
@@ -178,7 +192,8 @@ def _show(study: Study, trials: Sequence[LayerTrial], options: Sequence[str]) ->
     if ranked[0].score == 0:
         return
     *host, option = options
-    line = " ".join([*host, option, f"'{json.dumps(ranked[0].tried.layers)}'"])
+    value = layer_value(option.rpartition(".")[2], ranked[0].tried.layers)
+    line = " ".join([*host, option, shlex.quote(json.dumps(value))])
     console.print(visible(f"To edit there: {line}"), soft_wrap=True, markup=False)
 
 

@@ -23,7 +23,15 @@ from lightning_edit.analysis.tuning.space import AUTO
 from lightning_edit.analysis.tuning.trial import SettingsTrial
 from lightning_edit.analysis.tuning.tuning import Tuning
 from lightning_edit.cli.lightning import model_options
-from lightning_edit.cli.study_options import Study, editor_name, innermost_editor, study_parser
+from lightning_edit.cli.study_options import (
+    Study,
+    editor_name,
+    innermost_editor,
+    layer_argument,
+    layer_value,
+    require_layers,
+    study_parser,
+)
 from lightning_edit.cli.study_trials import IMPOSSIBLE, run_trial
 from lightning_edit.editors.arguments import kept_values
 from lightning_edit.editors.base import Editor
@@ -140,10 +148,14 @@ def _open(study: Study) -> Tuning:
     values = {name: one.value for name, one in arguments.items()}
     kinds = {name: one.kind for name, one in arguments.items()}
     windows: list[list[int]] = []
-    if hasattr(host, LAYERS) and (config.only is None or LAYERS in config.only):
-        windows = _windows(study, host, values.get(LAYERS))
+    argument = layer_argument(host)
+    names = config.only
+    if argument is not None and (names is None or {LAYERS, argument} & set(names)):
+        windows = _windows(study, host, values.get(argument))
+    if names is not None:  # `layer` of an editor of one is searched as layers are
+        names = [LAYERS if name == argument else name for name in names]
     own = _own_layers(study, host)
-    choices = Choices.of(values, windows, own, config.space, config.only, kinds)
+    choices = Choices.of(values, windows, own, config.space, names, kinds)
     if not choices.space:
         raise ConfigError(
             f"{editor_name(study.editor)} has no setting whose value depends on a model's scale, "
@@ -231,9 +243,10 @@ def _options(
     numbers: Settings,
 ) -> list[str]:
     """Return settings as options of ``edit``; layers are named where they are searched."""
-    _, found = innermost_editor(study.editor)
+    host, found = innermost_editor(study.editor)
     if choices.windows:
-        found += [arguments[LAYERS].option, json.dumps(list(layers))]
+        name = layer_argument(host) or LAYERS
+        found += [arguments[name].option, json.dumps(layer_value(name, layers))]
     for name, value in numbers.items():
         found += [arguments[name].option, str(value)]
     return found
@@ -253,13 +266,14 @@ def _levels(editor: Editor) -> list[Editor]:
 
 def _own_layers(study: Study, host: Editor) -> list[int]:
     """Return the layers that the editor edits by itself."""
-    # An editor of one block has an argument for it alone.
-    only = getattr(host, "layer", None) if not hasattr(host, LAYERS) else None
-    given = getattr(host, LAYERS, None) if only is None else [only]
+    argument = layer_argument(host)
+    given = None if argument is None else getattr(host, argument)
+    if isinstance(given, int):  # an editor of one block has an argument for it alone
+        given = [given]
     return list(host.layers_for_null(resolve(study.model).num_blocks) if given is None else given)
 
 
-def _windows(study: Study, host: Editor, given: Sequence[int] | None) -> list[list[int]]:
+def _windows(study: Study, host: Editor, given: Sequence[int] | int | None) -> list[list[int]]:
     """Return the choices of layers: as many together as the editor edits by itself."""
     blocks = resolve(study.model).num_blocks
     own = _own_layers(study, host)
@@ -267,6 +281,7 @@ def _windows(study: Study, host: Editor, given: Sequence[int] | None) -> list[li
     if len(own) >= blocks and given is None:
         return []  # every layer at once is what the editor does
     chosen = candidates(blocks, width, study.config.candidates)
+    require_layers(host, chosen)
     if not isinstance(host, LocateThenEdit):
         return chosen
     tokenizer = study.prompts.tokenizer
@@ -300,9 +315,8 @@ def _show(study: Study, result: TuningResult, choices: Choices) -> None:
     if result.best is not None:
         # Through JSON, where what is not plain becomes text.
         configured = json.loads(json.dumps(study.configured_editor().as_dict(), default=str))
-        text = settings_yaml(
-            configured, _arguments(study), result.best, title, layers=bool(choices.windows)
-        )
+        argument = layer_argument(innermost_editor(study.editor)[0]) if choices.windows else None
+        text = settings_yaml(configured, _arguments(study), result.best, title, layers=argument)
         study.write(out, text.encode())
     files = [study.folder.path / "tune.jsonl"]
     if sweep_plots.available() and result.points():

@@ -65,6 +65,16 @@ def test_numbers_are_those_of_edit_with_protocol_single(swept: Path, tmp_path: P
         assert ours[aspect] == pytest.approx(expected, abs=1e-4)
 
 
+def test_an_editor_of_one_layer_is_swept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(tmp_path / "run", "--model", "GRACE", *DATA, "--candidates", "[2,3]") == 0
+    record = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    assert [one["layers"] for one in record["tried"]] == [[2], [3]]
+    best = record["rated"][0]["layers"][0]
+    assert f"To edit there: --model.layer {best}\n" in capsys.readouterr().out
+
+
 def test_a_sweep_goes_on_and_measures_nothing_twice(
     swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

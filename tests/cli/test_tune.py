@@ -130,6 +130,35 @@ def test_choices_that_do_not_fit_are_results_after_the_editors_own(
     assert "MEMIT edits decoder-only models" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", ["GRACE", "WISE", "MEMOIR"])
+def test_the_one_layer_of_an_editor_is_searched_too(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        edited.append(arguments[1].layer)
+        return stub_trial(*arguments, **options)
+
+    monkeypatch.setattr(cli, "run_trial", watched)
+    asked = [method, *DATA, "--only", "[layer]", "--candidates", "[2,3]"]
+    assert tune(tmp_path / "run", *asked, "--trials", "4") == 0
+    assert set(edited) == {2, 3}
+    made = yaml.safe_load((tmp_path / "run" / f"{method}.yaml").read_text())["model"]
+    assert made["init_args"]["layer"] in (2, 3)
+    assert "layers" not in made["init_args"]
+
+
+def test_an_editor_of_one_layer_is_not_given_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(tmp_path / "a", "GRACE", *DATA, "--candidates", "[[2,3]]") == 2
+    assert "GRACE edits one layer, got [2, 3] together" in capsys.readouterr().err
+    sweep = ["sweep", "--model", "GRACE", *DATA[2:], "--width", "2", "--run", str(tmp_path / "b")]
+    assert main(sweep) == 2
+    assert "GRACE edits one layer, got [0, 1] together" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_facts_may_be_written_together_and_an_interrupt_keeps_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, table_of
@@ -14,6 +15,10 @@ from lightning_edit.functional.scores import harmonic_mean
 
 #: Bootstrap resamples; the error of the spread is then a thirtieth of the spread.
 RESAMPLES = 1000
+
+#: What a mean of zero counts as beside an edit that is held, so that trials without any
+#: generalization, or any locality, are still compared by the rest.
+LEAST = 0.01
 
 
 def candidates(
@@ -88,7 +93,8 @@ class RankedTrial:
     Args:
         tried: The trial.
         means: Mean over cases by aspect; an aspect that no case probes is absent.
-        score: Harmonic mean of the means.
+        score: Harmonic mean of the means; one of zero counts as :data:`LEAST` where the edit itself
+            is held.
         spread: Bootstrap standard error of ``score`` over cases.
         ties: Whether it ties with the best: the difference to the best is within two standard
             errors of that difference.
@@ -123,9 +129,9 @@ def rate(tried: Sequence[LayerTrial], seed: int = 0) -> list[RankedTrial]:
         return []
     values = _stack_tables(measured)
     means = values.nanmean(1)
-    scores = harmonic_mean(means)
+    scores = _score(means)
     draws = Resampling(values.shape[1], resamples=RESAMPLES, seed=seed)
-    resampled = harmonic_mean(torch.from_numpy(draws.table_means(values.double().numpy())))
+    resampled = _score(torch.from_numpy(draws.table_means(values.double().numpy())))
     best = int(scores.argmax())
     behind = scores[best] - scores
     errors = (resampled[best] - resampled).std(1)
@@ -144,6 +150,15 @@ def rate(tried: Sequence[LayerTrial], seed: int = 0) -> list[RankedTrial]:
         for number, one in enumerate(measured)
     ]
     return sorted(rated, key=lambda one: -one.score)
+
+
+def _score(means: Float[Tensor, "... a"]) -> Float[Tensor, "..."]:
+    """Return harmonic means over aspects, the edit itself first: without it there is nothing.
+
+    A method that answers no rewording (GRACE) would have zero at all its settings otherwise.
+    """
+    held = means[..., :1]
+    return harmonic_mean(torch.where(held > 0, means.clamp(min=LEAST), means))
 
 
 def _stack_tables(tried: Sequence[LayerTrial]) -> Tensor:

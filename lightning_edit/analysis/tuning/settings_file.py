@@ -18,7 +18,7 @@ def settings_yaml(
     best: RankedTrial,
     title: str,
     *,
-    layers: bool,
+    layers: str | None,
 ) -> str:
     """Return the best settings as a configuration for ``edit``, with what they were measured on.
 
@@ -27,7 +27,8 @@ def settings_yaml(
         arguments: Its arguments and those of its hosts, by the names that settings have.
         best: The best trial.
         title: What was tried on what, in one line.
-        layers: Whether layers were searched and belong in the file.
+        layers: Argument that names the layers, where they were searched and belong in the file:
+            ``layers``, or ``layer`` of an editor of one.
     """
     trial = best.tried
     assert isinstance(trial, SettingsTrial)
@@ -37,7 +38,9 @@ def settings_yaml(
         f"# {means}; harmonic mean {best.score:.3f} ± {best.spread:.3f}.",
         "# Chosen on these facts: report results on others.",
     ]
-    chosen: dict[str, Any] = {LAYERS: list(trial.layers)} if layers else {}
+    chosen: dict[str, Any] = {}
+    if layers is not None:
+        chosen[layers] = list(trial.layers) if layers == LAYERS else trial.layers[0]
     editor = with_values(configured, arguments, chosen | dict(trial.settings))
     text = yaml.safe_dump({"model": editor}, sort_keys=False, allow_unicode=True)
     return "\n".join([*lines, text])

@@ -69,3 +69,15 @@ def test_a_layer_without_edits_is_not_rated() -> None:
 def test_rows_come_back() -> None:
     one = tried(3, [1.0, 0.5])
     assert LayerTrial.from_row(one.to_row()) == one
+
+
+def test_trials_without_any_generalization_are_compared_by_the_rest() -> None:
+    def trial(layer: int, held: float, near: float) -> LayerTrial:
+        values = {"reliability": held, "generalization": 0.0, "locality": near}
+        return LayerTrial([layer], [CaseScores(f"case-{n}", values) for n in range(3)])
+
+    ranked = rate([trial(0, 1.0, 0.5), trial(1, 1.0, 1.0), trial(2, 0.5, 1.0), trial(3, 0.0, 1.0)])
+    assert [one.tried.layers for one in ranked] == [[1], [0], [2], [3]]
+    assert ranked[0].score == pytest.approx(3 / (1 + 100 + 1))
+    assert ranked[1].score == pytest.approx(ranked[2].score)
+    assert ranked[3].score == 0.0  # without the edit itself there is nothing

@@ -89,7 +89,7 @@ def test_settings_by_rule_are_tried_first_and_written_as_such(tmp_path: Path) ->
     assert "Trial 1: layers 2, lr auto, steps 20" in result.settings()
     configured = {"class_path": "FTM", "init_args": {"lr": 0.5, "steps": 5}}
     arguments = arguments_of(configured, [FTM])
-    text = settings_yaml(configured, arguments, result.best, "title", layers=False)
+    text = settings_yaml(configured, arguments, result.best, "title", layers=None)
     assert yaml.safe_load(text)["model"]["init_args"] == {"lr": "auto", "steps": 20}
 
 
@@ -119,7 +119,7 @@ def test_the_file_sets_the_innermost_editor_and_nothing_else(tmp_path: Path) -> 
     inner["init_args"]["layers"] = None  # type: ignore[index]  # a dictionary, as written above
     configured = {"class_path": "RECT", "init_args": {"kept": 0.4, "editor": inner}}
     arguments = arguments_of(configured, [RECT, MEMIT])
-    text = settings_yaml(configured, arguments, best, "RECT on\x1b[2J tiny", layers=True)
+    text = settings_yaml(configured, arguments, best, "RECT on\x1b[2J tiny", layers="layers")
     written = yaml.safe_load(text)["model"]
     assert written["init_args"]["kept"] == 0.4
     chosen = written["init_args"]["editor"]["init_args"]
