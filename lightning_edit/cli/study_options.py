@@ -225,6 +225,7 @@ class Study:
         """
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, data)
         except OSError as error:
             raise write_error(error, path, "The model is unchanged.") from error

@@ -1,6 +1,7 @@
 """One trial of a study: an editor with some settings edits every case, and each edit is scored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import torch
 
@@ -36,6 +37,7 @@ def run_trial(
     advance: Callable[[], None],
     *,
     together: bool = False,
+    give_up: Callable[[Sequence[CaseScores]], bool] = lambda scores: False,
 ) -> tuple[list[CaseScores], float]:
     """Edit and score every case; the model is the pristine one afterwards.
 
@@ -45,9 +47,11 @@ def run_trial(
         evaluation: Scorer with the pristine baseline.
         advance: Called after every case.
         together: Write all cases at once and score them with all in force; ``False``: each alone.
+        give_up: Whether the scores so far say that the others need not be measured.
 
     Returns:
-        Scores of the cases, and the seconds to compute one edit.
+        Scores of the cases, all of them or those until it was given up, and the seconds to compute
+        one edit.
 
     Raises:
         SolveError: If no edit is possible. (Likewise ``LedgerError`` and ``NotFiniteError``.)
@@ -64,7 +68,7 @@ def run_trial(
     watch, config = Stopwatch(), study.config
     size = len(study.cases) if together else config.batch_size
     batches = encode_cases(editor.prompts, study.cases, size, config.seed)
-    outcomes = []
+    outcomes: list[CaseScores] = []
     try:
         if together:
             for part, delta in watch.over(find(editor, next(batches))):
@@ -73,9 +77,14 @@ def run_trial(
                 outcomes.append(CaseScores.of(evaluation.scores(case), study.mode))
                 advance()
         else:
-            for case_batch, _ in written_alone(ledger, watch.over(deltas_alone(editor, batches))):
-                outcomes.append(CaseScores.of(evaluation.scores(case_batch.requests), study.mode))
-                advance()
+            found = watch.over(deltas_alone(editor, batches))
+            with closing(written_alone(ledger, found)) as written:
+                for case_batch, _ in written:
+                    scores = evaluation.scores(case_batch.requests)
+                    outcomes.append(CaseScores.of(scores, study.mode))
+                    advance()
+                    if give_up(outcomes):
+                        break
     finally:
         ledger.undo(ledger.request_ids)
-    return outcomes, watch.wall / len(study.cases)
+    return outcomes, watch.wall / len(outcomes)

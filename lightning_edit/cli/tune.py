@@ -14,13 +14,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lightning_edit.analysis.sweep.layers import candidates
+from lightning_edit.analysis.sweep.measure import CaseScores
 from lightning_edit.analysis.tuning.arguments import Argument, arguments_of
 from lightning_edit.analysis.tuning.choices import LAYERS, Choices
 from lightning_edit.analysis.tuning.result import TuningResult
 from lightning_edit.analysis.tuning.search import Settings, pareto, require_optuna
 from lightning_edit.analysis.tuning.settings_file import settings_yaml
 from lightning_edit.analysis.tuning.space import AUTO
-from lightning_edit.analysis.tuning.trial import SettingsTrial
+from lightning_edit.analysis.tuning.trial import GIVEN_UP, SettingsTrial, hopeless
 from lightning_edit.analysis.tuning.tuning import Tuning
 from lightning_edit.cli.lightning import model_options
 from lightning_edit.cli.study_options import (
@@ -208,13 +209,20 @@ class _Attempt:
         try:
             editor = study.editor_with(*options)
             outcomes, seconds = run_trial(
-                study, editor, self.evaluation, self.advance, together=study.config.together
+                study,
+                editor,
+                self.evaluation,
+                self.advance,
+                together=study.config.together,
+                give_up=_never if own else hopeless,
             )
         except IMPOSSIBLE as error:
             # Where the editor's own settings do not fit the model, no other trial would help.
             if own and isinstance(error, ArchitectureError | ConfigError):
                 raise
             return SettingsTrial(layers, [], failed=str(error), settings=numbers)
+        if len(outcomes) < len(study.cases):
+            return SettingsTrial(layers, [], seconds, GIVEN_UP, numbers)
         return SettingsTrial(
             layers, outcomes, seconds, None, numbers, self._chosen(editor, numbers)
         )
@@ -233,6 +241,10 @@ class _Attempt:
             if decided not in (None, AUTO):
                 found[name] = decided
         return found
+
+
+def _never(outcomes: Sequence[CaseScores]) -> bool:
+    return False
 
 
 def _options(

@@ -6,7 +6,7 @@ journal stage what :func:`deltas_alone` yields, with :func:`written_alone`.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from lightning_edit.edits.delta import Delta
@@ -107,7 +107,7 @@ def _independent(editor: BoundEditor, batch: EditBatch) -> Iterator[tuple[EditBa
 
 def written_alone(
     ledger: Ledger, found: Iterable[tuple[EditBatch, Delta]]
-) -> Iterator[tuple[EditBatch, StagedEdit]]:
+) -> Generator[tuple[EditBatch, StagedEdit]]:
     """Write each delta alone, and take it back when the loop goes on.
 
     Example::

@@ -13,6 +13,7 @@ from lightning_edit.analysis.sweep.measure import CaseScores
 from lightning_edit.analysis.tuning import search
 from lightning_edit.cli import tune as cli
 from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.weights import weights_hash
 
 DATA = ["--lm", "atlas", "--data", "AtlasDataModule", "--facts", "2"]
 FTM = ["FTM", *DATA, "--only", "[layers,lr]", "--candidates", "[0,4]", "--model.steps", "15"]
@@ -157,6 +158,37 @@ def test_an_editor_of_one_layer_is_not_given_two(
     sweep = ["sweep", "--model", "GRACE", *DATA[2:], "--width", "2", "--run", str(tmp_path / "b")]
     assert main(sweep) == 2
     assert "GRACE edits one layer, got [0, 1] together" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_trial_that_writes_nothing_is_given_up_and_leaves_the_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = []
+    real = cli.run_trial
+
+    def watched(study: Any, *arguments: Any, **options: Any) -> Any:
+        before = weights_hash(study.model)
+        outcomes, seconds = real(study, *arguments, **options)
+        assert weights_hash(study.model) == before
+        tried.append(len(outcomes))
+        return outcomes, seconds
+
+    monkeypatch.setattr(cli, "run_trial", watched)
+    asked = ["FTM", *DATA[:-1], "5", "--only", "[lr]", "--model.steps", "5", "--model.lr", "1e-8"]
+    asked += ["--space", "{lr: [1e-9, 1e-7]}", "--out", str(tmp_path / "new" / "FTM.yaml")]
+    assert tune(tmp_path / "run", *asked, "--trials", "3") == 0
+    assert tried == [5, 3, 3]  # the editor's own settings are tried on all facts
+    said = capsys.readouterr().out
+    assert "Given up: layers 3, lr " in said
+    assert "none of its first 3 facts was written" in said
+    assert "In no trial was an edit held" in said
+    assert not (tmp_path / "new").exists()
+    asked[asked.index("1e-8")] = "2e-3"
+    asked[asked.index("{lr: [1e-9, 1e-7]}")] = "{lr: [1e-3, 1e-2]}"
+    asked[asked.index("--model.steps") + 1] = "15"
+    assert tune(tmp_path / "other", *asked, "--trials", "1") == 0
+    assert (tmp_path / "new" / "FTM.yaml").exists()  # in a folder that was not there
 
 
 @pytest.mark.slow

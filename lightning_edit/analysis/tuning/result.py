@@ -7,7 +7,7 @@ from rich.table import Table
 
 from lightning_edit.analysis.sweep.layers import RankedTrial, rate
 from lightning_edit.analysis.sweep.table import BEST, TIED, ScoreRow, score_table
-from lightning_edit.analysis.tuning.trial import SettingsTrial
+from lightning_edit.analysis.tuning.trial import GIVEN_UP, SettingsTrial
 from lightning_edit.analysis.tuning.tuning import Tuning
 from lightning_edit.types import Mode
 
@@ -58,9 +58,11 @@ class TuningResult:
         return shown if self.own is None or self.own in shown else [*shown, self.own]
 
     def failures(self) -> list[str]:
-        """Return why the first impossible trials were impossible, a line each."""
-        failed = [one for one in self.tried if one.failed is not None]
-        return [f"Impossible: {one.words}: {one.failed}" for one in failed[:_MAX_FAILURES]]
+        """Return why the first impossible trials were so, a line each, and which were given up."""
+        failed = [one for one in self.tried if one.failed not in (None, GIVEN_UP)]
+        lines = [f"Impossible: {one.words}: {one.failed}" for one in failed[:_MAX_FAILURES]]
+        left = [one.words for one in self.tried if one.failed == GIVEN_UP]
+        return lines + [f"Given up: {words}: {GIVEN_UP}" for words in left[:_MAX_FAILURES]]
 
     def settings(self) -> list[str]:
         """Return the settings of the trials in the table, a line each."""
@@ -96,15 +98,9 @@ class TuningResult:
             facts: Number of facts of each trial.
         """
         if self.best is None:
-            missing = [
-                aspect
-                for aspect in self.ranked[0].means
-                if all(one.means[aspect] == 0 for one in self.ranked)
-            ]
-            where = f" ({' and '.join(missing)} 0 in every trial)" if missing else ""
             return (
-                f"In no trial are all shares above 0{where}, so no settings are written. Look at "
-                "other layers, widen the bounds with --space, or take another editor."
+                "In no trial was an edit held, so no settings are written. Look at other layers, "
+                "widen the bounds with --space, or take another editor."
             )
         facts_in_words = "1 fact" if facts == 1 else f"{facts} facts"
         text = f"{BEST} best; ± is the standard error of the harmonic mean over {facts_in_words}. "

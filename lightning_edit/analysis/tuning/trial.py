@@ -1,6 +1,6 @@
 """One trial of a search over settings: which settings, and how each case's edit scored."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,21 @@ from lightning_edit.analysis.sweep.layers import LayerTrial
 from lightning_edit.analysis.sweep.measure import CaseScores
 from lightning_edit.analysis.tuning.space import AUTO, Setting
 from lightning_edit.report.sweep_plots import label
+
+#: Facts after which a trial without any success is given up.
+_FIRST = 3
+#: Why such a trial has no scores.
+GIVEN_UP = f"none of its first {_FIRST} facts was written, so it was not tried on the others"
+
+
+def hopeless(outcomes: Sequence[CaseScores]) -> bool:
+    """Return whether a trial has shown nothing on its first facts, so that the rest is left out.
+
+    Args:
+        outcomes: Scores of the facts so far.
+    """
+    held = [one.values.get("reliability", 0.0) for one in outcomes]
+    return len(held) >= _FIRST and not any(held)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from lightning_edit.analysis.sweep.layers import rate
 from lightning_edit.analysis.tuning.choices import Choices
 from lightning_edit.analysis.tuning.search import STARTUP, Settings, SettingsSearch
-from lightning_edit.analysis.tuning.trial import SettingsTrial
+from lightning_edit.analysis.tuning.trial import GIVEN_UP, SettingsTrial
 from lightning_edit.storage.study_rows import ResumableRows
 
 Attempt = Callable[[list[int], Settings], SettingsTrial]
@@ -46,7 +46,8 @@ class Tuning:
             budget: Seconds of trials, over all resumes together.
             trials: Largest number of trials; ``None``: any number.
         """
-        if len(self.tried) >= STARTUP and all(one.failed for one in self.tried):
+        impossible = [one for one in self.tried if one.failed not in (None, GIVEN_UP)]
+        if len(self.tried) >= STARTUP and len(impossible) == len(self.tried):
             return True
         if self.best_score == 1.0:
             return True

@@ -199,5 +199,5 @@ def test_nothing_that_works_writes_no_settings(tmp_path: Path) -> None:
     )
     result = TuningResult.of(tuning)
     assert result.best is None
-    assert "(reliability 0 in every trial), so no settings are written" in result.advice(1)
+    assert "In no trial was an edit held, so no settings are written" in result.advice(1)
     assert not {"★", "≈"} & set(shown(result))
