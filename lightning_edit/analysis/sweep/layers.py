@@ -16,9 +16,11 @@ from lightning_edit.functional.scores import harmonic_mean
 #: Bootstrap resamples; the error of the spread is then a thirtieth of the spread.
 RESAMPLES = 1000
 
-#: What a mean of zero counts as beside an edit that is held, so that trials without any
-#: generalization, or any locality, are still compared by the rest.
-LEAST = 0.01
+#: What the means of aspects count as at least where the edit itself is held, so that trials without
+#: any generalization, or any locality, are still compared by the rest. Some methods answer no
+#: rewording by design, and of ten facts none may be an accident; an edit that changes every other
+#: answer is of no use.
+LEAST = {"reliability": 0.0, "generalization": 0.1, "locality": 0.01}
 
 
 def candidates(
@@ -93,8 +95,8 @@ class RankedTrial:
     Args:
         tried: The trial.
         means: Mean over cases by aspect; an aspect that no case probes is absent.
-        score: Harmonic mean of the means; one of zero counts as :data:`LEAST` where the edit itself
-            is held.
+        score: Harmonic mean of the means, which count as at least :data:`LEAST` where the edit
+            itself is held.
         spread: Bootstrap standard error of ``score`` over cases.
         ties: Whether it ties with the best: the difference to the best is within two standard
             errors of that difference.
@@ -158,7 +160,8 @@ def _score(means: Float[Tensor, "... a"]) -> Float[Tensor, "..."]:
     A method that answers no rewording (GRACE) would have zero at all its settings otherwise.
     """
     held = means[..., :1]
-    return harmonic_mean(torch.where(held > 0, means.clamp(min=LEAST), means))
+    least = means.new_tensor([LEAST[aspect] for aspect in ASPECTS])
+    return harmonic_mean(torch.where(held > 0, means.maximum(least), means))
 
 
 def _stack_tables(tried: Sequence[LayerTrial]) -> Tensor:

@@ -78,6 +78,15 @@ def test_trials_without_any_generalization_are_compared_by_the_rest() -> None:
 
     ranked = rate([trial(0, 1.0, 0.5), trial(1, 1.0, 1.0), trial(2, 0.5, 1.0), trial(3, 0.0, 1.0)])
     assert [one.tried.layers for one in ranked] == [[1], [0], [2], [3]]
-    assert ranked[0].score == pytest.approx(3 / (1 + 100 + 1))
+    assert ranked[0].score == pytest.approx(3 / (1 + 10 + 1))
     assert ranked[1].score == pytest.approx(ranked[2].score)
     assert ranked[3].score == 0.0  # without the edit itself there is nothing
+
+
+def test_lost_locality_is_worse_than_no_generalization() -> None:
+    def score(held: float, reworded: float, near: float) -> float:
+        values = {"reliability": held, "generalization": reworded, "locality": near}
+        return rate([LayerTrial([0], [CaseScores("a", values)])])[0].score
+
+    assert score(0.9, 0.0, 0.7) > score(0.5, 0.4, 0.1) > score(0.8, 0.8, 0.0) > 0
+    assert score(0.9, 0.3, 0.4) > score(0.9, 0.0, 0.9)
