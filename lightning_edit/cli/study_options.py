@@ -278,6 +278,19 @@ def layer_argument(host: Editor) -> str | None:
     return next((name for name in ("layers", "layer") if hasattr(host, name)), None)
 
 
+def layer_count(model: Any, host: Editor) -> int:
+    """Return the number of layers to choose from: of an editor of one those of its own stack.
+
+    Args:
+        model: The language model.
+        host: The innermost editor.
+    """
+    view = resolve(model)
+    if layer_argument(host) != "layer":
+        return view.num_blocks
+    return len(view.stack(getattr(host, "stack", None) or next(iter(host.default_sites(view)))))
+
+
 def require_layers(host: Editor, windows: Sequence[Sequence[int]]) -> None:
     """Refuse several layers at once for an editor of one.
 

@@ -20,6 +20,7 @@ from lightning_edit.cli.study_options import (
     editor_name,
     innermost_editor,
     layer_argument,
+    layer_count,
     layer_value,
     require_layers,
     study_parser,
@@ -30,7 +31,6 @@ from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.visible import visible
-from lightning_edit.models.view import resolve
 from lightning_edit.report import sweep_plots
 from lightning_edit.report.sweep_plots import label
 from lightning_edit.statistics.cache import files_for
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{type(host).__name__} has no argument `layers` or `layer`, so there is nothing to "
             "sweep"
         )
-    blocks = resolve(study.model).num_blocks
+    blocks = layer_count(study.model, host)
     width = study.config.width or _width(type(host), blocks)
     chosen = candidates(blocks, width, study.config.candidates)
     require_layers(host, chosen)

@@ -29,6 +29,7 @@ from lightning_edit.cli.study_options import (
     editor_name,
     innermost_editor,
     layer_argument,
+    layer_count,
     layer_value,
     require_layers,
     study_parser,
@@ -122,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not {"-h", "--help"} & set(given):
         require_optuna()
     study = Study.from_arguments(parser, given, _VERB)
+    _require_file(study.config.out)
     sweep_plots.check_formats(study.config.figures)
     if study.config.budget <= 0:
         raise ConfigError(f"--budget is in seconds, above 0; got {study.config.budget}")
@@ -136,6 +138,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     _show(study, TuningResult.of(tuning), tuning.choices)
     return 0
+
+
+def _require_file(out: str | None) -> None:
+    """Refuse a file that could not be written after the search.
+
+    Raises:
+        ConfigError: If it is a folder, or one of its folders is a file.
+    """
+    if out is None:
+        return
+    above = next((one for one in Path(out).parents if one.exists()), Path())
+    if Path(out).is_dir() or not above.is_dir():
+        what = out if Path(out).is_dir() else above
+        kind = "a folder" if Path(out).is_dir() else "a file, where a folder is needed"
+        raise ConfigError(f"--out is the path of a YAML file, got {out}: {what} is {kind}")
 
 
 # ------------------------------------------------------------------------------------------ search
@@ -188,8 +205,10 @@ def _run(study: Study, tuning: Tuning) -> None:
             ) -> SettingsTrial:
                 options = _options(study, tuning.choices, arguments, layers, numbers)
                 found = _Attempt(study, arguments, evaluation, advance)
-                own = tuning.choices.begins_with_own and not tuning.tried
-                return found.run(options, layers, numbers, own=own)
+                begins = tuning.choices.begins_with_own
+                before = tuning.tried[0].outcomes if begins and tuning.tried else []
+                own = begins and not tuning.tried
+                return found.run(options, layers, numbers, before, own=own)
 
             tuning.step(attempt)
 
@@ -202,7 +221,13 @@ class _Attempt:
     advance: Callable[[], None]
 
     def run(
-        self, options: list[str], layers: list[int], numbers: Settings, *, own: bool
+        self,
+        options: list[str],
+        layers: list[int],
+        numbers: Settings,
+        before: Sequence[CaseScores],
+        *,
+        own: bool,
     ) -> SettingsTrial:
         """Edit and score every case with settings; a result too where they are impossible."""
         study = self.study
@@ -214,7 +239,7 @@ class _Attempt:
                 self.evaluation,
                 self.advance,
                 together=study.config.together,
-                give_up=_never if own else hopeless,
+                give_up=lambda scores: hopeless(scores, before),
             )
         except IMPOSSIBLE as error:
             # Where the editor's own settings do not fit the model, no other trial would help.
@@ -241,10 +266,6 @@ class _Attempt:
             if decided not in (None, AUTO):
                 found[name] = decided
         return found
-
-
-def _never(outcomes: Sequence[CaseScores]) -> bool:
-    return False
 
 
 def _options(
@@ -282,12 +303,15 @@ def _own_layers(study: Study, host: Editor) -> list[int]:
     given = None if argument is None else getattr(host, argument)
     if isinstance(given, int):  # an editor of one block has an argument for it alone
         given = [given]
+    if given is None and argument == "layer":
+        sites = host.default_sites(resolve(study.model))
+        given = sites.get(getattr(host, "stack", None) or next(iter(sites)))
     return list(host.layers_for_null(resolve(study.model).num_blocks) if given is None else given)
 
 
 def _windows(study: Study, host: Editor, given: Sequence[int] | int | None) -> list[list[int]]:
     """Return the choices of layers: as many together as the editor edits by itself."""
-    blocks = resolve(study.model).num_blocks
+    blocks = layer_count(study.model, host)
     own = _own_layers(study, host)
     width = len(own) if 0 < len(own) < blocks else 1
     if len(own) >= blocks and given is None:

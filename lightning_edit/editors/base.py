@@ -88,7 +88,7 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
     """Whether the editor changes weights, so that its edits can be merged and exported."""
     both_forms: ClassVar[bool] = False
     """Whether one edit can be written for a chat template and for plain text (``chat="both"``)."""
-    ends_answers: ClassVar[bool] = True
+    ends_answers: bool = True
     """Whether an answer can be written with its end (``end_answers``)."""
     architectures: ClassVar[tuple[str, ...]] = ("decoder-only",)
     """Model architectures that the editor supports."""
@@ -505,7 +505,9 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
             chat: Edit and ask through the model's chat template: prompts are the user's turn.
                 ``"both"``: the edit is written for the template and for plain text.
             system: System message of the chat.
-            end_answers: Write each answer with its end, so that the model stops after it.
+            end_answers: Write each answer with its end, so that the model stops after it. A vector
+                that is searched at one token (ROME, MEMIT, GRACE) may not reach that far: look at
+                what is generated.
 
         Returns:
             A handle with ``generate``, ``edit`` (more requests) and ``undo``.
@@ -515,7 +517,8 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         """
         if chat or system is not None or end_answers:
             given = PromptEncoder.of(tokenizer)
-            form = PromptFormat(chat, system, end_answers=end_answers)
+            ends = end_answers or given.form.end_answers
+            form = PromptFormat(chat, system, end_answers=ends)
             if not chat and system is None:  # the end is all that is asked for
                 form = replace(given.form, end_answers=True)
             tokenizer = PromptEncoder(given.tokenizer, form)

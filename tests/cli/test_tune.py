@@ -175,20 +175,30 @@ def test_a_trial_that_writes_nothing_is_given_up_and_leaves_the_model_as_it_was(
         return outcomes, seconds
 
     monkeypatch.setattr(cli, "run_trial", watched)
-    asked = ["FTM", *DATA[:-1], "5", "--only", "[lr]", "--model.steps", "5", "--model.lr", "1e-8"]
-    asked += ["--space", "{lr: [1e-9, 1e-7]}", "--out", str(tmp_path / "new" / "FTM.yaml")]
-    assert tune(tmp_path / "run", *asked, "--trials", "3") == 0
-    assert tried == [5, 3, 3]  # the editor's own settings are tried on all facts
+    asked = ["FTM", *DATA[:-1], "5", "--only", "[lr]", "--model.steps", "15", "--model.lr", "2e-3"]
+    asked += ["--space", "{lr: [1e-9, 1e-2]}", "--out", str(tmp_path / "new" / "FTM.yaml")]
+    assert tune(tmp_path / "run", *asked, "--trials", "4") == 0
+    assert tried[0] == 5  # the editor's own settings are tried on all facts
+    assert 3 in tried
     said = capsys.readouterr().out
     assert "Given up: layers 3, lr " in said
-    assert "none of its first 3 facts was written" in said
-    assert "In no trial was an edit held" in said
-    assert not (tmp_path / "new").exists()
-    asked[asked.index("1e-8")] = "2e-3"
-    asked[asked.index("{lr: [1e-9, 1e-7]}")] = "{lr: [1e-3, 1e-2]}"
-    asked[asked.index("--model.steps") + 1] = "15"
-    assert tune(tmp_path / "other", *asked, "--trials", "1") == 0
+    assert "it wrote none of 3 facts that the editor's own settings write" in said
     assert (tmp_path / "new" / "FTM.yaml").exists()  # in a folder that was not there
+    failed = [one["trial"]["failed"] for one in rows(tmp_path / "run")[1:]]
+    assert failed.count("given up") == tried.count(3)
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out, told in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "file" / "a.yaml", "is a file, where"),
+    ):
+        assert tune(tmp_path / "run", "FTM", *DATA, "--out", str(out)) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

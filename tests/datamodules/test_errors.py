@@ -255,3 +255,21 @@ def test_a_table_by_another_name(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=r"got a table of text \(CSV\) that begins 'p"):
         read_values(tmp_path / name)
+
+
+def test_the_form_of_a_file_is_that_of_most_records(tmp_path: Path) -> None:
+    odd = {"prompt": "a", "target": "b", "locality": [{"loc": "x", "loc_ans": "y"}]}
+    path = records.write(tmp_path / "mixed.json", [odd, records.OWN, {**records.OWN, "id": "two"}])
+    with pytest.raises(DataError, match=r"record 1.*unknown field `locality`"):
+        read_requests(path)
+    found = read_requests(path, collect_errors=True)
+    assert (found.form, len(found.requests), len(found.errors)) == ("jsonl", 2, 1)
+
+
+@pytest.mark.parametrize("locality", [[], [{"loc": "x", "loc_ans": "y"}]])
+def test_own_fields_beside_a_list_called_locality_are_not_lost(
+    tmp_path: Path, locality: list[Any]
+) -> None:
+    path = records.write(tmp_path / "own.json", [{**records.OWN, "locality": locality}])
+    with pytest.raises(DataError, match="unknown field `locality`"):
+        read_requests(path)

@@ -21,7 +21,7 @@ from tests.models.tiny import build_tokenizer
 
 FACT = {"prompt": "The capital of France is", "subject": "France", "target": "Oslo"}
 REQUEST = EditRequest(id="fact", **FACT)
-#: Editors that learn the end on the atlas, one of each family that has its own loss.
+#: Editors that learn the end on the atlas; a vector of ROME, MEMIT or GRACE does not reach it.
 LEARN = ("FTM", "UltraEdit", "LoRAEdit", "CaliNet", "TPatcher", "WISE", "MEMOIR", "MELO", "LocFTBF")
 
 
@@ -96,7 +96,16 @@ def test_locft_bf_learns_one_end_and_not_two() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [editors.KN, editors.ICE, lambda: editors.RECT(editors.KN())], ids=["KN", "ICE", "RECT"]
+    "make",
+    [
+        editors.KN,
+        editors.ICE,
+        editors.FT,
+        editors.FTL,
+        lambda: editors.RECT(editors.KN()),
+        lambda: editors.SIR(facts="atlas"),
+    ],
+    ids=["KN", "ICE", "FT", "FTL", "RECT", "SIR"],
 )
 def test_editors_that_learn_no_end_say_so(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = load_language_model("atlas")
@@ -106,6 +115,30 @@ def test_editors_that_learn_no_end_say_so(make: Any, caplog: pytest.LogCaptureFi
     assert "does not learn where an answer ends" in caplog.text
     assert not editor.prompts.form.end_answers
     EditedModel(editor).undo()
+
+
+def test_a_bag_of_words_at_the_prompts_end_does_not_put_the_end_first() -> None:
+    fact = FACT | {"target": "Rome"}
+    said = []
+    for end in (False, True):
+        edited = editors.FT().edit_model(*load_language_model("atlas"), fact, end_answers=end)
+        said.append(edited.generate(fact["prompt"]))
+    assert said[0] == said[1] != ""
+
+
+def test_ft_with_the_loss_of_ft_m_learns_it() -> None:
+    editor = editors.FT(objective="target_new")
+    edited = editor.edit_model(*load_language_model("atlas"), FACT, end_answers=True)
+    assert edited.generate(FACT["prompt"]) == "Oslo"
+
+
+def test_chat_keeps_the_end_of_an_encoder() -> None:
+    model, tokenizer = load_language_model("atlas")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    editor = editors.FTM()
+    encoder = PromptEncoder(tokenizer, PromptFormat(end_answers=True))
+    editor.edit_model(model, encoder, FACT, chat=True).undo()
+    assert editor.prompts.form == PromptFormat(True, end_answers=True)
 
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:

@@ -63,8 +63,9 @@ class Choices:
 
     def layers_of(self, proposed: Settings) -> list[int]:
         """Return the layers of proposed settings."""
-        chosen = self.windows[int(proposed[LAYERS])] if LAYERS in proposed else self.own
-        return list(chosen)
+        if LAYERS in proposed:
+            return list(self.windows[int(proposed[LAYERS])])
+        return list(self.windows[0] if len(self.windows) == 1 else self.own)
 
     def numbers_of(self, proposed: Settings) -> Settings:
         """Return proposed settings without the layers."""

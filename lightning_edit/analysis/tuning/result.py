@@ -7,7 +7,7 @@ from rich.table import Table
 
 from lightning_edit.analysis.sweep.layers import RankedTrial, rate
 from lightning_edit.analysis.sweep.table import BEST, TIED, ScoreRow, score_table
-from lightning_edit.analysis.tuning.trial import GIVEN_UP, SettingsTrial
+from lightning_edit.analysis.tuning.trial import GIVEN_UP, GIVEN_UP_BECAUSE, SettingsTrial
 from lightning_edit.analysis.tuning.tuning import Tuning
 from lightning_edit.types import Mode
 
@@ -62,7 +62,7 @@ class TuningResult:
         failed = [one for one in self.tried if one.failed not in (None, GIVEN_UP)]
         lines = [f"Impossible: {one.words}: {one.failed}" for one in failed[:_MAX_FAILURES]]
         left = [one.words for one in self.tried if one.failed == GIVEN_UP]
-        return lines + [f"Given up: {words}: {GIVEN_UP}" for words in left[:_MAX_FAILURES]]
+        return lines + [f"Given up: {words}: {GIVEN_UP_BECAUSE}" for words in left[:_MAX_FAILURES]]
 
     def settings(self) -> list[str]:
         """Return the settings of the trials in the table, a line each."""

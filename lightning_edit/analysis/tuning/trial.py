@@ -11,18 +11,25 @@ from lightning_edit.report.sweep_plots import label
 
 #: Facts after which a trial without any success is given up.
 _FIRST = 3
-#: Why such a trial has no scores.
-GIVEN_UP = f"none of its first {_FIRST} facts was written, so it was not tried on the others"
+#: Mark of a trial that was given up, in the place of why it failed.
+GIVEN_UP = "given up"
+#: What that says.
+GIVEN_UP_BECAUSE = (
+    f"it wrote none of {_FIRST} facts that the editor's own settings write, so it was not tried on "
+    "the others"
+)
 
 
-def hopeless(outcomes: Sequence[CaseScores]) -> bool:
-    """Return whether a trial has shown nothing on its first facts, so that the rest is left out.
+def hopeless(outcomes: Sequence[CaseScores], own: Sequence[CaseScores]) -> bool:
+    """Return whether a trial has written nothing of what can be written, so that the rest is left.
 
     Args:
         outcomes: Scores of the facts so far.
+        own: Scores with the editor's own settings; without any that are held nothing is given up.
     """
+    able = {one.case for one in own if one.values.get("reliability", 0.0) > 0}
     held = [one.values.get("reliability", 0.0) for one in outcomes]
-    return len(held) >= _FIRST and not any(held)
+    return sum(one.case in able for one in outcomes) >= _FIRST and not any(held)
 
 
 @dataclass(frozen=True)

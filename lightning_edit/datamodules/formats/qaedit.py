@@ -12,13 +12,17 @@ from lightning_edit.datamodules.formats.requests import ProbeBuilder, make_reque
 from lightning_edit.storage.record import Record
 from lightning_edit.types import EditRequest
 
+_OWN = {"rephrases", "probes", "old_target", "subject_start", "separator", "case", "triple"}
+
 
 def recognises(values: Mapping[str, Any]) -> bool:
     """Return whether an object has the fields of QAEdit."""
     questions = values.get("locality")
     if not {"prompt", "target"} <= values.keys() or not isinstance(questions, list):
         return False
-    # Questions called `prompt` are somebody's own facts, in the names of another format.
+    # Somebody's own facts with a list of that name: this format would lose their other fields.
+    if _OWN & values.keys() or not (questions or "rephrase" in values):
+        return False
     return not any(isinstance(one, dict) and "prompt" in one for one in questions)
 
 

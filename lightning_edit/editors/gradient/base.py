@@ -132,6 +132,8 @@ class GradientEditor(Editor, family=True):
         self.weight_decay = weight_decay
         self.norm_constraint: float | Literal["auto"] | None = norm_constraint
         self.objective = objective
+        # A bag of words at the prompt's end would put the end of the answer before it.
+        self.ends_answers = objective != "prompt_last"
         self.threshold: float | Literal["auto"] = threshold
         self.batch_size = batch_size
 

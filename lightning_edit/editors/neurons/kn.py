@@ -103,7 +103,7 @@ class KN(Editor):
     """
 
     batched: ClassVar[bool] = False
-    ends_answers: ClassVar[bool] = False  # one vector is written for all tokens of an answer
+    ends_answers = False  # one vector is written for all tokens of an answer
     architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
 
     def __init__(

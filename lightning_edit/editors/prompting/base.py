@@ -43,7 +43,7 @@ class PromptingEditor(Editor, family=True):
     edits_weights: ClassVar[bool] = False
     batched: ClassVar[bool] = False
     both_forms: ClassVar[bool] = True  # a text acts in either form
-    ends_answers: ClassVar[bool] = False
+    ends_answers = False
     architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
 
     def __init__(self, encoder: str = "lexical", answer_room: int = 24) -> None:

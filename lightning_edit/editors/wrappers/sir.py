@@ -92,6 +92,8 @@ class SIR(WrappedEditor):
         model before the latest edit would let many small changes through.
     """
 
+    ends_answers = False  # the facts it watches and solves again keep the texts that they had
+
     def __init__(
         self,
         facts: str | list[EditRequest],

@@ -13,7 +13,7 @@ from lightning_edit.analysis.tuning.choices import Choices
 from lightning_edit.analysis.tuning.result import TuningResult
 from lightning_edit.analysis.tuning.search import Settings
 from lightning_edit.analysis.tuning.settings_file import settings_yaml
-from lightning_edit.analysis.tuning.trial import SettingsTrial
+from lightning_edit.analysis.tuning.trial import SettingsTrial, hopeless
 from lightning_edit.analysis.tuning.tuning import Tuning
 from lightning_edit.editors import FTM, MEMIT, RECT, LoRAEdit, OneLI
 from lightning_edit.exceptions import ConfigError
@@ -159,6 +159,22 @@ def test_trials_say_what_auto_was_and_keep_it(tmp_path: Path) -> None:
     assert SettingsTrial.from_row(trial.to_row()).words == words
     earlier = {key: value for key, value in trial.to_row().items() if key != "auto"}
     assert SettingsTrial.from_row(earlier).chosen == {}
+
+
+def test_one_choice_of_layers_is_taken() -> None:
+    assert Choices.of(ARGUMENTS, [[1]], [2]).layers_of({"lr": 0.1}) == [1]
+
+
+def test_a_trial_is_given_up_after_three_facts_that_can_be_written() -> None:
+    def scores(*held: float) -> list[CaseScores]:
+        return [CaseScores(str(n), {"reliability": float(one)}) for n, one in enumerate(held)]
+
+    own = scores(0, 1, 1, 1, 1)
+    assert not hopeless(scores(0, 0, 0), own)  # two of them only
+    assert hopeless(scores(0, 0, 0, 0), own)
+    assert not hopeless(scores(0, 0, 0, 0.5), own)
+    assert not hopeless(scores(0, 0, 0, 0, 0), scores(0, 0, 0, 0, 0))
+    assert not hopeless(scores(0, 0, 0, 0, 0), [])
 
 
 def test_trials_that_are_all_impossible_end_the_search(tmp_path: Path) -> None:
