@@ -107,8 +107,8 @@ def test_layers_and_modules_are_the_models_own(path: Path) -> None:
     assert layers == sorted(set(layers))
     assert all(0 <= layer < model.blocks for layer in [*layers, given.get("middle_layer", 0)])
     names = {name for name, _ in model.tiny().named_modules()}
-    assert set(given.get("modules", [])) <= names
-    assert set(given.get("targets", [])) <= {name.rpartition(".")[2] for name in names}
+    assert set(given.get("modules") or []) <= names
+    assert set(given.get("targets") or []) <= {name.rpartition(".")[2] for name in names}
 
 
 def is_found(path: Path) -> bool:
