@@ -278,6 +278,19 @@ def layer_argument(host: Editor) -> str | None:
     return next((name for name in ("layers", "layer") if hasattr(host, name)), None)
 
 
+def own_sites(model: Any, host: Editor) -> tuple[list[int], int]:
+    """Return the default layers of an editor of one, and the number of blocks of its stack.
+
+    Args:
+        model: The language model.
+        host: The innermost editor.
+    """
+    view = resolve(model)
+    sites = host.default_sites(view)
+    stack = getattr(host, "stack", None) or next(iter(sites))
+    return sites.get(stack, []), len(view.stack(stack))
+
+
 def layer_count(model: Any, host: Editor) -> int:
     """Return the number of layers to choose from: of an editor of one those of its own stack.
 
@@ -285,10 +298,8 @@ def layer_count(model: Any, host: Editor) -> int:
         model: The language model.
         host: The innermost editor.
     """
-    view = resolve(model)
-    if layer_argument(host) != "layer":
-        return view.num_blocks
-    return len(view.stack(getattr(host, "stack", None) or next(iter(host.default_sites(view)))))
+    one = layer_argument(host) == "layer"
+    return own_sites(model, host)[1] if one else resolve(model).num_blocks
 
 
 def require_layers(host: Editor, windows: Sequence[Sequence[int]]) -> None:

@@ -31,6 +31,7 @@ from lightning_edit.cli.study_options import (
     layer_argument,
     layer_count,
     layer_value,
+    own_sites,
     require_layers,
     study_parser,
 )
@@ -304,8 +305,7 @@ def _own_layers(study: Study, host: Editor) -> list[int]:
     if isinstance(given, int):  # an editor of one block has an argument for it alone
         given = [given]
     if given is None and argument == "layer":
-        sites = host.default_sites(resolve(study.model))
-        given = sites.get(getattr(host, "stack", None) or next(iter(sites)))
+        given = own_sites(study.model, host)[0] or None
     return list(host.layers_for_null(resolve(study.model).num_blocks) if given is None else given)
 
 

@@ -61,3 +61,16 @@ def harmonic_mean(values: Float[Tensor, "... a"]) -> Float[Tensor, "..."]:
     measured = ~values.isnan()
     inverse = torch.where(measured, values.reciprocal(), 0.0)
     return measured.sum(-1) / inverse.sum(-1)
+
+
+def held_mean(values: Float[Tensor, "... a"], least: Float[Tensor, " a"]) -> Float[Tensor, "..."]:
+    """Return the harmonic mean over the last axis, of which the first value is indispensable.
+
+    Where it is above 0 the others count as at least ``least``; where it is 0 the mean is 0.
+
+    Args:
+        values: Shares, 0 to 1. A part that was not measured is NaN and left out.
+        least: What each value counts as at least; of the first one 0.
+    """
+    held = values[..., :1] > 0
+    return harmonic_mean(torch.where(held, values.maximum(least), values))

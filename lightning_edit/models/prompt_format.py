@@ -33,7 +33,7 @@ class PromptFormat:
         chat_options: Further variables of the chat template, such as ``enable_thinking: false``.
         end_answers: An answer is learnt with its end, a chat's end of turn or EOS, so that the
             model says it and stops. ``False``: the answer alone, as published methods do; the model
-            goes on from it as it likes. Scores of an answer never count its end.
+            goes on from it as it likes. Scores of a run do not count its end.
 
     Raises:
         ConfigError: If a system message or template variables are given without ``chat``, or

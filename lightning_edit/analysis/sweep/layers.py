@@ -5,22 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, table_of
+from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, study_score, table_of
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.bootstrap import Resampling
-from lightning_edit.functional.scores import harmonic_mean
 
 #: Bootstrap resamples; the error of the spread is then a thirtieth of the spread.
 RESAMPLES = 1000
-
-#: What the means of aspects count as at least where the edit itself is held, so that trials without
-#: any generalization, or any locality, are still compared by the rest. Some methods answer no
-#: rewording by design, and of ten facts none may be an accident; an edit that changes every other
-#: answer is of no use.
-LEAST = {"reliability": 0.0, "generalization": 0.1, "locality": 0.01}
 
 
 def candidates(
@@ -95,8 +87,7 @@ class RankedTrial:
     Args:
         tried: The trial.
         means: Mean over cases by aspect; an aspect that no case probes is absent.
-        score: Harmonic mean of the means, which count as at least :data:`LEAST` where the edit
-            itself is held.
+        score: :func:`~lightning_edit.analysis.sweep.measure.study_score` of the means.
         spread: Bootstrap standard error of ``score`` over cases.
         ties: Whether it ties with the best: the difference to the best is within two standard
             errors of that difference.
@@ -131,9 +122,9 @@ def rate(tried: Sequence[LayerTrial], seed: int = 0) -> list[RankedTrial]:
         return []
     values = _stack_tables(measured)
     means = values.nanmean(1)
-    scores = _score(means)
+    scores = study_score(means)
     draws = Resampling(values.shape[1], resamples=RESAMPLES, seed=seed)
-    resampled = _score(torch.from_numpy(draws.table_means(values.double().numpy())))
+    resampled = study_score(torch.from_numpy(draws.table_means(values.double().numpy())))
     best = int(scores.argmax())
     behind = scores[best] - scores
     errors = (resampled[best] - resampled).std(1)
@@ -152,16 +143,6 @@ def rate(tried: Sequence[LayerTrial], seed: int = 0) -> list[RankedTrial]:
         for number, one in enumerate(measured)
     ]
     return sorted(rated, key=lambda one: -one.score)
-
-
-def _score(means: Float[Tensor, "... a"]) -> Float[Tensor, "..."]:
-    """Return harmonic means over aspects, the edit itself first: without it there is nothing.
-
-    A method that answers no rewording (GRACE) would have zero at all its settings otherwise.
-    """
-    held = means[..., :1]
-    least = means.new_tensor([LEAST[aspect] for aspect in ASPECTS])
-    return harmonic_mean(torch.where(held > 0, means.maximum(least), means))
 
 
 def _stack_tables(tried: Sequence[LayerTrial]) -> Tensor:

@@ -12,15 +12,29 @@ from torch import Tensor
 
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.functional.measures import mean
+from lightning_edit.functional.scores import held_mean
 from lightning_edit.metrics.aspects import request_means
 from lightning_edit.types import EditRequest, Mode
 
 #: Aspects of a study.
 ASPECTS: tuple[str, ...] = ("reliability", "generalization", "locality")
+#: What the mean of each aspect counts as at least where the edit itself is held, so that settings
+#: without any generalization, or any locality, are still compared by the rest. Some methods answer
+#: no rewording by design; an edit that changes every other answer is of no use.
+LEAST = (0.0, 0.1, 0.01)
 #: Measure that decides in a mode whether an answer is right, as in a run's table.
 _RIGHT: dict[Mode, str] = {"tf": "em", "gen": "answer"}
 
 Case = list[EditRequest]
+
+
+def study_score(means: Float[Tensor, "... a"]) -> Float[Tensor, "..."]:
+    """Return what a study compares: the harmonic mean over aspects, each at least :data:`LEAST`.
+
+    Args:
+        means: Means of :data:`ASPECTS`; NaN where no case asks about one.
+    """
+    return held_mean(means, means.new_tensor(LEAST))
 
 
 def measure_of(aspect: str, mode: Mode) -> str:

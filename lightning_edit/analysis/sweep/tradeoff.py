@@ -5,14 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, table_of
+from lightning_edit.analysis.sweep.measure import ASPECTS, CaseScores, study_score, table_of
 from lightning_edit.editors.wrappers.one_li import scaled
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edit_loop import written_alone
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.functional.scores import harmonic_mean
 from lightning_edit.storage.study_rows import ResumableRows
 from lightning_edit.types import EditBatch, Mode
 
@@ -38,7 +37,7 @@ class Point:
     Args:
         weight: Interpolation weight α.
         means: Mean over cases by aspect.
-        score: Harmonic mean of the means.
+        score: :func:`~lightning_edit.analysis.sweep.measure.study_score` of the means.
     """
 
     weight: float
@@ -56,7 +55,7 @@ class Point:
         means = table_of(outcomes).nanmean(0)
         found = zip(ASPECTS, means, strict=True)
         by_aspect = {aspect: float(value) for aspect, value in found if not value.isnan()}
-        return cls(weight, by_aspect, float(harmonic_mean(means)))
+        return cls(weight, by_aspect, float(study_score(means)))
 
     def to_row(self) -> dict[str, Any]:
         """Convert to plain containers for JSON."""

@@ -146,3 +146,11 @@ def test_weights_are_sorted_and_a_point_averages_cases() -> None:
         check_weights([-0.1])
     outcomes = [CaseScores("a", {"reliability": 1.0}), CaseScores("b", {"reliability": 0.5})]
     assert Point.of(0.5, outcomes).to_row() == {"alpha": 0.5, "reliability": 0.75, "score": 0.75}
+
+
+def test_an_edit_that_answers_no_rewording_is_compared_by_the_rest() -> None:
+    def score(held: float, near: float) -> float:
+        values = {"reliability": held, "generalization": 0.0, "locality": near}
+        return Point.of(0.5, [CaseScores("a", values)]).score
+
+    assert score(1.0, 0.9) > score(1.0, 0.5) > score(0.0, 1.0) == 0.0
