@@ -47,6 +47,8 @@ class ForwardPass:
         within: Context in which the model is called, such as another attention function.
         prompt_ends: Position of the prompt's last token in each line of the input; ``None`` where
             prompts share tokens.
+        read_prompts: Returns further arguments, of which the prompts are read when the pass is run
+            (the states of an encoder).
     """
 
     inputs: Mapping[str, Tensor]
@@ -54,6 +56,7 @@ class ForwardPass:
     places: Places
     within: Callable[[Any], AbstractContextManager[None]] = lambda _: nullcontext()
     prompt_ends: Sequence[int] | None = None
+    read_prompts: Callable[[], Mapping[str, Any]] = dict
 
 
 @runtime_checkable
@@ -113,7 +116,7 @@ def run_pass(
     """
     # The observer comes last: it may know better, as for running text.
     with telling(model, one.prompt_ends), observer(one.prompt_ends), one.within(model):
-        return logits_at(model, one.inputs, one.places)
+        return logits_at(model, {**one.read_prompts(), **one.inputs}, one.places)
 
 
 def logits_at(
@@ -126,7 +129,7 @@ def logits_at(
 
     Args:
         model: A Hugging Face language model.
-        inputs: Its arguments, tensors or tuples of some, without a cache.
+        inputs: Its arguments, without a cache: tensors, tuples of some, or an encoder's outputs.
         places: Lines and positions that are read.
         parameters: Values that replace the model's parameters, by name; gradients flow to them.
     """
@@ -145,7 +148,10 @@ def logits_at(
 
 def _placed(value: Any, device: torch.device) -> Any:
     """Move tensors, also those of a tuple (the states of an encoder), to a device."""
-    return value.to(device) if isinstance(value, Tensor) else tuple(one.to(device) for one in value)
+    if isinstance(value, Tensor):
+        return value.to(device)
+    # An encoder's outputs are where the model left them, and where it wants them.
+    return tuple(one.to(device) for one in value) if isinstance(value, tuple) else value
 
 
 def wide(logits: Float[Tensor, "p v"]) -> Float[Tensor, "p v"]:

@@ -19,6 +19,7 @@ from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_pass import PassObserver, unobserved
+from lightning_edit.inference.encoded_prompts import EncodedPrompts
 from lightning_edit.inference.model_call import calls_of
 from lightning_edit.models.prompt_encoder import Ids, PromptEncoder
 
@@ -82,6 +83,8 @@ class GreedyGenerator:
         ranks: The processes that generate together; each takes whole batches.
         rows_may_leave: Whether rows may leave a batch whose prompts are read; not with edits that
             decide once a prompt and keep the decisions by row.
+        encoded: Prompts that the encoder of two stacks has read and will read; ``None``: each batch
+            reads its own.
     """
 
     def __init__(
@@ -93,8 +96,10 @@ class GreedyGenerator:
         observer: PassObserver = unobserved,
         ranks: OneProcess = ALONE,
         rows_may_leave: bool = True,
+        encoded: EncodedPrompts | None = None,
     ) -> None:
         self.model: Any = model
+        self.encoded = encoded
         # `generate` goes on from a given cache only where its settings name no kind of cache; a
         # model that only scores may have no settings.
         settings = getattr(model, "generation_config", None)
@@ -255,9 +260,11 @@ class GreedyGenerator:
         # The model's generation settings may penalise or forbid tokens, or with a least length (as
         # BART's for summaries have) the end of an answer; greedy decoding must not.
         stopping = StoppingCriteriaList([_StopAtTexts(self.prompts, self.stop, start)])
+        read = {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
+        if self.encoded is not None:
+            read |= self.encoded.inputs([row.tokens for row in rows])
         output = self.model.generate(
-            input_ids=ids.to(self._device),
-            attention_mask=mask.to(self._device),
+            **read,
             max_new_tokens=limit + forced + closes,
             do_sample=False,
             num_beams=1,

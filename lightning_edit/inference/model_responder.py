@@ -11,6 +11,7 @@ from torch import nn
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.functional.scores import token_scores
 from lightning_edit.inference.answer_pass import PassBackend, ReadRow, run_pass
+from lightning_edit.inference.encoded_prompts import EncodedPrompts, parts_of
 from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.generation import (
     LINE_BREAK,
@@ -156,29 +157,58 @@ class ModelResponder(Responder):
         stop: Sequence[str],
     ) -> tuple[list[TokenScores], list[str]]:
         rows = self._rows([*statements, *likely])
-        generator = GreedyGenerator(
-            self.model,
-            self.prompts,
-            self.batch_size,
-            stop,
-            self.observe,
-            self.ranks,
-            rows_may_leave=self.shares_prompts,
-        )
         prompts = self._generation_prompts(questions)
-        force = self._teacher_forcing()
-        end = self.layout.after_answer
-        ahead: dict[AnswerRow, Ids] = {}
-        if prompts and generator.is_plain and not self.prompts.two_stacks:
-            ahead = dict.fromkeys((rows[one] for one in likely), end)
         with evaluating(self.model):
-            asked = {rows[one] for one in statements} | set(ahead)
-            forced = force(asked, ahead) if asked else {}
-            argmax = {(row[0], row[1] + end): forced[row].chosen for row in ahead}
-            known = _partial_continuations(generator, set(prompts), argmax)
-            texts = generator.texts(known) if known else {}
+            if self.prompts.two_stacks:
+                forced, texts = self._ask_two_stacks(
+                    [rows[one] for one in statements], prompts, stop
+                )
+            else:
+                forced, texts = self._ask_decoder(
+                    [rows[one] for one in statements], prompts, [rows[one] for one in likely], stop
+                )
         scores = [_scores(rows[one], forced[rows[one]]) for one in statements]
         return scores, [texts[prompt] for prompt in prompts]
+
+    def _ask_decoder(
+        self,
+        rows: Sequence[AnswerRow],
+        prompts: Sequence[Prompt],
+        likely: Sequence[AnswerRow],
+        stop: Sequence[str],
+    ) -> tuple[dict[AnswerRow, ForcedAnswer], dict[Prompt, str]]:
+        """Score rows of a decoder, and start continuations from the passes that did."""
+        generator = self._generator(stop)
+        end = self.layout.after_answer
+        ahead: dict[AnswerRow, Ids] = {}
+        if prompts and generator.is_plain:
+            ahead = dict.fromkeys(likely, end)
+        asked = set(rows) | set(ahead)
+        forced = self._teacher_forcing()(asked, ahead) if asked else {}
+        argmax = {(row[0], row[1] + end): forced[row].chosen for row in ahead}
+        known = _partial_continuations(generator, set(prompts), argmax)
+        return forced, generator.texts(known) if known else {}
+
+    def _ask_two_stacks(
+        self, rows: Sequence[AnswerRow], prompts: Sequence[Prompt], stop: Sequence[str]
+    ) -> tuple[dict[AnswerRow, ForcedAnswer], dict[Prompt, str]]:
+        """Score rows and continue prompts; what the encoder makes of a prompt serves both."""
+        asked: dict[Ids, tuple[set[AnswerRow], set[Prompt]]] = {}
+        for row in rows:
+            asked.setdefault(row[0], (set(), set()))[0].add(row)
+        for prompt in prompts:
+            asked.setdefault(prompt[0], (set(), set()))[1].add(prompt)
+        forced: dict[AnswerRow, ForcedAnswer] = {}
+        texts: dict[Prompt, str] = {}
+        for part in parts_of(asked):
+            encoded = self.layout.encoded(self.model)
+            answers = {row for some, _ in part.values() for row in some}
+            if answers:
+                forced |= self._teacher_forcing(encoded)(answers, {})
+            begun = {one: PartialContinuation() for _, some in part.values() for one in some}
+            if begun:
+                texts |= self._generator(stop, encoded).texts(begun)
+        return forced, texts
 
     def guess_after_answer(self, statements: Sequence[Statement]) -> Ids:
         """Guess the token that the model generates after an answer, such as a full stop.
@@ -209,9 +239,29 @@ class ModelResponder(Responder):
         token = min(counts, key=lambda token: (-counts[token], token), default=None)
         return () if token is None or token in generator.ends else (token,)
 
-    def _teacher_forcing(self) -> TeacherForcing:
+    def _teacher_forcing(self, encoded: EncodedPrompts | None = None) -> TeacherForcing:
         return TeacherForcing(
-            self.model, self.batch_size, self.layout, self.backend, self.observe, self.ranks
+            self.model,
+            self.batch_size,
+            self.layout,
+            self.backend,
+            self.observe,
+            self.ranks,
+            encoded,
+        )
+
+    def _generator(
+        self, stop: Sequence[str], encoded: EncodedPrompts | None = None
+    ) -> GreedyGenerator:
+        return GreedyGenerator(
+            self.model,
+            self.prompts,
+            self.batch_size,
+            stop,
+            self.observe,
+            self.ranks,
+            self.shares_prompts,
+            encoded,
         )
 
     def _running(self, prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:

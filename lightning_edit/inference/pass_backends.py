@@ -11,6 +11,7 @@ from lightning_edit.functional.padding import pad, prediction_places
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_pass import ForwardPass, Ids, ReadRow
 from lightning_edit.inference.answer_rows import start_tokens
+from lightning_edit.inference.encoded_prompts import EncodedPrompts
 from lightning_edit.inference.prefix_tree import TokenTree, prefix_batches, tree_attention
 
 #: Maximum number of tokens in a prefix tree. Every token attends over all of them, so a larger tree
@@ -103,9 +104,19 @@ class PrefixTree:
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """Two stacks: prompts go to the encoder, answers after the start token to the decoder."""
+    """Two stacks: prompts go to the encoder, answers after the start token to the decoder.
 
-    shares_prefixes: bool = False
+    Args:
+        encoded: States of prompts, which are encoded once for all their answers; ``None``: a row
+            of the encoder per answer, for edits that decide once a prompt.
+    """
+
+    encoded: EncodedPrompts | None = None
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether prompts are encoded once."""
+        return self.encoded is not None
 
     def passes(self, model: Any, rows: Sequence[ReadRow], batch_size: int) -> Iterator[ForwardPass]:
         """Yield padded passes; see ``PassBackend``.
@@ -119,17 +130,18 @@ class EncoderDecoder:
         lengths = [len(row.context) + len(row.fed) for row in rows]
         for numbers in length_sorted(lengths, batch_size):
             batch = [rows[number] for number in numbers]
-            ids, mask = pad([row.context for row in batch])
+            contexts = [row.context for row in batch]
             decoder_ids, decoder_mask = pad([(*start, *row.fed) for row in batch])
-            inputs = {
-                "input_ids": ids,
-                "attention_mask": mask,
-                "decoder_input_ids": decoder_ids,
-                "decoder_attention_mask": decoder_mask,
-            }
+            inputs = {"decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask}
             sizes = [len(row.fed) + 1 for row in batch]
             places = prediction_places([len(start)] * len(batch), sizes)
-            ends = [len(row.context) - 1 for row in batch]
+            if self.encoded is not None:
+                read = partial(self.encoded.inputs, contexts)
+                yield ForwardPass(inputs, numbers, places, read_prompts=read)
+                continue
+            ids, mask = pad(contexts)
+            inputs |= {"input_ids": ids, "attention_mask": mask}
+            ends = [len(context) - 1 for context in contexts]
             yield ForwardPass(inputs, numbers, places, prompt_ends=ends)
 
 

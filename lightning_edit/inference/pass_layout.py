@@ -1,6 +1,6 @@
-"""Layout of forward passes (prefix tree or padded rows), chosen once per run and recorded.
+"""Layout of forward passes (what texts share, and how), chosen once per run and recorded.
 
-The two layouts give the same results except for the last bits. If the layout were chosen at every
+The layouts give the same results except for the last bits. If the layout were chosen at every
 pass, a run would depend on what the process did before, so it is chosen before the first pass,
 recorded in the run folder, and kept until the run ends.
 """
@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_edit.exceptions import PassLayoutError
 from lightning_edit.inference.answer_pass import PassBackend
+from lightning_edit.inference.encoded_prompts import EncodedPrompts
 from lightning_edit.inference.model_call import calls_of
 from lightning_edit.inference.packed.backend import packable
 from lightning_edit.inference.pass_backends import (
@@ -22,7 +23,7 @@ from lightning_edit.inference.pass_backends import (
     PrefixTree,
 )
 
-Kind = Literal["prefix_tree", "padded", "plain"]
+Kind = Literal["prefix_tree", "padded", "plain", "encoded_once"]
 #: Module of the hooks with which transformers records hidden states and attention. It leaves them
 #: on the model after the first call that asks for them; they do nothing in any other call.
 _RECORDERS = "transformers.utils.output_capturing"
@@ -30,12 +31,14 @@ _RECORDERS = "transformers.utils.output_capturing"
 
 @dataclass(frozen=True)
 class PassLayout:
-    """Forward-pass layout of one run: prefix tree or padded rows.
+    """Forward-pass layout of one run: prefix tree, padded rows, or prompts that are encoded once.
 
     Args:
         kind: ``prefix_tree``: shared prefixes are computed once, in one row with a tree attention
             mask. ``padded``: padded rows, where a text that is the beginning of another is read in
             it. ``plain``: padded rows that share nothing, for editors that decide once a prompt.
+            ``encoded_once``: of two stacks the encoder reads a prompt once for all its answers and
+            its continuation.
         after_answer: Tokens that usually follow an answer (a full stop). A teacher-forced pass also
             predicts the token after them, so that generation starts later; empty: no guess.
 
@@ -62,8 +65,11 @@ class PassLayout:
         config: Any = model.config
         if not share or calls_of(model) is not None:
             return cls("plain")
-        plain = not config.is_encoder_decoder and packable(model) and not hooked_modules(model)
-        return cls("prefix_tree" if plain else "padded")
+        if hooked_modules(model):
+            return cls("padded")
+        if config.is_encoder_decoder:
+            return cls("encoded_once")
+        return cls("prefix_tree" if packable(model) else "padded")
 
     def require(self, model: nn.Module) -> None:
         """Check that a model can still run in the layout that was chosen for it.
@@ -82,9 +88,9 @@ class PassLayout:
                 "before the run begins (before the Trainer or Scorer), or ask through "
                 "editor.responder(...)"
             )
-        if self.kind != "prefix_tree":
+        if self.kind in ("padded", "plain"):
             return
-        if not packable(model):
+        if self.kind == "prefix_tree" and not packable(model):
             raise PassLayoutError(
                 f"{type(model).__name__} has another attention implementation than when this run "
                 "began; another layout would change the last digits of scores, so set the "
@@ -99,15 +105,24 @@ class PassLayout:
                 "edit is started), or remove them before the model is scored"
             )
 
-    def backend(self, model: nn.Module) -> PassBackend:
+    def encoded(self, model: nn.Module) -> EncodedPrompts | None:
+        """Return an empty store of encoded prompts, or ``None`` if this layout has none.
+
+        Args:
+            model: The language model.
+        """
+        return EncodedPrompts(model) if self.kind == "encoded_once" else None
+
+    def backend(self, model: nn.Module, encoded: EncodedPrompts | None = None) -> PassBackend:
         """Return the backend that lays out rows so.
 
         Args:
             model: The language model; two stacks have a backend of their own.
+            encoded: Prompts of this layout that were encoded before; ``None``: none were.
         """
         config: Any = model.config
         if config.is_encoder_decoder:
-            return EncoderDecoder()
+            return EncoderDecoder(self.encoded(model) if encoded is None else encoded)
         backends: dict[Kind, PassBackend] = {
             "prefix_tree": PrefixTree(),
             "padded": PaddedRows(),

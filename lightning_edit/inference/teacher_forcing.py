@@ -19,6 +19,7 @@ from lightning_edit.inference.answer_pass import (
     run_pass,
     unobserved,
 )
+from lightning_edit.inference.encoded_prompts import EncodedPrompts
 from lightning_edit.inference.packed.backend import NotPackableError
 from lightning_edit.inference.pass_backends import PaddedRows
 from lightning_edit.inference.pass_layout import PassLayout
@@ -53,6 +54,7 @@ class TeacherForcing:
         backend: How rows are laid out, in place of the layout's.
         observer: Told before each pass where its prompts end.
         ranks: The processes that score together; each takes whole passes.
+        encoded: Prompts that the encoder of two stacks has read, in the layout that shares them.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class TeacherForcing:
         backend: PassBackend | None = None,
         observer: PassObserver = unobserved,
         ranks: OneProcess = ALONE,
+        encoded: EncodedPrompts | None = None,
     ) -> None:
         self.model: Any = model
+        self.encoded = encoded
         self.ranks = ranks
         self.batch_size = batch_size
         self.layout = PassLayout.choose(model) if layout is None else layout
@@ -88,7 +92,7 @@ class TeacherForcing:
             return self._run(rows, ahead, self.backend)
         self.layout.require(self.model)
         try:
-            return self._run(rows, ahead, self.layout.backend(self.model))
+            return self._run(rows, ahead, self.layout.backend(self.model, self.encoded))
         except NotPackableError:
             # Only a run shows it: a window shorter than these texts, a bias, a soft cap. The same
             # rows show it again in any process.

@@ -260,7 +260,7 @@ class TPatcher(Editor):
         encoded: Encoded,
         memory: FFNMemory,
         earlier: Sequence[Float[Tensor, "_ d"]],
-        parts: Sequence[Neurons],
+        parts: list[Neurons],
         seed: int,
     ) -> tuple[Neurons, dict[str, Any]]:
         """Train the neurons of one request beside those of this batch so far."""
@@ -268,7 +268,7 @@ class TPatcher(Editor):
         with self.stage("keys"):
             inputs = read_inputs(self.view, [row], self.layer)
             asked = answer_pass(self.view, [row], [self.layer], self._runtime.branches)
-        before = [one.branch(self._act) for one in parts]
+        before = [Neurons.joined(parts).branch(self._act)] if parts else []
         with torch.no_grad():
             wrong = wrong_places(
                 asked.logits({self.layer: total([_nothing, *before])}),

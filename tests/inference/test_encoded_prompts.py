@@ -1,0 +1,130 @@
+"""The encoder of two stacks reads a prompt once, for all its answers and its continuation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_edit.exceptions import PassLayoutError
+from lightning_edit.inference.encoded_prompts import EncodedPrompts, parts_of
+from lightning_edit.inference.model_responder import ModelResponder
+from lightning_edit.inference.pass_layout import PassLayout
+from lightning_edit.inference.responder import Question, Statement
+from tests.models.tiny import build_tiny, build_tokenizer
+
+ANSWERS = {
+    "The capital of France is": ["Paris", "Lyon and Arles", "Nice"],
+    "What is the capital of Italy?": ["Rome", "Milan or Turin"],
+    "法国的首都是": ["巴黎"],
+}
+STATEMENTS = [Statement(prompt, answer) for prompt, some in ANSWERS.items() for answer in some]
+QUESTIONS = [Question(prompt, 6) for prompt in [*ANSWERS, "Marseille lies in"]]
+families = pytest.mark.parametrize("family", ["t5", "t5_gated", "bart"])
+
+
+@contextmanager
+def count_encoded(model: Any) -> Iterator[list[int]]:
+    """Collect the number of rows in each call of the encoder, without a hook of torch's."""
+    encoder: nn.Module = model.get_encoder()
+    rows: list[int] = []
+    own = encoder.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        rows.append(len(kwargs["input_ids"]))
+        return own(*args, **kwargs)
+
+    encoder.forward = forward  # type: ignore[method-assign]
+    yield rows
+    del encoder.forward
+
+
+def build(family: str) -> tuple[Any, Any]:
+    changes = {"feed_forward_proj": "gated-gelu"} if family == "t5_gated" else {}
+    return build_tiny(family.removesuffix("_gated"), **changes), build_tokenizer(eos=True)
+
+
+@families
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_answers_and_texts_are_those_of_prompts_read_alone(family: str, batch_size: int) -> None:
+    model, tokenizer = build(family)
+    scores, texts = ModelResponder(model, tokenizer, batch_size).ask(STATEMENTS, QUESTIONS)
+    alone = ModelResponder(model, tokenizer, 1, PassLayout("plain"))
+    for statement, score in zip(STATEMENTS, scores, strict=True):
+        (expected,) = alone.loglikelihood([statement])
+        assert score.nlls == pytest.approx(expected.nlls, abs=1e-5)
+        assert score.best == expected.best
+    assert texts == [alone.generate_until([one])[0] for one in QUESTIONS]
+
+
+@families
+def test_the_encoder_reads_each_prompt_once(family: str) -> None:
+    model, tokenizer = build(family)
+    with count_encoded(model) as rows:
+        ModelResponder(model, tokenizer).ask(STATEMENTS, QUESTIONS)
+    assert sum(rows) == len(QUESTIONS)
+    with count_encoded(model) as rows:
+        ModelResponder(model, tokenizer, layout=PassLayout("plain")).ask(STATEMENTS, QUESTIONS)
+    assert sum(rows) == len(STATEMENTS) + len(QUESTIONS)
+
+
+def test_an_edit_between_two_questions_is_seen() -> None:
+    model, tokenizer = build("t5")
+    responder = ModelResponder(model, tokenizer)
+    before = responder.loglikelihood(STATEMENTS)
+    with torch.no_grad():
+        model.get_encoder().block[0].layer[1].DenseReluDense.wo.weight.mul_(-3)
+    after = responder.loglikelihood(STATEMENTS)
+    assert all(old.total != new.total for old, new in zip(before, after, strict=True))
+
+
+def test_prompts_are_split_by_the_room_for_their_states() -> None:
+    prompts = {(number,) * length: number for number, length in enumerate([3, 1, 2, 2, 9], 1)}
+    parts = list(parts_of(prompts, most=5))
+    assert [[len(ids) for ids in part] for part in parts] == [[9], [3], [2, 2], [1]]
+    assert {ids: number for part in parts for ids, number in part.items()} == prompts
+    assert list(parts_of({})) == []
+
+
+def test_parts_do_not_change_what_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = build("bart")
+    whole = ModelResponder(model, tokenizer).ask(STATEMENTS, QUESTIONS)
+    monkeypatch.setattr(parts_of, "__defaults__", (8,))
+    with count_encoded(model) as rows:
+        parts = ModelResponder(model, tokenizer).ask(STATEMENTS, QUESTIONS)
+    assert len(rows) > 1
+    assert sum(rows) == len(QUESTIONS)
+    assert parts[1] == whole[1]
+    for one, other in zip(parts[0], whole[0], strict=True):
+        assert one.nlls == pytest.approx(other.nlls, abs=1e-5)
+
+
+def test_states_are_those_of_the_encoder() -> None:
+    model, _ = build("t5")
+    encoded = EncodedPrompts(model.eval())
+    with torch.no_grad():
+        inputs = encoded.inputs([(5, 6, 7), (8,), (5, 6, 7)])
+        (expected,) = model.get_encoder()(input_ids=torch.tensor([[8]])).last_hidden_state
+    states = inputs["encoder_outputs"].last_hidden_state
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 1]]
+    torch.testing.assert_close(states[1, :1], expected)
+    assert states[1, 1:].count_nonzero() == 0
+    assert torch.equal(states[0], states[2])
+
+
+def test_who_hooks_into_two_stacks_gets_a_row_per_text() -> None:
+    model, tokenizer = build("t5")
+    sharing = ModelResponder(model, tokenizer)
+    assert sharing.layout.kind == "encoded_once"
+    assert PassLayout.from_dict(sharing.layout.to_dict()) == sharing.layout
+    handle = model.get_encoder().register_forward_hook(lambda *call: None)
+    with pytest.raises(PassLayoutError, match="encoder got a forward hook after"):
+        sharing.loglikelihood(STATEMENTS)
+    hooked = ModelResponder(model, tokenizer)
+    assert hooked.layout.kind == "padded"
+    with count_encoded(model) as rows:
+        hooked.loglikelihood(STATEMENTS)
+    assert sum(rows) == len(STATEMENTS)
+    handle.remove()
