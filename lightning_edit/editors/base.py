@@ -1,46 +1,40 @@
 """Editor base class: a LightningModule that turns a batch of requests into a weight delta."""
 
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import nn
 
-from lightning_edit.distributed.one_process import ALONE, OneProcess
+from lightning_edit.distributed.one_process import ALONE
+from lightning_edit.editors.bound_model import BoundModel
 from lightning_edit.editors.checks import (
-    require_finite_arguments,
     require_finite_weights,
     require_nothing_in_force,
 )
 from lightning_edit.editors.history_hooks import HistoryHooks
 from lightning_edit.editors.hypernetwork.checkpoint import EditorCheckpoint
+from lightning_edit.editors.layer_defaults import LayerDefaults
 from lightning_edit.editors.loop_steps import LoopSteps
 from lightning_edit.editors.parts import EditorParts
+from lightning_edit.editors.stages import Stages
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.exclusive import exactly, model_lock
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import Runtime
 from lightning_edit.exceptions import (
-    ArchitectureError,
     CheckpointError,
     ConfigError,
-    NotBoundError,
-    NothingToTrainError,
-    SubjectNotFoundError,
 )
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Responder
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
-from lightning_edit.models.sites import stack_blocks
-from lightning_edit.models.view import ModelView, Stack, resolve
+from lightning_edit.models.view import ModelView, resolve
 from lightning_edit.types import EditBatch, EditRequest
 
 log = logging.getLogger(__name__)
@@ -59,7 +53,7 @@ _FINAL = """{base} is final, so that its name stands for one method; wrap it ins
 or override `edit` of a WrappedEditor to change the requests or the whole update."""
 
 
-class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
+class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopSteps, ABC):
     """Base class of all editors: requests in, weight deltas out.
 
     An editor is bound to one language model and turns batches of requests into deltas. It never
@@ -74,8 +68,6 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
     final editor, wrap it.
     """
 
-    needs_fit: ClassVar[bool] = False
-    """Whether the editor must be trained (``Trainer.fit``) before it can edit."""
     needs_statistics: ClassVar[bool] = False
     """Whether the editor needs key second moments (covariance) of the edited layers."""
     needs_subject: ClassVar[bool] = False
@@ -90,20 +82,9 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
     """Whether one edit can be written for a chat template and for plain text (``chat="both"``)."""
     ends_answers: bool = True
     """Whether an answer can be written with its end (``end_answers``)."""
-    architectures: ClassVar[tuple[str, ...]] = ("decoder-only",)
-    """Model architectures that the editor supports."""
-    stacks: ClassVar[tuple[Stack, ...]] = ("decoder",)
-    """Stacks of an encoder-decoder model that the editor edits by default."""
-    decoder_only_because: ClassVar[str] = (
-        "it learns prompt and answer as one text that one stack of blocks reads, while here an "
-        "encoder reads the prompt and a decoder the answer"
-    )
-    """Why encoder-decoder models are not supported, for the error message."""
 
     _family: ClassVar[bool] = True
 
-    ranks: OneProcess = ALONE
-    """The processes that share the work of edits, see :meth:`work_with`."""
     last_ledger: Ledger | None = None
     """Ledger of this editor's last run or handle, which may still have edits in force."""
 
@@ -178,57 +159,10 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         self.on_bind()
         return self
 
-    def chose(self, values: Mapping[str, Any]) -> None:
-        """Note the values that ``auto`` settings have on the bound model, and log new ones.
-
-        They are in :attr:`chosen`, in ``results.json`` and in the ``info`` of the edits.
-
-        Args:
-            values: By argument: a number, or one for each layer.
-        """
-        new = {name: value for name, value in values.items() if self.chosen.get(name) != value}
-        self.chosen |= values
-        if new:
-            told = ", ".join(f"{name} = {_shown(value)}" for name, value in new.items())
-            log.info("%s: auto is %s", type(self).__name__, told)
-
-    def chosen_info(self) -> dict[str, Any]:
-        """Return what an edit's ``info`` says of ``auto`` settings; nothing where there is none."""
-        return {"auto": dict(self.chosen)} if self.chosen else {}
-
-    def check_arguments(self) -> None:
-        """Check the numeric arguments of this editor and of those that it wraps.
-
-        Raises:
-            ConfigError: If one is not finite.
-        """
-        for module in self.modules():
-            if isinstance(module, Editor):
-                require_finite_arguments(module)
-
-    def require_kind(self, view: ModelView) -> None:
-        """Check that this editor edits models of a kind: decoder-only or encoder-decoder.
-
-        Args:
-            view: A model's structure.
-
-        Raises:
-            ArchitectureError: If it does not.
-        """
-        kind = "encoder-decoder" if view.is_encoder_decoder else "decoder-only"
-        if kind not in self.architectures:
-            raise ArchitectureError(self._architecture_message(view.model, kind))
-
-    def _architecture_message(self, model: nn.Module, kind: str) -> str:
-        """Return the error message for an unsupported architecture, with a remedy."""
-        able = sorted(cls.__name__ for cls in final_editors(Editor) if kind in cls.architectures)
-        reason = f": {self.decoder_only_because}" if kind == "encoder-decoder" else ""
-        remedy = f"use {', '.join(able)}, or" if able else f"no editor here edits {kind} models;"
-        return (
-            f"{type(self).__name__} edits {' and '.join(self.architectures)} models, but "
-            f"{type(model).__name__} is {kind}{reason}; {remedy} take a model that is "
-            f"{' or '.join(self.architectures)}, such as GPT-2, Llama, Qwen or Mistral"
-        )
+    @classmethod
+    def _finals(cls) -> "Iterator[type[Editor]]":
+        """Yield all editors that are no family."""
+        return final_editors(Editor)
 
     @classmethod
     def load_from_checkpoint(
@@ -269,53 +203,12 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
     def on_bind(self) -> None:
         """Set up model-dependent state after binding, such as default layers and buffer shapes."""
 
-    def _require_bound(self) -> tuple[nn.Module, Any, ModelView]:
-        if self._bound is None:
-            raise NotBoundError(
-                f"{type(self).__name__} has no language model yet; "
-                "call editor.bind(model, tokenizer), or editor.edit_model(model, tokenizer, ...)"
-            )
-        return self._bound
-
-    @property
-    def language_model(self) -> Any:
-        """The bound language model."""
-        return self._require_bound()[0]
-
-    @property
-    def tokenizer(self) -> Any:
-        """The bound tokenizer."""
-        return self._require_bound()[1]
-
-    @property
-    def prompts(self) -> PromptEncoder:
-        """The bound tokenizer with the format of prompts: what tokenises requests and probes."""
-        self._require_bound()
-        assert self._prompts is not None  # set together with the model
-        return self._prompts
-
-    @property
-    def view(self) -> ModelView:
-        """The bound model's structure: its blocks, projections and head."""
-        return self._require_bound()[2]
-
     @property
     def edits_in_force(self) -> Sequence[Delta]:
         """Edits of this editor's last run or handle that are in force on the bound model."""
         ledger = self.last_ledger
         here = ledger is not None and self._bound is not None and ledger.model is self._bound[0]
         return ledger.in_force if ledger is not None and here else ()
-
-    def setup(self, stage: str) -> None:
-        """Check before ``fit`` that the editor can be trained and has a language model.
-
-        Raises:
-            NothingToTrainError: If there is nothing to train.
-            NotBoundError: If there is no language model.
-        """
-        if stage == "fit":
-            self.require_training()
-        self._require_bound()
 
     def place_language_model(self) -> None:
         """Move the language model to the editor's device, unless it is sharded over devices."""
@@ -358,72 +251,6 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         finally:
             self.work_with(ranks)
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a ``with`` block as a stage of editing.
-
-        The time of a nested stage is not counted in the outer one.
-
-        Args:
-            name: ``search`` (target vectors, gradient steps), ``keys`` (reading the edited layers'
-                inputs) or ``solve``.
-        """
-        self._synchronize()
-        outer_seconds, self._nested_seconds = self._nested_seconds, 0.0
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._synchronize()
-            seconds = time.perf_counter() - begin
-            self._stages[name] = self._stages.get(name, 0.0) + seconds - self._nested_seconds
-            self._nested_seconds = outer_seconds + seconds
-
-    def progress(self, done: int, total: int) -> None:
-        """Report the progress of a search or a training inside one edit, to whoever listens.
-
-        Args:
-            done: Optimiser steps so far.
-            total: Most optimiser steps that there can be; early stopping may end before.
-        """
-        if self._progress_listener is not None:
-            self._progress_listener(done, total)
-
-    def report_progress_to(self, listener: Callable[[int, int], None] | None) -> None:
-        """Send :meth:`progress` to a listener, that of nested editors included.
-
-        Args:
-            listener: Called with steps done and steps in all; ``None``: nobody listens.
-        """
-        for module in self.modules():
-            if isinstance(module, Editor):
-                module._progress_listener = listener
-
-    def work_with(self, ranks: OneProcess) -> None:
-        """Share the work of edits with other processes, that of nested editors included.
-
-        Args:
-            ranks: The processes; all of them edit the same requests on the same model.
-        """
-        for module in self.modules():
-            if isinstance(module, Editor):
-                module.ranks = ranks
-
-    def _synchronize(self) -> None:
-        device = self.language_model.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    def take_stages(self) -> dict[str, float]:
-        """Return and reset the stage timings in seconds, nested editors included."""
-        taken: dict[str, float] = {}
-        for module in self.modules():
-            if isinstance(module, Editor):
-                for name, seconds in module._stages.items():
-                    taken[name] = taken.get(name, 0.0) + seconds
-                module._stages = {}
-        return taken
-
     # ------------------------------------------------------------------------------------- asking
 
     def runtime(self) -> Runtime | None:
@@ -456,33 +283,6 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         """
         questions = [Question(prompt, max_new_tokens) for prompt in prompts]
         return self.responder(in_force).generate_until(questions, stop=())
-
-    def subject_positions(self, batch: EditBatch) -> list[int]:
-        """Return the position of each request's last subject token.
-
-        Args:
-            batch: Requests and their token ids.
-
-        Returns:
-            One position per request.
-
-        Raises:
-            SubjectNotFoundError: If a request names no subject.
-        """
-        missing = [
-            request.id
-            for request, encoded in zip(batch.requests, batch.encoded, strict=True)
-            if encoded.subject_last is None
-        ]
-        if missing:
-            raise SubjectNotFoundError(
-                f"{type(self).__name__} edits at the subject's last token, but these requests name "
-                f"no subject: {', '.join(missing[:5])}; add `subject` to each, or use an "
-                "editor that needs none"
-            )
-        return [
-            encoded.subject_last for encoded in batch.encoded if encoded.subject_last is not None
-        ]
 
     def edit_model(
         self,
@@ -533,88 +333,6 @@ class Editor(HistoryHooks, EditorParts, LoopSteps, ABC):
         Args:
             datamodule: Data module of the edits, set up.
         """
-
-    # ------------------------------------------------------------------------------------- layers
-
-    @classmethod
-    def default_layers(cls, num_blocks: int) -> list[int]:
-        """Return the default layers (block indices) to edit when ``layers`` is not given.
-
-        Args:
-            num_blocks: Number of blocks of the language model.
-
-        Returns:
-            Block indices, lowest first. Empty for an editor without layers.
-        """
-        return []
-
-    @classmethod
-    def layers_for_null(cls, num_blocks: int) -> list[int]:
-        """Return the value of ``layers`` that ``None`` stands for.
-
-        All default layers, unless some of them have an argument of their own.
-
-        Args:
-            num_blocks: Number of blocks of the language model.
-        """
-        return cls.default_layers(num_blocks)
-
-    @classmethod
-    def default_sites(cls, view: ModelView) -> dict[Stack, list[int]]:
-        """Return the default layers (block indices) of each stack that is edited by default.
-
-        Args:
-            view: The model's structure; a decoder-only model has one stack, the decoder.
-        """
-        sizes = {stack: len(stack_blocks(view, stack)) for stack in cls.stacks}
-        return {stack: cls.default_layers(size) for stack, size in sizes.items() if size}
-
-    @classmethod
-    def memory_bytes(cls, view: ModelView, layers: list[int]) -> int:
-        """Estimate the extra memory of one edit, without the model itself.
-
-        Args:
-            view: The model's structure.
-            layers: Edited blocks.
-
-        Returns:
-            Bytes.
-        """
-        return 0
-
-    # ----------------------------------------------------------------------------------- Lightning
-
-    def on_fit_start(self) -> None:
-        """Move the language model to the training device."""
-        self.place_language_model()
-
-    # Lightning requires the two methods below before it calls anything; `setup` then raises a clear
-    # error.
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one training step; only trained editors override this."""
-        self.require_training()
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimiser; only trained editors override this."""
-        self.require_training()
-
-    def require_training(self) -> None:
-        """Raise an error on ``fit`` for an editor that needs no training.
-
-        Raises:
-            NothingToTrainError: If there is nothing to train.
-        """
-        if not self.needs_fit:
-            raise NothingToTrainError(
-                f"{type(self).__name__} has nothing to train; "
-                "run `lightning-edit edit` or EditTrainer().edit(editor, datamodule) instead of fit"
-            )
-
-
-def _shown(value: Any) -> str:
-    values = value if isinstance(value, list) else [value]
-    return ", ".join(dict.fromkeys(f"{one:.4g}" for one in values))
 
 
 def final_editors(base: type[Any]) -> Iterator[type[Editor]]:

@@ -1,14 +1,14 @@
-"""What an editor does in Lightning's ``validate``, ``test`` and ``predict``."""
+"""What an editor does in Lightning's ``fit``, ``validate``, ``test`` and ``predict``."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_edit.edits.delta import Delta
-from lightning_edit.exceptions import ConfigError
+from lightning_edit.exceptions import ConfigError, NothingToTrainError
 from lightning_edit.types import EditRequest
 
 
@@ -16,8 +16,12 @@ class LoopSteps(pl.LightningModule, ABC):
     """Loops over the language model that an editor is bound to, as it is: pristine or edited.
 
     ``validate`` and ``test`` leave the scores to measurement callbacks, such as ``EditEvaluation``:
-    what trains nothing has no score of its own. ``predict`` returns the model's answers.
+    what trains nothing has no score of its own. ``predict`` returns the model's answers. ``fit`` is
+    refused by editors that need no training.
     """
+
+    needs_fit: ClassVar[bool] = False
+    """Whether the editor must be trained (``Trainer.fit``) before it can edit."""
 
     @property
     @abstractmethod
@@ -33,6 +37,49 @@ class LoopSteps(pl.LightningModule, ABC):
     @abstractmethod
     def place_language_model(self) -> None:
         """Move the language model to the editor's device."""
+
+    @property
+    @abstractmethod
+    def language_model(self) -> Any:
+        """The bound language model."""
+
+    def setup(self, stage: str) -> None:
+        """Check before ``fit`` that the editor can be trained and has a language model.
+
+        Raises:
+            NothingToTrainError: If there is nothing to train.
+            NotBoundError: If there is no language model.
+        """
+        if stage == "fit":
+            self.require_training()
+        _ = self.language_model  # raises if there is none
+
+    def on_fit_start(self) -> None:
+        """Move the language model to the training device."""
+        self.place_language_model()
+
+    # Lightning requires the two methods below before it calls anything; `setup` then raises a clear
+    # error.
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one training step; only trained editors override this."""
+        self.require_training()
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser; only trained editors override this."""
+        self.require_training()
+
+    def require_training(self) -> None:
+        """Raise an error on ``fit`` for an editor that needs no training.
+
+        Raises:
+            NothingToTrainError: If there is nothing to train.
+        """
+        if not self.needs_fit:
+            raise NothingToTrainError(
+                f"{type(self).__name__} has nothing to train; "
+                "run `lightning-edit edit` or EditTrainer().edit(editor, datamodule) instead of fit"
+            )
 
     def on_validation_start(self) -> None:
         """Move the language model to the device, in ``validate``.
