@@ -7,16 +7,17 @@ tokenising them separately gives ids that the model never sees in running text.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from lightning_edit.exceptions import ConfigError
+from lightning_edit.models.answer_ends import AnswerEnds
+from lightning_edit.models.limits import Limits, max_positions
 from lightning_edit.models.prompt_format import (
     PromptFormat,
     RenderedPrompt,
-    end_of_turn,
     render_chat,
     render_plain,
 )
+from lightning_edit.models.token_places import answer_begin, subject_span
 
 Ids = tuple[int, ...]
 _Result = TypeVar("_Result")
@@ -62,25 +63,7 @@ class EncodedPrompt:
     subject_last: int | None = None
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a language model can read.
-
-    Args:
-        positions: Longest text in tokens, prompt and answer together; ``None``: no limit, as with
-            two stacks.
-        vocabulary: Rows of its embedding; ``None``: not known.
-        encoder: With two stacks, the longest prompt in tokens; ``None``: no limit (T5).
-        decoder: With two stacks, the longest answer in tokens; ``None``: no limit (T5).
-    """
-
-    positions: int | None = None
-    vocabulary: int | None = None
-    encoder: int | None = None
-    decoder: int | None = None
-
-
-class PromptEncoder:
+class PromptEncoder(AnswerEnds):
     """Tokenisation of prompts and answers for one language model.
 
     Everything that asks or edits a model tokenises through one of these. Where a function takes a
@@ -232,75 +215,6 @@ class PromptEncoder:
             ids = ids[:-1]
         return tuple(ids[:max_tokens])
 
-    def end_tokens(self, model: Any) -> list[int]:
-        """Return the tokens at which a generation ends, the end of a chat's turn included.
-
-        Args:
-            model: A Hugging Face language model.
-        """
-        own = model.generation_config.eos_token_id
-        ends = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id}
-        ends.add(self._turn_end())
-        return sorted(token for token in ends if token is not None)
-
-    def answer_end(self) -> int:
-        """Return the token that ends an answer: a chat's end of turn, else EOS.
-
-        Raises:
-            ConfigError: If the tokenizer has none.
-        """
-        end = self._own_end()
-        if end is None:
-            raise ConfigError(
-                f"{type(self.tokenizer).__name__} has no EOS token, so an answer has no end to "
-                "learn; set tokenizer.eos_token, or leave the end out (end_answers=False, of "
-                "LocFT-BF end_token=False)"
-            )
-        return end
-
-    def learnt(self, answer: Ids) -> Ids:
-        """Return the tokens that an edit writes: the answer, with its end where the format says so.
-
-        Args:
-            answer: Token ids of the answer.
-
-        Raises:
-            ConfigError: If the tokenizer has no token for an end.
-        """
-        return (*answer, self.answer_end()) if self.form.end_answers and answer else answer
-
-    def labels(self, model: Any, answer: Ids) -> Ids:
-        """Return the tokens that an answer is learnt as: with two stacks its EOS belongs to them.
-
-        A decoder of two stacks writes the answer and nothing else, and the labels of T5 and BART
-        end with EOS. With one stack an answer stands in running text, and is learnt without an end.
-
-        Args:
-            model: The language model.
-            answer: Token ids of the answer.
-        """
-        if not self.two_stacks:
-            return answer
-        own = self._own_end()
-        # A tokenizer may lack an EOS that the model has.
-        end = tuple(self.end_tokens(model)[:1]) if own is None else (own,)
-        return answer if answer[-1:] == end else (*answer, *end)
-
-    def _own_end(self) -> int | None:
-        """Return a chat's end of turn, else the tokenizer's EOS; ``None`` where it has none."""
-        turn = self._turn_end()
-        eos: int | None = self.tokenizer.eos_token_id
-        return eos if turn is None else turn
-
-    def _turn_end(self) -> int | None:
-        """Return the special token that ends a chat's turn; ``None`` where there is none."""
-        if not self.form.chat:
-            return None
-        text = end_of_turn(self.tokenizer, self.form)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-        return ids[0] if ids and ids[0] in known else None
-
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of generated tokens, without special tokens.
 
@@ -365,7 +279,8 @@ class PromptEncoder:
                 tokens = tokens[:-1]
         cut = len(tokens)
         if text.answer is not None:
-            cut = self._answer_begin(text, rendered, [(s, e) for _, s, e, _ in tokens])
+            offsets = [(start, end) for _, start, end, _ in tokens]
+            cut = answer_begin(text.prompt, text.answer, rendered, offsets, self.two_stacks)
             if cut == 0 and not self.two_stacks:
                 raise ValueError(
                     f"the prompt {text.prompt!r} merges with its answer's first token, so the "
@@ -374,98 +289,25 @@ class PromptEncoder:
         numbers = tuple(token for token, *_ in tokens)
         # With two stacks the answer is the decoder's, and the prompt is checked by itself below.
         apart = self.two_stacks and text.answer is not None
-        self._check_limits(text, numbers, len(numbers) - cut if apart else len(numbers))
-        first, last = self._subject(text, rendered, [(i, s, e) for i, s, e, _ in tokens], cut)
+        side: Literal["whole", "prompt", "answer"] = "whole"
+        if self.two_stacks:
+            side = "prompt" if text.answer is None else "answer"
+        length = len(numbers) - cut if apart else len(numbers)
+        self.limits.check(self.tokenizer, text.prompt, numbers, length, side)
+        first, last = None, None
+        if text.subject is not None:
+            placed = [(token, start, end) for token, start, end, _ in tokens]
+            first, last = subject_span(text.prompt, text.subject, rendered, placed, self.decode)
+            if last >= cut and not self.two_stacks:
+                raise ValueError(
+                    f"the subject's last token in {text.prompt!r} merges with the answer "
+                    f"{text.answer!r}; put text between them"
+                )
         prompt = numbers[:cut]
         if apart:
             (alone,) = self.encode([text._replace(answer=None, subject=None)])
             prompt = alone.prompt
         return EncodedPrompt(prompt, numbers[cut:], first, last)
-
-    def _answer_begin(
-        self, text: PromptText, rendered: RenderedPrompt, offsets: list[tuple[int, int]]
-    ) -> int:
-        begin = rendered.answer_start
-        first = next((i for i, (start, end) in enumerate(offsets) if end > max(begin, start)), None)
-        if first is None or not (text.answer or "").strip():
-            raise ValueError(
-                f"the answer {text.answer!r} has no token after the prompt {text.prompt!r}; "
-                "give it text"
-            )
-        # A token of the blank between prompt and answer is the answer's: the model must produce it.
-        while first > 0 and rendered.prompt_end <= offsets[first - 1][0] < offsets[first - 1][1]:
-            first -= 1
-        # Offsets may be trimmed to nothing there; between two stacks the blank would be lost.
-        blank = rendered.prompt_end < begin and self.two_stacks
-        while blank and first > 0 and offsets[first - 1] == (begin, begin):
-            first -= 1
-        return first
-
-    def _subject(
-        self,
-        text: PromptText,
-        rendered: RenderedPrompt,
-        tokens: list[tuple[int, int, int]],
-        prompt_tokens: int,
-    ) -> tuple[int | None, int | None]:
-        if text.subject is None:
-            return None, None
-        begin, end = (place + rendered.shift for place in text.subject)
-        covering = [
-            [i for i, (_, start, stop) in enumerate(tokens) if start <= place < stop]
-            or self._behind_inserted_blank(rendered.text[place], place, tokens)
-            for place in (begin, end - 1)
-        ]
-        if not covering[0] or not covering[1]:
-            subject = text.prompt[slice(*text.subject)]
-            raise ValueError(
-                f"no token of {text.prompt!r} covers the whole subject {subject!r}; the tokenizer "
-                "drops a part of it, so the subject cannot be located"
-            )
-        first, last = covering[0][0], covering[1][-1]
-        if last >= prompt_tokens and not self.two_stacks:
-            raise ValueError(
-                f"the subject's last token in {text.prompt!r} merges with the answer "
-                f"{text.answer!r}; put text between them"
-            )
-        return first, last
-
-    def _behind_inserted_blank(
-        self, character: str, place: int, tokens: list[tuple[int, int, int]]
-    ) -> list[int]:
-        """Return the token of a character that its offsets leave out; empty if there is none.
-
-        Behind a special token some tokenizers put a blank in front of a word, and then take the
-        word's first character for that blank.
-        """
-        return [
-            number
-            for number, (token, start, _) in enumerate(tokens)
-            if start == place + 1 and self.decode([token]).lstrip().startswith(character)
-        ][:1]
-
-    def _check_limits(self, text: PromptText, ids: Ids, length: int) -> None:
-        limits, rows = self.limits, self.limits.vocabulary
-        if not self.two_stacks:
-            room, what, reader, remedy = (
-                limits.positions, "the prompt {} and its answer have", "model", "prompt"
-            )  # fmt: skip
-        elif text.answer is None:
-            room, what, reader, remedy = limits.encoder, "the prompt {} has", "encoder", "prompt"
-        else:
-            room, what, reader, remedy = limits.decoder, "the answer to {} has", "decoder", "answer"
-        if room is not None and length > room:
-            raise ValueError(
-                f"{what.format(f'{text.prompt[:60]!r}…')} {length} tokens but the {reader} takes "
-                f"{room}; shorten the {remedy}"
-            )
-        if rows is not None and (beyond := [token for token in ids if token >= rows]):
-            name = self.tokenizer.convert_ids_to_tokens(beyond[0])
-            raise ValueError(
-                f"the token {name!r} of {text.prompt[:60]!r} has number {beyond[0]}, but the "
-                f"model's embedding has {rows} rows; call model.resize_token_embeddings(...) "
-                "after adding tokens, or load model and tokenizer of one folder"
-            )
 
 
 def _caught(work: Callable[..., _Result], *arguments: Any) -> "_Result | ValueError":
@@ -474,14 +316,3 @@ def _caught(work: Callable[..., _Result], *arguments: Any) -> "_Result | ValueEr
         return work(*arguments)
     except ValueError as error:
         return error
-
-
-def max_positions(model: Any) -> int | None:
-    """Return the context length of a model in tokens; ``None`` if it has no limit.
-
-    Args:
-        model: A Hugging Face language model.
-    """
-    config = model.config.get_text_config(decoder=True)
-    found = getattr(config, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
