@@ -33,6 +33,9 @@ class EncodedPrompts:
     def __init__(self, model: Any) -> None:
         self.model = model
         self._states: dict[Ids, Tensor] = {}
+        self._output: Any = (
+            None  # the class of the encoder's outputs, of which a family has its own
+        )
 
     def inputs(self, prompts: Sequence[Ids]) -> dict[str, Any]:
         """Return the arguments of the model that stand for prompts; runs the encoder where needed.
@@ -49,13 +52,13 @@ class EncodedPrompts:
         rows = [self._states[one] for one in prompts]
         mask = pad(prompts)[1].to(rows[0].device)
         states = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return {"encoder_outputs": _outputs(states), "attention_mask": mask}
+        return {"encoder_outputs": self._output(last_hidden_state=states), "attention_mask": mask}
 
     def _encode(self, prompts: Sequence[Ids]) -> None:
         ids, mask = self._padded(prompts)
-        states: Float[Tensor, "b s d"] = self.model.get_encoder()(
-            input_ids=ids, attention_mask=mask
-        ).last_hidden_state
+        outputs = self.model.get_encoder()(input_ids=ids, attention_mask=mask)
+        self._output = type(outputs)
+        states: Float[Tensor, "b s d"] = outputs.last_hidden_state
         for prompt, row in zip(prompts, states, strict=True):
             self._states[prompt] = row[: len(prompt)]
 
@@ -63,12 +66,6 @@ class EncodedPrompts:
         device = self.model.get_input_embeddings().weight.device
         ids, mask = pad(prompts)
         return ids.to(device), mask.to(device)
-
-
-def _outputs(states: Float[Tensor, "b s d"]) -> Any:
-    from transformers.modeling_outputs import BaseModelOutput
-
-    return BaseModelOutput(last_hidden_state=states)
 
 
 def parts_of(asked: Mapping[Ids, T], most: int = _MOST_TOKENS) -> Iterator[dict[Ids, T]]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from lightning_edit.exceptions import PassLayoutError
 from lightning_edit.inference.encoded_prompts import EncodedPrompts, parts_of
@@ -22,7 +23,12 @@ ANSWERS = {
 }
 STATEMENTS = [Statement(prompt, answer) for prompt, some in ANSWERS.items() for answer in some]
 QUESTIONS = [Question(prompt, 6) for prompt in [*ANSWERS, "Marseille lies in"]]
-families = pytest.mark.parametrize("family", ["t5", "t5_gated", "bart"])
+#: Sizes of the tiny T5 with experts, whose encoder's outputs are of a class of their own.
+EXPERTS = {
+    "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
+    "num_experts": 2, "vocab_size": 97, "decoder_start_token_id": 2, "eos_token_id": 2,
+}  # fmt: skip
+families = pytest.mark.parametrize("family", ["t5", "t5_gated", "bart", "switch_transformers"])
 
 
 @contextmanager
@@ -42,6 +48,14 @@ def count_encoded(model: Any) -> Iterator[list[int]]:
 
 
 def build(family: str) -> tuple[Any, Any]:
+    if family == "switch_transformers":
+        config = AutoConfig.for_model(family, **EXPERTS)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            model = AutoModelForSeq2SeqLM.from_config(config).eval()
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        return model, build_tokenizer(eos=True)
     changes = {"feed_forward_proj": "gated-gelu"} if family == "t5_gated" else {}
     return build_tiny(family.removesuffix("_gated"), **changes), build_tokenizer(eos=True)
 
