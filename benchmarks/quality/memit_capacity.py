@@ -8,8 +8,9 @@ takes every key to its value, and fewer have one only at the cost of all else. T
 facts are searched once and written in batches of several sizes and weights λ of what is preserved.
 Prints for each batch how many new answers are right (every token the most probable one, teacher
 forced), the median part of a target vector that is missing behind the last edited layer, the part
-of the last layer's residuals that no matrix can write even without λ, and the share of answers to
-neighbours that are not edited themselves and stay.
+of the last layer's residuals (of their norm) that no matrix can write even without λ, and the share of
+answers to neighbours that are not edited themselves and stay. Facts that clash have one text up to
+their subject and other answers: of those one at most can be written by a key that reads no further.
 """
 
 import argparse
@@ -65,6 +66,16 @@ def neighbours(requests: Sequence[EditRequest]) -> list[Statement]:
     return unique[:_NEIGHBOURS]
 
 
+def clashing(requests: Sequence[EditRequest]) -> int:
+    """Return how many requests have the text up to their subject in common, and not the answer."""
+    asked: dict[str, set[str]] = {}
+    heads = [one.prompt[: one.prompt.rindex(one.subject or "") + 1] for one in requests]
+    heads = [head + (one.subject or "")[1:] for head, one in zip(heads, requests, strict=True)]
+    for head, one in zip(heads, requests, strict=True):
+        asked.setdefault(head, set()).add(one.target)
+    return sum(len(asked[head]) > 1 for head in heads)
+
+
 def floor(keys: Tensor, residuals: Tensor) -> float:
     """Return the part of residuals, (n, d), that no matrix writes at keys, (n, f)."""
     basis = torch.linalg.svd(keys.double(), full_matrices=False)
@@ -98,6 +109,7 @@ def batches(
                 yield {
                     "layers": editor.edited_layers,
                     "facts": size,
+                    "clashing": clashing(part.requests),
                     "key_width": solved.keys[last].shape[1],
                     "moment_weight": weight,
                     "target_alone_likely": round(float(reached[:size].float().mean()), 3),
@@ -114,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", action="append")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 250, 500, 1000])
-    parser.add_argument("--weights", type=float, nargs="+", default=[200.0, 20.0, 2.0])
+    parser.add_argument("--weights", type=float, nargs="+", default=[5000.0, 1000.0, 200.0, 20.0])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     model, tokenizer = load_language_model("atlas")
@@ -122,7 +134,7 @@ def main() -> None:
     data.prepare_data()
     batch = encode_batch(tokenizer, data.edit_requests())
     found: list[dict[str, Any]] = []
-    for layers in options.layers or [[0, 1], [0, 1, 2, 3]]:
+    for layers in options.layers or [[0, 1], [0, 1, 2]]:
         editor = MEMIT(layers=layers, steps=40, clamp=2.0).bind(
             model.requires_grad_(False), tokenizer
         )

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -34,7 +34,7 @@ from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Responder
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
-from lightning_edit.models.view import ModelView, resolve
+from lightning_edit.models.view import resolve
 from lightning_edit.types import EditBatch, EditRequest
 
 log = logging.getLogger(__name__)
@@ -101,14 +101,7 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
 
     def __init__(self) -> None:
         super().__init__()
-        # A tuple hides the language model from nn.Module's registration; see the class docstring.
-        self._bound: tuple[nn.Module, Any, ModelView] | None = None
-        self._prompts: PromptEncoder | None = None
         self._remembered: list[Delta] = []
-        self._stages: dict[str, float] = {}
-        self._nested_seconds = 0.0
-        self._progress_listener: Callable[[int, int], None] | None = None
-        self.chosen: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------ binding
 

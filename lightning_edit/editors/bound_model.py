@@ -30,11 +30,13 @@ class BoundModel(nn.Module, ABC):
     )
     """Why encoder-decoder models are not supported, for the error message."""
 
-    _bound: tuple[nn.Module, Any, ModelView] | None
-    _prompts: PromptEncoder | None
-
-    chosen: dict[str, Any]
-    """Values that ``auto`` settings have on the bound model."""
+    def __init__(self) -> None:
+        super().__init__()
+        # A tuple hides the language model from nn.Module's registration.
+        self._bound: tuple[nn.Module, Any, ModelView] | None = None
+        self._prompts: PromptEncoder | None = None
+        self.chosen: dict[str, Any] = {}
+        """Values that ``auto`` settings have on the bound model."""
 
     @classmethod
     @abstractmethod

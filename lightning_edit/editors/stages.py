@@ -17,9 +17,12 @@ class Stages(nn.Module, ABC):
 
     ranks: OneProcess = ALONE
     """The processes that share the work of edits, see :meth:`work_with`."""
-    _stages: dict[str, float]
-    _nested_seconds: float
-    _progress_listener: Callable[[int, int], None] | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stages: dict[str, float] = {}
+        self._nested_seconds = 0.0
+        self._progress_listener: Callable[[int, int], None] | None = None
 
     @property
     @abstractmethod

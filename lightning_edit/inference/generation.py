@@ -83,8 +83,8 @@ class GreedyGenerator:
         ranks: The processes that generate together; each takes whole batches.
         rows_may_leave: Whether rows may leave a batch whose prompts are read; not with edits that
             decide once a prompt and keep the decisions by row.
-        encoded: Prompts that the encoder of two stacks has read and will read; ``None``: each batch
-            reads its own.
+        encoded: Prompts that are shared with other calls, of two stacks; ``None``: each batch reads
+            its own.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.functional.scores import token_scores
 from lightning_edit.inference.answer_pass import PassBackend, ReadRow, run_pass
-from lightning_edit.inference.encoded_prompts import EncodedPrompts, parts_of
+from lightning_edit.inference.encoded_prompts import MOST_TOKENS, EncodedPrompts, parts_of
 from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.generation import (
     LINE_BREAK,
@@ -87,7 +87,8 @@ class ModelResponder(Responder):
 
         Args:
             prompt_ends: Position of the last token of the prompt in each line of the input, padded
-                on either side; of an encoder's input with two stacks. ``None`` for running text.
+                on either side; of an encoder's input with two stacks. ``None`` for running text and
+                where prompts are shared.
         """
         return telling(self.model, prompt_ends)
 
@@ -200,8 +201,11 @@ class ModelResponder(Responder):
             asked.setdefault(prompt[0], (set(), set()))[1].add(prompt)
         forced: dict[AnswerRow, ForcedAnswer] = {}
         texts: dict[Prompt, str] = {}
-        for part in parts_of(asked):
-            encoded = self.layout.encoded(self.model)
+        shares = self.layout.kind == "encoded_once" and self.backend is None
+        if shares:
+            self.layout.require(self.model)
+        for part in parts_of(asked, MOST_TOKENS) if shares else [asked]:
+            encoded = EncodedPrompts(self.model, part, self.batch_size) if shares else None
             answers = {row for some, _ in part.values() for row in some}
             if answers:
                 forced |= self._teacher_forcing(encoded)(answers, {})

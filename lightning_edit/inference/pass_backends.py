@@ -107,16 +107,14 @@ class EncoderDecoder:
     """Two stacks: prompts go to the encoder, answers after the start token to the decoder.
 
     Args:
-        encoded: States of prompts, which are encoded once for all their answers; ``None``: a row
-            of the encoder per answer, for edits that decide once a prompt.
+        shares_prefixes: Whether the encoder reads a prompt once for all its answers. ``False``: a
+            row of the encoder per answer, for edits that decide once a prompt and for models with
+            hooks.
+        encoded: Prompts that are shared with other calls; ``None``: with none.
     """
 
+    shares_prefixes: bool = False
     encoded: EncodedPrompts | None = None
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """Whether prompts are encoded once."""
-        return self.encoded is not None
 
     def passes(self, model: Any, rows: Sequence[ReadRow], batch_size: int) -> Iterator[ForwardPass]:
         """Yield padded passes; see ``PassBackend``.
@@ -127,6 +125,9 @@ class EncoderDecoder:
             batch_size: Most rows in a pass.
         """
         start = start_tokens(model)
+        encoded = self.encoded
+        if encoded is None and self.shares_prefixes:
+            encoded = EncodedPrompts(model, (row.context for row in rows), batch_size)
         lengths = [len(row.context) + len(row.fed) for row in rows]
         for numbers in length_sorted(lengths, batch_size):
             batch = [rows[number] for number in numbers]
@@ -135,8 +136,8 @@ class EncoderDecoder:
             inputs = {"decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask}
             sizes = [len(row.fed) + 1 for row in batch]
             places = prediction_places([len(start)] * len(batch), sizes)
-            if self.encoded is not None:
-                read = partial(self.encoded.inputs, contexts)
+            if encoded is not None:
+                read = partial(encoded.inputs, contexts)
                 yield ForwardPass(inputs, numbers, places, read_prompts=read)
                 continue
             ids, mask = pad(contexts)

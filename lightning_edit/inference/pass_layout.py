@@ -55,7 +55,7 @@ class PassLayout:
         """Choose the layout that a model supports in its present state, hooks included.
 
         Existing hooks may expect one row per text, so a model with hooks gets padded rows, as does
-        one whose attention cannot be replaced.
+        a decoder-only one whose attention cannot be replaced.
 
         Args:
             model: A Hugging Face language model.
@@ -79,8 +79,14 @@ class PassLayout:
 
         Raises:
             PassLayoutError: If it got hooks or another attention implementation since then, or
-                edits that decide once a prompt.
+                edits that decide once a prompt, or is another model of another kind.
         """
+        config: Any = model.config
+        if self.kind == "encoded_once" and not config.is_encoder_decoder:
+            raise PassLayoutError(
+                f"this run's passes are of a model of two stacks, and {type(model).__name__} has "
+                "one; give the model that the run began with, or begin a new one"
+            )
         if self.kind != "plain" and calls_of(model) is not None:
             raise PassLayoutError(
                 f"{type(model).__name__} got edits that decide once a prompt after this run had "
@@ -105,24 +111,16 @@ class PassLayout:
                 "edit is started), or remove them before the model is scored"
             )
 
-    def encoded(self, model: nn.Module) -> EncodedPrompts | None:
-        """Return an empty store of encoded prompts, or ``None`` if this layout has none.
-
-        Args:
-            model: The language model.
-        """
-        return EncodedPrompts(model) if self.kind == "encoded_once" else None
-
     def backend(self, model: nn.Module, encoded: EncodedPrompts | None = None) -> PassBackend:
         """Return the backend that lays out rows so.
 
         Args:
             model: The language model; two stacks have a backend of their own.
-            encoded: Prompts of this layout that were encoded before; ``None``: none were.
+            encoded: Prompts of the layout ``encoded_once`` that are shared with other calls.
         """
         config: Any = model.config
         if config.is_encoder_decoder:
-            return EncoderDecoder(self.encoded(model) if encoded is None else encoded)
+            return EncoderDecoder(self.kind == "encoded_once", encoded)
         backends: dict[Kind, PassBackend] = {
             "prefix_tree": PrefixTree(),
             "padded": PaddedRows(),

@@ -49,12 +49,12 @@ class TeacherForcing:
     Args:
         model: A Hugging Face language model in evaluation mode, decoder-only or encoder-decoder.
         batch_size: Rows per forward pass.
-        layout: Prefix tree, which computes shared prefixes once, or padded rows of similar length;
+        layout: What texts share, see :class:`~lightning_edit.inference.pass_layout.PassLayout`;
             ``None``: chosen here from the model's present state.
         backend: How rows are laid out, in place of the layout's.
         observer: Told before each pass where its prompts end.
         ranks: The processes that score together; each takes whole passes.
-        encoded: Prompts that the encoder of two stacks has read, in the layout that shares them.
+        encoded: Prompts that are shared with other calls, in the layout ``encoded_once``.
     """
 
     def __init__(

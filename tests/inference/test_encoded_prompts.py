@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+from lightning_edit.distributed.one_process import OneProcess
 from lightning_edit.exceptions import PassLayoutError
+from lightning_edit.inference import model_responder
 from lightning_edit.inference.encoded_prompts import EncodedPrompts, parts_of
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.pass_layout import PassLayout
@@ -32,19 +34,24 @@ families = pytest.mark.parametrize("family", ["t5", "t5_gated", "bart", "switch_
 
 
 @contextmanager
-def count_encoded(model: Any) -> Iterator[list[int]]:
-    """Collect the number of rows in each call of the encoder, without a hook of torch's."""
+def read_batches(model: Any) -> Iterator[list[list[list[int]]]]:
+    """Collect the token ids of each call of the encoder, without a hook of torch's."""
     encoder: nn.Module = model.get_encoder()
-    rows: list[int] = []
+    batches: list[list[list[int]]] = []
     own = encoder.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        rows.append(len(kwargs["input_ids"]))
+        batches.append(kwargs["input_ids"].tolist())
         return own(*args, **kwargs)
 
     encoder.forward = forward  # type: ignore[method-assign]
-    yield rows
+    yield batches
     del encoder.forward
+
+
+def encoded_rows(batches: list[list[list[int]]]) -> int:
+    """Return the number of prompts in all calls of the encoder."""
+    return sum(map(len, batches))
 
 
 def build(family: str) -> tuple[Any, Any]:
@@ -76,12 +83,12 @@ def test_answers_and_texts_are_those_of_prompts_read_alone(family: str, batch_si
 @families
 def test_the_encoder_reads_each_prompt_once(family: str) -> None:
     model, tokenizer = build(family)
-    with count_encoded(model) as rows:
+    with read_batches(model) as rows:
         ModelResponder(model, tokenizer).ask(STATEMENTS, QUESTIONS)
-    assert sum(rows) == len(QUESTIONS)
-    with count_encoded(model) as rows:
+    assert encoded_rows(rows) == len(QUESTIONS)
+    with read_batches(model) as rows:
         ModelResponder(model, tokenizer, layout=PassLayout("plain")).ask(STATEMENTS, QUESTIONS)
-    assert sum(rows) == len(STATEMENTS) + len(QUESTIONS)
+    assert encoded_rows(rows) == len(STATEMENTS) + len(QUESTIONS)
 
 
 def test_an_edit_between_two_questions_is_seen() -> None:
@@ -94,22 +101,91 @@ def test_an_edit_between_two_questions_is_seen() -> None:
     assert all(old.total != new.total for old, new in zip(before, after, strict=True))
 
 
+def test_a_backend_that_is_kept_sees_an_edit() -> None:
+    model, tokenizer = build("t5")
+    backend = PassLayout.choose(model).backend(model)
+    responder = ModelResponder(model, tokenizer, backend=backend)
+    before = responder.loglikelihood(STATEMENTS)
+    with read_batches(model) as rows:
+        responder.loglikelihood(STATEMENTS)
+    assert encoded_rows(rows) == len(ANSWERS)
+    with torch.no_grad():
+        model.get_encoder().block[0].layer[1].DenseReluDense.wo.weight.mul_(-3)
+    after = responder.loglikelihood(STATEMENTS)
+    assert all(old.total != new.total for old, new in zip(before, after, strict=True))
+
+
+class OneOfTwo(OneProcess):
+    """A process that takes every second share; those of the other are taken by its twin."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.taken: list[Any] = []
+
+    def deal(self, items: Any, work: Any) -> list[Any]:
+        for number, item in enumerate(items):
+            if number % 2 == self.rank:
+                self.taken.append(work(item))
+        raise DealtError
+
+
+class DealtError(Exception):
+    """Ends the question of one process: it has no answers of the other."""
+
+
+def test_two_processes_read_prompts_in_the_batches_of_one() -> None:
+    # A kernel may round by the shape of its batch; equal batches have equal bits.
+    model, tokenizer = build("t5")
+    statements = [
+        Statement(f"{prompt} {'again ' * number}?", answer)
+        for number in range(4)
+        for prompt, some in ANSWERS.items()
+        for answer in some
+    ]
+    responder = ModelResponder(model, tokenizer, 3)
+    with read_batches(model) as alone:
+        expected = responder.loglikelihood(statements)
+    assert len(alone) > 2
+    found: dict[Any, Any] = {}
+    for rank in (0, 1):
+        process = OneOfTwo(rank)
+        with (
+            read_batches(model) as batches,
+            responder.shared_among(process),
+            pytest.raises(DealtError),
+        ):
+            responder.loglikelihood(statements)
+        assert batches
+        assert all(batch in alone for batch in batches)
+        for part in process.taken:
+            found |= part
+    rows_of = responder._rows(statements)
+    assert [found[rows_of[one]].nlls for one in statements] == [one.nlls for one in expected]
+
+
+def test_a_layout_of_two_stacks_is_none_of_a_decoder() -> None:
+    tokenizer = build_tokenizer(bos=True)
+    responder = ModelResponder(build_tiny("llama"), tokenizer, layout=PassLayout("encoded_once"))
+    with pytest.raises(PassLayoutError, match="LlamaForCausalLM has one"):
+        responder.loglikelihood(STATEMENTS[:1])
+
+
 def test_prompts_are_split_by_the_room_for_their_states() -> None:
     prompts = {(number,) * length: number for number, length in enumerate([3, 1, 2, 2, 9], 1)}
     parts = list(parts_of(prompts, most=5))
     assert [[len(ids) for ids in part] for part in parts] == [[9], [3], [2, 2], [1]]
     assert {ids: number for part in parts for ids, number in part.items()} == prompts
-    assert list(parts_of({})) == []
+    assert list(parts_of({}, most=5)) == []
 
 
 def test_parts_do_not_change_what_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = build("bart")
     whole = ModelResponder(model, tokenizer).ask(STATEMENTS, QUESTIONS)
-    monkeypatch.setattr(parts_of, "__defaults__", (8,))
-    with count_encoded(model) as rows:
+    monkeypatch.setattr(model_responder, "MOST_TOKENS", 8)
+    with read_batches(model) as rows:
         parts = ModelResponder(model, tokenizer).ask(STATEMENTS, QUESTIONS)
     assert len(rows) > 1
-    assert sum(rows) == len(QUESTIONS)
+    assert encoded_rows(rows) == len(QUESTIONS)
     assert parts[1] == whole[1]
     for one, other in zip(parts[0], whole[0], strict=True):
         assert one.nlls == pytest.approx(other.nlls, abs=1e-5)
@@ -117,7 +193,7 @@ def test_parts_do_not_change_what_is_answered(monkeypatch: pytest.MonkeyPatch) -
 
 def test_states_are_those_of_the_encoder() -> None:
     model, _ = build("t5")
-    encoded = EncodedPrompts(model.eval())
+    encoded = EncodedPrompts(model.eval(), [(5, 6, 7), (8,)], 1)
     with torch.no_grad():
         inputs = encoded.inputs([(5, 6, 7), (8,), (5, 6, 7)])
         (expected,) = model.get_encoder()(input_ids=torch.tensor([[8]])).last_hidden_state
@@ -136,9 +212,11 @@ def test_who_hooks_into_two_stacks_gets_a_row_per_text() -> None:
     handle = model.get_encoder().register_forward_hook(lambda *call: None)
     with pytest.raises(PassLayoutError, match="encoder got a forward hook after"):
         sharing.loglikelihood(STATEMENTS)
+    with pytest.raises(PassLayoutError, match="encoder got a forward hook after"):
+        sharing.generate_until(QUESTIONS)
     hooked = ModelResponder(model, tokenizer)
     assert hooked.layout.kind == "padded"
-    with count_encoded(model) as rows:
+    with read_batches(model) as rows:
         hooked.loglikelihood(STATEMENTS)
-    assert sum(rows) == len(STATEMENTS)
+    assert encoded_rows(rows) == len(STATEMENTS)
     handle.remove()
