@@ -8,7 +8,7 @@ takes every key to its value, and fewer have one only at the cost of all else. T
 facts are searched once and written in batches of several sizes and weights λ of what is preserved.
 Prints for each batch how many new answers are right (every token the most probable one, teacher
 forced), the median part of a target vector that is missing behind the last edited layer, the part
-of the last layer's residuals (of their norm) that no matrix can write even without λ, and the share of
+of the norm of the last layer's residuals that no matrix can write even without λ, and the share of
 answers to neighbours that are not edited themselves and stay. Facts that clash have one text up to
 their subject and other answers: of those one at most can be written by a key that reads no further.
 """
@@ -69,8 +69,10 @@ def neighbours(requests: Sequence[EditRequest]) -> list[Statement]:
 def clashing(requests: Sequence[EditRequest]) -> int:
     """Return how many requests have the text up to their subject in common, and not the answer."""
     asked: dict[str, set[str]] = {}
-    heads = [one.prompt[: one.prompt.rindex(one.subject or "") + 1] for one in requests]
-    heads = [head + (one.subject or "")[1:] for head, one in zip(heads, requests, strict=True)]
+    heads = []
+    for one in requests:
+        subject = one.subject or ""
+        heads.append(one.prompt[: one.prompt.rindex(subject) + len(subject)])
     for head, one in zip(heads, requests, strict=True):
         asked.setdefault(head, set()).add(one.target)
     return sum(len(asked[head]) > 1 for head in heads)
