@@ -102,7 +102,9 @@ def test_passes_read_what_one_pass_reads(kind: str) -> None:
                 # Padding differs; it has no gradient.
                 used = factors[name][1].abs().sum(-1) > 0
                 assert got.shape == wanted.shape
-                assert torch.allclose(got[used], wanted[used], rtol=1e-3, atol=1e-6)
+                # A value near zero is a sum of others as large as the largest, with their rounding.
+                rounding = 2e-6 * float(wanted.abs().max())
+                assert torch.allclose(got[used], wanted[used], rtol=1e-3, atol=rounding)
 
 
 @pytest.mark.parametrize("rows", [0, -1])
