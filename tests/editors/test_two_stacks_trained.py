@@ -257,7 +257,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
         (MEND, "t5", 250),
         (MEND, "bart", 150),
         (MALMEN, "bart", 50),
-        (KE, "bart", 100),
+        (KE, "bart", 130),  # 100 are enough on some processors only
     ],
 )
 def test_trained_edits_write_their_targets_and_keep_more_than_fine_tuning(
