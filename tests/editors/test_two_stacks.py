@@ -157,7 +157,7 @@ def test_what_is_generated_ends_after_the_answer(
     editor_class: type[Editor], arguments: dict[str, Any], kind: str
 ) -> None:
     model, tokenizer = build(kind), build_tokenizer(eos=True)
-    editor = editor_class(**arguments | {"steps": 120})
+    editor = editor_class(**arguments | {"steps": 240})
     edited = editor.edit_model(model, tokenizer, REQUESTS[0])
     responder = editor.responder(edited.ledger.in_force)
     (said,) = responder.generate_until([Question(REQUESTS[0].prompt, 8)])
