@@ -79,7 +79,7 @@ class PassLayout:
 
         Raises:
             PassLayoutError: If it got hooks or another attention implementation since then, or
-                edits that decide once a prompt, or is another model of another kind.
+                edits that decide once a prompt, or is a model of another kind.
         """
         config: Any = model.config
         if self.kind == "encoded_once" and not config.is_encoder_decoder:

@@ -5,8 +5,6 @@ from typing import Any
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.prompt_format import PromptFormat, end_of_turn
 
-Ids = tuple[int, ...]
-
 
 class AnswerEnds:
     """Tokens that end an answer, of a tokenizer with a format of prompts."""
@@ -41,7 +39,7 @@ class AnswerEnds:
             )
         return end
 
-    def learnt(self, answer: Ids) -> Ids:
+    def learnt(self, answer: tuple[int, ...]) -> tuple[int, ...]:
         """Return the tokens that an edit writes: the answer, with its end where the format says so.
 
         Args:
@@ -52,7 +50,7 @@ class AnswerEnds:
         """
         return (*answer, self.answer_end()) if self.form.end_answers and answer else answer
 
-    def labels(self, model: Any, answer: Ids) -> Ids:
+    def labels(self, model: Any, answer: tuple[int, ...]) -> tuple[int, ...]:
         """Return the tokens that an answer is learnt as: with two stacks its EOS belongs to them.
 
         A decoder of two stacks writes the answer and nothing else, and the labels of T5 and BART
