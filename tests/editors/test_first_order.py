@@ -93,7 +93,7 @@ def test_effects_are_derivatives_along_the_update(family: str, make: Any) -> Non
     for sign in (1, -1):
         with scaled(delta, sign * step).applied(model):
             sides.append(mean_log_probs(model, rows))
-    torch.testing.assert_close(found, (sides[0] - sides[1]) / (2 * step), rtol=2e-2, atol=1e-3)
+    torch.testing.assert_close(found, (sides[0] - sides[1]) / (2 * step), rtol=2e-2, atol=2e-3)
     assert float(found.abs().max()) > 0.05
 
 

@@ -34,7 +34,7 @@ def test_equals_the_whole_pass(family: str, sizes: list[tuple[int, int]]) -> Non
     mean, whole = token_factors(model, rows, names, each=True)
     answers = torch.tensor([size for _, size in sizes])
     torch.testing.assert_close(
-        float((found.loss * answers).sum() / answers.sum()), mean, rtol=1e-6, atol=0
+        float((found.loss * answers).sum() / answers.sum()), mean, rtol=1e-5, atol=0
     )
     at = [
         (row, prompt - 1 + offset)
@@ -44,8 +44,10 @@ def test_equals_the_whole_pass(family: str, sizes: list[tuple[int, int]]) -> Non
     lines, places = torch.tensor(at).unbind(1)
     for name in names:
         for mine, theirs in zip(found.factors[name], whole[name], strict=True):
-            # GPT-Neo computes attention in float32 whatever its weights are.
-            torch.testing.assert_close(mine, theirs[lines, places], rtol=1e-5, atol=1e-7)
+            # GPT-Neo computes attention in float32 whatever its weights are, newer models norms.
+            wanted = theirs[lines, places]
+            near = 1e-5 * float(wanted.abs().max())
+            torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=near)
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
 
 

@@ -1,4 +1,4 @@
-"""Per-sample gradients equal those of autograd, one sample at a time, in float64."""
+"""Per-sample gradients equal those of autograd, one sample at a time, in float64 or near it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +22,15 @@ from lightning_edit.models.weights import weight
 from tests.models.tiny import TINY, VOCAB
 
 FAMILIES = ["gpt2", "llama", "qwen3", "opt", "t5"]
+DOUBLE = ["gpt2", "opt"]  # norms of the others compute in float32, whatever the model's dtype
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, family: str) -> None:
+    if family in DOUBLE:
+        torch.testing.assert_close(found, wanted)
+    else:
+        atol = 1e-5 * float(wanted.abs().max())
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=atol)
 
 
 def samples() -> list[LossRows]:
@@ -59,13 +68,13 @@ def test_equal_those_of_autograd(family: str) -> None:
     before = {name: value.clone() for name, value in model.named_parameters()}
     found = sample_gradients(model, rows, modules, 2)
     assert isinstance(found, FactoredGradients)
-    torch.testing.assert_close(found.products(found), expected @ expected.mT)
-    torch.testing.assert_close(found.norms(), expected.norm(dim=1))
+    close(found.products(found), expected @ expected.mT, family)
+    close(found.norms(), expected.norm(dim=1), family)
     dense = [
         torch.stack([(d[of == n].mT @ u[of == n]).flatten() for n in range(3)])
         for u, d, of in found.factors.values()
     ]
-    torch.testing.assert_close(torch.cat(dense, 1), expected)
+    close(torch.cat(dense, 1), expected, family)
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
 
 
@@ -80,7 +89,7 @@ def test_a_projection_is_that_of_the_gradients() -> None:
     left = projection.side(f"{name}/out", torch.eye(whole.shape[1], dtype=torch.float64)[None])[0]
     right = projection.side(f"{name}/in", torch.eye(whole.shape[2], dtype=torch.float64)[None])[0]
     expected = torch.einsum("op,noi,iq->npq", left, whole, right).flatten(1)
-    torch.testing.assert_close(found.values, expected)
+    close(found.values, expected, "qwen3")
     assert found.values.shape == (3, 64)
     # Another seed is another projection; one that is wide enough changes nothing.
     other = sample_gradients(model, rows, modules, 2, Projection(8, seed=4))

@@ -176,10 +176,12 @@ def test_the_fast_pass_gives_the_models_own_logits(family: str) -> None:
     rows = [((1, 7, 9, 11), (5, 8)), ((1, 7), (6,)), ((1, 30, 31, 32, 9), (4, 5, 6))]
     fast, whole = LastBlockPass.of(view, rows), WholePass.of(view, rows, {})
     assert fast.targets.tolist() == whole.targets.tolist()
-    torch.testing.assert_close(fast.logits(branch), whole.logits(branch), rtol=1e-8, atol=1e-8)
+    # Norms of Gemma 3 compute in float32, whatever the model's dtype.
+    near = 1e-5 if family == "gemma3_text" else 1e-8
+    torch.testing.assert_close(fast.logits(branch), whole.logits(branch), rtol=near, atol=near)
     part = fast.select(torch.tensor([2, 0]))
     torch.testing.assert_close(
-        part.logits(branch), fast.logits(branch)[[2, 0]], rtol=1e-8, atol=1e-8
+        part.logits(branch), fast.logits(branch)[[2, 0]], rtol=near, atol=near
     )
 
 
