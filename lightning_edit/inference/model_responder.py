@@ -121,7 +121,7 @@ class ModelResponder(Responder):
                 rows.append(row)
                 targets.append((number, predicted))
         found: dict[int, TokenScores] = {}
-        with evaluating(self.model):
+        with self._running_model():
             for one in PlainRows().passes(self.model, rows, self.batch_size):
                 scores = _score(
                     run_pass(self.model, one, self._running), [targets[row][1] for row in one.rows]
@@ -159,7 +159,7 @@ class ModelResponder(Responder):
     ) -> tuple[list[TokenScores], list[str]]:
         rows = self._rows([*statements, *likely])
         prompts = self._generation_prompts(questions)
-        with evaluating(self.model):
+        with self._running_model():
             if self.prompts.two_stacks:
                 forced, texts = self._ask_two_stacks(
                     [rows[one] for one in statements], prompts, stop
@@ -236,7 +236,7 @@ class ModelResponder(Responder):
             return ()
         sample = dict.fromkeys(sorted(rows)[:: len(rows) // _GUESS_ROWS], ())
         force = self._teacher_forcing()
-        with evaluating(self.model):
+        with self._running_model():
             forced = force(sample, sample)
         counts = Counter(one.chosen[-1] for row, one in forced.items() if one.best == row[1])
         # Ties go to the lowest token id, so that the order of counting does not matter.
@@ -267,6 +267,11 @@ class ModelResponder(Responder):
             self.shares_prompts,
             encoded,
         )
+
+    @contextmanager
+    def _running_model(self) -> Iterator[None]:
+        with evaluating(self.model), self.layout.multiplied(self.model):
+            yield
 
     def _running(self, prompt_ends: Sequence[int] | None) -> AbstractContextManager[None]:
         return self.observe(None)

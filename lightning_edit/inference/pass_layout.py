@@ -6,6 +6,7 @@ recorded in the run folder, and kept until the run ends.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ from lightning_edit.exceptions import PassLayoutError
 from lightning_edit.inference.answer_pass import PassBackend
 from lightning_edit.inference.encoded_prompts import EncodedPrompts
 from lightning_edit.inference.model_call import calls_of
+from lightning_edit.inference.onednn import large_layers, multiplied_by_onednn
 from lightning_edit.inference.packed.backend import packable
 from lightning_edit.inference.pass_backends import (
     EncoderDecoder,
@@ -24,6 +26,7 @@ from lightning_edit.inference.pass_backends import (
 )
 
 Kind = Literal["prefix_tree", "padded", "plain", "encoded_once"]
+Products = Literal["torch", "onednn"]
 #: Module of the hooks with which transformers records hidden states and attention. It leaves them
 #: on the model after the first call that asks for them; they do nothing in any other call.
 _RECORDERS = "transformers.utils.output_capturing"
@@ -41,6 +44,8 @@ class PassLayout:
             its continuation.
         after_answer: Tokens that usually follow an answer (a full stop). A teacher-forced pass also
             predicts the token after them, so that generation starts later; empty: no guess.
+        products: What multiplies large linear layers of a float32 model on a CPU: PyTorch's own
+            product, or oneDNN (:mod:`~lightning_edit.inference.onednn`).
 
     Example:
         >>> PassLayout.from_dict({"kind": "padded", "after_answer": [13]}).after_answer
@@ -49,6 +54,7 @@ class PassLayout:
 
     kind: Kind
     after_answer: tuple[int, ...] = ()
+    products: Products = "torch"
 
     @classmethod
     def choose(cls, model: nn.Module, share: bool = True) -> "PassLayout":
@@ -62,14 +68,8 @@ class PassLayout:
             share: Whether prompts may share what they have in common; not if edits on the model
                 decide once a prompt.
         """
-        config: Any = model.config
-        if not share or calls_of(model) is not None:
-            return cls("plain")
-        if hooked_modules(model):
-            return cls("padded")
-        if config.is_encoder_decoder:
-            return cls("encoded_once")
-        return cls("prefix_tree" if packable(model) else "padded")
+        products: Products = "onednn" if large_layers(model) else "torch"
+        return cls(_choose_kind(model, share), products=products)
 
     def require(self, model: nn.Module) -> None:
         """Check that a model can still run in the layout that was chosen for it.
@@ -128,30 +128,55 @@ class PassLayout:
         }
         return backends[self.kind]
 
+    def multiplied(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return the context in which the model's large layers are multiplied as in all the run.
+
+        Args:
+            model: The language model.
+        """
+        return multiplied_by_onednn(model) if self.products == "onednn" else nullcontext()
+
     def to_dict(self) -> dict[str, Any]:
         """Serialise the layout to plain containers, for a run folder or a checkpoint."""
-        return {"kind": self.kind, "after_answer": list(self.after_answer)}
+        return {
+            "kind": self.kind,
+            "after_answer": list(self.after_answer),
+            "products": self.products,
+        }
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "PassLayout":
         """Restore a layout from the output of :meth:`to_dict`.
 
         Args:
-            state: Plain containers.
+            state: Plain containers; runs begun before `products` was recorded used PyTorch's.
 
         Raises:
             ValueError: If ``state`` is not such an output.
         """
         kinds: tuple[Kind, ...] = get_args(Kind)
         kind = next((kind for kind in kinds if kind == state.get("kind")), None)
+        ways: tuple[Products, ...] = get_args(Products)
+        products = next((way for way in ways if way == state.get("products", "torch")), None)
         tokens = state.get("after_answer")
         known = isinstance(tokens, list) and all(type(token) is int for token in tokens)
-        if kind is None or not known:
+        if kind is None or products is None or not known:
             raise ValueError(
-                f"expected `kind` as one of {', '.join(kinds)} and `after_answer` as a list of "
-                f"token ids, got {dict(state)}"
+                f"expected `kind` as one of {', '.join(kinds)}, `after_answer` as a list of "
+                f"token ids and `products` as one of {', '.join(ways)}, got {dict(state)}"
             )
-        return cls(kind, tuple(tokens or ()))
+        return cls(kind, tuple(tokens or ()), products)
+
+
+def _choose_kind(model: nn.Module, share: bool) -> Kind:
+    config: Any = model.config
+    if not share or calls_of(model) is not None:
+        return "plain"
+    if hooked_modules(model):
+        return "padded"
+    if config.is_encoder_decoder:
+        return "encoded_once"
+    return "prefix_tree" if packable(model) else "padded"
 
 
 def hooked_modules(model: nn.Module) -> list[str]:

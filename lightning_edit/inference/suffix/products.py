@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.activations import FastGELUActivation, NewGELUActivation
-from transformers.pytorch_utils import Conv1D
 
+from lightning_edit.inference.onednn import is_plain, multiply
 from lightning_edit.models.view import ModelView
 
 #: Most tokens of a pass for which weights are packed; for more it is worth little.
@@ -99,40 +99,14 @@ class _Layer:
             self.product = partial(_product, packed, self.weight.mT, self.bias)
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Return whether a layer does nothing but multiply a float32 matrix on a CPU and add a bias.
-
-    Args:
-        module: Any module.
-    """
-    if type(module) not in (nn.Linear, Conv1D) or "forward" in module.__dict__:
-        return False
-    values = [one for one in (module.weight, module.bias) if one is not None]
-    # One that this PyTorch was not built with offers no operators.
-    return torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]  # torch's is untyped
-        type(one) in (nn.Parameter, Tensor)
-        and one.layout is torch.strided
-        and one.dtype == torch.float32
-        and one.device.type == "cpu"
-        for one in values
-    )
-
-
 _gelu = partial(nn.functional.gelu, approximate="tanh")
-
-
-def _multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise.default(
-        hidden.contiguous(), weight, bias, "none", [], ""
-    )
-    return found
 
 
 def _product(weight: Tensor, back: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
     if hidden.requires_grad and torch.is_grad_enabled():
         found: Tensor = _Product.apply(hidden, weight, back, bias)  # type: ignore[no-untyped-call]  # torch's is untyped
         return found
-    return _multiply(hidden, weight, bias)
+    return multiply(hidden, weight, bias)
 
 
 class _Product(torch.autograd.Function):
@@ -143,8 +117,8 @@ class _Product(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, back: Tensor, bias: Tensor | None
     ) -> Tensor:
         ctx.back = back
-        return _multiply(hidden, weight, bias)
+        return multiply(hidden, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _multiply(gradient, ctx.back, None), None, None, None
+        return multiply(gradient, ctx.back, None), None, None, None

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from lightning_edit.inference.suffix.products import PASSES_BEFORE, Products, is_plain
+from lightning_edit.inference.onednn import is_plain
+from lightning_edit.inference.suffix.products import PASSES_BEFORE, Products
 from lightning_edit.models.view import resolve
 from tests.models.tiny import TINY
 
