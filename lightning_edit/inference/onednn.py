@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 #: tokens that it has not seen, which takes half a millisecond: more than a small product itself.
 LEAST_NUMBERS = 2**18 + 1
 #: Tokens of a pass from which on oneDNN is used; for fewer MKL is as fast.
-LEAST_TOKENS = 4
+LEAST_TOKENS = 8
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -87,7 +87,7 @@ def test_which_layers_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_hooks_gradients_and_autocast_are_as_without(small: Any) -> None:
     layer = nn.Linear(3, 2)
     model = nn.Sequential(layer)
-    hidden, seen = torch.randn(5, 3), []
+    hidden, seen = torch.randn(9, 3), []
     handle = layer.register_forward_hook(lambda *found: seen.append(found[2]))
     with multiplied_by_onednn(model), torch.no_grad():
         layer.weight = nn.Parameter(torch.ones(2, 3))  # an edit that puts another tensor there
