@@ -196,7 +196,7 @@ def main() -> None:
                 row = measure(method, options.arguments, loaded, requests, data, baseline)
             except Exception as error:  # noqa: BLE001  # a refusal is a result too
                 row = {"error": f"{type(error).__name__}: {error}"}
-            row |= {"arguments": options.arguments}
+            row |= {"arguments": options.arguments, "processor": machine()["processor"]}
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(json.dumps(row, indent=1) + "\n")
             done += 1
@@ -212,14 +212,21 @@ def main() -> None:
 
 
 def write_summary(options: argparse.Namespace) -> None:
-    """Write one JSON with all cells: those of the folder in place of older ones of the file."""
+    """Write one JSON with all cells: those of the folder in place of older ones of the file.
+
+    ``machine`` is that of cells which name no processor.
+    """
     path = options.summary
-    rows = json.loads(path.read_text())["cells"] if path.exists() else {}
-    rows |= {
+    old = json.loads(path.read_text()) if path.exists() else {"machine": machine(), "cells": {}}
+    rows = old["cells"] | {
         str(cell.relative_to(options.out).with_suffix("")): json.loads(cell.read_text())
         for cell in options.out.rglob("*.json")
     }
-    record = {"machine": machine(), "facts": options.count, "cells": dict(sorted(rows.items()))}
+    record = {
+        "machine": old["machine"],
+        "facts": options.count,
+        "cells": dict(sorted(rows.items())),
+    }
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
