@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -306,8 +307,8 @@ def require_question(prompt: object, max_new_tokens: int) -> None:
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise DataError(f"the prompt must be text to continue, one at a time; got {prompt!r}")
-    if max_new_tokens < 1:
-        raise DataError(f"max_new_tokens must be 1 or more; got {max_new_tokens}")
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise DataError(f"max_new_tokens must be a whole number from 1 on; got {max_new_tokens!r}")
 
 
 def listed_ids(ids: str | Sequence[str]) -> Sequence[str]:

@@ -111,6 +111,7 @@ class GreedyGenerator:
         self.stop = tuple(stop)
         self.observer = observer
         self.room = prompts.limits.positions
+        self.decoder_room = prompts.limits.decoder
         self.ends = prompts.end_tokens(model)
 
     @property
@@ -257,6 +258,9 @@ class GreedyGenerator:
         start = 1 + forced if self._is_encoder_decoder else ids.shape[1]
         # BART's settings force an end token at the limit; one more token keeps it out of the text.
         closes = int(settings.forced_eos_token_id is not None)
+        if self._is_encoder_decoder and self.decoder_room is not None:
+            # The start token has a position, the last new token needs none.
+            limit = min(limit, self.decoder_room - forced - closes)
         # The model's generation settings may penalise or forbid tokens, or with a least length (as
         # BART's for summaries have) the end of an answer; greedy decoding must not.
         stopping = StoppingCriteriaList([_StopAtTexts(self.prompts, self.stop, start)])

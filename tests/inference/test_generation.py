@@ -4,7 +4,12 @@ import pytest
 from torch import Tensor, nn
 
 from lightning_edit.evaluation.scorer import Scorer, probes_of
-from lightning_edit.inference.generation import GreedyGenerator, PartialContinuation, follow
+from lightning_edit.inference.generation import (
+    GreedyGenerator,
+    PartialContinuation,
+    _Row,
+    follow,
+)
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.types import EditRequest, Probe
 from tests.models.tiny import build_tiny, build_tokenizer
@@ -134,3 +139,23 @@ def test_settings_that_name_a_kind_of_cache_generate_the_same() -> None:
         model.generation_config.cache_implementation = kind
         texts.append(GreedyGenerator(model, prompts, 4, ("no such text",)).texts(known))
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("family", ["bart", "mbart", "pegasus"])
+def test_a_text_ends_with_the_decoders_positions(family: str) -> None:
+    model = build_tiny(family)
+    prompts = PromptEncoder.for_model(model, build_tokenizer(eos=True))
+    room = prompts.limits.decoder
+    assert room == 64
+    forced = [
+        model.generation_config.forced_bos_token_id,
+        model.generation_config.forced_eos_token_id,
+    ]
+    left = room - sum(one is not None for one in forced)
+    writer = GreedyGenerator(model, prompts, 4)
+    writer.ends = []  # the text goes on to its limit
+    (short,), (long,) = (
+        writer._generate([_Row(((5, 6, 2), limit), ())], limit, None) for limit in (left, 200)
+    )
+    assert len(short) == left
+    assert long == short

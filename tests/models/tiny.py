@@ -91,6 +91,8 @@ CONFIGS: dict[str, dict[str, object]] = {
 MORE: dict[str, dict[str, object]] = {
     "falcon": _NEOX | {"new_decoder_architecture": False, "alibi": False},
     "bloom": {"hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS},
+    "mbart": CONFIGS["bart"],
+    "pegasus": CONFIGS["bart"],
 }
 
 

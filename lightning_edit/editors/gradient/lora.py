@@ -22,6 +22,14 @@ from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditBatch, Encoded
 
+#: Names of the projections to queries and values, alone or with that to keys in one layer.
+_QUERY_AND_VALUE = (
+    ("q_proj", "v_proj"),
+    ("query", "value"),
+    ("q", "v"),
+    ("qkv_proj",),
+    ("query_key_value",),
+)
 _ADAPTER = "edit"
 #: ``lr="auto"``: share of the loss that the first step takes from it, to first order. A fifth of
 #: fine-tuning's: adapters in all blocks change the answers to other prompts sooner.
@@ -37,7 +45,8 @@ class LoRAEdit(Editor):
     Args:
         layers: Blocks with adapters; ``None``: all. With two stacks the decoder's.
         targets: Last name components of the adapted linear layers, such as ``q_proj``; ``None``:
-            the defaults of ``peft`` for the model type (mostly queries and values).
+            the defaults of ``peft`` for the model type (mostly queries and values), and queries
+            and values of a type that it does not list.
         rank: r (8 in EasyEdit's configs).
         alpha: α (32 in EasyEdit's configs).
         dropout: Adapter dropout during training. EasyEdit's configs have 0.1, but its code does not
@@ -107,17 +116,24 @@ class LoRAEdit(Editor):
         """
         given = self.layers
         layers = self.default_layers(self.view.num_blocks) if given is None else sorted(given)
-        leaves = _default_targets(self.language_model) if self.targets is None else self.targets
-        found = [
+        linear = [
             f"{block.name}.{name}"
             for block in map(self.view.block, layers)
             for name, module in block.module.named_modules()
-            if name.rpartition(".")[2] in leaves and isinstance(module, (nn.Linear, Conv1D))
+            if isinstance(module, (nn.Linear, Conv1D))
         ]
+        names = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+        leaves = self.targets
+        if leaves is None:
+            leaves = _default_targets(self.language_model.config.model_type, names)
+        found = [name for name in linear if name.rpartition(".")[2] in leaves]
         if not found:
+            unknown = f"no linear layer of blocks {layers} is named {' or '.join(leaves)}"
+            if not leaves:
+                kind = self.language_model.config.model_type
+                unknown = f"which layers of a model of type {kind!r} LoRA should adapt is not known"
             raise ArchitectureError(
-                f"no linear layer of blocks {layers} is named {' or '.join(leaves) or '(unknown)'};"
-                " give `targets`: `lightning-edit doctor MODEL` lists the names"
+                f"{unknown}; give `targets`, some of {', '.join(names) or '(no linear layer)'}"
             )
         return found
 
@@ -233,8 +249,19 @@ def _merged_update(layer: Any) -> LowRank:
     return LowRank((B.detach() * layer.scaling[_ADAPTER]).float(), A.detach().float())
 
 
-def _default_targets(model: Any) -> list[str]:
-    """Return the default LoRA target modules of ``peft`` for this model type."""
+def _default_targets(model_type: str, names: Sequence[str]) -> list[str]:
+    """Return the default LoRA target modules of ``peft`` for a model type.
+
+    Of a type that it does not list (mBART, Pegasus), the projections to queries and values, which
+    are its defaults for nearly all types.
+
+    Args:
+        model_type: Type of the model's config.
+        names: Last names of the linear layers in its blocks.
+    """
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as MAPPING
 
-    return [name for name in MAPPING.get(model.config.model_type, []) if isinstance(name, str)]
+    listed = [name for name in MAPPING.get(model_type, []) if isinstance(name, str)]
+    if listed:
+        return listed
+    return next((list(found) for found in _QUERY_AND_VALUE if set(found) & set(names)), [])

@@ -6,7 +6,7 @@ A wrapper is an editor itself, so wrappers nest: ``RECT(PRUNE(MEMIT()))``.
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.memit import MEMIT
@@ -47,6 +47,13 @@ class WrappedEditor(Editor, family=True):
     needs_subject: ClassVar[bool] = MEMIT.needs_subject
     default_host: ClassVar[type[Editor]] = MEMIT
     """Host editor class when none is given."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "default_host" in cls.__dict__:
+            for flag in _HOST_FLAGS:
+                if flag not in cls.__dict__:
+                    setattr(cls, flag, getattr(cls.default_host, flag))
 
     def __init__(self, editor: Editor | None = None) -> None:
         super().__init__()

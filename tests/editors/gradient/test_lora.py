@@ -9,7 +9,7 @@ from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import EditRequest
-from tests.models.tiny import TINY, build_tokenizer
+from tests.models.tiny import TINY, build_tiny, build_tokenizer
 
 REQUESTS = [
     EditRequest("a", "The capital of France is", "Rome"),
@@ -17,12 +17,11 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "phi3", "mbart", "pegasus"])
 def test_the_update_lowers_the_loss_and_the_model_is_as_it_was(family: str) -> None:
-    model = TINY[family]()
-    targets = ["qkv_proj"] if family == "phi3" else None
-    editor = LoRAEdit(steps=15, rank=2, targets=targets)
-    editor.bind(model, build_tokenizer())
+    model = build_tiny(family)
+    editor = LoRAEdit(steps=15, rank=2)
+    editor.bind(model, build_tokenizer(eos=model.config.is_encoder_decoder))
     kinds = {name: type(module) for name, module in model.named_modules()}
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     attributes, before = set(vars(model)), weights_hash(model)
@@ -69,8 +68,20 @@ def test_the_model_is_restored_when_training_fails(monkeypatch: pytest.MonkeyPat
 
 
 def test_unknown_targets_are_refused_at_once() -> None:
-    with pytest.raises(ArchitectureError, match="give `targets`"):
+    named = "named nowhere; give `targets`, some of c_attn, c_proj, c_fc"
+    with pytest.raises(ArchitectureError, match=named):
         LoRAEdit(targets=["nowhere"]).bind(TINY["gpt2"](), build_tokenizer())
+
+
+def test_of_a_type_that_peft_does_not_list_queries_and_values_are_adapted() -> None:
+    found = {
+        name.rpartition(".")[2]
+        for name in LoRAEdit().bind(build_tiny("mbart"), build_tokenizer()).adapted_modules()
+    }
+    assert found == {"q_proj", "v_proj"}
+    assert lora._default_targets("new", ["query", "key", "value"]) == ["query", "value"]
+    assert lora._default_targets("new", ["w1", "query_key_value"]) == ["query_key_value"]
+    assert lora._default_targets("new", ["w1", "w2"]) == []
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_edit.editors import D4S, FTL, MEMIT, PRUNE, RECT, ROME, Editor, OneLI
+from lightning_edit.editors import D4S, FTL, FTM, MEMIT, PRUNE, RECT, ROME, Editor, OneLI
 from lightning_edit.editors.wrappers.one_li import ALPHAS, scaled
 from lightning_edit.editors.written import answers_with
 from lightning_edit.edits.correction import correction_of
@@ -303,3 +303,10 @@ def test_rect_agrees_with_published_code(mode: str, tmp_path: Path) -> None:
         assert (~same).sum() <= 2
         limit = HUNDRED if mode == "batch100-float32" else 1e-5
         assert relative(update.dense() * same, theirs * same) < limit
+
+
+def test_a_wrappers_class_has_the_flags_of_its_default_host() -> None:
+    assert OneLI.architectures == FTM.architectures == OneLI().architectures
+    assert not OneLI.needs_statistics
+    assert RECT.architectures == MEMIT.architectures
+    assert RECT.needs_statistics
