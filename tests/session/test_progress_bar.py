@@ -78,6 +78,7 @@ class Kept(EditProgressBar):
         assert self.progress is not None
         task = self.progress.tasks[self._steps]
         self.shown.append((task.completed, task.visible))
+        self.progress.refresh()  # a fast edit is over before the bar draws itself anew
 
 
 kept: list[Kept] = []
