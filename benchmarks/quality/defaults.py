@@ -196,7 +196,7 @@ def main() -> None:
                 row = measure(method, options.arguments, loaded, requests, data, baseline)
             except Exception as error:  # noqa: BLE001  # a refusal is a result too
                 row = {"error": f"{type(error).__name__}: {error}"}
-            row |= {"arguments": options.arguments, "processor": machine()["processor"]}
+            row |= {"arguments": options.arguments, "machine": machine()}
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(json.dumps(row, indent=1) + "\n")
             done += 1
@@ -214,7 +214,7 @@ def main() -> None:
 def write_summary(options: argparse.Namespace) -> None:
     """Write one JSON with all cells: those of the folder in place of older ones of the file.
 
-    ``machine`` is that of cells which name no processor.
+    ``machine`` is that of cells which name none.
     """
     path = options.summary
     old = json.loads(path.read_text()) if path.exists() else {"machine": machine(), "cells": {}}

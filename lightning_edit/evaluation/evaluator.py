@@ -75,13 +75,17 @@ class Evaluation:
                     f"{folder.passes} does not say how this run's passes are laid out ({error}); "
                     "restore the run folder as a whole, or start a new run"
                 ) from error
+            self.scorer.layout.require_products(self.scorer.model)
             return
         # Not in the scorer's constructor: callbacks may hook into the model at the start of a run.
+        # Baselines of older versions were scored without a recorded guess, by PyTorch's products.
+        new = not self.ranks.same(folder.baseline.exists())
         layout = self.scorer.layout = PassLayout.choose(
-            self.scorer.model, self.scorer.responder.shares_prompts
+            self.scorer.model,
+            self.scorer.responder.shares_prompts,
+            fastest=new and isinstance(self.scorer.responder, ModelResponder),
         )
-        # Baselines of older versions were scored without a recorded guess.
-        if not self.ranks.same(folder.baseline.exists()):
+        if new:
             probes = [probe for part in _probe_chunks(requests) for probe in part]
             after = self.scorer.guess_after_answer(probes)
             layout = self.scorer.layout = replace(layout, after_answer=after)

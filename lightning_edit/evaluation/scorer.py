@@ -85,11 +85,10 @@ class Scorer:
         self.batch_size = batch_size
         self.modes = tuple(modes)
         self.max_new_tokens = max_new_tokens
-        self.responder = (
-            ModelResponder(model, self.prompts, batch_size, layout)
-            if responder is None
-            else responder
-        )
+        if responder is None:
+            kept = PassLayout.choose(model, fastest=True) if layout is None else layout
+            responder = ModelResponder(model, self.prompts, batch_size, kept)
+        self.responder = responder
 
     @property
     def layout(self) -> PassLayout:

@@ -17,6 +17,8 @@ from lightning_edit.inference.hooks import first_tensor, hidden_argument, replac
 from lightning_edit.inference.model_call import ModelCall, ModelCalls, calls_of
 
 _STATE = "_lightning_edit_adapter"
+#: Attribute of a module that may have an adapter: computes its own output in place of its class.
+OWN_FORWARD = "_lightning_edit_own_forward"
 
 
 class ModuleAdapter(ABC):
@@ -41,8 +43,20 @@ class _Adapted:
     """Mixed into the class of a module for as long as it has an adapter."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)  # type: ignore[misc]  # the module's own class
+        own: Any = self.__dict__.get(OWN_FORWARD)
+        if own is None:
+            own = super().forward  # type: ignore[misc]  # the module's own class
+        output = own(*args, **kwargs)
         return _adapt(self.__dict__[_STATE], output, args, kwargs)
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module without its adapter.
+
+    Args:
+        module: Any module.
+    """
+    return type(module).__mro__[2] if isinstance(module, _Adapted) else type(module)
 
 
 @cache

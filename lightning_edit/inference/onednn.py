@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lightning_edit.inference.module_adapter import OWN_FORWARD, own_class
+
 #: Numbers in a weight from which on oneDNN is used. It prepares a product anew for every number of
 #: tokens that it has not seen, which takes half a millisecond: more than a small product itself.
 LEAST_NUMBERS = 2**18 + 1
+_LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
 #: Tokens of a pass from which on oneDNN is used; for fewer MKL is as fast.
 LEAST_TOKENS = 8
 
@@ -28,7 +31,37 @@ def is_plain(module: nn.Module) -> bool:
     Args:
         module: Any module.
     """
-    if type(module) not in (nn.Linear, Conv1D) or "forward" in module.__dict__:
+    return type(module) in _LAYERS and _is_free(module)
+
+
+def large_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model whose products oneDNN computes faster.
+
+    A layer with an edit that acts at run time counts: its own product is what it was. None of a
+    model that is compiled, also in parts, which would be compiled anew; and none whose weight is a
+    flat part of itself, as FSDP keeps it between calls.
+
+    Args:
+        model: Any model.
+    """
+    modules: list[Any] = list(model.modules())
+    if "forward" in model.__dict__ or any(
+        one._compiled_call_impl is not None or "_orig_mod" in one._modules for one in modules
+    ):
+        return []
+    return [
+        one
+        for one in modules
+        if own_class(one) in _LAYERS
+        and _is_free(one)
+        and one.weight.dim() == 2
+        and one.weight.numel() >= LEAST_NUMBERS
+    ]
+
+
+def _is_free(module: Any) -> bool:
+    """Return whether a layer has plain float32 tensors, and nobody has replaced its product."""
+    if "forward" in module.__dict__ or OWN_FORWARD in module.__dict__:
         return False
     values = [one for one in (module.weight, module.bias) if one is not None]
     # One that this PyTorch was not built with offers no operators.
@@ -39,21 +72,6 @@ def is_plain(module: nn.Module) -> bool:
         and one.device.type == "cpu"
         for one in values
     )
-
-
-def large_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of a model whose products oneDNN computes faster.
-
-    None of a compiled model, which would be compiled anew; and none whose weight is a flat part of
-    itself, as FSDP keeps it between calls.
-
-    Args:
-        model: Any model.
-    """
-    if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
-        return []
-    plain: list[Any] = [one for one in model.modules() if is_plain(one)]
-    return [one for one in plain if one.weight.dim() == 2 and one.weight.numel() >= LEAST_NUMBERS]
 
 
 @contextmanager
@@ -67,13 +85,18 @@ def multiplied_by_onednn(model: nn.Module) -> Iterator[None]:
         model: A language model.
     """
     layers = [] if torch.is_autocast_enabled("cpu") else large_layers(model)
-    for layer in layers:
-        layer.__dict__["forward"] = partial(_forward, layer)
+    placed: list[tuple[nn.Module, str, Any]] = []
     try:
+        for layer in layers:
+            own = own_class(layer)
+            name = "forward" if type(layer) is own else OWN_FORWARD
+            placed.append((layer, name, partial(_forward, layer, own)))
+            layer.__dict__[name] = placed[-1][-1]
         yield
     finally:
-        for layer in layers:
-            del layer.__dict__["forward"]
+        for layer, name, forward in placed:
+            if layer.__dict__.get(name) is forward:
+                del layer.__dict__[name]
 
 
 def multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -90,10 +113,14 @@ def multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return found
 
 
-def _forward(layer: Any, hidden: Tensor) -> Tensor:
-    tokens = hidden.shape[:-1].numel()
-    if tokens < LEAST_TOKENS or torch.is_grad_enabled() or hidden.dtype != torch.float32:
-        found: Tensor = type(layer).forward(layer, hidden)
+def _forward(layer: Any, own: Any, *args: Any, **kwargs: Any) -> Tensor:
+    hidden = args[0] if len(args) == 1 and not kwargs else None
+    if (
+        hidden is None
+        or hidden.shape[:-1].numel() < LEAST_TOKENS
+        or hidden.dtype != torch.float32
+        or torch.is_grad_enabled()
+    ):
+        found: Tensor = own.forward(layer, *args, **kwargs)
         return found
-    weight = layer.weight if type(layer) is nn.Linear else layer.weight.mT
-    return multiply(hidden, weight, layer.bias)
+    return multiply(hidden, layer.weight if own is nn.Linear else layer.weight.mT, layer.bias)

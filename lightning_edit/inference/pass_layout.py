@@ -57,7 +57,7 @@ class PassLayout:
     products: Products = "torch"
 
     @classmethod
-    def choose(cls, model: nn.Module, share: bool = True) -> "PassLayout":
+    def choose(cls, model: nn.Module, share: bool = True, fastest: bool = False) -> "PassLayout":
         """Choose the layout that a model supports in its present state, hooks included.
 
         Existing hooks may expect one row per text, so a model with hooks gets padded rows, as does
@@ -67,8 +67,10 @@ class PassLayout:
             model: A Hugging Face language model.
             share: Whether prompts may share what they have in common; not if edits on the model
                 decide once a prompt.
+            fastest: Whether large layers may be multiplied by oneDNN, for a caller that keeps this
+                layout as long as its scores are compared.
         """
-        products: Products = "onednn" if large_layers(model) else "torch"
+        products: Products = "onednn" if fastest and large_layers(model) else "torch"
         return cls(_choose_kind(model, share), products=products)
 
     def require(self, model: nn.Module) -> None:
@@ -127,6 +129,23 @@ class PassLayout:
             "plain": PlainRows(),
         }
         return backends[self.kind]
+
+    def require_products(self, model: nn.Module) -> None:
+        """Check that a run can go on with the products that it began with.
+
+        Args:
+            model: The model that the run goes on with.
+
+        Raises:
+            PassLayoutError: If oneDNN multiplied its layers before, and does not now.
+        """
+        if self.products == "onednn" and not large_layers(model):
+            raise PassLayoutError(
+                f"this run began with products by oneDNN, and no layer of {type(model).__name__} "
+                "runs so here: it needs float32 weights on a CPU, no compiled parts and a PyTorch "
+                "with oneDNN. Other products would change the last digits of scores; go on as the "
+                "run began, or begin a new one"
+            )
 
     def multiplied(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return the context in which the model's large layers are multiplied as in all the run.

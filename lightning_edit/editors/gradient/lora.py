@@ -252,8 +252,8 @@ def _merged_update(layer: Any) -> LowRank:
 def _default_targets(model_type: str, names: Sequence[str]) -> list[str]:
     """Return the default LoRA target modules of ``peft`` for a model type.
 
-    Of a type that it does not list (mBART, Pegasus), the projections to queries and values, which
-    are its defaults for nearly all types.
+    Of a type that it does not list (mBART, Pegasus), or lists by a pattern of names, the
+    projections to queries and values, which are its defaults for most types.
 
     Args:
         model_type: Type of the model's config.
@@ -261,7 +261,7 @@ def _default_targets(model_type: str, names: Sequence[str]) -> list[str]:
     """
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as MAPPING
 
-    listed = [name for name in MAPPING.get(model_type, []) if isinstance(name, str)]
-    if listed:
-        return listed
-    return next((list(found) for found in _QUERY_AND_VALUE if set(found) & set(names)), [])
+    given = MAPPING.get(model_type, [])  # of some types a pattern of whole names
+    listed = [] if isinstance(given, str) else [one for one in given if isinstance(one, str)]
+    choices = (listed, *_QUERY_AND_VALUE)
+    return next((list(found) for found in choices if set(found) & set(names)), listed)

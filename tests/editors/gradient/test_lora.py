@@ -82,6 +82,8 @@ def test_of_a_type_that_peft_does_not_list_queries_and_values_are_adapted() -> N
     assert lora._default_targets("new", ["query", "key", "value"]) == ["query", "value"]
     assert lora._default_targets("new", ["w1", "query_key_value"]) == ["query_key_value"]
     assert lora._default_targets("new", ["w1", "w2"]) == []
+    # A pattern, not a list, in newer versions of peft; unknown to older ones.
+    assert lora._default_targets("gemma4", ["q_proj", "v_proj", "o_proj"]) == ["q_proj", "v_proj"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
