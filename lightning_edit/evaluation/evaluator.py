@@ -75,7 +75,8 @@ class Evaluation:
                     f"{folder.passes} does not say how this run's passes are laid out ({error}); "
                     "restore the run folder as a whole, or start a new run"
                 ) from error
-            self.scorer.layout.require_products(self.scorer.model)
+            if self.scorer.layout.products == "onednn":  # of a scorer that asks a model
+                self.scorer.layout.require_products(self.scorer.model)
             return
         # Not in the scorer's constructor: callbacks may hook into the model at the start of a run.
         # Baselines of older versions were scored without a recorded guess, by PyTorch's products.
