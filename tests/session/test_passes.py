@@ -37,6 +37,7 @@ from lightning_edit.evaluation.corpus import TextReader
 from lightning_edit.evaluation.outcomes import probes_of
 from lightning_edit.evaluation.scorer import Scorer, evaluate
 from lightning_edit.exceptions import DataError, LedgerError, PassLayoutError
+from lightning_edit.inference import onednn
 from lightning_edit.inference.pass_layout import PassLayout, hooked_modules
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.types.facts import Fact
@@ -269,6 +270,33 @@ def test_what_follows_an_answer_is_guessed_once_on_the_pristine_model(tmp_path: 
     state = json.loads((tmp_path / "passes.json").read_text())
     after = state["after_answer"]
     assert state == {"kind": "prefix_tree", "after_answer": after, "products": "torch"}
+
+
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"
+)
+@pytest.mark.parametrize("record", ["whole", "of an older version", "none"])
+def test_a_resumed_run_multiplies_as_it_began(
+    record: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if record == "whole":
+        monkeypatch.setattr(onednn, "LEAST_NUMBERS", 1)
+    with pytest.raises(RuntimeError, match="planted"):
+        edit(tmp_path, ToyEditor(), [Cut(3)])
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()  # killed before its first checkpoint
+    passes = tmp_path / "passes.json"
+    state = json.loads(passes.read_text())
+    if record == "none":
+        passes.unlink()
+    elif record == "of an older version":
+        passes.write_text(json.dumps({name: state[name] for name in ("kind", "after_answer")}))
+    products: list[int] = []
+    own = onednn.multiply
+    monkeypatch.setattr(onednn, "LEAST_NUMBERS", 1)
+    monkeypatch.setattr(onednn, "multiply", lambda *args: products.append(1) or own(*args))
+    edit(tmp_path, ToyEditor(), [], ckpt_path="last")
+    assert bool(products) == (record == "whole")
+    assert state["products"] == ("onednn" if record == "whole" else "torch")
 
 
 #: Damaged records that are JSON all the same.
