@@ -21,6 +21,7 @@ from lightning_edit.editors.layer_defaults import LayerDefaults
 from lightning_edit.editors.loop_steps import LoopSteps
 from lightning_edit.editors.parts import EditorParts
 from lightning_edit.editors.stages import Stages
+from lightning_edit.editors.unanswered import say_unanswered
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
 from lightning_edit.edits.exclusive import exactly, model_lock
@@ -277,6 +278,20 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
         questions = [Question(prompt, max_new_tokens) for prompt in prompts]
         return self.responder(in_force).generate_until(questions, stop=())
 
+    def say_unanswered(self, batch: EditBatch, in_force: Sequence[Delta]) -> None:
+        """Warn of requests in force whose answer the model does not give, with what to turn.
+
+        It takes one pass over their prompts. Edits that only put texts before prompts are not
+        looked at: they are written down in milliseconds, and reading all of them takes minutes.
+
+        Args:
+            batch: Requests that were written last.
+            in_force: The edits in force.
+        """
+        ids = set(batch.ids)
+        if not all(one.prompts for one in in_force if ids & set(one.request_ids)):
+            say_unanswered(self, batch, in_force)
+
     def edit_model(
         self,
         model: nn.Module,
@@ -303,7 +318,8 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
                 what is generated.
 
         Returns:
-            A handle with ``generate``, ``edit`` (more requests) and ``undo``.
+            A handle with ``generate``, ``edit`` (more requests) and ``undo``. A warning names the
+            requests whose answer the model does not give although they are in force.
 
         Raises:
             DataError: If a request is not valid.

@@ -182,6 +182,8 @@ class EditedModel:
     ) -> "EditedModel":
         """Write further requests on top of the edits so far, all of them or none.
 
+        A warning names requests whose answer is not what the model gives afterwards.
+
         Args:
             requests: One or more requests, or rows with at least ``prompt`` and ``target``:
                 dictionaries, a ``datasets.Dataset``, a ``pandas.DataFrame``.
@@ -206,6 +208,7 @@ class EditedModel:
                 for part, delta in find(self.editor, batch):
                     self._commit(delta, part.requests, conditions)
                     done += 1
+                self.editor.say_unanswered(batch, self.ledger.in_force)
             except BaseException:
                 self.ledger.rollback(done)
                 raise

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lightning_edit.editors.wrappers.base import WrappedEditor
+from lightning_edit.editors.stronger import to_write_more
 from lightning_edit.functional.visible import visible
 
 log = logging.getLogger(__name__)
@@ -15,20 +15,6 @@ KEPT_SHARE = 0.9
 #: Edits that moved their target and did not reach it are named where more than this share of all
 #: edits has not written its answer.
 TOO_MANY = 0.5
-#: Settings that make an editor write more if they are raised, and those if they are lowered.
-RAISE = (
-    "eta",
-    "lr",
-    "steps",
-    "clamp",
-    "norm_constraint",
-    "scale",
-    "add",
-    "alpha",
-    "kept",
-    "null_threshold",
-)
-LOWER = ("moment_weight", "norm_weight")
 
 
 class Unwritten(NamedTuple):
@@ -101,46 +87,8 @@ def say_unwritten(
             f"({_shown(endless)})."
         )
     if texts:
-        log.warning("%s %s", " ".join(texts), _remedy(editor))
+        log.warning("%s %s", " ".join(texts), to_write_more(editor))
 
 
 def _shown(names: Sequence[str]) -> str:
     return visible(", ".join(names[:4]) + (", …" if len(names) > 4 else ""))
-
-
-def _remedy(editor: Any) -> str:
-    name = type(editor).__name__
-    layers = [editor]  # a wrapper's own settings are turned before its host's
-    while isinstance(editor, WrappedEditor):
-        editor = editor.editor
-        layers.append(editor)
-    if editor.needs_fit:
-        return f"{name} writes what it was trained to: train it longer, or for this kind of edits."
-    texts = []
-    for verb, names in (("raise", RAISE), ("lower", LOWER)):
-        values = ((one, key, _value(one, key)) for one in layers for key in names)
-        told = [
-            f"{key} ({value:g})"
-            for one, key, value in values
-            # A wrapper's share of the host's update is at most all of it.
-            if _is_number(value) and (one is editor or value < 1)
-        ]
-        if told:
-            texts.append(f"{verb} {', '.join(told)}")
-    if not texts:
-        return f"docs/methods.md says what {name} can write."
-    return (
-        f"To write more with {name}: {'; '.join(texts)}; or let `lightning-edit tune {name}` find "
-        "settings for this model."
-    )
-
-
-def _value(editor: Any, name: str) -> Any:
-    """Return a setting's value; of an ``auto`` setting the one that it has on the bound model."""
-    chosen = editor.chosen.get(name)
-    given = min(chosen, default=None) if isinstance(chosen, list) else chosen
-    return getattr(editor, name, None) if given is None else given
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

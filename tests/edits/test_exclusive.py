@@ -92,6 +92,4 @@ def test_autocast_changes_no_bit(kind: type[Editor], caplog: pytest.LogCaptureFi
         editor(kind).edit_model(under, build_tokenizer(), FACTS[0]).edit(FACTS[1])
         assert torch.is_autocast_enabled("cpu")
     assert weights_hash(under) == weights_hash(plain) != weights_hash(build_tiny("gpt2"))
-    assert [r.message for r in caplog.records if "Autocast" in r.message] == [
-        caplog.records[0].message
-    ]
+    assert len([one for one in caplog.messages if "Autocast" in one]) == 1  # of two edits
