@@ -23,6 +23,7 @@ LONG: dict[str, float] = {
     "tests/editors/hypernetwork/test_ke.py": 60,
     "tests/editors/hypernetwork/test_recipes.py": 50,
     "tests/editors/memory/test_real_models.py": 190,
+    "tests/editors/test_real_gemma.py": 200,
     "tests/editors/memory/test_grace_golden.py": 30,
     "tests/editors/memory/test_wise_golden.py": 30,
     "tests/editors/neurons/test_instruct_model.py": 80,
