@@ -348,17 +348,17 @@ def _show(study: Study, result: TuningResult, choices: Choices) -> None:
         console.print(visible(line), soft_wrap=True, markup=False)
     console.print(result.advice(len(study.cases)), soft_wrap=True)
     out = Path(study.config.out or study.folder.path / f"{type(study.editor).__name__}.yaml")
-    if result.best is not None:
+    if result.written is not None:
         # Through JSON, where what is not plain becomes text.
         configured = json.loads(json.dumps(study.configured_editor().as_dict(), default=str))
         argument = layer_argument(innermost_editor(study.editor)[0]) if choices.windows else None
-        text = settings_yaml(configured, _arguments(study), result.best, title, layers=argument)
+        text = settings_yaml(configured, _arguments(study), result.written, title, layers=argument)
         study.write(out, text.encode())
     files = [study.folder.path / "tune.jsonl"]
     if sweep_plots.available() and result.points():
         files += _plot(study, result, title)
     console.print(visible("Files: " + ", ".join(map(str, files))), soft_wrap=True, markup=False)
-    if result.best is not None:
+    if result.written is not None:
         same_model = shlex.join(model_options(study.parser, study.config))
         line = f"To edit with them: lightning-edit edit --config {out} {same_model} --data …"
         console.print(visible(line), soft_wrap=True, markup=False)

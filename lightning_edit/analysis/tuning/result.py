@@ -52,6 +52,17 @@ class TuningResult:
         return self.ranked[0] if self.ranked and self.ranked[0].score > 0 else None
 
     @property
+    def written(self) -> RankedTrial | None:
+        """The trial whose settings are written to the file.
+
+        The best one, unless the editor's own settings tie with it: of trials that differ by less
+        than the spread of the facts the best is the luckiest, and the editor's own are rules or
+        published values, which owe nothing to these facts.
+        """
+        own, best = self.own, self.best
+        return own if best is not None and own is not None and own.ties and own.score > 0 else best
+
+    @property
     def shown(self) -> list[RankedTrial]:
         """The trials of the table: the best ones, and the editor's own settings."""
         shown = list(self.ranked[:_MAX_SHOWN])
@@ -89,7 +100,9 @@ class TuningResult:
     def _mark(self, one: RankedTrial) -> str:
         if one is self.best:
             return BEST
-        return "own" if one is self.own else TIED if self.best is not None and one.ties else ""
+        if one is self.own:
+            return f"own {TIED}" if self.best is not None and one.ties else "own"
+        return TIED if self.best is not None and one.ties else ""
 
     def advice(self, facts: int) -> str:
         """Say what the marks mean and what the search gained over the editor's own settings.
@@ -116,8 +129,12 @@ class TuningResult:
             return text + "The editor's own settings are the best that were found."
         if self.own is None:
             return text + "With its own settings the editor could not edit this model."
-        if self.own.ties:
-            return text + "The editor's own settings are as good, within the spread of these facts."
+        if self.written is self.own:
+            return text + (
+                "The editor's own settings are as good, within the spread of these facts (two "
+                "standard errors of the difference), so they are the ones that are written. More "
+                "--facts tell smaller differences; settings of other trials are listed above."
+            )
         return text + f"The editor's own settings reach {self.own.score:.3f}."
 
     def points(self) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""YAML file with the best settings of a search, as ``edit --config`` takes it."""
+"""YAML file with the settings that a search found, as ``edit --config`` takes it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,27 +15,27 @@ from lightning_edit.functional.visible import visible
 def settings_yaml(
     configured: Mapping[str, Any],
     arguments: Mapping[str, Argument],
-    best: RankedTrial,
+    found: RankedTrial,
     title: str,
     *,
     layers: str | None,
 ) -> str:
-    """Return the best settings as a configuration for ``edit``, with what they were measured on.
+    """Return settings as a configuration for ``edit``, with what they were measured on.
 
     Args:
         configured: The editor as configured: class path and arguments, of plain values.
         arguments: Its arguments and those of its hosts, by the names that settings have.
-        best: The best trial.
+        found: The trial that has them.
         title: What was tried on what, in one line.
         layers: Argument that names the layers, where they were searched and belong in the file:
             ``layers``, or ``layer`` of an editor of one.
     """
-    trial = best.tried
+    trial = found.tried
     assert isinstance(trial, SettingsTrial)
-    means = ", ".join(f"{aspect} {value:.3f}" for aspect, value in best.means.items())
+    means = ", ".join(f"{aspect} {value:.3f}" for aspect, value in found.means.items())
     lines = [
         f"# {visible(title)}.",
-        f"# {means}; harmonic mean {best.score:.3f} ± {best.spread:.3f}.",
+        f"# {means}; harmonic mean {found.score:.3f} ± {found.spread:.3f}.",
         "# Chosen on these facts: report results on others.",
     ]
     chosen: dict[str, Any] = {}

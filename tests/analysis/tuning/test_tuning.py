@@ -66,6 +66,38 @@ def test_the_best_trial_and_the_editors_own_are_told_apart(tmp_path: Path) -> No
     assert best.startswith("Trial ")
 
 
+@pytest.mark.parametrize(("better", "written"), [(1, "own"), (8, "best"), (0, "own")])
+def test_luck_does_not_replace_the_editors_own_settings(
+    better: int, written: str, tmp_path: Path
+) -> None:
+    """A trial that holds one fact of ten more is the best by luck; one that holds eight is not."""
+
+    def held(layers: list[int], numbers: Settings) -> SettingsTrial:
+        right = 1 + (better if layers == [1] else 0)
+        cases = [
+            CaseScores(
+                str(number),
+                {"reliability": 1.0, "generalization": float(number < right), "locality": 1.0},
+            )
+            for number in range(10)
+        ]
+        return SettingsTrial(layers, cases, 0.1, settings=numbers)
+
+    choices = Choices.of(ARGUMENTS, WINDOWS, [2])
+    tuning = Tuning(choices, 0, ResumableRows(tmp_path / "tune.jsonl", choices.to_row()))
+    while not tuning.is_over(1e9, 14):
+        tuning.step(held)
+    result = TuningResult.of(tuning)
+    assert result.best is not None
+    assert result.own is not None
+    assert (result.best.tried.layers == [1]) == (better > 0)
+    assert result.written is (result.own if written == "own" else result.best)
+    said = "are the ones that are written" in result.advice(10)
+    assert said == (written == "own" and result.best is not result.own)
+    marks = [line.split()[:2] for line in shown(result).splitlines() if "own" in line]
+    assert marks == ([["own", "≈"]] if said else marks)
+
+
 def test_settings_by_rule_are_tried_first_and_written_as_such(tmp_path: Path) -> None:
     """The editor's own settings are its rules, not numbers in their place."""
 
