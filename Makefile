@@ -129,10 +129,14 @@ real-model: runs/real-model/statistics.done  ## put a real instruct model and it
 # Another real model, of another kind; its terms of use: benchmarks/quality/real_model.py --help.
 SECOND_REAL := runs/real-model/gemma-3-270m
 
-runs/real-model/second-statistics.done: | $(VENV)/.done
+$(SECOND_REAL)/complete.json: | $(VENV)/.done
 	@$(PIP) install -c constraints.txt gguf==0.19.0
 	@echo "Fetching a second real model (once; a minute and 1.1 GB) ..."
 	@$(BIN)/python benchmarks/quality/real_model.py $(SECOND_REAL) --model gemma-3-270m
+
+runs/real-model/second-statistics.done: $(SECOND_REAL)/complete.json
+	@test -f $(REAL_TEXT) || { echo "$(REAL_TEXT) is absent: give running text, one document a line, as" \
+		"make second-real-model REAL_TEXT=FILE"; exit 1; }
 	@echo "Collecting its key statistics (once; some minutes) ..."
 	@$(BIN)/lightning-edit stats --lm $(SECOND_REAL) --text $(REAL_TEXT) --quick
 	@touch $@

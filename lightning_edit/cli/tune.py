@@ -352,7 +352,14 @@ def _show(study: Study, result: TuningResult, choices: Choices) -> None:
         # Through JSON, where what is not plain becomes text.
         configured = json.loads(json.dumps(study.configured_editor().as_dict(), default=str))
         argument = layer_argument(innermost_editor(study.editor)[0]) if choices.windows else None
-        text = settings_yaml(configured, _arguments(study), result.written, title, layers=argument)
+        text = settings_yaml(
+            configured,
+            _arguments(study),
+            result.written,
+            title,
+            layers=argument,
+            own=result.written is result.own,
+        )
         study.write(out, text.encode())
     files = [study.folder.path / "tune.jsonl"]
     if sweep_plots.available() and result.points():

@@ -33,6 +33,7 @@ from lightning_edit.exceptions import (
 )
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Responder
+from lightning_edit.models.eval_mode import in_eval_mode
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.view import resolve
@@ -110,7 +111,8 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
         """Bind the editor to a language model and its tokenizer.
 
         Args:
-            model: A Hugging Face language model, in eval mode.
+            model: A Hugging Face language model. It is read and edited in eval mode, whichever
+                mode it is in, and left in its own.
             tokenizer: Its fast tokenizer; or a
                 :class:`~lightning_edit.models.prompt_encoder.PromptEncoder`, to edit through a chat
                 template.
@@ -150,7 +152,8 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
         self._bound = (model, self._prompts.tokenizer, view)
         self._remembered = []
         self.chosen = {}
-        self.on_bind()
+        with in_eval_mode(model):  # what is read here must be what the edited model reads
+            self.on_bind()
         return self
 
     @classmethod
@@ -278,19 +281,25 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
         questions = [Question(prompt, max_new_tokens) for prompt in prompts]
         return self.responder(in_force).generate_until(questions, stop=())
 
-    def say_unanswered(self, batch: EditBatch, in_force: Sequence[Delta]) -> None:
+    def say_unanswered(
+        self,
+        requests: Sequence[EditRequest],
+        written: Sequence[Delta],
+        in_force: Sequence[Delta],
+    ) -> None:
         """Warn of requests in force whose answer the model does not give, with what to turn.
 
-        It takes one pass over their prompts. Edits that only put texts before prompts are not
-        looked at: they are written down in milliseconds, and reading all of them takes minutes.
+        The answers are scored once, by teacher forcing. Edits that only put texts before prompts
+        are not looked at: they are written down in milliseconds, and reading all of them takes
+        minutes.
 
         Args:
-            batch: Requests that were written last.
-            in_force: The edits in force.
+            requests: Requests that were written last.
+            written: Their deltas.
+            in_force: All edits in force.
         """
-        ids = set(batch.ids)
-        if not all(one.prompts for one in in_force if ids & set(one.request_ids)):
-            say_unanswered(self, batch, in_force)
+        if not all(one.prompts and not one.state for one in written):
+            say_unanswered(self, requests, in_force)
 
     def edit_model(
         self,

@@ -30,8 +30,10 @@ def to_write_more(editor: Any) -> str:
     """
     name = type(editor).__name__
     layers = [editor]  # a wrapper's own settings are turned before its host's
-    while isinstance(getattr(editor, "editor", None), nn.Module):
-        editor = editor.editor
+    while isinstance(host := getattr(editor, "editor", None), nn.Module) and hasattr(
+        host, "chosen"
+    ):
+        editor = host
         layers.append(editor)
     if editor.needs_fit:
         return f"{name} writes what it was trained to: train it longer, or for this kind of edits."

@@ -1,5 +1,6 @@
 """Edited model: edit, generate and undo in Python, without a run folder."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
@@ -16,6 +17,8 @@ from lightning_edit.edits.request_rows import as_requests
 from lightning_edit.exceptions import DataError, EditRefusedError, LedgerError
 from lightning_edit.functional.visible import visible
 from lightning_edit.types import EditRequest
+
+log = logging.getLogger(__name__)
 
 
 class EditedModel:
@@ -182,7 +185,7 @@ class EditedModel:
     ) -> "EditedModel":
         """Write further requests on top of the edits so far, all of them or none.
 
-        A warning names requests whose answer is not what the model gives afterwards.
+        A warning names requests whose answer the model does not give afterwards, teacher forced.
 
         Args:
             requests: One or more requests, or rows with at least ``prompt`` and ``target``:
@@ -202,17 +205,28 @@ class EditedModel:
         # Names are not used again after an undo: `edit-0` is one edit for the life of this handle.
         listed = as_requests(requests, first=self._named)
         self._named += len(listed)
-        batch, done = encode_batch(self.editor.prompts, listed, seed), 0
+        batch = encode_batch(self.editor.prompts, listed, seed)
+        written: list[Delta] = []
         with exclusive(self.model):  # another thread waits until these edits are all written
             try:
                 for part, delta in find(self.editor, batch):
                     self._commit(delta, part.requests, conditions)
-                    done += 1
-                self.editor.say_unanswered(batch, self.ledger.in_force)
+                    written.append(delta)
             except BaseException:
-                self.ledger.rollback(done)
+                self.ledger.rollback(len(written))
                 raise
+            self._say_unanswered(listed, written)
         return self
+
+    def _say_unanswered(self, requests: Sequence[EditRequest], written: Sequence[Delta]) -> None:
+        """Have the editor look at answers; what fails here undoes no edit."""
+        look = getattr(self.editor, "say_unanswered", None)  # of editors of this library
+        if look is None:
+            return
+        try:
+            look(requests, written, self.ledger.in_force)
+        except Exception as error:  # noqa: BLE001  # such as too little memory for the scores
+            log.warning("whether the edits are answered could not be looked at: %r", error)
 
     def _commit(
         self, delta: Delta, requests: Sequence[EditRequest], conditions: Conditions | None

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from lightning_edit.models.eval_mode import in_eval_mode
+
 log = logging.getLogger(__name__)
 
 _NAME = "_lightning_edit_lock"
@@ -56,13 +58,15 @@ def exclusive(model: Any) -> Iterator[None]:
 
 @contextmanager
 def exact_edit(model: Any) -> Iterator[None]:
-    """Edit alone and without autocast; says once for each model that autocast was on.
+    """Edit alone, in eval mode and without autocast; says once a model that autocast was on.
+
+    With its dropout on, a model learns an answer that it does not give in use.
 
     Args:
         model: The language model.
     """
     kind = str(getattr(getattr(model, "device", None), "type", "cpu"))
-    with exclusive(model):
+    with exclusive(model), in_eval_mode(model):
         if kind == "meta" or not torch.is_autocast_enabled(kind):
             yield
             return

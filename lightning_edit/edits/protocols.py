@@ -65,9 +65,6 @@ class BoundEditor(EditHistory, Protocol):
     ) -> list[str]:
         """Generate greedy continuations of prompts with the edits in force."""
 
-    def say_unanswered(self, batch: EditBatch, in_force: Sequence[Delta]) -> None:
-        """Warn of requests in force whose answer the model does not give."""
-
     def edit(self, batch: EditBatch) -> Delta:
         """Compute the delta for a batch of requests; the model itself is not changed."""
 

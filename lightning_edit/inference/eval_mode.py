@@ -1,10 +1,12 @@
-"""Evaluation mode of a model, for the length of a block."""
+"""Evaluation mode without gradients, for everything that asks a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from lightning_edit.models.eval_mode import in_eval_mode
 
 
 @contextmanager
@@ -14,11 +16,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Args:
         model: Any model; in training, the mode of each dropout module is restored.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with in_eval_mode(model), torch.no_grad():
+        yield

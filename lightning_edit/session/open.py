@@ -92,6 +92,8 @@ class EditedRun(EditedModel):
     ) -> "EditedRun":
         """Write further requests on top of the run's edits, all of them or none.
 
+        A warning names requests whose answer the model does not give afterwards, teacher forced.
+
         Args:
             requests: One or more requests, or dictionaries with at least ``prompt`` and ``target``.
             seed: Seed of everything random in the edit.

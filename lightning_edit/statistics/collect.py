@@ -14,6 +14,7 @@ from lightning_edit.exceptions import DataError
 from lightning_edit.functional.shrinkage import Target, shrink
 from lightning_edit.functional.statistics import FourthMoments, SecondMoment
 from lightning_edit.inference.hooks import Side, capture
+from lightning_edit.models.eval_mode import in_eval_mode
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight, weights_hash
 from lightning_edit.statistics.moments import Moments
@@ -153,7 +154,7 @@ class _KeyAccumulator:
     def update(self, batch: list[list[int]]) -> None:
         """Run one batch and add its keys to the metrics, padding excluded."""
         ids, mask = _pad_right(batch, self.device)
-        with capture(self.model, self.wanted, stop=True) as keys:
+        with in_eval_mode(self.model), capture(self.model, self.wanted, stop=True) as keys:
             self.model(input_ids=ids, attention_mask=mask, use_cache=False)
         read = {name: value[mask.bool()] for name, value in keys.items()}
         for name, metric in self.metrics.items():

@@ -238,6 +238,22 @@ def test_independent_edits_equal_edits_alone(editor_class: type[Editor], family:
 
 
 @each
+def test_a_model_in_training_is_edited_as_it_answers(editor_class: type[Editor]) -> None:
+    """With its dropout on it would learn an answer that it does not give in use."""
+    model = TINY["gpt2"]().requires_grad_(False).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    modes = [module.training for module in model.modules()]
+    editor = make(editor_class).bind(model, build_tokenizer()).eval()
+    batch = encode_batch(editor.tokenizer, REQUESTS, seed=3)
+    assert same(editor.edit(batch.split()[0]), edited(editor_class, "gpt2"))
+    (alone,) = editor.edit_independent(batch.split()[0])
+    assert same(alone, edited(editor_class, "gpt2"), 1e-3)
+    assert [module.training for module in model.modules()] == modes
+
+
+@each
 def test_a_batch_is_one_delta(editor_class: type[Editor]) -> None:
     own = case(editor_class, "gpt2")
     delta = own.editor.edit(own.batch)

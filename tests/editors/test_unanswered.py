@@ -1,14 +1,22 @@
 """An edit in Python whose answer the model does not give is said, as at the end of a run."""
 
-import pytest
+from typing import Any
 
-from lightning_edit.editors import FTM, ICE, KN, RECT, UltraEdit
+import pytest
+import torch
+
+from lightning_edit.editors import FTM, GRACE, ICE, KN, RECT, UltraEdit, base
+from lightning_edit.editors.base import Editor
+from lightning_edit.types import EditRequest
+from tests.models.tiny import TINY, build_tokenizer
 from tests.toy import toy_model, toy_tokenizer
 
 FACTS = [
     {"id": "one", "prompt": "the capital of land1 is", "target": "city1", "subject": "land1"},
     {"id": "two", "prompt": "the capital of land2 is", "target": "city2", "subject": "land2"},
 ]
+
+REQUEST = EditRequest("one", "the capital of land1 is", "city1", "land1")
 
 
 def test_an_edit_without_effect_is_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -38,9 +46,60 @@ def test_the_second_call_is_looked_at_too(caplog: pytest.LogCaptureFixture) -> N
     assert "one: " not in message
 
 
-def test_texts_before_prompts_are_not_read_through(caplog: pytest.LogCaptureFixture) -> None:
+def test_texts_before_prompts_are_not_read_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(base, "say_unanswered", lambda *parts: asked.append(len(parts[1])))
     ICE().edit_model(toy_model(), toy_tokenizer(), FACTS)
+    assert asked == []
+    GRACE().edit_model(toy_model(), toy_tokenizer(), FACTS)
+    assert asked == [2]
+
+
+def test_what_fails_while_it_looks_undoes_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(base, "say_unanswered", fail)
+    edited = FTM().edit_model(toy_model(), toy_tokenizer(), FACTS[:1])
+    assert edited.generate("the capital of land1 is", 1) == "city1"
+    assert caplog.messages == [
+        "whether the edits are answered could not be looked at: MemoryError('no room')"
+    ]
+
+
+@pytest.mark.parametrize("kind", [FTM, GRACE])
+def test_a_model_in_training_is_asked_without_dropout(
+    kind: type[Editor], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = toy_model()
+    for one in model.modules():
+        if isinstance(one, torch.nn.Dropout):
+            one.p = 0.9
+    state = torch.get_rng_state()
+    kind().edit_model(model.train(), toy_tokenizer(), FACTS[:1])
     assert not [message for message in caplog.messages if "in force" in message]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+
+
+def test_a_broken_model_answers_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    edited = FTM().edit_model(toy_model(), toy_tokenizer(), FACTS[:1])
+    broken = torch.full_like(edited.model.transformer.h[0].mlp.c_fc.weight, float("nan"))
+    with torch.no_grad():
+        edited.model.transformer.h[0].mlp.c_fc.weight.copy_(broken)
+    editor: Any = edited.editor
+    editor.say_unanswered([REQUEST], list(edited.ledger.in_force), edited.ledger.in_force)
+    assert "the model's outputs are not finite" in caplog.text
+
+
+def test_two_stacks_are_asked_as_they_answer(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = TINY["t5"]().requires_grad_(False), build_tokenizer()
+    fact = {"prompt": "The capital of France is", "target": "Rome", "subject": "France"}
+    edited = FTM().edit_model(model, tokenizer, fact)
+    said = edited.generate(fact["prompt"], 4)
+    assert said.strip().startswith("Rome") != ("in force" in caplog.text)
 
 
 def test_a_models_own_words_are_shown_harmless(caplog: pytest.LogCaptureFixture) -> None:

@@ -87,8 +87,12 @@ def bound(name: str) -> tuple[Editor, Counting]:
 
 @pytest.mark.parametrize("name", EDITORS)
 @pytest.mark.parametrize("way", ["together", "alone", "study", "handle"])
-def test_an_edit_tokenises_every_text_once(name: str, way: str) -> None:
+def test_an_edit_tokenises_every_text_once(
+    name: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     editor, tokenizer = bound(name)
+    # What is asked of the model afterwards is another way.
+    monkeypatch.setattr(type(editor), "say_unanswered", lambda *_: None)
     batches = encode_cases(tokenizer, cases_of(Places().edit_requests()), 4)
     if way == "together":
         found = [delta for batch in batches for _, delta in find(editor, batch)]

@@ -61,6 +61,18 @@ def test_narrow_weights_are_run_in_float32() -> None:
     assert found.model != expected.model
 
 
+def test_a_model_in_training_is_read_without_its_dropout() -> None:
+    model, tokenizer = TINY["gpt2"](), build_tokenizer()
+    expected = collect(model.eval(), tokenizer, CORPUS, [1])
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    found = collect(model.train(), tokenizer, CORPUS, [1])
+    assert model.training
+    for name, moment in expected.moments.items():
+        assert torch.equal(found.moments[name], moment)
+
+
 def test_memory_does_not_grow_with_the_text() -> None:
     held, most = 0, 0
 

@@ -19,6 +19,7 @@ def settings_yaml(
     title: str,
     *,
     layers: str | None,
+    own: bool = False,
 ) -> str:
     """Return settings as a configuration for ``edit``, with what they were measured on.
 
@@ -29,6 +30,7 @@ def settings_yaml(
         title: What was tried on what, in one line.
         layers: Argument that names the layers, where they were searched and belong in the file:
             ``layers``, or ``layer`` of an editor of one.
+        own: Whether these are the editor's own settings.
     """
     trial = found.tried
     assert isinstance(trial, SettingsTrial)
@@ -36,7 +38,9 @@ def settings_yaml(
     lines = [
         f"# {visible(title)}.",
         f"# {means}; harmonic mean {found.score:.3f} ± {found.spread:.3f}.",
-        "# Chosen on these facts: report results on others.",
+        "# The editor's own settings: no trial beat them beyond the spread of these facts."
+        if own
+        else "# Chosen on these facts: report results on others.",
     ]
     chosen: dict[str, Any] = {}
     if layers is not None:
