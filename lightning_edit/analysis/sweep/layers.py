@@ -91,6 +91,7 @@ class RankedTrial:
         spread: Bootstrap standard error of ``score`` over cases.
         ties: Whether it ties with the best: the difference to the best is within two standard
             errors of that difference.
+        near: Whether the difference to the best is within one standard error of that difference.
     """
 
     tried: LayerTrial
@@ -98,6 +99,7 @@ class RankedTrial:
     score: float
     spread: float
     ties: bool
+    near: bool
 
     def to_row(self) -> dict[str, Any]:
         """Convert to plain containers for JSON."""
@@ -139,6 +141,7 @@ def rate(tried: Sequence[LayerTrial], seed: int = 0) -> list[RankedTrial]:
             float(scores[number]),
             float(resampled[number].std()),
             number == best or bool(behind[number] <= 2 * errors[number]),
+            number == best or bool(behind[number] <= errors[number]),
         )
         for number, one in enumerate(measured)
     ]

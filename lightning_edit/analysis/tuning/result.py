@@ -55,12 +55,13 @@ class TuningResult:
     def written(self) -> RankedTrial | None:
         """The trial whose settings are written to the file.
 
-        The best one, unless the editor's own settings tie with it: of trials that differ by less
-        than the spread of the facts the best is the luckiest, and the editor's own are rules or
+        The best one, unless its lead over the editor's own settings is within one standard error
+        (the one-standard-error rule of Breiman et al., Classification and Regression Trees, 1984):
+        of trials that differ by less the best is the luckiest, and the editor's own are rules or
         published values, which owe nothing to these facts.
         """
         own, best = self.own, self.best
-        return own if best is not None and own is not None and own.ties and own.score > 0 else best
+        return own if best is not None and own is not None and own.near and own.score > 0 else best
 
     @property
     def shown(self) -> list[RankedTrial]:
@@ -131,10 +132,12 @@ class TuningResult:
             return text + "With its own settings the editor could not edit this model."
         if self.written is self.own:
             return text + (
-                "The editor's own settings are as good, within the spread of these facts (two "
-                "standard errors of the difference), so they are the ones that are written. More "
-                "--facts tell smaller differences; settings of other trials are listed above."
+                "The best trial leads the editor's own settings by less than one standard error of "
+                "the difference, so the own ones are written. More --facts tell smaller "
+                "differences; settings of other trials are listed above."
             )
+        if self.own.ties:
+            return text + "The editor's own settings are as good, within the spread of these facts."
         return text + f"The editor's own settings reach {self.own.score:.3f}."
 
     def points(self) -> list[tuple[float, float]]:

@@ -38,7 +38,7 @@ def settings_yaml(
     lines = [
         f"# {visible(title)}.",
         f"# {means}; harmonic mean {found.score:.3f} ± {found.spread:.3f}.",
-        "# The editor's own settings: no trial beat them beyond the spread of these facts."
+        "# The editor's own settings: no trial leads them by a standard error or more."
         if own
         else "# Chosen on these facts: report results on others.",
     ]
