@@ -128,7 +128,10 @@ def test_found_settings_say_on_what_they_were_found(path: Path) -> None:
     assert what.startswith(f"# {path.stem} on smollm2-135m-instruct: ")
     assert "trials of 10 facts" in what
     assert "harmonic mean" in scores
-    assert warning == "# Chosen on these facts: report results on others."
+    assert warning in {
+        "# Chosen on these facts: report results on others.",
+        "# The editor's own settings: no trial leads them by a standard error or more.",
+    }
 
 
 @each_published
