@@ -103,7 +103,7 @@ def test_layers_and_modules_are_the_models_own(path: Path) -> None:
     model = MODELS[path.parent.name]
     config = yaml.safe_load(path.read_text())["model"]
     given = dict(arguments(config))
-    layers = given.get("layers", [])
+    layers = given.get("layers") or []  # none: all of them
     assert layers == sorted(set(layers))
     assert all(0 <= layer < model.blocks for layer in [*layers, given.get("middle_layer", 0)])
     names = {name for name, _ in model.tiny().named_modules()}
@@ -128,10 +128,12 @@ def test_found_settings_say_on_what_they_were_found(path: Path) -> None:
     assert what.startswith(f"# {path.stem} on smollm2-135m-instruct: ")
     assert "trials of 10 facts" in what
     assert "harmonic mean" in scores
-    assert warning in {
-        "# Chosen on these facts: report results on others.",
-        "# The editor's own settings: no trial leads them by a standard error or more.",
-    }
+    other = path.stem in {"MEMIT", "PMET", "FTM", "LoRAEdit"}
+    assert warning == (
+        "# Chosen on these facts: report results on others."
+        if other
+        else "# The editor's own settings: the best trial is not a standard error better."
+    )
 
 
 @each_published

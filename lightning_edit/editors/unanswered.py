@@ -22,8 +22,8 @@ def unanswered(
 ) -> list[tuple[EditRequest, TokenScores]]:
     """Find the requests whose answer is not the model's likeliest continuation, token by token.
 
-    The answer's own tokens decide, in the form (plain or chat) in which the edited model is asked;
-    whether the model stops after them does not.
+    The answer's own tokens decide, in the form (plain or chat; of both, chat) in which the edited
+    model is asked; whether the model stops after them does not.
 
     Args:
         editor: The editor, bound; its edits are in force.
@@ -63,11 +63,11 @@ def say_unanswered(editor: Any, requests: Sequence[EditRequest], in_force: Seque
 
 
 def _is_broken(score: TokenScores) -> bool:
-    """Whether the model's outputs are no numbers; scores of such tokens stand at the cap."""
+    """Whether a token's score stands at the cap, as where the model's outputs are no numbers."""
     return max(score.nlls, default=0.0) >= NLL_CAP
 
 
 def _figure(score: TokenScores) -> str:
     if _is_broken(score):
-        return "the model's outputs are not finite"
+        return "impossible, or the model's outputs are not finite"
     return f"{score.total / max(1, len(score.tokens)):.2f} nats a token"

@@ -212,14 +212,14 @@ class EditedModel:
                 for part, delta in find(self.editor, batch):
                     self._commit(delta, part.requests, conditions)
                     written.append(delta)
+                self._say_unanswered(listed, written)
             except BaseException:
                 self.ledger.rollback(len(written))
                 raise
-            self._say_unanswered(listed, written)
         return self
 
     def _say_unanswered(self, requests: Sequence[EditRequest], written: Sequence[Delta]) -> None:
-        """Have the editor look at answers; what fails here undoes no edit."""
+        """Have the editor look at answers; an error here undoes no edit, an interruption does."""
         look = getattr(self.editor, "say_unanswered", None)  # of editors of this library
         if look is None:
             return

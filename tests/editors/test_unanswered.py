@@ -7,6 +7,7 @@ import torch
 
 from lightning_edit.editors import FTM, GRACE, ICE, KN, RECT, UltraEdit, base
 from lightning_edit.editors.base import Editor
+from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import EditRequest
 from tests.models.tiny import TINY, build_tokenizer
 from tests.toy import toy_model, toy_tokenizer
@@ -67,6 +68,18 @@ def test_what_fails_while_it_looks_undoes_nothing(
     assert caplog.messages == [
         "whether the edits are answered could not be looked at: MemoryError('no room')"
     ]
+
+
+def test_an_interruption_while_it_looks_leaves_no_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(base, "say_unanswered", stop)
+    model = toy_model()
+    before = weights_hash(model)
+    with pytest.raises(KeyboardInterrupt):
+        FTM().edit_model(model, toy_tokenizer(), FACTS[:1])
+    assert weights_hash(model) == before
 
 
 @pytest.mark.parametrize("kind", [FTM, GRACE])

@@ -31,6 +31,7 @@ from lightning_edit.inference.hooks import (
     returning,
     returns_tuples,
 )
+from lightning_edit.models.eval_mode import in_eval_mode
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
 from lightning_edit.models.view import ModelView
 
@@ -266,7 +267,8 @@ class Tracer:
         """Return the logits of the last token; the head runs at that position only."""
         rows = torch.arange(len(ids), device=ids.device)
         last = torch.full_like(rows, ids.shape[1] - 1)
-        return wide(logits_at(self.view.model, {"input_ids": ids}, (rows, last)))
+        with in_eval_mode(self.view.model):
+            return wide(logits_at(self.view.model, {"input_ids": ids}, (rows, last)))
 
     def _probabilities(self, ids: Int[Tensor, "r t"], answer: int) -> Float[Tensor, " r"]:
         return torch.softmax(self._logits(ids), dim=-1)[:, answer]

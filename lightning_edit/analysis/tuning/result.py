@@ -56,9 +56,9 @@ class TuningResult:
         """The trial whose settings are written to the file.
 
         The best one, unless its lead over the editor's own settings is within one standard error
-        (the one-standard-error rule of Breiman et al., Classification and Regression Trees, 1984):
-        of trials that differ by less the best is the luckiest, and the editor's own are rules or
-        published values, which owe nothing to these facts.
+        of their difference (after the one-standard-error rule of Breiman et al., Classification
+        and Regression Trees, 1984): of trials that differ by less the best is the luckiest, and
+        the editor's own are rules or published values, which owe nothing to these facts.
         """
         own, best = self.own, self.best
         return own if best is not None and own is not None and own.near and own.score > 0 else best
@@ -137,7 +137,11 @@ class TuningResult:
                 "differences; settings of other trials are listed above."
             )
         if self.own.ties:
-            return text + "The editor's own settings are as good, within the spread of these facts."
+            return text + (
+                f"It leads the editor's own settings ({self.own.score:.3f}) by one to two standard "
+                "errors of the difference: it is written, and may be luck; edit other facts with "
+                "both before you use it."
+            )
         return text + f"The editor's own settings reach {self.own.score:.3f}."
 
     def points(self) -> list[tuple[float, float]]:

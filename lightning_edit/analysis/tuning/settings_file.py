@@ -38,7 +38,7 @@ def settings_yaml(
     lines = [
         f"# {visible(title)}.",
         f"# {means}; harmonic mean {found.score:.3f} ± {found.spread:.3f}.",
-        "# The editor's own settings: no trial leads them by a standard error or more."
+        "# The editor's own settings: the best trial is not a standard error better."
         if own
         else "# Chosen on these facts: report results on others.",
     ]

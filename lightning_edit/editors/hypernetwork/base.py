@@ -284,14 +284,16 @@ class HypernetworkEditor(MetaLearning, family=True):
         self._trained_on = describe_language_model(self.language_model, self.prompts)
 
     def on_validation_start(self) -> None:
-        """Warn in ``validate`` if the editor is not trained."""
+        """Put the language model in eval mode, and warn in ``validate`` of an untrained editor."""
         super().on_validation_start()
+        self.language_model.eval()
         if self.trainer.validating:
             self._warn_untrained()
 
     def on_test_start(self) -> None:
-        """Warn if the editor is not trained."""
+        """Put the language model in eval mode; warn if the editor is not trained."""
         super().on_test_start()
+        self.language_model.eval()
         self._warn_untrained()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
