@@ -84,6 +84,8 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
     """Whether one edit can be written for a chat template and for plain text (``chat="both"``)."""
     ends_answers: bool = True
     """Whether an answer can be written with its end (``end_answers``)."""
+    no_strength: ClassVar[tuple[str, ...]] = ()
+    """Settings that do not make it write more, though they do in other editors."""
 
     _family: ClassVar[bool] = True
 

@@ -18,8 +18,6 @@ RAISE = (
     "null_threshold",
 )
 LOWER = ("moment_weight", "norm_weight")
-#: Settings whose names mean something else in an editor: KN's are the steps of its integral.
-OTHER_MEANING = {("KN", "steps")}
 
 
 def to_write_more(editor: Any) -> str:
@@ -31,7 +29,7 @@ def to_write_more(editor: Any) -> str:
     name = type(editor).__name__
     layers = [editor]  # a wrapper's own settings are turned before its host's
     while isinstance(host := getattr(editor, "editor", None), nn.Module) and hasattr(
-        host, "chosen"
+        host, "no_strength"
     ):
         editor = host
         layers.append(editor)
@@ -44,9 +42,7 @@ def to_write_more(editor: Any) -> str:
             f"{key} ({value:g})"
             for one, key, value in values
             # A wrapper's share of the host's update is at most all of it.
-            if _is_number(value)
-            and (one is editor or value < 1)
-            and (type(one).__name__, key) not in OTHER_MEANING
+            if _is_number(value) and (one is editor or value < 1) and key not in one.no_strength
         ]
         if told:
             texts.append(f"{verb} {', '.join(told)}")

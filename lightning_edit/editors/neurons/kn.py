@@ -106,6 +106,8 @@ class KN(Editor):
     ends_answers = False  # one vector is written for all tokens of an answer
     architectures: ClassVar[tuple[str, ...]] = ("decoder-only", "encoder-decoder")
 
+    no_strength = ("steps",)  # of its integral
+
     def __init__(
         self,
         layers: list[int] | None = None,
