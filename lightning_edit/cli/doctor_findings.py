@@ -7,7 +7,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightning_edit.models.prompt_format import own_system_message
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.models.chat_template import own_system_message, thinking_note
+from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.view import BlockView, ModelView, Stack
 from lightning_edit.models.weights import weight
 
@@ -86,10 +88,12 @@ def chat_row(tokenizer: Any) -> str:
         return "none: prompts are plain text"
     try:
         own = own_system_message(tokenizer)
-    except Exception as error:  # noqa: BLE001  # a template is a program of its author
-        return f"cannot be rendered ({type(error).__name__}: {error})"
+    except ConfigError as error:
+        return str(error)
     added = "no system message of its own" if own is None else f"adds the system message {own!r}"
-    return f"yes ({added}); edit through it with --lm_chat true"
+    note = thinking_note(tokenizer, PromptFormat(True))
+    thinks = "" if note is None else f". Note: {note}"
+    return f"yes ({added}); edit through it with --lm_chat true{thinks}"
 
 
 def parts_table(view: ModelView) -> Table:

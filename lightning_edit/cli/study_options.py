@@ -342,11 +342,18 @@ def editor_name(editor: Editor) -> str:
 
 def _cases(data: EditDataModule, split: str, facts: int) -> tuple[list[Case], str]:
     data.prepare_data()
-    requests = data.requests(split)
-    if not requests:
-        split = data.split
-        requests = data.edit_requests()
-    return cases_of(requests)[:facts], split
+    limit = data.limit
+    # Of these cases alone, so that nobody is warned of conflicts among others; demonstrations of
+    # the training split have the limit that was asked for.
+    data.limit = facts if limit is None else min(limit, facts)
+    try:
+        requests = data.requests(split)
+        if not requests:
+            split = data.split
+            requests = data.edit_requests()
+    finally:
+        data.limit = limit
+    return cases_of(requests), split
 
 
 def _as_dict(config: Namespace) -> Mapping[str, Any]:

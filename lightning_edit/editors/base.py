@@ -33,6 +33,7 @@ from lightning_edit.exceptions import (
 )
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Responder
+from lightning_edit.models.chat_template import thinking_note
 from lightning_edit.models.eval_mode import in_eval_mode
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
@@ -148,6 +149,8 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
             )
             form = replace(prompts.form, end_answers=False)
             prompts = PromptEncoder.for_model(model, PromptEncoder(prompts.tokenizer, form))
+        if (note := thinking_note(prompts.tokenizer, prompts.form)) is not None:
+            log.warning("%s: %s (docs/data.md, Chat)", type(self).__name__, note)
         require_finite_weights(model)
         self._prompts = prompts
         model_lock(model)  # made before anything looks at the model's attributes

@@ -44,13 +44,26 @@ def asking_example(selection: Selection, model_name: str) -> str:
     )
     options = "".join(f", {name}={value!r}" for name, value in form.chat_options.items())
     options = options.replace("`", "\\x60")
+    opening = selection.answer_opening
+    if opening:  # what the template leaves to the model, which was not asked for it
+        asked = (
+            "text = tokenizer.apply_chat_template(\n"
+            f"    messages, add_generation_prompt=True, tokenize=False{options}\n"
+            ")\n"
+            f"text += {_literal(opening)}\n"
+            'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")\n'
+        )
+    else:
+        asked = (
+            "inputs = tokenizer.apply_chat_template(\n"
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True'
+            f"{options}\n"
+            ")\n"
+        )
     return (
         f"\ntokenizer = AutoTokenizer.from_pretrained({model_name})\n"
         f"messages = [\n{listed}]\n"
-        "inputs = tokenizer.apply_chat_template(\n"
-        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True'
-        f"{options}\n"
-        ")\n"
+        f"{asked}"
         "output = model.generate(**inputs, do_sample=False, max_new_tokens=16)\n"
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], '
         "skip_special_tokens=True))"

@@ -69,6 +69,12 @@ class Selection:
         facts = self.opening.get("language_model") or {}
         return PromptFormat(**(facts.get("prompts") or {}))
 
+    @property
+    def answer_opening(self) -> str:
+        """What stood between a chat template's prompt and the answers; empty: blanks at most."""
+        facts = self.opening.get("language_model") or {}
+        return str(facts.get("answer_opening", ""))
+
 
 def select_edits(run: Path, ids: Sequence[str] | None = None) -> Selection:
     """Select the edits of a run from its journal and load their deltas.

@@ -3,7 +3,8 @@
 from typing import Any
 
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.models.prompt_format import PromptFormat, end_of_turn
+from lightning_edit.models.chat_template import end_of_turn
+from lightning_edit.models.prompt_format import PromptFormat
 
 
 class AnswerEnds:

@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from lightning_edit.models.answer_ends import AnswerEnds
+from lightning_edit.models.chat_template import answer_opening, render_chat, without_thoughts
 from lightning_edit.models.limits import Limits, max_positions
-from lightning_edit.models.prompt_format import (
-    PromptFormat,
-    RenderedPrompt,
-    render_chat,
-    render_plain,
-)
+from lightning_edit.models.prompt_format import PromptFormat, RenderedPrompt, render_plain
 from lightning_edit.models.token_places import answer_begin, subject_span
 
 Ids = tuple[int, ...]
@@ -71,7 +67,9 @@ class PromptEncoder(AnswerEnds):
 
     Args:
         tokenizer: A fast Hugging Face tokenizer, of any padding side.
-        form: How prompts are rendered; ``None``: plain text.
+        form: How prompts are rendered; ``None``: plain text. A chat template that lets the model
+            think first gets ``enable_thinking: false`` among its variables, if it has that switch
+            and it is not given.
         limits: What the model can read; see :meth:`for_model`.
         two_stacks: Whether an encoder reads the prompt and a decoder the answer. Then the prompt
             keeps the EOS that its tokenizer adds.
@@ -93,11 +91,12 @@ class PromptEncoder(AnswerEnds):
                 "load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
         self.tokenizer = tokenizer
-        self.form = PromptFormat() if form is None else form
+        self.form = PromptFormat() if form is None else without_thoughts(tokenizer, form)
         self.limits = Limits() if limits is None else limits
         self.two_stacks = two_stacks
         self._known: OrderedDict[PromptText, EncodedPrompt | ValueError] = OrderedDict()
         self._plain: PromptEncoder | None = None
+        self._opening: str | None = None
 
     @classmethod
     def of(cls, tokenizer: Any) -> "PromptEncoder":
@@ -136,6 +135,21 @@ class PromptEncoder(AnswerEnds):
             form = PromptFormat(separator=self.form.separator, end_answers=self.form.end_answers)
             self._plain = PromptEncoder(self.tokenizer, form, self.limits, self.two_stacks)
         return self, self._plain
+
+    @property
+    def answer_opening(self) -> str:
+        """What stands between a chat template's prompt and the answer; empty in plain text.
+
+        See :func:`~lightning_edit.models.chat_template.answer_opening`.
+
+        Raises:
+            ConfigError: If the template cannot be rendered.
+            ValueError: If the tokenizer has no chat template.
+        """
+        if self._opening is None:
+            chat = self.form.chat
+            self._opening = answer_opening(self.tokenizer, self.form) if chat else ""
+        return self._opening
 
     def encode(self, texts: Iterable[PromptText]) -> Iterator[EncodedPrompt]:
         """Tokenise prompts, with their answers.
@@ -226,7 +240,9 @@ class PromptEncoder(AnswerEnds):
     # ------------------------------------------------------------------------------------ pieces
 
     def _encode(self, texts: Sequence[PromptText]) -> list[EncodedPrompt | ValueError]:
-        rendered = [_caught(self._render, text) for text in texts]
+        if texts:
+            _ = self.answer_opening  # a broken chat template is not the error of one text
+        rendered = [_caught(self.render, text) for text in texts]
         found: dict[int, EncodedPrompt | ValueError] = {
             number: one for number, one in enumerate(rendered) if isinstance(one, ValueError)
         }
@@ -256,9 +272,19 @@ class PromptEncoder(AnswerEnds):
                 found[number] = _caught(self._split, texts[number], one, tokens)
         return [found[number] for number in range(len(texts))]
 
-    def _render(self, text: PromptText) -> RenderedPrompt:
+    def render(self, text: PromptText) -> RenderedPrompt:
+        """Render a prompt with its answer, as the model reads them.
+
+        Args:
+            text: The prompt; without an answer, it ends where the answer begins.
+
+        Raises:
+            ConfigError: If the chat template cannot be rendered.
+            ValueError: If the tokenizer has no chat template, or it changes the prompt.
+        """
         if self.form.chat:
-            return render_chat(self.tokenizer, text.prompt, text.answer, self.form)
+            opening = self.answer_opening
+            return render_chat(self.tokenizer, text.prompt, text.answer, self.form, opening)
         separator = self.form.separator if text.separator is None else text.separator
         markers = tuple(self.tokenizer.all_special_tokens)
         return render_plain(text.prompt, text.answer, separator, markers)

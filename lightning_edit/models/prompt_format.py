@@ -1,4 +1,4 @@
-"""Prompt format: what stands between prompt and answer, and the chat template around a prompt.
+"""Prompt format: how prompts are rendered, and what stands between prompt and answer in plain text.
 
 The text of a request is rendered here, once for search, training, scoring and generation, so that a
 model is edited and scored exactly where it is used.
@@ -8,15 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.types.scripts import is_joined, is_unspaced
 
 _OPENING = "“‘«‹„‚([{「『（【《〈〔［｛¿¡"
 _QUOTES = "\"'`"
-#: Templates that print today's date would make a run depend on the day it is resumed.
-_FIXED = {"date_string": "26 Jul 2024"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,8 @@ class PromptFormat:
         system: System message of the chat; ``None``: the template's own default, if it has one.
         separator: Text between prompt and answer; ``None``: by :func:`separator_between`. A chat
             template brings its own.
-        chat_options: Further variables of the chat template, such as ``enable_thinking: false``.
+        chat_options: Further variables of the chat template. ``enable_thinking`` is false unless it
+            is given here: a model that can think first is edited and asked for its answer alone.
         end_answers: An answer is learnt with its end, a chat's end of turn or EOS, so that the
             model says it and stops. ``False``: the answer alone, as published methods do; the model
             goes on from it as it likes. Scores of a run do not count its end.
@@ -161,98 +158,3 @@ def render_plain(
     text = before + answer.rstrip()
     start = end + len(text[end:]) - len(text[end:].lstrip())
     return RenderedPrompt(text, end, start)
-
-
-def render_chat(
-    tokenizer: Any, prompt: str, answer: str | None, form: PromptFormat
-) -> RenderedPrompt:
-    """Render a prompt as the user's turn of a chat, with the answer as the assistant's.
-
-    Args:
-        tokenizer: A tokenizer with a chat template.
-        prompt: The user's message.
-        answer: The assistant's answer; ``None``: up to where it begins.
-        form: System message and template variables.
-
-    Raises:
-        ValueError: If the tokenizer has no chat template, or the template changes the message.
-    """
-    opened = _apply(tokenizer, prompt, None, form)
-    message = prompt.strip()
-    at = opened.rfind(message)
-    if at < 0:
-        raise ValueError(
-            f"the chat template of {type(tokenizer).__name__} does not hold the message "
-            f"{message[:40]!r} as it is written, so it cannot be located; edit without chat"
-        )
-    shift = at - (len(prompt) - len(prompt.lstrip()))
-    end = len(opened.rstrip(" "))
-    if answer is None:
-        return RenderedPrompt(opened[:end], end, end, shift, True)
-    answer = answer.strip()
-    between = opened[end:]
-    if not opened[-1:].isspace():
-        # Some templates put a blank of their own before an answer ("[/INST] answer").
-        whole = _apply(tokenizer, prompt, answer, form)
-        start = whole.find(answer, len(opened))
-        gap = whole[len(opened) : start] if whole.startswith(opened) and start >= 0 else ""
-        between += gap if not gap.strip() else ""
-    text = opened[:end] + between + answer
-    return RenderedPrompt(text, end, end + len(between), shift, True)
-
-
-def _apply(tokenizer: Any, prompt: str, answer: str | None, form: PromptFormat) -> str:
-    messages = [] if form.system is None else [{"role": "system", "content": form.system}]
-    messages.append({"role": "user", "content": prompt})
-    if answer is not None:
-        messages.append({"role": "assistant", "content": answer})
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"{type(tokenizer).__name__} has no chat template, so nothing can be asked through "
-            "one; set chat to false, or give the tokenizer of an instruct model"
-        )
-    return str(
-        tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=answer is None,
-            **(_FIXED | dict(form.chat_options)),
-        )
-    )
-
-
-def own_system_message(tokenizer: Any, form: PromptFormat | None = None) -> str | None:
-    """Return the system message that a chat template adds where none is given.
-
-    Args:
-        tokenizer: A tokenizer with a chat template.
-        form: Template variables; ``None``: none.
-
-    Returns:
-        The message; ``None`` if the template adds none, or takes no system message.
-    """
-    options = {} if form is None else dict(form.chat_options)
-    alone = _apply(tokenizer, "a question", None, PromptFormat(True, chat_options=options))
-    try:
-        given = _apply(tokenizer, "a question", None, PromptFormat(True, "a rule", None, options))
-    except TemplateError:
-        return None
-    at = given.find("a rule")
-    if at < 0:
-        return None
-    head, behind = given[:at], given[at + len("a rule") : given.rfind("a question")]
-    before = alone[: alone.rfind("a question")]
-    if not (before.startswith(head) and before[len(head) :].endswith(behind)):
-        return None
-    return before[len(head) : len(before) - len(behind)].strip() or None
-
-
-def end_of_turn(tokenizer: Any, form: PromptFormat) -> str:
-    """Return what a chat template puts after an assistant's answer, such as ``<|im_end|>``.
-
-    Args:
-        tokenizer: A tokenizer with a chat template.
-        form: System message and template variables.
-    """
-    whole = _apply(tokenizer, "a question", "an answer", form)
-    return whole[whole.rfind("an answer") + len("an answer") :].strip()

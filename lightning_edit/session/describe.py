@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 from lightning_edit.editors.arguments import kept_values
+from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.types import EditRequest
 
@@ -35,18 +36,20 @@ def describe(thing: object) -> dict[str, Any]:
     return {"class": type(thing).__name__, "args": args} | auto
 
 
-def describe_for_journal(model: Any, form: PromptFormat) -> dict[str, Any]:
+def describe_for_journal(model: Any, prompts: PromptEncoder) -> dict[str, Any]:
     """Return what a journal says of its language model, for exports and for opening it again.
 
     Args:
         model: The language model.
-        form: Format of its prompts.
+        prompts: Its tokenizer, with the format of prompts.
     """
+    form, opening = prompts.form, prompts.answer_opening
     return {
         "name": str(model.name_or_path),
         "dtype": str(model.dtype).removeprefix("torch."),
         # Runs of earlier versions have plain prompts and no such entry.
         **({} if form == PromptFormat() else {"prompts": form.to_dict()}),
+        **({"answer_opening": opening} if opening.strip() else {}),
     }
 
 

@@ -151,9 +151,7 @@ class EditSession(MeasurementDriver):
             self.integrity.check(self._restored_state, covered)  # before anything is written
         self.ledger.open(
             editor=type(self.editor).__name__,
-            language_model=describe_for_journal(
-                self.editor.language_model, self.editor.prompts.form
-            ),
+            language_model=describe_for_journal(self.editor.language_model, self.editor.prompts),
             protocol=self.protocol,
         )
         self.ranks.first(lambda: keep_editor(self.folder, self.editor))

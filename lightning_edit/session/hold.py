@@ -43,7 +43,7 @@ def hold_model(model: Any, tokenizer: Any, run: str | Path | None = None) -> Edi
         ledger = Ledger(model, holder, folder.ledger)
         ledger.open(
             editor=type(holder).__name__,
-            language_model=describe_for_journal(model, holder.prompts.form),
+            language_model=describe_for_journal(model, holder.prompts),
             protocol=OWN,
         )
     return EditedRun(folder.path, ledger, holder.prompts, holder)

@@ -20,9 +20,11 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.weights import weights_hash
+from lightning_edit.session.describe import describe_for_journal
 from lightning_edit.types import EditRequest
 from tests.disks import file_size_limit
 from tests.export.runs import several, start
+from tests.models.test_chat_template import DEEPSEEK_R1, GPT_OSS, QWEN3
 from tests.models.test_prompt_encoder import CHATML, chat_tokenizer
 from tests.models.tiny import build_tiny
 
@@ -87,22 +89,32 @@ def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> 
     assert "expected a whole number of 1 or more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["peft", "merged"])
+@pytest.mark.parametrize(
+    ("kind", "template"),
+    [
+        ("peft", CHATML),
+        ("merged", CHATML),
+        ("merged", QWEN3),  # thinks unless it is told not to
+        ("merged", DEEPSEEK_R1),  # opens a thought
+        ("merged", GPT_OSS),  # leaves the name of a channel to the model
+    ],
+)
 def test_the_card_of_a_chat_edit_asks_through_the_template(
     kind: Literal["peft", "merged"],
+    template: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     base = tmp_path / "base"
     build_tiny("llama", vocab_size=320, max_position_embeddings=256).save_pretrained(base)
-    chat_tokenizer(CHATML).save_pretrained(base)
+    chat_tokenizer(template).save_pretrained(base)
     form = PromptFormat(True, 'Say "```" never.')
     model, tokenizer = load_language_model(str(base))
     editor = FTM(layers=[1], lr=1e-2).bind(model, PromptEncoder(tokenizer, form))
     fact = EditRequest("a", "What is the capital of France?", "Lyon")
     ledger = Ledger(model, editor, tmp_path / "run" / "ledger")
-    facts = {"name": str(base), "dtype": "float32", "prompts": form.to_dict()}
+    facts = describe_for_journal(model, editor.prompts)
     ledger.open(editor="FTM", language_model=facts, protocol="sequential")
     ledger.commit(editor.edit(encode_batch(editor.prompts, [fact])), [fact])
     said = editor.continuations([fact.prompt], 16, ledger.in_force)[0]

@@ -8,14 +8,10 @@ import pytest
 
 from lightning_edit.atlas.tokenizer import train_tokenizer
 from lightning_edit.exceptions import ConfigError
+from lightning_edit.models.chat_template import own_system_message, render_chat
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
-from lightning_edit.models.prompt_format import (
-    PromptFormat,
-    own_system_message,
-    render_chat,
-    render_plain,
-)
+from lightning_edit.models.prompt_format import PromptFormat, render_plain
 from tests.models.tiny import build_tiny, build_tokenizer
 
 CHATML = (

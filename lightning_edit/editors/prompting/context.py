@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lightning_edit.models.prompt_encoder import PromptEncoder
-from lightning_edit.models.prompt_format import render_chat, render_plain
+from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
 
 
 @dataclass(frozen=True)
@@ -131,14 +130,9 @@ class Room:
             answer: The answer.
             separator: Text between them; ``None``: by rule.
         """
-        tokenizer, form = self.prompts.tokenizer, self.prompts.form
-        if form.chat:
-            rendered = render_chat(tokenizer, prompt, answer, form)
-        else:
-            markers = tuple(tokenizer.all_special_tokens)
-            between = form.separator if separator is None else separator
-            rendered = render_plain(prompt, answer, between, markers)
-        encoded = tokenizer(rendered.text, add_special_tokens=not rendered.special, verbose=False)
+        rendered = self.prompts.render(PromptText(prompt, answer, separator=separator))
+        special = not rendered.special
+        encoded = self.prompts.tokenizer(rendered.text, add_special_tokens=special, verbose=False)
         return len(encoded["input_ids"])
 
     def left_for(self, told: Told, answer: str, separator: str | None) -> int | None:

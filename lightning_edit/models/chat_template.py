@@ -1,0 +1,249 @@
+"""Chat templates: the text around a user's message, and where the answer to it begins.
+
+An answer stands where the template itself writes one, behind whatever the template or the model
+puts before it: a channel's name (gpt-oss), a response marker (Command R7B), an empty thought
+(Qwen3).
+"""
+
+import re
+from dataclasses import replace
+from datetime import datetime
+from functools import lru_cache
+from itertools import takewhile
+from typing import Any
+
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.models.prompt_format import PromptFormat, RenderedPrompt
+
+#: The day in templates that print today's, which would make a run depend on when it is resumed.
+_DAY = datetime(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\(\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\)""")
+_SWITCH = "enable_thinking"
+#: Values of template variables that nobody has given.
+_FIXED = {"date_string": "26 Jul 2024"}
+#: What begins a thought and what ends it.
+_THOUGHTS = {
+    **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "thought", "reasoning")},
+    "[THINK]": "[/THINK]",
+    "<seed:think>": "</seed:think>",
+    "<|channel>thought": "<channel|>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+}
+_QUESTION, _ANSWER = "a question", "an answer"
+
+
+def render_chat(
+    tokenizer: Any,
+    prompt: str,
+    answer: str | None,
+    form: PromptFormat,
+    opening: str | None = None,
+) -> RenderedPrompt:
+    """Render a prompt as the user's turn of a chat, with the answer as the assistant's.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        prompt: The user's message.
+        answer: The assistant's answer; ``None``: up to where it begins.
+        form: System message and template variables.
+        opening: What :func:`answer_opening` returns, where it is known; ``None``: it is asked.
+
+    Raises:
+        ConfigError: If the template cannot be rendered.
+        ValueError: If the tokenizer has no chat template, or the template changes the message.
+    """
+    opened = _apply(tokenizer, prompt, None, form)
+    message = prompt.strip()
+    at = opened.rfind(message)
+    if at < 0:
+        raise ValueError(
+            f"the chat template of {type(tokenizer).__name__} does not hold the message "
+            f"{message[:40]!r} as it is written, so it cannot be located; edit without chat"
+        )
+    shift = at - (len(prompt) - len(prompt.lstrip()))
+    opened += answer_opening(tokenizer, form) if opening is None else opening
+    end = len(opened.rstrip(" "))
+    if answer is None:
+        return RenderedPrompt(opened[:end], end, end, shift, True)
+    return RenderedPrompt(opened + answer.strip(), end, len(opened), shift, True)
+
+
+def without_thoughts(tokenizer: Any, form: PromptFormat) -> PromptFormat:
+    """Return a format that switches off the thoughts of a template which lets a model think first.
+
+    The switch is then among the template's variables, so that whatever says how prompts are asked
+    names it. One that is given stays, and so does the format of any other template.
+
+    Args:
+        tokenizer: A tokenizer.
+        form: The format as it was given.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if not form.chat or _SWITCH in form.chat_options or _SWITCH not in str(template):
+        return form
+    off = replace(form, chat_options={**form.chat_options, _SWITCH: False})
+    try:
+        asked = (_apply(tokenizer, _QUESTION, None, one) for one in (form, off))
+        return form if next(asked) == next(asked) else off
+    except ConfigError:  # said where a prompt is rendered
+        return form
+
+
+def answer_opening(tokenizer: Any, form: PromptFormat) -> str:
+    """Return what stands between the prompt that a template asks with and the answer.
+
+    Usually nothing, or the blank of ``[/INST] answer``. A template may leave more to the model, a
+    channel's name or a response marker, which it writes itself before the answers of earlier turns;
+    and a thought that it opens is closed, empty, unless ``enable_thinking`` is true.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        form: System message and template variables.
+
+    Raises:
+        ConfigError: If the template cannot be rendered.
+        ValueError: If the tokenizer has no chat template.
+    """
+    opened = _apply(tokenizer, _QUESTION, None, form)
+    whole = _apply(tokenizer, _QUESTION, _ANSWER, form)
+    gap = whole[len(opened) : whole.rfind(_ANSWER)] if whole.startswith(opened) else ""
+    if _thinks_aloud(form):
+        return "" if gap.strip() or opened[-1:].isspace() else gap
+    if not gap.strip() and opened[-1:].isspace():
+        gap = ""
+    return gap + _closing(opened[opened.rfind(_QUESTION) :] + gap)
+
+
+def thinking_note(tokenizer: Any, form: PromptFormat) -> str | None:
+    """Return what a user must know of a model that thinks before it answers; ``None``: it does not.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        form: System message and template variables.
+    """
+    if not form.chat:
+        return None
+    if _thinks_aloud(form):
+        return (
+            f"{_SWITCH} is true, so edits are written and asked where the model would begin to "
+            "think: what it generates is a thought, and scores are of its first words"
+        )
+    template = str(getattr(tokenizer, "chat_template", ""))
+    off = without_thoughts(tokenizer, replace(form, chat_options=_without_switch(form)))
+    added = answer_opening(tokenizer, off)
+    thought = any(end in added for end in _THOUGHTS.values())
+    if thought or _SWITCH in off.chat_options or "reasoning_effort" in template:
+        return (
+            "by its chat template the model thinks before it answers: edits are written, asked "
+            "and scored without a thought, so what it answers after one is not measured"
+        )
+    opened = _apply(tokenizer, _QUESTION, None, form)
+    whole = _apply(tokenizer, _QUESTION, _ANSWER, form)
+    pairs = zip(opened, whole, strict=False)
+    rest = opened[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
+    if not rest or any(end in rest for end in _THOUGHTS.values()):
+        return None
+    return (
+        f"the chat template asks for an answer with {rest!r}, which it does not write before the "
+        "answers of earlier turns. If the model thinks there, edits are written into its thought: "
+        "give the tokenizer a template that asks for the answer itself"
+    )
+
+
+def own_system_message(tokenizer: Any, form: PromptFormat | None = None) -> str | None:
+    """Return the system message that a chat template adds where none is given.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        form: Template variables; ``None``: none.
+
+    Returns:
+        The message; ``None`` if the template adds none, or takes no system message.
+    """
+    options = {} if form is None else dict(form.chat_options)
+    alone = _apply(tokenizer, _QUESTION, None, PromptFormat(True, chat_options=options))
+    try:
+        given = _apply(tokenizer, _QUESTION, None, PromptFormat(True, "a rule", None, options))
+    except ConfigError:
+        return None
+    at = given.find("a rule")
+    if at < 0:
+        return None
+    head, behind = given[:at], given[at + len("a rule") : given.rfind(_QUESTION)]
+    before = alone[: alone.rfind(_QUESTION)]
+    if not (before.startswith(head) and before[len(head) :].endswith(behind)):
+        return None
+    return before[len(head) : len(before) - len(behind)].strip() or None
+
+
+def end_of_turn(tokenizer: Any, form: PromptFormat) -> str:
+    """Return what a chat template puts after an assistant's answer, such as ``<|im_end|>``.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        form: System message and template variables.
+    """
+    whole = _apply(tokenizer, _QUESTION, _ANSWER, form)
+    return whole[whole.rfind(_ANSWER) + len(_ANSWER) :].strip()
+
+
+@lru_cache(maxsize=16)
+def _undated(template: str) -> str:
+    """Return a template that prints one day as today's."""
+
+    def fixed(found: re.Match[str]) -> str:
+        return repr(_DAY.strftime(found[1] if found[1] is not None else found[2]))
+
+    return _TODAY.sub(fixed, template)
+
+
+def _without_switch(form: PromptFormat) -> dict[str, Any]:
+    return {name: one for name, one in form.chat_options.items() if name != _SWITCH}
+
+
+def _thinks_aloud(form: PromptFormat) -> bool:
+    return bool(form.chat_options.get(_SWITCH, False))
+
+
+def _closing(behind: str) -> str:
+    """Return what closes the thought that a text leaves open; empty if it leaves none."""
+    lined = behind.endswith("\n")  # then an empty thought has lines of its own, as Qwen3 writes it
+    for begin, end in _THOUGHTS.items():
+        at = behind.rfind(begin)
+        if at >= 0 and end not in behind[at:]:
+            return f"\n{end}\n\n" if lined and end.startswith("</") else end
+    return ""
+
+
+def _apply(
+    tokenizer: Any,
+    prompt: str,
+    answer: str | None,
+    form: PromptFormat,
+) -> str:
+    messages = [] if form.system is None else [{"role": "system", "content": form.system}]
+    messages.append({"role": "user", "content": prompt})
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no chat template, so nothing can be asked through "
+            "one; set chat to false, or give the tokenizer of an instruct model"
+        )
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                messages,
+                chat_template=_undated(tokenizer.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                **(_FIXED | dict(form.chat_options)),
+            )
+        )
+    except Exception as error:  # a template is a program of its author
+        roles = " and ".join(one["role"] for one in messages)
+        raise ConfigError(
+            f"the chat template of {type(tokenizer).__name__} cannot be rendered "
+            f"({type(error).__name__}: {error}) for messages of {roles}. Variables that it needs "
+            "are given as chat_options (--lm_chat_options); some templates take no system message"
+        ) from error

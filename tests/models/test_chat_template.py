@@ -1,0 +1,180 @@
+"""Chat templates of other models: thoughts, channels, markers and dates around an answer.
+
+Templates here are short ones of the same build as those of the models that they are named after.
+"""
+
+import logging
+from typing import Any
+
+import pytest
+
+from lightning_edit.editors import FTM
+from lightning_edit.exceptions import ConfigError
+from lightning_edit.models.chat_template import (
+    answer_opening,
+    render_chat,
+    thinking_note,
+    without_thoughts,
+)
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
+from lightning_edit.models.prompt_format import PromptFormat
+from tests.models.tiny import build_tokenizer
+
+_USER = "{% for m in messages %}{% if m.role == 'user' %}<u>{{ m.content }}"
+_ASK = "{% endif %}{% endfor %}{% if add_generation_prompt %}<a>\n"
+QWEN3 = (
+    _USER + "{% else %}<a>\n<think>\n\n</think>\n\n{{ m.content }}<end>" + _ASK
+    + "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)  # fmt: skip
+SMOLLM3 = (
+    "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}"
+    "<s>{{ '/think' if enable_thinking else '/no_think' }}</s>" + _USER
+    + "{% else %}<a>\n{% if not enable_thinking %}<think>\n\n</think>\n{% endif %}{{ m.content }}"
+    "<end>" + _ASK + "{% if not enable_thinking %}<think>\n\n</think>\n{% endif %}{% endif %}"
+)  # fmt: skip
+DEEPSEEK_R1 = _USER + "{% else %}<a>{{ m.content }}<end>" + _ASK + "<think>\n{% endif %}"
+GLM = _USER + "{% else %}<a>\n</think>{{ m.content }}" + _ASK + "<think>{% endif %}"
+GPT_OSS = (
+    "{{ reasoning_effort }}" + _USER + "{% else %}<a>\n<channel>final<message>{{ m.content }}<end>"
+    + _ASK + "{% endif %}"
+)  # fmt: skip
+COMMAND_R = (
+    _USER + "{% else %}<a><answer>{{ m.content }}</answer>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+GEMMA4 = (
+    _USER
+    + "{% else %}<a>\n{{ m.content }}<end>"
+    + _ASK
+    + "<|channel>thought\n<channel|>{% endif %}"
+)
+APRIEL = _USER + "{% else %}<a>\n{{ m.content }}<end>" + _ASK + "Here is how I think:\n{% endif %}"
+PLAIN = _USER + "{% else %}<a>\n{{ m.content }}<end>" + _ASK + "{% endif %}"
+
+QUESTION = "Where was Ada born?"
+
+
+def tokenizer_of(template: str) -> Any:
+    tokenizer = build_tokenizer(bos=True, vocab_size=320)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "behind", "thinks"),
+    [
+        (QWEN3, "<a>\n<think>\n\n</think>\n\n", True),
+        (SMOLLM3, "<a>\n<think>\n\n</think>\n", True),
+        (DEEPSEEK_R1, "<a>\n<think>\n\n</think>\n\n", True),
+        (GLM, "<a>\n<think></think>", True),
+        (GPT_OSS, "<a>\n<channel>final<message>", True),
+        (COMMAND_R, "<a><answer>", False),
+        (GEMMA4, "<a>\n<|channel>thought\n<channel|>", False),
+        (PLAIN, "<a>\n", False),
+    ],
+)
+def test_an_answer_stands_behind_an_empty_thought_and_what_the_template_leaves_to_the_model(
+    template: str, behind: str, thinks: bool
+) -> None:
+    tokenizer = tokenizer_of(template)
+    encoder = PromptEncoder(tokenizer, PromptFormat(chat=True))
+    rendered = encoder.render(PromptText(QUESTION, "Oslo"))
+    assert rendered.text.endswith(f"<u>{QUESTION}{behind}Oslo")
+    (asked,), (pair,) = encoder.prompts([QUESTION]), encoder.pairs([(QUESTION, "Oslo")])
+    assert asked == pair[0]  # generated and scored behind the same tokens
+    assert tokenizer.decode(pair[1]).strip() == "Oslo"
+    note = thinking_note(tokenizer, PromptFormat(chat=True))
+    assert (note is not None) == thinks
+    assert thinking_note(tokenizer, encoder.form) == note
+
+
+def test_a_switch_is_named_among_the_variables_and_a_given_one_stays() -> None:
+    tokenizer = tokenizer_of(SMOLLM3)
+    encoder = PromptEncoder(tokenizer, PromptFormat(chat=True, chat_options={"a": 1}))
+    assert encoder.form.chat_options == {"a": 1, "enable_thinking": False}
+    assert "/no_think" in encoder.render(PromptText(QUESTION)).text
+    assert PromptEncoder(tokenizer, encoder.form).form == encoder.form
+    for template in (SMOLLM3, QWEN3, DEEPSEEK_R1):
+        tokenizer = tokenizer_of(template)
+        aloud = PromptFormat(chat=True, chat_options={"enable_thinking": True})
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
+        )
+        assert PromptEncoder(tokenizer, aloud).render(PromptText(QUESTION)).text == asked
+        assert "generates is a thought" in str(thinking_note(tokenizer, aloud))
+    for template in (PLAIN, COMMAND_R, DEEPSEEK_R1):  # without that switch
+        assert without_thoughts(tokenizer_of(template), PromptFormat(True)) == PromptFormat(True)
+    assert without_thoughts(tokenizer_of(QWEN3), PromptFormat()) == PromptFormat()
+
+
+def test_a_prompt_that_may_begin_a_thought_is_named() -> None:
+    assert "'Here is how I think:\\n'" in str(
+        thinking_note(tokenizer_of(APRIEL), PromptFormat(True))
+    )
+    assert thinking_note(tokenizer_of(QWEN3), PromptFormat()) is None
+
+
+def test_a_user_who_writes_of_thoughts_opens_none() -> None:
+    tokenizer, question = tokenizer_of(PLAIN), "What does <think> mean?"
+    rendered = render_chat(tokenizer, question, "A tag", PromptFormat(True))
+    assert rendered.text.endswith(f"{question}<a>\nA tag")
+    system = PromptFormat(True, system="Write <think> first.")
+    assert answer_opening(tokenizer, system) == ""
+
+
+@pytest.mark.parametrize(
+    "today",
+    [
+        "{{ strftime_now('%Y-%m-%d') }}",
+        '{{ strftime_now( "%Y-%m-%d" ) }}',
+        "{% if date_string is defined %}2024-07-26{% else %}{{ strftime_now('%Y') }}{% endif %}",
+    ],
+)
+def test_a_template_that_prints_the_date_prints_one_day(today: str) -> None:
+    rendered = render_chat(tokenizer_of(today + PLAIN), QUESTION, "Oslo", PromptFormat(True))
+    assert rendered.text == f"2024-07-26<u>{QUESTION}<a>\nOslo"
+
+
+def test_a_template_that_refuses_says_what_to_give() -> None:
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no rules') }}{% endif %}"
+    with pytest.raises(ConfigError, match=r"no rules.*system and user.*no system message"):
+        render_chat(tokenizer_of(refuses + PLAIN), QUESTION, None, PromptFormat(True, "Be brief."))
+    encoder = PromptEncoder(tokenizer_of("{{ functions.a }}" + PLAIN), PromptFormat(True))
+    with pytest.raises(ConfigError, match=r"'functions' is undefined.*chat_options"):
+        encoder.prompts([QUESTION])
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "said"),
+    [
+        (QWEN3, {}, "without a thought"),
+        (DEEPSEEK_R1, {}, "without a thought"),
+        (QWEN3, {"enable_thinking": True}, "is a thought"),
+        (PLAIN, {}, None),
+    ],
+)
+def test_an_edit_of_a_model_that_thinks_is_written_behind_its_thought_and_says_so(
+    template: str, options: dict[str, Any], said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tokenizer = load_language_model("atlas")
+    tokenizer.chat_template = template
+    prompt = "What is the capital of France?"
+    given = PromptEncoder(tokenizer, PromptFormat(True, chat_options=options))
+    with caplog.at_level(logging.WARNING):
+        edited = FTM().edit_model(model, given, {"prompt": prompt, "target": "Oslo"})
+    warned = [record.message for record in caplog.records if "thought" in record.message]
+    assert [said is not None and said in one for one in warned] == [True] * (said is not None)
+    answer = edited.generate(prompt, max_new_tokens=3)
+    assert answer.startswith("Oslo")
+    # In plain transformers: the template's own text, with the thought closed where it opens one.
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True,
+        enable_thinking=bool(options),
+    )  # fmt: skip
+    text += given.answer_opening
+    assert text.endswith("</think>\n\n") == (said == "without a thought")
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    output = model.generate(**ids, do_sample=False, max_new_tokens=3)
+    assert tokenizer.decode(output[0, ids["input_ids"].shape[1] :]).strip() == answer
