@@ -1,6 +1,6 @@
 """Write 20 short facts with the class defaults of every editor that needs no training.
 
-Run:  python benchmarks/quality/defaults.py [--models atlas gpt2 smollm2 gemma3]
+Run:  python benchmarks/quality/defaults.py [--models atlas gpt2 smollm2 gemma3 FOLDER …]
                                             [--methods MEMIT FTM ...]
       python benchmarks/quality/defaults.py --facts held_out       (for the confirmation, once)
       python benchmarks/quality/defaults.py --summary benchmarks/results/defaults.json
@@ -14,8 +14,9 @@ other models the last records of COUNTERFACT (or of zsRE: --source) whose new an
 words.
 
 Key statistics: of `gpt2` as the Makefile's runs/second-model/statistics.done collects them; of
-SmolLM2 and Gemma 3 by `make real-model` and `make second-real-model`. No rule was chosen on
-Gemma 3.
+SmolLM2 and Gemma 3 by `make real-model` and `make second-real-model`; of any other model, given as
+its folder or name, by `lightning-edit stats --lm FOLDER --quick`. No rule was chosen on Gemma 3.
+`cpu_seconds` are those of the edits and of one look at their answers.
 """
 
 import argparse
@@ -161,7 +162,7 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, list[tuple[str, Pa
     """Yield each model with its cells that are still to be run."""
     for model in options.models:
         questions = "-zsre" if options.source == "zsre" and model != "atlas" else ""
-        folder = options.out / options.facts / f"{model}{questions}"
+        folder = options.out / options.facts / f"{Path(model).name}{questions}"
         tag = f"-{options.tag}" if options.tag else ""
         named = [(method, folder / f"{method}{tag}.json") for method in options.methods]
         yield model, [(method, path) for method, path in named if not path.exists()]
@@ -170,7 +171,12 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, list[tuple[str, Pa
 def main() -> None:
     """Run the cells that are missing, or write a summary of those that are there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=list(MODELS),
+        help=f"of {', '.join(MODELS)}, or folders and names of others",
+    )
     parser.add_argument("--methods", nargs="+", default=[*BATCH, *SINGLE])
     parser.add_argument("--facts", choices=["fixing", "held_out"], default="fixing")
     parser.add_argument("--source", choices=["counterfact", "zsre"], default="counterfact")
@@ -190,7 +196,7 @@ def main() -> None:
     for model, listed in plan:
         if not listed:
             continue
-        path, bos = MODELS[model]
+        path, bos = MODELS.get(model, (model, False))
         loaded = load_language_model(path, add_bos=bos)
         requests, data = facts(model, options.facts, options.count, options.source)
         baseline = Baseline(score(loaded, requests))

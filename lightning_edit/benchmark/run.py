@@ -162,7 +162,8 @@ def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
     spec = cell.spec
     editor, data = bound_editor(spec, cell.seed)
     model = editor.language_model
-    shared = shared_baseline(out, spec, weights_hash(model), data.data_hash())
+    asked = editor.prompts.form
+    shared = shared_baseline(out, spec, weights_hash(model), data.data_hash(), asked)
     if shared.exists() and not folder.baseline.exists():
         shutil.copyfile(shared, folder.baseline)
     trainer = EditTrainer(
@@ -199,7 +200,9 @@ def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
     return _summary_line(results)
 
 
-def shared_baseline(out: Path, spec: Mapping[str, Any], weights: str, data: str) -> Path:
+def shared_baseline(
+    out: Path, spec: Mapping[str, Any], weights: str, data: str, form: PromptFormat
+) -> Path:
     """Return the file of the pristine model's scores, which cells that ask the same share.
 
     Args:
@@ -208,8 +211,12 @@ def shared_baseline(out: Path, spec: Mapping[str, Any], weights: str, data: str)
             modes are part of what is asked.
         weights: Hash of the model's weights.
         data: Hash of the data.
+        form: Format of prompts. How a model that thinks is asked is not in the specification.
     """
-    asked = json.dumps([spec["lm"], list(spec["modes"])], sort_keys=True, default=str)
+    parts = [spec["lm"], list(spec["modes"])]
+    if form.think is not None or form.chat_options != spec["lm"].get("lm_chat_options", {}):
+        parts.append(form.to_dict())
+    asked = json.dumps(parts, sort_keys=True, default=str)
     digest = hashlib.sha256(asked.encode()).hexdigest()
     return out / "baselines" / f"{weights[:16]}-{data[:16]}-{digest[:8]}.jsonl"
 

@@ -88,10 +88,10 @@ def chat_row(tokenizer: Any) -> str:
         return "none: prompts are plain text"
     try:
         own = own_system_message(tokenizer)
+        note = thinking_note(tokenizer, PromptFormat(True))
     except ConfigError as error:
         return str(error)
     added = "no system message of its own" if own is None else f"adds the system message {own!r}"
-    note = thinking_note(tokenizer, PromptFormat(True))
     thinks = "" if note is None else f". Note: {note}"
     return f"yes ({added}); edit through it with --lm_chat true{thinks}"
 

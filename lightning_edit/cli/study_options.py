@@ -343,8 +343,7 @@ def editor_name(editor: Editor) -> str:
 def _cases(data: EditDataModule, split: str, facts: int) -> tuple[list[Case], str]:
     data.prepare_data()
     limit = data.limit
-    # Of these cases alone, so that nobody is warned of conflicts among others; demonstrations of
-    # the training split have the limit that was asked for.
+    # Of these cases alone, so that nobody is warned of conflicts among others.
     data.limit = facts if limit is None else min(limit, facts)
     try:
         requests = data.requests(split)

@@ -36,7 +36,6 @@ from lightning_edit.inference.responder import Question, Responder
 from lightning_edit.models.chat_template import thinking_note
 from lightning_edit.models.eval_mode import in_eval_mode
 from lightning_edit.models.prompt_encoder import PromptEncoder
-from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.view import resolve
 from lightning_edit.types import EditBatch, EditRequest
 
@@ -150,7 +149,7 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
             form = replace(prompts.form, end_answers=False)
             prompts = PromptEncoder.for_model(model, PromptEncoder(prompts.tokenizer, form))
         if (note := thinking_note(prompts.tokenizer, prompts.form)) is not None:
-            log.warning("%s: %s (docs/data.md, Chat)", type(self).__name__, note)
+            log.warning("%s: %s (docs/data.md, Models that think first)", type(self).__name__, note)
         require_finite_weights(model)
         self._prompts = prompts
         model_lock(model)  # made before anything looks at the model's attributes
@@ -341,9 +340,12 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
         if chat or system is not None or end_answers:
             given = PromptEncoder.of(tokenizer)
             ends = end_answers or given.form.end_answers
-            form = PromptFormat(chat, system, end_answers=ends)
-            if not chat and system is None:  # the end is all that is asked for
-                form = replace(given.form, end_answers=True)
+            form = replace(
+                given.form,
+                chat=chat or given.form.chat,
+                system=given.form.system if system is None else system,
+                end_answers=ends,
+            )
             tokenizer = PromptEncoder(given.tokenizer, form)
         self.bind(model, tokenizer)
         edited = EditedModel(self)

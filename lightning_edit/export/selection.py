@@ -67,7 +67,7 @@ class Selection:
     def form(self) -> PromptFormat:
         """The format of prompts in which the edits were made."""
         facts = self.opening.get("language_model") or {}
-        return PromptFormat(**(facts.get("prompts") or {}))
+        return PromptFormat.stored(facts.get("prompts") or {})
 
     @property
     def answer_opening(self) -> str:

@@ -30,6 +30,8 @@ _THOUGHTS = {
     "<|START_THINKING|>": "<|END_THINKING|>",
 }
 _QUESTION, _ANSWER = "a question", "an answer"
+#: Fewest characters that say where a template's text of an earlier turn goes on like its prompt.
+_MARKER = 6
 
 
 def render_chat(
@@ -49,8 +51,8 @@ def render_chat(
         opening: What :func:`answer_opening` returns, where it is known; ``None``: it is asked.
 
     Raises:
-        ConfigError: If the template cannot be rendered.
-        ValueError: If the tokenizer has no chat template, or the template changes the message.
+        ConfigError: If the tokenizer has no chat template, or it cannot be rendered.
+        ValueError: If the template changes the message.
     """
     opened = _apply(tokenizer, prompt, None, form)
     message = prompt.strip()
@@ -68,23 +70,29 @@ def render_chat(
     return RenderedPrompt(opened + answer.strip(), end, len(opened), shift, True)
 
 
-def without_thoughts(tokenizer: Any, form: PromptFormat) -> PromptFormat:
-    """Return a format that switches off the thoughts of a template which lets a model think first.
+def decided(tokenizer: Any, form: PromptFormat) -> PromptFormat:
+    """Return a format that says how a model that thinks before it answers is asked.
 
-    The switch is then among the template's variables, so that whatever says how prompts are asked
-    names it. One that is given stays, and so does the format of any other template.
+    A template's switch ``enable_thinking`` is then among the template's variables, so that whatever
+    says how prompts are asked names it. A format for which the template makes no difference stays
+    as it is, and so does one that is decided already.
 
     Args:
         tokenizer: A tokenizer.
         form: The format as it was given.
     """
-    template = getattr(tokenizer, "chat_template", None)
-    if not form.chat or _SWITCH in form.chat_options or _SWITCH not in str(template):
+    if not form.chat or not getattr(tokenizer, "chat_template", None):
         return form
-    off = replace(form, chat_options={**form.chat_options, _SWITCH: False})
     try:
-        asked = (_apply(tokenizer, _QUESTION, None, one) for one in (form, off))
-        return form if next(asked) == next(asked) else off
+        off = _switched_off(tokenizer, form)
+        raw, direct = replace(form, think=True), replace(off, think=False)
+        if _asked(tokenizer, raw) == _asked(tokenizer, direct):
+            return replace(form, think=None)
+        think = _asks_for_thoughts(tokenizer, form) if form.think is None else form.think
+        if think:
+            return raw
+        switched = _asked(tokenizer, replace(off, think=True)) == _asked(tokenizer, direct)
+        return replace(off, think=None if switched else False)
     except ConfigError:  # said where a prompt is rendered
         return form
 
@@ -94,59 +102,59 @@ def answer_opening(tokenizer: Any, form: PromptFormat) -> str:
 
     Usually nothing, or the blank of ``[/INST] answer``. A template may leave more to the model, a
     channel's name or a response marker, which it writes itself before the answers of earlier turns;
-    and a thought that it opens is closed, empty, unless ``enable_thinking`` is true.
+    and a thought that it opens is closed, empty. Neither where the format has the model think.
 
     Args:
         tokenizer: A tokenizer with a chat template.
-        form: System message and template variables.
+        form: The format of prompts.
 
     Raises:
-        ConfigError: If the template cannot be rendered.
-        ValueError: If the tokenizer has no chat template.
+        ConfigError: If the tokenizer has no chat template, or it cannot be rendered.
     """
     opened = _apply(tokenizer, _QUESTION, None, form)
-    whole = _apply(tokenizer, _QUESTION, _ANSWER, form)
-    gap = whole[len(opened) : whole.rfind(_ANSWER)] if whole.startswith(opened) else ""
-    if _thinks_aloud(form):
-        return "" if gap.strip() or opened[-1:].isspace() else gap
+    gap = _gap(opened, _apply(tokenizer, _QUESTION, _ANSWER, form))
     if not gap.strip() and opened[-1:].isspace():
         gap = ""
-    return gap + _closing(opened[opened.rfind(_QUESTION) :] + gap)
+    if form.think:
+        return "" if gap.strip() else gap
+    return gap + _closing(_behind_question(opened) + gap)
 
 
 def thinking_note(tokenizer: Any, form: PromptFormat) -> str | None:
-    """Return what a user must know of a model that thinks before it answers; ``None``: it does not.
+    """Return what a user must know of a model that may think before it answers; ``None``: nothing.
 
     Args:
-        tokenizer: A tokenizer with a chat template.
-        form: System message and template variables.
+        tokenizer: A tokenizer.
+        form: The format of prompts.
     """
     if not form.chat:
         return None
-    if _thinks_aloud(form):
+    form = decided(tokenizer, form)
+    given = form.chat_options.get(_SWITCH)
+    own = replace(form, chat_options=_without_switch(form))
+    switch = _SWITCH in _switched_off(tokenizer, own).chat_options
+    if form.think or (given and switch):
         return (
-            f"{_SWITCH} is true, so edits are written and asked where the model would begin to "
-            "think: what it generates is a thought, and scores are of its first words"
+            "prompts end where the model would begin to think, and edits are written there: what "
+            "it generates is a thought, and scores are of its first words"
         )
     template = str(getattr(tokenizer, "chat_template", ""))
-    off = without_thoughts(tokenizer, replace(form, chat_options=_without_switch(form)))
-    added = answer_opening(tokenizer, off)
-    thought = any(end in added for end in _THOUGHTS.values())
-    if thought or _SWITCH in off.chat_options or "reasoning_effort" in template:
+    asked = _behind_question(_asked(tokenizer, form))
+    closed = any(end in asked for end in _THOUGHTS.values())
+    if switch or (form.think is False and (closed or "reasoning_effort" in template)):
         return (
             "by its chat template the model thinks before it answers: edits are written, asked "
             "and scored without a thought, so what it answers after one is not measured"
         )
+    known = [begin for begin in _THOUGHTS if begin in template]
     opened = _apply(tokenizer, _QUESTION, None, form)
-    whole = _apply(tokenizer, _QUESTION, _ANSWER, form)
-    pairs = zip(opened, whole, strict=False)
-    rest = opened[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
-    if not rest or any(end in rest for end in _THOUGHTS.values()):
+    rest = _beyond(opened, _apply(tokenizer, _QUESTION, _ANSWER, form))
+    if closed or not (known or rest.strip()):
         return None
+    sign = f"knows {known[0]!r}" if known else f"asks with {rest!r}, unlike before earlier answers"
     return (
-        f"the chat template asks for an answer with {rest!r}, which it does not write before the "
-        "answers of earlier turns. If the model thinks there, edits are written into its thought: "
-        "give the tokenizer a template that asks for the answer itself"
+        f"its chat template {sign}: if the model thinks before it answers, edits are written where "
+        "its thought begins, and scores are of the thought's first words"
     )
 
 
@@ -201,8 +209,66 @@ def _without_switch(form: PromptFormat) -> dict[str, Any]:
     return {name: one for name, one in form.chat_options.items() if name != _SWITCH}
 
 
-def _thinks_aloud(form: PromptFormat) -> bool:
-    return bool(form.chat_options.get(_SWITCH, False))
+def _switched_off(tokenizer: Any, form: PromptFormat) -> PromptFormat:
+    """Return a format with the template's switch off, if it has one that was not given."""
+    if _SWITCH in form.chat_options or _SWITCH not in str(tokenizer.chat_template):
+        return form
+    off = replace(form, chat_options={**form.chat_options, _SWITCH: False})
+    same = _apply(tokenizer, _QUESTION, None, form) == _apply(tokenizer, _QUESTION, None, off)
+    return form if same else off
+
+
+def _asks_for_thoughts(tokenizer: Any, form: PromptFormat) -> bool:
+    """Return whether variables of a format ask for the thought of a template that has one."""
+    if not form.chat_options:
+        return False
+    plain = replace(form, chat_options={}, think=False)
+    if form.chat_options.get(_SWITCH):
+        template = str(tokenizer.chat_template)
+        asked = _behind_question(_asked(tokenizer, plain))
+        thinks = any(end in asked for end in _THOUGHTS.values())
+        return thinks or _SWITCH in template or "reasoning_effort" in template
+    opens = [
+        _closing(_behind_question(_apply(tokenizer, _QUESTION, None, one))) for one in (form, plain)
+    ]
+    return bool(opens[0]) and not opens[1]
+
+
+def _asked(tokenizer: Any, form: PromptFormat) -> str:
+    """Return the whole prompt of a question, up to its answer."""
+    return _apply(tokenizer, _QUESTION, None, form) + answer_opening(tokenizer, form)
+
+
+def _behind_question(text: str) -> str:
+    return text[text.rfind(_QUESTION) + len(_QUESTION) :]
+
+
+def _beyond(opened: str, whole: str) -> str:
+    """Return the end of a prompt that the text with its answer does not share."""
+    pairs = zip(opened, whole, strict=False)
+    return opened[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
+
+
+def _gap(opened: str, whole: str) -> str:
+    """Return what a template writes between its prompt and an answer; empty where it is not found.
+
+    Args:
+        opened: The prompt.
+        whole: The prompt with its answer.
+    """
+    answer = whole.rfind(_ANSWER)
+    if answer < 0:  # the template changes it
+        return ""
+    before = whole[:answer]
+    if before.startswith(opened):
+        return before[len(opened) :]
+    # A prompt with more than the text of earlier turns, such as a thought that is closed already.
+    tail, before = _behind_question(opened), _behind_question(before)
+    for length in range(len(tail), _MARKER - 1, -1):
+        at = before.rfind(tail[-length:])
+        if at >= 0:
+            return before[at + length :]
+    return ""
 
 
 def _closing(behind: str) -> str:
@@ -226,18 +292,21 @@ def _apply(
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
+        raise ConfigError(
             f"{type(tokenizer).__name__} has no chat template, so nothing can be asked through "
             "one; set chat to false, or give the tokenizer of an instruct model"
         )
+    options = _FIXED | dict(form.chat_options)
     try:
+        named = options.pop("chat_template", None)
+        template = tokenizer.get_chat_template(named, options.get("tools"))
         return str(
             tokenizer.apply_chat_template(
                 messages,
-                chat_template=_undated(tokenizer.get_chat_template()),
+                chat_template=_undated(template),
                 tokenize=False,
                 add_generation_prompt=answer is None,
-                **(_FIXED | dict(form.chat_options)),
+                **options,
             )
         )
     except Exception as error:  # a template is a program of its author

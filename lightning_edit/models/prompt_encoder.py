@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from lightning_edit.models.answer_ends import AnswerEnds
-from lightning_edit.models.chat_template import answer_opening, render_chat, without_thoughts
+from lightning_edit.models.chat_template import answer_opening, decided, render_chat
 from lightning_edit.models.limits import Limits, max_positions
 from lightning_edit.models.prompt_format import PromptFormat, RenderedPrompt, render_plain
 from lightning_edit.models.token_places import answer_begin, subject_span
@@ -67,9 +67,8 @@ class PromptEncoder(AnswerEnds):
 
     Args:
         tokenizer: A fast Hugging Face tokenizer, of any padding side.
-        form: How prompts are rendered; ``None``: plain text. A chat template that lets the model
-            think first gets ``enable_thinking: false`` among its variables, if it has that switch
-            and it is not given.
+        form: How prompts are rendered; ``None``: plain text. What it leaves open of a model that
+            thinks is decided here: see :func:`~lightning_edit.models.chat_template.decided`.
         limits: What the model can read; see :meth:`for_model`.
         two_stacks: Whether an encoder reads the prompt and a decoder the answer. Then the prompt
             keeps the EOS that its tokenizer adds.
@@ -91,7 +90,7 @@ class PromptEncoder(AnswerEnds):
                 "load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
         self.tokenizer = tokenizer
-        self.form = PromptFormat() if form is None else without_thoughts(tokenizer, form)
+        self.form = PromptFormat() if form is None else decided(tokenizer, form)
         self.limits = Limits() if limits is None else limits
         self.two_stacks = two_stacks
         self._known: OrderedDict[PromptText, EncodedPrompt | ValueError] = OrderedDict()
@@ -143,8 +142,7 @@ class PromptEncoder(AnswerEnds):
         See :func:`~lightning_edit.models.chat_template.answer_opening`.
 
         Raises:
-            ConfigError: If the template cannot be rendered.
-            ValueError: If the tokenizer has no chat template.
+            ConfigError: If the tokenizer has no chat template, or it cannot be rendered.
         """
         if self._opening is None:
             chat = self.form.chat
@@ -212,7 +210,8 @@ class PromptEncoder(AnswerEnds):
             Token ids that prompts of this beginning may share; their last tokens may differ.
         """
         if self.form.chat:
-            opened = render_chat(self.tokenizer, text or "-", None, self.form)
+            opening = self.answer_opening
+            opened = render_chat(self.tokenizer, text or "-", None, self.form, opening)
             text = opened.text[: opened.shift] + text
             return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return tuple(self.tokenizer(text, verbose=False)["input_ids"])
@@ -262,6 +261,7 @@ class PromptEncoder(AnswerEnds):
                 return_attention_mask=False,
                 verbose=False,
             )
+            asked = self._asked(one for _, one in group) if special else {}
             columns = (encoded["input_ids"], encoded["offset_mapping"])
             masks = encoded["special_tokens_mask"]
             for (number, one), ids, offsets, mask in zip(group, *columns, masks, strict=True):
@@ -269,8 +269,25 @@ class PromptEncoder(AnswerEnds):
                     (token, start, end, bool(added) and start == end)
                     for token, (start, end), added in zip(ids, offsets, mask, strict=True)
                 ]
-                found[number] = _caught(self._split, texts[number], one, tokens)
+                alone = asked.get(one.text[: one.prompt_end])
+                found[number] = _caught(self._split, texts[number], one, tokens, alone)
         return [found[number] for number in range(len(texts))]
+
+    def _asked(self, rendered: Iterable[RenderedPrompt]) -> dict[str, Ids]:
+        """Tokenise prompts of a chat template alone, where an answer behind them may move tokens.
+
+        Several line breaks at the end of a text are one token of a GPT-2 tokenizer, and several in
+        front of a word. A model is asked with the prompt alone.
+
+        Args:
+            rendered: Prompts with their answers.
+        """
+        ends = {one.text[: one.prompt_end] for one in rendered if one.prompt_end < len(one.text)}
+        texts = sorted(text for text in ends if text[-2:].isspace())
+        if not texts:
+            return {}
+        ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return dict(zip(texts, map(tuple, ids), strict=True))
 
     def render(self, text: PromptText) -> RenderedPrompt:
         """Render a prompt with its answer, as the model reads them.
@@ -279,8 +296,8 @@ class PromptEncoder(AnswerEnds):
             text: The prompt; without an answer, it ends where the answer begins.
 
         Raises:
-            ConfigError: If the chat template cannot be rendered.
-            ValueError: If the tokenizer has no chat template, or it changes the prompt.
+            ConfigError: If the tokenizer has no chat template, or it cannot be rendered.
+            ValueError: If the template changes the prompt.
         """
         if self.form.chat:
             opening = self.answer_opening
@@ -294,6 +311,7 @@ class PromptEncoder(AnswerEnds):
         text: PromptText,
         rendered: RenderedPrompt,
         tokens: list[tuple[int, int, int, bool]],
+        asked: Ids | None = None,
     ) -> EncodedPrompt:
         # A tokenizer that adds its BOS to a text that begins with one would write it twice.
         twice = len(tokens) > 1 and tokens[0][3] and tokens[0][0] == tokens[1][0]
@@ -330,6 +348,8 @@ class PromptEncoder(AnswerEnds):
                     f"{text.answer!r}; put text between them"
                 )
         prompt = numbers[:cut]
+        if asked is not None and cut < len(tokens) and tokens[cut][1] >= rendered.prompt_end:
+            prompt = asked  # no token of the answer covers text of the prompt
         if apart:
             (alone,) = self.encode([text._replace(answer=None, subject=None)])
             prompt = alone.prompt

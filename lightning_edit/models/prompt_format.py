@@ -26,11 +26,15 @@ class PromptFormat:
         system: System message of the chat; ``None``: the template's own default, if it has one.
         separator: Text between prompt and answer; ``None``: by :func:`separator_between`. A chat
             template brings its own.
-        chat_options: Further variables of the chat template. ``enable_thinking`` is false unless it
-            is given here: a model that can think first is edited and asked for its answer alone.
+        chat_options: Further variables of the chat template, such as ``enable_thinking: true``.
         end_answers: An answer is learnt with its end, a chat's end of turn or EOS, so that the
             model says it and stops. ``False``: the answer alone, as published methods do; the model
             goes on from it as it likes. Scores of a run do not count its end.
+        think: Of a chat template that lets the model think before it answers, or leaves more to it:
+            ``False``: an answer stands where the template itself writes one, behind an empty
+            thought; ``True``: where the template asks for it, so that the model's thought begins
+            there. ``None``: false, unless ``chat_options`` ask for the thought. A prompt encoder
+            decides it, and it stays ``None`` where a template makes no difference.
 
     Raises:
         ConfigError: If a system message or template variables are given without ``chat``, or
@@ -42,6 +46,20 @@ class PromptFormat:
     separator: str | None = None
     chat_options: Mapping[str, Any] = field(default_factory=dict)
     end_answers: bool = False
+    think: bool | None = None
+
+    @classmethod
+    def stored(cls, record: Mapping[str, Any]) -> "PromptFormat":
+        """Return the format that :meth:`to_dict` has described, of an earlier version too.
+
+        Args:
+            record: Its fields. Earlier versions asked where the template asks.
+
+        Raises:
+            ConfigError: As the class.
+            TypeError: If it holds other fields.
+        """
+        return cls(**({"think": True} if record.get("chat") else {}) | dict(record))
 
     def __post_init__(self) -> None:
         if self.chat not in (False, True, "both"):
@@ -60,6 +78,8 @@ class PromptFormat:
         found = asdict(self) | {"chat_options": dict(self.chat_options)}
         if not self.end_answers:  # as in files that were written before there was a choice
             del found["end_answers"]
+        if self.think is not False:
+            del found["think"]
         return found
 
     def describe(self) -> str:
@@ -75,6 +95,8 @@ class PromptFormat:
         if self.chat_options:
             given = ", ".join(f"{name}={value!r}" for name, value in self.chat_options.items())
             words += f", {given}"
+        if self.think is not None:
+            words += ", from its thought on" if self.think else ", without a thought"
         return words + ends
 
 

@@ -49,7 +49,7 @@ def describe_for_journal(model: Any, prompts: PromptEncoder) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         # Runs of earlier versions have plain prompts and no such entry.
         **({} if form == PromptFormat() else {"prompts": form.to_dict()}),
-        **({"answer_opening": opening} if opening.strip() else {}),
+        **({"answer_opening": opening} if opening.rstrip(" ") else {}),
     }
 
 

@@ -337,7 +337,7 @@ def _with_format(tokenizer: Any, opening: Mapping[str, Any]) -> Any:
     stored = (opening.get("language_model") or {}).get("prompts")
     if stored is None or isinstance(tokenizer, PromptEncoder):
         return tokenizer
-    return PromptEncoder(tokenizer, PromptFormat(**stored))
+    return PromptEncoder(tokenizer, PromptFormat.stored(stored))
 
 
 def _settings(folder: RunFolder) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

@@ -95,7 +95,7 @@ def _prompts(shipped: ShippedEdits, tokenizer: Any) -> PromptEncoder:
     """Return the tokenizer with the format of prompts in which the edits were made."""
     path = shipped.folder / MODEL
     try:
-        form = PromptFormat(**shipped.model["prompts"])
+        form = PromptFormat.stored(shipped.model["prompts"])
     except (TypeError, ConfigError) as error:
         raise ShippedEditsError(f"{path}, `prompts`: {error}; {REMEDY}") from error
     if isinstance(tokenizer, PromptEncoder) and tokenizer.form != form:

@@ -7,14 +7,17 @@ import logging
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from lightning_edit.editors import FTM
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.chat_template import (
     answer_opening,
+    decided,
+    end_of_turn,
     render_chat,
     thinking_note,
-    without_thoughts,
 )
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
@@ -51,6 +54,7 @@ GEMMA4 = (
     + "<|channel>thought\n<channel|>{% endif %}"
 )
 APRIEL = _USER + "{% else %}<a>\n{{ m.content }}<end>" + _ASK + "Here is how I think:\n{% endif %}"
+LLAMA2 = _USER + "{% else %} {{ m.content }}{% endif %}{% endfor %}"
 PLAIN = _USER + "{% else %}<a>\n{{ m.content }}<end>" + _ASK + "{% endif %}"
 
 QUESTION = "Where was Ada born?"
@@ -95,25 +99,144 @@ def test_a_switch_is_named_among_the_variables_and_a_given_one_stays() -> None:
     encoder = PromptEncoder(tokenizer, PromptFormat(chat=True, chat_options={"a": 1}))
     assert encoder.form.chat_options == {"a": 1, "enable_thinking": False}
     assert "/no_think" in encoder.render(PromptText(QUESTION)).text
-    assert PromptEncoder(tokenizer, encoder.form).form == encoder.form
-    for template in (SMOLLM3, QWEN3, DEEPSEEK_R1):
-        tokenizer = tokenizer_of(template)
-        aloud = PromptFormat(chat=True, chat_options={"enable_thinking": True})
-        asked = tokenizer.apply_chat_template(
-            [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
-        )
-        assert PromptEncoder(tokenizer, aloud).render(PromptText(QUESTION)).text == asked
-        assert "generates is a thought" in str(thinking_note(tokenizer, aloud))
-    for template in (PLAIN, COMMAND_R, DEEPSEEK_R1):  # without that switch
-        assert without_thoughts(tokenizer_of(template), PromptFormat(True)) == PromptFormat(True)
-    assert without_thoughts(tokenizer_of(QWEN3), PromptFormat()) == PromptFormat()
+    assert PromptEncoder(tokenizer, PromptFormat()).form == PromptFormat()
+
+
+ALOUD = PromptFormat(chat=True, chat_options={"enable_thinking": True})
+
+
+@pytest.mark.parametrize("template", [SMOLLM3, QWEN3, DEEPSEEK_R1, GPT_OSS])
+def test_a_thought_that_is_asked_for_begins_where_the_template_asks(template: str) -> None:
+    tokenizer = tokenizer_of(template)
+    encoder = PromptEncoder(tokenizer, ALOUD)
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
+    )
+    assert encoder.render(PromptText(QUESTION)).text == asked
+    assert "enable_thinking=True" in encoder.form.describe()
+    assert "generates is a thought" in str(thinking_note(tokenizer, ALOUD))
+
+
+@pytest.mark.parametrize("template", [PLAIN, COMMAND_R, GEMMA4])
+def test_a_thought_is_not_asked_of_a_template_that_has_none(template: str) -> None:
+    tokenizer = tokenizer_of(template)
+    plain = PromptEncoder(tokenizer, PromptFormat(True)).render(PromptText(QUESTION, "Oslo"))
+    assert PromptEncoder(tokenizer, ALOUD).render(PromptText(QUESTION, "Oslo")) == plain
+    assert thinking_note(tokenizer, ALOUD) is None
+
+
+def test_a_variable_of_a_template_that_opens_its_thought_is_obeyed() -> None:
+    switch = "{{ '<think>' if thinking else '</think>' }}{% endif %}"
+    template = _USER + "{% else %}<a>\n</think>{{ m.content }}<end>" + _ASK + switch
+    tokenizer = tokenizer_of(template)
+    for options, end in (({}, "</think>"), ({"thinking": True}, "<think>")):
+        encoder = PromptEncoder(tokenizer, PromptFormat(True, chat_options=options))
+        assert encoder.render(PromptText(QUESTION)).text.endswith(f"<a>\n{end}")
+
+
+@pytest.mark.parametrize(
+    "template", [QWEN3, SMOLLM3, DEEPSEEK_R1, GLM, GPT_OSS, COMMAND_R, GEMMA4, PLAIN]
+)
+@pytest.mark.parametrize("form", [PromptFormat(True), ALOUD, PromptFormat("both")])
+def test_a_decided_format_stays_and_is_read_back(template: str, form: PromptFormat) -> None:
+    tokenizer = tokenizer_of(template)
+    given = PromptEncoder(tokenizer, form)
+    again = PromptEncoder(tokenizer, PromptFormat.stored(given.form.to_dict()))
+    assert decided(tokenizer, given.form) == given.form == again.form
+    text = PromptText(QUESTION, "Oslo")
+    assert again.render(text) == given.render(text)
+
+
+@pytest.mark.parametrize("template", [QWEN3, SMOLLM3, DEEPSEEK_R1, GPT_OSS, COMMAND_R, LLAMA2])
+def test_what_an_earlier_version_stored_is_asked_as_it_was(template: str) -> None:
+    tokenizer = tokenizer_of(template)
+    stored = {"chat": True, "system": None, "separator": None, "chat_options": {}}
+    encoder = PromptEncoder(tokenizer, PromptFormat.stored(stored))
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
+    )
+    assert encoder.render(PromptText(QUESTION)).text == asked
+    assert encoder.form.to_dict() == stored
+    if template == LLAMA2:  # nothing has changed there
+        assert encoder.form == PromptEncoder(tokenizer, PromptFormat(True)).form
+        assert encoder.render(PromptText(QUESTION, "Oslo")).text == asked + " Oslo"
+    else:
+        now = PromptEncoder(tokenizer, PromptFormat(True)).form
+        assert now != encoder.form
+        assert now.to_dict() != stored
+
+
+def test_a_marker_behind_a_closed_thought_is_found() -> None:
+    closed = "<a>\n{{ '<think></think>' }}<end><a>\n"
+    template = GPT_OSS.replace(_ASK, _ASK.replace("<a>\n", closed)).replace("<a>", "<assistant>")
+    rendered = PromptEncoder(tokenizer_of(template), PromptFormat(True)).render(
+        PromptText(QUESTION, "Oslo")
+    )
+    assert rendered.text.endswith("<think></think><end><assistant>\n<channel>final<message>Oslo")
+
+
+def test_a_template_that_changes_answers_adds_nothing_of_them() -> None:
+    tokenizer = tokenizer_of(PLAIN.replace("<a>\n{{ m.content }}", "<a>\n{{ m.content | upper }}"))
+    rendered = render_chat(tokenizer, QUESTION, "Oslo", PromptFormat(True))
+    assert rendered.text == f"<u>{QUESTION}<a>\nOslo"
+
+
+def test_generation_and_scoring_stand_behind_the_same_tokens_where_line_breaks_join() -> None:
+    tokenizer = tokenizer_of(DEEPSEEK_R1)
+    joined = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    joined.add_special_tokens(["</think>"])
+    joined.add_tokens([AddedToken("\n\n", rstrip=False, single_word=False)])
+    # As GPT-2's: line breaks at the end are one token, in front of a word they are several.
+    joined.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    broken = PreTrainedTokenizerFast(tokenizer_object=joined, eos_token=tokenizer.eos_token)
+    broken.chat_template = DEEPSEEK_R1
+    encoder = PromptEncoder(broken, PromptFormat(True))
+    (asked,), (pair,) = encoder.prompts([QUESTION]), encoder.pairs([(QUESTION, "Oslo")])
+    assert asked == pair[0]
+    assert broken.decode(pair[1]) == "Oslo"
+
+
+@pytest.mark.parametrize(
+    ("template", "end"), [(GPT_OSS, "<end>"), (COMMAND_R, "</answer>"), (GLM, ""), (QWEN3, "<end>")]
+)
+def test_the_end_of_a_turn_is_what_follows_the_answer(template: str, end: str) -> None:
+    assert end_of_turn(tokenizer_of(template), PromptFormat(True)) == end
 
 
 def test_a_prompt_that_may_begin_a_thought_is_named() -> None:
-    assert "'Here is how I think:\\n'" in str(
-        thinking_note(tokenizer_of(APRIEL), PromptFormat(True))
-    )
+    note = thinking_note(tokenizer_of(APRIEL), PromptFormat(True))
+    assert "asks with 'Here is how I think:\\n'" in str(note)
+    seed = PLAIN + "{# <seed:think> #}"
+    assert "knows '<seed:think>'" in str(thinking_note(tokenizer_of(seed), PromptFormat(True)))
     assert thinking_note(tokenizer_of(QWEN3), PromptFormat()) is None
+    blank = PLAIN.replace(_ASK, _ASK + " ")
+    assert thinking_note(tokenizer_of(blank), PromptFormat(True)) is None
+
+
+@pytest.mark.parametrize(
+    ("begin", "closed"),
+    [
+        ("<think>\n", "<think>\n\n</think>\n\n"),
+        ("<think>", "<think></think>"),
+        ("<seed:think>", "<seed:think></seed:think>"),
+        ("[THINK]", "[THINK][/THINK]"),
+        ("<|START_THINKING|>", "<|START_THINKING|><|END_THINKING|>"),
+        ("<|channel>thought\n", "<|channel>thought\n<channel|>"),
+    ],
+)
+def test_a_thought_that_a_template_opens_is_closed(begin: str, closed: str) -> None:
+    tokenizer = tokenizer_of(DEEPSEEK_R1.replace("<think>\n", begin))
+    rendered = render_chat(tokenizer, QUESTION, "Oslo", PromptFormat(True))
+    assert rendered.text.endswith(f"<a>\n{closed}Oslo")
+
+
+def test_a_named_template_is_found() -> None:
+    tokenizer = tokenizer_of(PLAIN)
+    tokenizer.chat_template = {"default": PLAIN, "tool_use": "tools" + PLAIN}
+    for options in ({"chat_template": "tool_use"}, {"tools": [{"name": "a"}]}):
+        form = PromptFormat(True, chat_options=options)
+        assert render_chat(tokenizer, QUESTION, None, form).text.startswith("tools")
+    assert render_chat(tokenizer, QUESTION, None, PromptFormat(True)).text.startswith("<u>")
 
 
 def test_a_user_who_writes_of_thoughts_opens_none() -> None:

@@ -37,8 +37,9 @@ from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, Encoded
 
 #: ``eta="auto"`` tries updates that lower the loss, to first order, by these times its value: less
-#: than half of it arrives, since softmax flattens as an answer gets likely.
-REACHES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+#: than half of it arrives, since softmax flattens as an answer gets likely. Answers of several
+#: tokens and chat models need the last ones.
+REACHES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.5, 8.0, 10.0, 13.0, 16.0)
 
 
 class UltraEdit(Editor):
