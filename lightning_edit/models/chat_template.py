@@ -19,6 +19,8 @@ from lightning_edit.models.prompt_format import PromptFormat, RenderedPrompt
 _DAY = datetime(2024, 7, 26)
 _TODAY = re.compile(r"""strftime_now\(\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\)""")
 _SWITCH = "enable_thinking"
+#: Options that say which of a tokenizer's templates is asked through.
+_WHICH = ("chat_template", "tools")
 #: Values of template variables that nobody has given.
 _FIXED = {"date_string": "26 Jul 2024"}
 #: What begins a thought and what ends it.
@@ -81,8 +83,8 @@ def decided(tokenizer: Any, form: PromptFormat) -> PromptFormat:
         tokenizer: A tokenizer.
         form: The format as it was given.
     """
-    if not form.chat or not getattr(tokenizer, "chat_template", None):
-        return form
+    if not form.chat:
+        return replace(form, think=None)
     try:
         off = _switched_off(tokenizer, form)
         raw, direct = replace(form, think=True), replace(off, think=False)
@@ -133,12 +135,12 @@ def thinking_note(tokenizer: Any, form: PromptFormat) -> str | None:
     given = form.chat_options.get(_SWITCH)
     own = replace(form, chat_options=_without_switch(form))
     switch = _SWITCH in _switched_off(tokenizer, own).chat_options
-    if form.think or (given and switch):
+    if form.think or (given and switch and form.think is None):
         return (
             "prompts end where the model would begin to think, and edits are written there: what "
             "it generates is a thought, and scores are of its first words"
         )
-    template = str(getattr(tokenizer, "chat_template", ""))
+    template = _template(tokenizer, form)
     asked = _behind_question(_asked(tokenizer, form))
     closed = any(end in asked for end in _THOUGHTS.values())
     if switch or (form.think is False and (closed or "reasoning_effort" in template)):
@@ -205,13 +207,31 @@ def _undated(template: str) -> str:
     return _TODAY.sub(fixed, template)
 
 
+def _template(tokenizer: Any, form: PromptFormat) -> str:
+    """Return the template of a tokenizer that a format asks through.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    named, tools = (form.chat_options.get(name) for name in _WHICH)
+    if named is None and not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            f"{type(tokenizer).__name__} has no chat template, so nothing can be asked through "
+            "one; set chat to false, or give the tokenizer of an instruct model"
+        )
+    try:
+        return str(tokenizer.get_chat_template(named, tools))
+    except ValueError as error:
+        raise ConfigError(f"{error} (--lm_chat_options, chat_template)") from error
+
+
 def _without_switch(form: PromptFormat) -> dict[str, Any]:
     return {name: one for name, one in form.chat_options.items() if name != _SWITCH}
 
 
 def _switched_off(tokenizer: Any, form: PromptFormat) -> PromptFormat:
     """Return a format with the template's switch off, if it has one that was not given."""
-    if _SWITCH in form.chat_options or _SWITCH not in str(tokenizer.chat_template):
+    if _SWITCH in form.chat_options or _SWITCH not in _template(tokenizer, form):
         return form
     off = replace(form, chat_options={**form.chat_options, _SWITCH: False})
     same = _apply(tokenizer, _QUESTION, None, form) == _apply(tokenizer, _QUESTION, None, off)
@@ -222,16 +242,23 @@ def _asks_for_thoughts(tokenizer: Any, form: PromptFormat) -> bool:
     """Return whether variables of a format ask for the thought of a template that has one."""
     if not form.chat_options:
         return False
-    plain = replace(form, chat_options={}, think=False)
-    if form.chat_options.get(_SWITCH):
-        template = str(tokenizer.chat_template)
-        asked = _behind_question(_asked(tokenizer, plain))
-        thinks = any(end in asked for end in _THOUGHTS.values())
-        return thinks or _SWITCH in template or "reasoning_effort" in template
-    opens = [
-        _closing(_behind_question(_apply(tokenizer, _QUESTION, None, one))) for one in (form, plain)
-    ]
-    return bool(opens[0]) and not opens[1]
+    kept = {name: one for name, one in form.chat_options.items() if name in _WHICH}
+    plain = replace(form, chat_options=kept, think=False)
+    wanted = bool(form.chat_options.get(_SWITCH))
+    template = _template(tokenizer, form)
+    if wanted and (_SWITCH in template or "reasoning_effort" in template):
+        return True
+    try:
+        if wanted:
+            asked = _behind_question(_asked(tokenizer, plain))
+            return any(end in asked for end in _THOUGHTS.values())
+        opens = [
+            _closing(_behind_question(_apply(tokenizer, _QUESTION, None, one)))
+            for one in (form, plain)
+        ]
+        return bool(opens[0]) and not opens[1]
+    except ConfigError:  # the template needs one of the variables
+        return wanted
 
 
 def _asked(tokenizer: Any, form: PromptFormat) -> str:
@@ -291,22 +318,12 @@ def _apply(
     messages.append({"role": "user", "content": prompt})
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
-    if not getattr(tokenizer, "chat_template", None):
-        raise ConfigError(
-            f"{type(tokenizer).__name__} has no chat template, so nothing can be asked through "
-            "one; set chat to false, or give the tokenizer of an instruct model"
-        )
-    options = _FIXED | dict(form.chat_options)
+    template = _undated(_template(tokenizer, form))
+    options = _FIXED | dict(form.chat_options) | {"chat_template": template}
     try:
-        named = options.pop("chat_template", None)
-        template = tokenizer.get_chat_template(named, options.get("tools"))
         return str(
             tokenizer.apply_chat_template(
-                messages,
-                chat_template=_undated(template),
-                tokenize=False,
-                add_generation_prompt=answer is None,
-                **options,
+                messages, tokenize=False, add_generation_prompt=answer is None, **options
             )
         )
     except Exception as error:  # a template is a program of its author

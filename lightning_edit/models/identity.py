@@ -74,4 +74,6 @@ def differences(stored: Mapping[str, Any], bound: Mapping[str, Any], made: str =
         said.append(f"it reads texts {here} BOS before them, not {there} (--lm_bos)")
     if stored.get("prompts", bound["prompts"]) != bound["prompts"]:
         said.append(f"prompts are given as {bound['prompts']}, not as {stored['prompts']}")
+        if bound["prompts"].get("think") is False and "think" not in stored["prompts"]:
+            said.append("it was asked where its thoughts begin (PromptFormat(think=True))")
     return " and ".join(said)

@@ -96,7 +96,7 @@ class PromptFormat:
             given = ", ".join(f"{name}={value!r}" for name, value in self.chat_options.items())
             words += f", {given}"
         if self.think is not None:
-            words += ", from its thought on" if self.think else ", without a thought"
+            words += ", from its thought on" if self.think else ", answers as it writes them"
         return words + ends
 
 

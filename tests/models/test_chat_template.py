@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lightning_edit.editors import FTM
@@ -182,17 +182,17 @@ def test_a_template_that_changes_answers_adds_nothing_of_them() -> None:
 
 
 def test_generation_and_scoring_stand_behind_the_same_tokens_where_line_breaks_join() -> None:
-    tokenizer = tokenizer_of(DEEPSEEK_R1)
-    joined = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    joined.add_special_tokens(["</think>"])
-    joined.add_tokens([AddedToken("\n\n", rstrip=False, single_word=False)])
     # As GPT-2's: line breaks at the end are one token, in front of a word they are several.
-    joined.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    broken = PreTrainedTokenizerFast(tokenizer_object=joined, eos_token=tokenizer.eos_token)
+    vocabulary = {c: number for number, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bpe = Tokenizer(models.BPE(vocabulary | {"ĊĊ": len(vocabulary)}, [("Ċ", "Ċ")]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    broken = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="!")
     broken.chat_template = DEEPSEEK_R1
     encoder = PromptEncoder(broken, PromptFormat(True))
     (asked,), (pair,) = encoder.prompts([QUESTION]), encoder.pairs([(QUESTION, "Oslo")])
     assert asked == pair[0]
+    assert asked[-1] == len(vocabulary)
     assert broken.decode(pair[1]) == "Oslo"
 
 
@@ -237,6 +237,35 @@ def test_a_named_template_is_found() -> None:
         form = PromptFormat(True, chat_options=options)
         assert render_chat(tokenizer, QUESTION, None, form).text.startswith("tools")
     assert render_chat(tokenizer, QUESTION, None, PromptFormat(True)).text.startswith("<u>")
+    tokenizer.chat_template = {"default": PLAIN, "tool_use": DEEPSEEK_R1}
+    assert thinking_note(tokenizer, PromptFormat(True)) is None
+    form = PromptFormat(True, chat_options={"chat_template": "tool_use"})
+    encoder = PromptEncoder(tokenizer, form)
+    assert encoder.render(PromptText(QUESTION)).text.endswith("<think>\n\n</think>\n\n")
+    assert "without a thought" in str(thinking_note(tokenizer, encoder.form))
+
+
+def test_variables_that_a_template_needs_leave_its_thought_decided() -> None:
+    tokenizer = tokenizer_of("{{ functions.a }}" + DEEPSEEK_R1)
+    given: dict[str, Any] = {"functions": {"a": "1"}}
+    for options, think in ((given, False), (given | {"enable_thinking": True}, True)):
+        encoder = PromptEncoder(tokenizer, PromptFormat(True, chat_options=options))
+        assert encoder.form.think is think
+        assert PromptFormat.stored(encoder.form.to_dict()) == encoder.form
+
+
+def test_plain_text_has_no_thoughts() -> None:
+    assert PromptEncoder(tokenizer_of(QWEN3), PromptFormat(think=True)).form == PromptFormat()
+
+
+def test_an_encoder_keeps_its_options_where_an_edit_is_asked_for_chat() -> None:
+    model, tokenizer = load_language_model("atlas")
+    tokenizer.chat_template = QWEN3
+    options = {"enable_thinking": True}
+    given = PromptEncoder(tokenizer, PromptFormat(True, "Be brief.", chat_options=options))
+    editor = FTM()
+    editor.edit_model(model, given, {"prompt": QUESTION, "target": "Oslo"}, chat=True)
+    assert editor.prompts.form == given.form
 
 
 def test_a_user_who_writes_of_thoughts_opens_none() -> None:
