@@ -46,7 +46,11 @@ def test_a_kept_cell_is_done_elsewhere_with_the_same_scores(tmp_path: Path, memo
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"[1]"), gzip.compress(b"{")])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"[1]"), gzip.compress(b"{")],
+    ids=["no gzip", "a list", "cut JSON"],  # the bytes hold the second in which they were made
+)
 def test_a_damaged_file_is_named_and_nothing_is_taken(tmp_path: Path, content: bytes) -> None:
     one, kept = cell(), tmp_path / "kept"
     kept.mkdir()
