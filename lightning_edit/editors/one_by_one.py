@@ -11,7 +11,9 @@ from lightning_edit.edits.delta import Delta, LowRank
 from lightning_edit.types import EditBatch
 
 #: Entries of a locate-then-edit ``info`` with one value per request.
-PER_REQUEST = ("loss", "steps", "site_distance", "nll_before", "nll_searched", "nll_edited")
+PER_REQUEST = (
+    "loss", "steps", "site_distance", "nll_before", "nll_searched", "nll_edited", "rivals",
+)  # fmt: skip
 
 
 def edit_one_by_one(

@@ -199,7 +199,8 @@ class EffectWarnings:
                     missed[name] = (distance, before, searched, edited)
             ids = delta.request_ids
             others = zip(ids, info.get("rivals", [None] * len(ids)), strict=True)
-            rival_of |= {name: ids[one] for name, one in others if one is not None}
+            # A number beyond the requests is a fact that SIR restores with them.
+            rival_of |= {name: ids[n] for name, n in others if n is not None and n < len(ids)}
         edits = sum(len(delta.request_ids) for delta in deltas)
         if missed:
             _warn_of_missed(method, missed, edits, explained=missed.keys() <= rival_of.keys())
