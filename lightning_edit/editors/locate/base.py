@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.context_templates import sample_templates, with_bare_prompt
 from lightning_edit.editors.locate.edited_layer import EditedLayer
-from lightning_edit.editors.locate.effect import EffectWarnings, measure_effect, rivals
+from lightning_edit.editors.locate.effect import EffectWarnings, fell_short, measure_effect, rivals
 from lightning_edit.editors.locate.original_weights import OriginalWeights
 from lightning_edit.editors.locate.prompts import (
     KlPosition,
@@ -404,9 +404,8 @@ class LocateThenEdit(Editor, family=True):
             effect = measure_effect(
                 self.view, bare, targets, self.site_module, self.written, self._rows_per_pass
             )
-        distances = effect["site_distance"]
         return effect | {
-            "rivals": rivals(targets.keys, targets.delta, distances),
+            "rivals": rivals(targets.keys, targets.delta, fell_short(effect)),
             "loss": targets.losses,
             "steps": targets.steps,
             "unwritten": [solution.unwritten for solution in solutions],

@@ -129,10 +129,23 @@ def site_distance(
     return torch.where(asked > 0, left / asked, 0.0).tolist()
 
 
+def fell_short(effect: Mapping[str, Sequence[float]]) -> list[bool]:
+    """Return which requests are far from their target, or lack most of what their search won.
+
+    An exact solve meets two targets at nearly one key with an update so large that the answers,
+    and others, are lost.
+
+    Args:
+        effect: What :func:`measure_effect` returns.
+    """
+    lines = zip(*(effect[key] for key in _FIGURES), strict=True)
+    return [not distance <= 0.5 or not _is_written(*nll) for distance, *nll in lines]
+
+
 def rivals(
-    keys: Sequence[Float[Tensor, "r f"]], delta: Float[Tensor, "n w"], distances: Sequence[float]
+    keys: Sequence[Float[Tensor, "r f"]], delta: Float[Tensor, "n w"], short: Sequence[bool]
 ) -> list[int | None]:
-    """Return for each request far from its target another that is written at nearly its key.
+    """Return for each request that fell short another that is written at nearly its key.
 
     A layer maps one key to one value, so two requests about one subject with different targets
     cannot both be written where their keys agree: always, where both prompts begin with it.
@@ -140,14 +153,14 @@ def rivals(
     Args:
         keys: Keys of each request.
         delta: Its target vector, less the value before the edit.
-        distances: Its ``site_distance``.
+        short: Whether it fell short, see :func:`fell_short`.
 
     Returns:
         The number of the request with the nearest key, if it asks for another vector; ``None`` for
-        requests that are near their target or have no such other.
+        requests that did not fall short or have no such other.
     """
     found: list[int | None] = [None] * len(keys)
-    far = [number for number, distance in enumerate(distances) if not distance <= 0.5]
+    far = [number for number, one in enumerate(short) if one]
     if not far or len(keys) < 2:
         return found
     unit = normalize(torch.stack([rows.double().mean(0) for rows in keys]), dim=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_edit.editors import EMMET, FTM, MEMIT
-from lightning_edit.editors.locate.effect import rivals
+from lightning_edit.editors.locate.effect import fell_short, rivals
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.types import EditRequest
 
@@ -23,10 +23,22 @@ OTHERS = [
 def test_the_nearest_other_with_another_target_is_found() -> None:
     keys = [torch.tensor([row]) for row in ([1.0, 0.0], [0.99, 0.05], [1.0, 0.01], [0.0, 1.0])]
     delta = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [-1.0, 0.0]])
-    assert rivals(keys, delta, [0.7, 0.8, 0.6, 0.9]) == [1, 2, 1, None]
-    assert rivals(keys, delta, [0.1, 0.8, 0.5, 0.2]) == [None, 2, None, None]
-    assert rivals(keys, delta, [float("nan")] * 4)[0] == 1
-    assert rivals(keys[:1], delta[:1], [0.9]) == [None]
+    assert rivals(keys, delta, [True] * 4) == [1, 2, 1, None]
+    assert rivals(keys, delta, [False, True, False, False]) == [None, 2, None, None]
+    assert rivals(keys[:1], delta[:1], [True]) == [None]
+
+
+def test_a_request_falls_short_of_its_target_or_of_its_answer() -> None:
+    effect = {
+        "site_distance": [0.1, 0.6, 0.1, float("nan"), 0.1],
+        "nll_before": [9.0, 9.0, 9.0, 9.0, 9.0],
+        "nll_searched": [1.0, 1.0, 1.0, 1.0, 1.0],
+        "nll_edited": [2.0, 2.0, 6.0, 2.0, float("nan")],
+    }
+    assert fell_short(effect) == [False, True, True, True, True]
+
+
+def test_nothing_has_no_rivals() -> None:
     assert rivals([], torch.zeros(0, 2), []) == []
 
 
