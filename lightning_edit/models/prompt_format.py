@@ -1,7 +1,7 @@
 """Prompt format: how prompts are rendered, and what stands between prompt and answer in plain text.
 
-The text of a request is rendered here, once for search, training, scoring and generation, so that a
-model is edited and scored exactly where it is used.
+Plain text is rendered here and chats in ``chat_template``, once for search, training, scoring and
+generation, so that a model is edited and scored exactly where it is used.
 """
 
 from collections.abc import Mapping
