@@ -21,6 +21,7 @@ from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_pass import PassObserver, unobserved
 from lightning_edit.inference.encoded_prompts import EncodedPrompts
 from lightning_edit.inference.model_call import calls_of
+from lightning_edit.inference.prefix_cache import SharedPrefixes
 from lightning_edit.models.prompt_encoder import Ids, PromptEncoder
 
 #: Token ids of a prompt, and the token limit of its continuation.
@@ -85,6 +86,8 @@ class GreedyGenerator:
             decide once a prompt and keep the decisions by row.
         encoded: Prompts that are shared with other calls, of two stacks; ``None``: each batch reads
             its own.
+        long_prefixes: Whether long prefixes that prompts of a decoder share are computed once; not
+            where rows may not leave.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class GreedyGenerator:
         ranks: OneProcess = ALONE,
         rows_may_leave: bool = True,
         encoded: EncodedPrompts | None = None,
+        long_prefixes: bool = False,
     ) -> None:
         self.model: Any = model
         self.encoded = encoded
@@ -105,6 +109,7 @@ class GreedyGenerator:
         settings = getattr(model, "generation_config", None)
         free = getattr(settings, "cache_implementation", None) is None
         self.rows_may_leave = rows_may_leave and free and calls_of(model) is None
+        self.long_prefixes = long_prefixes and self.rows_may_leave
         self.ranks = ranks
         self.prompts = prompts
         self.batch_size = batch_size
@@ -209,7 +214,7 @@ class GreedyGenerator:
         shift = [0 if self._is_encoder_decoder else ids.shape[1] - len(row.tokens) for row in rows]
         ends = [begin + len(row.prompt[0]) - 1 for begin, row in zip(shift, rows, strict=True)]
         with self.observer(ends):
-            cache = self._call(rows, ids, mask, limit, None)
+            cache = self._call(rows, ids, mask, limit, self._read_prefixes(rows))
         going = list(rows)
         while burst is not None and self.rows_may_leave and _may_lose_rows(cache):
             places = [place for place, row in enumerate(going) if not self._is_complete(row)]
@@ -224,6 +229,13 @@ class GreedyGenerator:
             left = max(row.prompt[1] - len(row.known) - len(row.new) for row in going)
             cache = self._call(going, ids, mask, min(burst, left), cache)
         return [row.new for row in rows]
+
+    def _read_prefixes(self, rows: Sequence["_Row"]) -> DynamicCache | None:
+        """Return a KV cache of what the rows share at their beginning, if that is most of them."""
+        if not self.long_prefixes or self._is_encoder_decoder:
+            return None
+        shared = SharedPrefixes.of([row.tokens for row in rows])
+        return None if shared is None else shared.read(self.model)
 
     def _is_complete(self, row: "_Row") -> bool:
         return self.begun((*row.known, *row.new), row.prompt[1]).done
@@ -244,7 +256,8 @@ class GreedyGenerator:
             ids: Their tokens so far, padded.
             mask: Attention mask of the tokens.
             limit: New tokens.
-            cache: KV cache of all of the tokens but the last; ``None``: nothing is known of them.
+            cache: KV cache of the first columns, at most of all but the last; ``None``: nothing is
+                known of them.
 
         Returns:
             The cache, of all tokens but the last new one.

@@ -266,6 +266,7 @@ class ModelResponder(Responder):
             self.ranks,
             self.shares_prompts,
             encoded,
+            self.layout.long_prefixes and self.backend is None,
         )
 
     @contextmanager

@@ -14,8 +14,8 @@ from lightning_edit.inference.answer_rows import start_tokens
 from lightning_edit.inference.encoded_prompts import EncodedPrompts
 from lightning_edit.inference.prefix_tree import TokenTree, prefix_batches, tree_attention
 
-#: Maximum number of tokens in a prefix tree. Every token attends over all of them, so a larger tree
-#: costs more than it saves.
+#: Maximum number of tokens in a prefix tree without a long prefix. Every token attends over all of
+#: them, so a larger tree costs more than it saves.
 _MAX_TREE_TOKENS = 256
 
 
@@ -77,8 +77,13 @@ class PaddedRows:
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """Prefix trees under a tree attention mask: tokens that texts share are computed once."""
+    """Prefix trees under a tree attention mask: tokens that texts share are computed once.
 
+    Args:
+        long_prefixes: Whether a tree is larger where all of its texts share a long prefix.
+    """
+
+    long_prefixes: bool = False
     shares_prefixes: bool = True
 
     def passes(self, model: Any, rows: Sequence[ReadRow], batch_size: int) -> Iterator[ForwardPass]:
@@ -90,7 +95,7 @@ class PrefixTree:
             batch_size: Most texts in a tree.
         """
         texts = [row.context + row.fed for row in rows]
-        for numbers in prefix_batches(texts, batch_size, _MAX_TREE_TOKENS):
+        for numbers in prefix_batches(texts, batch_size, _MAX_TREE_TOKENS, self.long_prefixes):
             tree = TokenTree.of([texts[number] for number in numbers])
             found = [
                 place

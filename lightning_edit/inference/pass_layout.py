@@ -46,6 +46,10 @@ class PassLayout:
             predicts the token after them, so that generation starts later; empty: no guess.
         products: What multiplies large linear layers of a float32 model on a CPU: PyTorch's own
             product, or oneDNN (:mod:`~lightning_edit.inference.onednn`).
+        long_prefixes: Whether a prefix of hundreds of tokens that many texts share (facts or
+            demonstrations in the context, a system prompt) is computed once for all of them: in
+            larger prefix trees, and before generation
+            (:mod:`~lightning_edit.inference.prefix_cache`).
 
     Example:
         >>> PassLayout.from_dict({"kind": "padded", "after_answer": [13]}).after_answer
@@ -55,6 +59,7 @@ class PassLayout:
     kind: Kind
     after_answer: tuple[int, ...] = ()
     products: Products = "torch"
+    long_prefixes: bool = False
 
     @classmethod
     def choose(cls, model: nn.Module, share: bool = True, fastest: bool = False) -> "PassLayout":
@@ -71,7 +76,8 @@ class PassLayout:
                 layout as long as its scores are compared.
         """
         products: Products = "onednn" if fastest and large_layers(model) else "torch"
-        return cls(_choose_kind(model, share), products=products)
+        kind = _choose_kind(model, share)
+        return cls(kind, products=products, long_prefixes=kind in ("prefix_tree", "padded"))
 
     def require(self, model: nn.Module) -> None:
         """Check that a model can still run in the layout that was chosen for it.
@@ -124,7 +130,7 @@ class PassLayout:
         if config.is_encoder_decoder:
             return EncoderDecoder(self.kind == "encoded_once", encoded)
         backends: dict[Kind, PassBackend] = {
-            "prefix_tree": PrefixTree(),
+            "prefix_tree": PrefixTree(self.long_prefixes),
             "padded": PaddedRows(),
             "plain": PlainRows(),
         }
@@ -161,6 +167,7 @@ class PassLayout:
             "kind": self.kind,
             "after_answer": list(self.after_answer),
             "products": self.products,
+            "long_prefixes": self.long_prefixes,
         }
 
     @classmethod
@@ -168,7 +175,8 @@ class PassLayout:
         """Restore a layout from the output of :meth:`to_dict`.
 
         Args:
-            state: Plain containers; runs begun before `products` was recorded used PyTorch's.
+            state: Plain containers; runs begun before `products` was recorded used PyTorch's, and
+                those begun before `long_prefixes` was recorded had small prefix trees.
 
         Raises:
             ValueError: If ``state`` is not such an output.
@@ -179,12 +187,15 @@ class PassLayout:
         products = next((way for way in ways if way == state.get("products", "torch")), None)
         tokens = state.get("after_answer")
         known = isinstance(tokens, list) and all(type(token) is int for token in tokens)
+        long_prefixes = state.get("long_prefixes", False)
+        known = known and isinstance(long_prefixes, bool)
         if kind is None or products is None or not known:
             raise ValueError(
                 f"expected `kind` as one of {', '.join(kinds)}, `after_answer` as a list of "
-                f"token ids and `products` as one of {', '.join(ways)}, got {dict(state)}"
+                f"token ids, `products` as one of {', '.join(ways)} and `long_prefixes` as true or "
+                f"false, got {dict(state)}"
             )
-        return cls(kind, tuple(tokens or ()), products)
+        return cls(kind, tuple(tokens or ()), products, long_prefixes)
 
 
 def _choose_kind(model: nn.Module, share: bool) -> Kind:

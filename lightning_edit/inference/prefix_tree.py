@@ -9,6 +9,7 @@ Axis names: ``m`` -- tokens of the row.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -65,15 +66,12 @@ class TokenTree:
     def attention_mask(self) -> Bool[Tensor, "m m"]:
         """Return the tree attention mask: each token sees itself and its prefixes' tokens."""
         size = self.ids.shape[1]
-        longest = max(map(len, self.places))
-        # One extra token, which no other attends to, pads short sequences.
-        paths = torch.tensor([[*path, *[size] * (longest - len(path))] for path in self.places])
-        visible = torch.zeros(size + 1, size + 1, dtype=torch.bool)
-        below = torch.ones(longest, longest, dtype=torch.bool).tril()
-        later = paths[:, :, None].expand(-1, -1, longest)[:, below]
-        earlier = paths[:, None].expand(-1, longest, -1)[:, below]
-        visible[later, earlier] = True
-        return visible[:size, :size].to(self.ids.device)
+        before = {later: earlier for path in self.places for earlier, later in pairwise(path)}
+        visible = torch.eye(size, dtype=torch.bool)
+        # Tokens are numbered so that each comes after the one before it in its sequences.
+        for later, earlier in sorted(before.items()):
+            visible[later] |= visible[earlier]
+        return visible.to(self.ids.device)
 
 
 def common_prefix_length(first: Ids, second: Ids) -> int:
@@ -86,28 +84,37 @@ def common_prefix_length(first: Ids, second: Ids) -> int:
     return count
 
 
-def prefix_batches(sequences: Sequence[Ids], max_rows: int, max_tokens: int) -> list[list[int]]:
+def prefix_batches(
+    sequences: Sequence[Ids], max_rows: int, max_tokens: int, long_prefixes: bool = False
+) -> list[list[int]]:
     """Batch sequences by shared prefixes.
 
     Args:
         sequences: Token ids.
         max_rows: Maximum number of sequences in a batch.
         max_tokens: Maximum number of tokens in its tree, unless a single sequence has more.
+        long_prefixes: Let a tree have twice as many tokens as all of its sequences share, where
+            that is more: else a long prefix would be computed for every few sequences again.
 
     Returns:
         Indices of the sequences, by batch.
     """
     groups: list[list[int]] = []
-    tokens = 0
+    tokens = shared = 0
     order = sorted(range(len(sequences)), key=lambda number: sequences[number])
     for place, number in enumerate(order):
         own = sequences[number]
-        new = len(own) - (common_prefix_length(sequences[order[place - 1]], own) if place else 0)
-        if not groups or len(groups[-1]) == max_rows or tokens + new > max_tokens:
+        common = common_prefix_length(sequences[order[place - 1]], own) if place else 0
+        new = len(own) - common
+        # What all share of a sorted group is the least that two neighbours share.
+        common = min(common, shared) if groups and len(groups[-1]) > 1 else common
+        most = max(max_tokens, 2 * common) if long_prefixes else max_tokens
+        if not groups or len(groups[-1]) == max_rows or tokens + new > most:
             groups.append([])
-            tokens, new = 0, len(own)
+            tokens, new, common = 0, len(own), len(own)
         groups[-1].append(number)
         tokens += new
+        shared = common
     return groups
 
 
