@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,6 +21,7 @@ from lightning_edit.editors.layer_defaults import LayerDefaults
 from lightning_edit.editors.loop_steps import LoopSteps
 from lightning_edit.editors.parts import EditorParts
 from lightning_edit.editors.stages import Stages
+from lightning_edit.editors.stronger import to_write_more
 from lightning_edit.editors.unanswered import say_unanswered
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.edited_model import EditedModel
@@ -304,6 +305,15 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
         """
         if not all(one.prompts and not one.state for one in written):
             say_unanswered(self, requests, in_force)
+
+    def advice_on(self, missing: Set[str], in_force: Sequence[Delta]) -> str:
+        """Return what to turn where the model does not give the answers of edits in force.
+
+        Args:
+            missing: Ids of these edits.
+            in_force: All edits in force.
+        """
+        return to_write_more(self)
 
     def edit_model(
         self,

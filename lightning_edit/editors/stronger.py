@@ -36,13 +36,15 @@ def to_write_more(editor: Any) -> str:
     if editor.needs_fit:
         return f"{name} writes what it was trained to: train it longer, or for this kind of edits."
     texts = []
+    if getattr(editor, "objective", None) == "prompt_last":
+        texts.append('give objective="target_new" for answers of several tokens (FTM)')
     for verb, names in (("raise", RAISE), ("lower", LOWER)):
-        values = ((one, key, _value(one, key)) for one in layers for key in names)
+        values = ((one, key, number_of(one, key)) for one in layers for key in names)
         told = [
             f"{key} ({value:g})"
             for one, key, value in values
             # A wrapper's share of the host's update is at most all of it.
-            if _is_number(value) and (one is editor or value < 1) and key not in one.no_strength
+            if value is not None and (one is editor or value < 1)
         ]
         if told:
             texts.append(f"{verb} {', '.join(told)}")
@@ -54,12 +56,18 @@ def to_write_more(editor: Any) -> str:
     )
 
 
-def _value(editor: Any, name: str) -> Any:
-    """Return a setting's value; of an ``auto`` setting the one that it has on the bound model."""
+def number_of(editor: Any, name: str) -> float | None:
+    """Return the value of a setting that makes an editor stronger or weaker.
+
+    Args:
+        editor: The editor; of an ``auto`` setting it knows the value on the bound model.
+        name: Name of the setting.
+
+    Returns:
+        The number; ``None`` if the editor has no such setting, or has it for something else.
+    """
     chosen = editor.chosen.get(name)
     given = min(chosen, default=None) if isinstance(chosen, list) else chosen
-    return getattr(editor, name, None) if given is None else given
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    value = getattr(editor, name, None) if given is None else given
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return None if not is_number or name in editor.no_strength else float(value)

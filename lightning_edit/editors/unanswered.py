@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_edit.editors.stronger import to_write_more
 from lightning_edit.edits.delta import Delta
 from lightning_edit.functional.scores import NLL_CAP
 from lightning_edit.functional.visible import visible
@@ -55,10 +54,11 @@ def say_unanswered(editor: Any, requests: Sequence[EditRequest], in_force: Seque
         for one, score in missing[:_NAMED]
     )
     more = "; …" if len(missing) > _NAMED else ""
+    advice = editor.advice_on({one.id for one, _ in missing}, in_force)
     log.warning(
         "%d of %d edits are in force, but their answer is not the model's likeliest continuation "
         "(%s). %s",
-        *(len(missing), len(requests), visible(named + more), to_write_more(editor)),
+        *(len(missing), len(requests), visible(named + more), advice),
     )
 
 

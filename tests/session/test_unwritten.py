@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_edit.editors import FTM, MEND, RECT, AlphaEdit, OneLI, UltraEdit
+from lightning_edit.editors import FT, FTM, MEND, RECT, AlphaEdit, OneLI, UltraEdit
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.gradient import base
 from lightning_edit.session.trainer import EditTrainer
@@ -55,7 +55,11 @@ def test_answers_without_the_end_that_was_asked_for(caplog: pytest.LogCaptureFix
     ("editor", "told"),
     [
         (UltraEdit(eta=1e-9), "raise eta (1e-09); or let `lightning-edit tune UltraEdit`"),
-        (FTM(lr=1e-9, layers=[0]), "raise lr (1e-09), steps (25)"),
+        (FTM(lr=1e-9, layers=[0]), "with FTM: raise lr (1e-09), steps (25)"),
+        (
+            FT(lr=1e-9, layers=[0]),
+            'give objective="target_new" for answers of several tokens (FTM)',
+        ),
     ],
 )
 def test_a_run_says_so(

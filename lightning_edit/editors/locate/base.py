@@ -9,7 +9,7 @@ width; ``f`` -- width of a key, the down-projection's input.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +20,14 @@ from torch import Tensor
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.context_templates import sample_templates, with_bare_prompt
 from lightning_edit.editors.locate.edited_layer import EditedLayer
-from lightning_edit.editors.locate.effect import EffectWarnings, fell_short, measure_effect, rivals
+from lightning_edit.editors.locate.effect import (
+    EffectWarnings,
+    fell_short,
+    measure_effect,
+    missed,
+    rivalled,
+    rivals,
+)
 from lightning_edit.editors.locate.original_weights import OriginalWeights
 from lightning_edit.editors.locate.prompts import (
     KlPosition,
@@ -35,6 +42,7 @@ from lightning_edit.editors.locate.target_search import Loss, search_targets
 from lightning_edit.editors.locate.targets import Targets
 from lightning_edit.editors.locate.widening import FIRST_CLAMP, search_widening
 from lightning_edit.editors.one_by_one import edit_one_by_one
+from lightning_edit.editors.stronger import LOWER, number_of, to_write_more
 from lightning_edit.edits.delta import Delta
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.solve import Solution
@@ -236,8 +244,31 @@ class LocateThenEdit(Editor, family=True):
             delta = edit_one_by_one(self, batch, self._search_and_write)
         else:
             delta = self._search_and_write(batch)
-        self.effect_warnings.check(type(self).__name__, [delta])
+        self.effect_warnings.check(type(self).__name__, [delta], self.missed_advice())
         return delta
+
+    def missed_advice(self) -> str:
+        """Return what helps edits that did not arrive at their targets, a sentence."""
+        helps = ["edit fewer layers or one"] if len(self.edited_layers) > 1 else []
+        weights = [name for name in LOWER if number_of(self, name) is not None]
+        helps += [f"lower the weight of what is preserved ({', '.join(weights)})"] * bool(weights)
+        if self.target_search.site != "mlp":
+            helps.append("use a method that aims at the MLP's output, such as RROME")
+        if not helps:
+            helps.append("edit another layer, which `lightning-edit sweep` finds")
+        text = ", or ".join(helps)
+        return f"{text[0].upper()}{text[1:]}."
+
+    def advice_on(self, missing: Set[str], in_force: Sequence[Delta]) -> str:
+        """Return what to turn; a stronger search does not help where its targets were missed.
+
+        Args:
+            missing: Ids of edits whose answer the model does not give.
+            in_force: All edits in force.
+        """
+        if missing <= rivalled(in_force):
+            return "Another edit stands at the key of each."
+        return self.missed_advice() if missing <= missed(in_force) else to_write_more(self)
 
     def _search_and_write(self, batch: EditBatch) -> Delta:
         # Validation loops run in inference mode, which builds no autograd graph.
@@ -256,7 +287,7 @@ class LocateThenEdit(Editor, family=True):
             One delta per request, in order.
         """
         deltas = self._search_and_write_each(batch)
-        self.effect_warnings.check(type(self).__name__, deltas)
+        self.effect_warnings.check(type(self).__name__, deltas, self.missed_advice())
         return deltas
 
     def _search_and_write_each(self, batch: EditBatch) -> list[Delta]:

@@ -175,6 +175,36 @@ def rivals(
     return found
 
 
+def missed(deltas: Sequence[Delta]) -> set[str]:
+    """Return the ids of edits that fell short, see :func:`fell_short`.
+
+    Args:
+        deltas: Edits; those without the diagnostics of locate-then-edit methods count as whole.
+    """
+    measured = [delta for delta in deltas if all(key in delta.info for key in _FIGURES)]
+    return {
+        name
+        for delta in measured
+        for name, short in zip(delta.request_ids, fell_short(delta.info), strict=True)
+        if short
+    }
+
+
+def rivalled(deltas: Sequence[Delta]) -> set[str]:
+    """Return the ids of edits at nearly the key of another, see :func:`rivals`.
+
+    Args:
+        deltas: Edits; those without the diagnostics of locate-then-edit methods have no rivals.
+    """
+    return {
+        name
+        for delta in deltas
+        # Facts that SIR restores with the requests come after them.
+        for name, rival in zip(delta.request_ids, delta.info.get("rivals", ()), strict=False)
+        if rival is not None
+    }
+
+
 class EffectWarnings:
     """Warnings about edits that did not do what their equations say, one line for a batch of edits.
 
@@ -190,12 +220,13 @@ class EffectWarnings:
     def __init__(self) -> None:
         self._told_share = False
 
-    def check(self, method: str, deltas: Sequence[Delta]) -> None:
+    def check(self, method: str, deltas: Sequence[Delta], advice: str) -> None:
         """Log a warning if the edits of a batch missed, or wrote only a small share.
 
         Args:
             method: Name of the method, for the message.
             deltas: The edits, with the diagnostics that locate-then-edit methods record.
+            advice: What helps edits of this method that missed, a sentence.
         """
         missed: dict[str, _Figures] = {}
         rival_of: dict[str, str] = {}
@@ -216,7 +247,8 @@ class EffectWarnings:
             rival_of |= {name: ids[n] for name, n in others if n is not None and n < len(ids)}
         edits = sum(len(delta.request_ids) for delta in deltas)
         if missed:
-            _warn_of_missed(method, missed, edits, explained=missed.keys() <= rival_of.keys())
+            explained = missed.keys() <= rival_of.keys()  # by a warning with advice of its own
+            _warn_of_missed(method, missed, edits, "" if explained else f" {advice}")
         if rival_of:
             _warn_of_rivals(method, rival_of, edits)
         if shares and max(shares) < _SMALL_SHARE and not self._told_share:
@@ -230,17 +262,14 @@ class EffectWarnings:
             )
 
 
-def _warn_of_missed(
-    method: str, missed: Mapping[str, _Figures], edits: int, *, explained: bool
-) -> None:
+def _warn_of_missed(method: str, missed: Mapping[str, _Figures], edits: int, advice: str) -> None:
     """Log which edits missed, the worst of them, and what to turn.
 
     Args:
         method: Name of the method.
         missed: Figures of the edits that missed, by id.
         edits: Number of edits that were made with them.
-        explained: Whether all of them are written at nearly the key of another edit, of which a
-            warning of its own says what to do.
+        advice: What helps, with a space before it.
     """
     worst = max(missed, key=lambda name: missed[name][0])
     distance, before, searched, edited = missed[worst]
@@ -253,18 +282,13 @@ def _warn_of_missed(
     if all(_is_written(*one[1:]) for one in missed.values()):
         log.warning(
             "%s: %d of %d edits are written, but moved the model elsewhere than the target search "
-            "wanted (%s), so other prompts may have moved too: look at the locality. %s Edit fewer "
-            "layers or one, or use a method that aims at the MLP's output, such as RROME.",
-            *(method, len(missed), edits, named, figures),
+            "wanted (%s), so other prompts may have moved too: look at the locality. %s%s",
+            *(method, len(missed), edits, named, figures, advice),
         )
         return
-    advice = (
-        " Edit fewer layers or one, lower the weight of what is preserved, or use a method that "
-        "aims at the MLP's output, such as RROME."
-    )
     log.warning(
         "%s: %d of %d edits did not reach their targets (%s). %s%s",
-        *(method, len(missed), edits, named, figures, "" if explained else advice),
+        *(method, len(missed), edits, named, figures, advice),
     )
 
 

@@ -45,6 +45,15 @@ class RROME(LocateThenEdit):
         """Return ROME's default layer."""
         return ROME.default_layers(num_blocks)
 
+    def missed_advice(self) -> str:
+        """Return what helps edits that did not arrive at their targets, a sentence."""
+        if self.key == "prompt":
+            return super().missed_advice()
+        return (
+            "The prompt's own key is far from the mean key of the context templates, at which the "
+            'edit was written: give key="prompt", or edit another layer.'
+        )
+
     def write(self, batch: EditBatch, targets: Targets) -> Delta:
         """Solve for the rank-one update of one request.
 

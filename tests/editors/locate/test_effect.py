@@ -335,12 +335,35 @@ def test_missed_edits_are_told_in_one_line(
 ) -> None:
     delta = delta_of(distance, unwritten, nll)
     with caplog.at_level(logging.WARNING):
-        EffectWarnings().check("MEMIT", [delta, replace(delta, request_ids=("c", "d"))])
+        deltas = [delta, replace(delta, request_ids=("c", "d"))]
+        EffectWarnings().check("MEMIT", deltas, "Do something else.")
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == (warned is not None)
     if warned:
         assert told[0].startswith(f"MEMIT: 2 of 4 edits {warned} (a, c)")
-        assert "such as RROME" in told[0]
+        assert told[0].endswith(" Do something else.")
+
+
+@pytest.mark.parametrize(
+    ("editor", "told", "untold"),
+    [
+        (
+            MEMIT(150.0, layers=[0, 1]),
+            ("Edit fewer layers", "(moment_weight)", "such as RROME"),
+            ("sweep",),
+        ),
+        (MEMIT(150.0, layers=[1]), ("Lower the weight",), ("fewer layers",)),
+        (ROME(layers=[1]), ("Edit another layer",), ("fewer layers", "RROME", "weight of what")),
+        (RROME(layers=[1]), ('give key="prompt"',), ("fewer layers", "such as RROME")),
+        (RROME(layers=[1], key="prompt"), ("Edit another layer",), ("key=",)),
+    ],
+)
+def test_advice_is_of_what_the_method_has(
+    editor: MEMIT | ROME | RROME, told: tuple[str, ...], untold: tuple[str, ...]
+) -> None:
+    text = editor.missed_advice()
+    assert all(one in text for one in told)
+    assert not any(one in text for one in untold)
 
 
 def test_a_small_share_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
