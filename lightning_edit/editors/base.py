@@ -107,6 +107,7 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
     def __init__(self) -> None:
         super().__init__()
         self._remembered: list[Delta] = []
+        self._hosted = False  # while a wrapper binds it, which has said what there is to say
 
     # ------------------------------------------------------------------------------------ binding
 
@@ -149,7 +150,8 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
             )
             form = replace(prompts.form, end_answers=False)
             prompts = PromptEncoder.for_model(model, PromptEncoder(prompts.tokenizer, form))
-        if (note := thinking_note(prompts.tokenizer, prompts.form)) is not None:
+        note = None if self._hosted else thinking_note(prompts.tokenizer, prompts.form)
+        if note is not None:
             log.warning("%s: %s (docs/data.md, Models that think first)", type(self).__name__, note)
         require_finite_weights(model)
         self._prompts = prompts

@@ -69,5 +69,6 @@ def number_of(editor: Any, name: str) -> float | None:
     chosen = editor.chosen.get(name)
     given = min(chosen, default=None) if isinstance(chosen, list) else chosen
     value = getattr(editor, name, None) if given is None else given
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return None if not is_number or name in editor.no_strength else float(value)
+    if not isinstance(value, int | float) or isinstance(value, bool) or name in editor.no_strength:
+        return None
+    return float(value)

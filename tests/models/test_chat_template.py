@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lightning_edit.editors import FTM
+from lightning_edit.editors import FTM, OneLI
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.chat_template import (
     answer_opening,
@@ -296,6 +296,18 @@ def test_a_template_that_refuses_says_what_to_give() -> None:
     encoder = PromptEncoder(tokenizer_of("{{ functions.a }}" + PLAIN), PromptFormat(True))
     with pytest.raises(ConfigError, match=r"'functions' is undefined.*chat_options"):
         encoder.prompts([QUESTION])
+
+
+def test_a_wrapped_editor_says_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = load_language_model("atlas")
+    tokenizer.chat_template = QWEN3
+    given = PromptEncoder(tokenizer, PromptFormat(True))
+    editor = OneLI(FTM())
+    with caplog.at_level(logging.WARNING):
+        editor.bind(model, given)
+        editor.editor.bind(model, given)
+    told = [one.message.split(":")[0] for one in caplog.records if "thought" in one.message]
+    assert told == ["OneLI", "FTM"]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,11 @@ class WrappedEditor(Editor, family=True):
 
     def on_bind(self) -> None:
         """Bind the host editor to the same model."""
-        self.editor.bind(self.language_model, self.prompts)
+        self.editor._hosted = True
+        try:
+            self.editor.bind(self.language_model, self.prompts)
+        finally:
+            self.editor._hosted = False
         self._prompts = self.editor.prompts  # what the host does not learn, no batch asks of it
 
     def on_history(self, in_force: Sequence[Delta], change: HistoryChange) -> None:

@@ -172,7 +172,7 @@ class LTI(WrappedEditor):
             delta = edit_one_by_one(self, batch, self._search_and_write)
         else:
             delta = self._search_and_write(batch)
-        self.host.effect_warnings.check(self._name, [delta])
+        self.host.effect_warnings.check(self._name, [delta], self.host.missed_advice())
         return delta
 
     def _search_and_write(self, batch: EditBatch) -> Delta:
@@ -189,7 +189,7 @@ class LTI(WrappedEditor):
             targets = self.search(batch)
             parts = enumerate(batch.split())
             deltas = [self.host.write(part, targets.only(number)) for number, part in parts]
-        self.host.effect_warnings.check(self._name, deltas)
+        self.host.effect_warnings.check(self._name, deltas, self.host.missed_advice())
         return deltas
 
     # -------------------------------------------------------------------------------------- search

@@ -205,7 +205,8 @@ class SIR(WrappedEditor):
         numbers = [*range(len(batch)), *(NO_REQUEST for _ in chosen)]
         columns = renumbered(delta.columns, numbers)
         delta = replace(delta, request_ids=batch.ids, info=info, columns=columns)
-        host.effect_warnings.check(f"SIR({type(host).__name__})", [delta])
+        name = f"SIR({type(host).__name__})"
+        host.effect_warnings.check(name, [delta], host.missed_advice())
         return delta
 
     def _solve_with_facts(self, batch: EditBatch, targets: Targets, chosen: list[int]) -> Delta:
