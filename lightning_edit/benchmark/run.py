@@ -20,6 +20,7 @@ from lightning_edit.benchmark.grid import Cell, Grid
 from lightning_edit.benchmark.memory import measure_in_own_process
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
+from lightning_edit.evaluation.evaluator import layout_for
 from lightning_edit.evaluation.outcomes import ProbeScore
 from lightning_edit.exceptions import ConfigError
 from lightning_edit.metrics.aspects import request_means
@@ -163,8 +164,11 @@ def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
     editor, data = bound_editor(spec, cell.seed)
     model = editor.language_model
     asked = editor.prompts.form
-    shared = shared_baseline(out, spec, weights_hash(model), data.data_hash(), asked)
-    if shared.exists() and not folder.baseline.exists():
+    layout = layout_for(model, editor.responder([])).to_dict()
+    shared = shared_baseline(out, spec, weights_hash(model), data.data_hash(), asked, layout)
+    passes = shared.with_suffix(".passes.json")  # the layout in which it was scored, written last
+    if passes.exists() and not folder.baseline.exists():
+        shutil.copyfile(passes, folder.passes)
         shutil.copyfile(shared, folder.baseline)
     trainer = EditTrainer(
         **{
@@ -193,17 +197,25 @@ def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
         seed=cell.seed,
         ckpt_path="last" if folder.has_run else None,
     )
-    if not shared.exists():
+    if not passes.exists():
         shared.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(shared, folder.baseline.read_bytes())
+        write_atomic(passes, folder.passes.read_bytes())
     folder.write_json(folder.scores, _scores(folder, results))
     return _summary_line(results)
 
 
 def shared_baseline(
-    out: Path, spec: Mapping[str, Any], weights: str, data: str, form: PromptFormat
+    out: Path,
+    spec: Mapping[str, Any],
+    weights: str,
+    data: str,
+    form: PromptFormat,
+    layout: Mapping[str, Any],
 ) -> Path:
     """Return the file of the pristine model's scores, which cells that ask the same share.
+
+    The layout of the passes that made them is in a file beside it.
 
     Args:
         out: Folder of the benchmark.
@@ -212,8 +224,10 @@ def shared_baseline(
         weights: Hash of the model's weights.
         data: Hash of the data.
         form: Format of prompts. How a model that thinks is asked is not in the specification.
+        layout: Layout of passes that the cell would choose. Others differ in the last digits, and
+            editors that decide by prompt need one in which prompts share nothing.
     """
-    parts = [spec["lm"], list(spec["modes"])]
+    parts = [spec["lm"], list(spec["modes"]), dict(layout)]
     if form.think is not None or form.chat_options != spec["lm"].get("lm_chat_options", {}):
         parts.append(form.to_dict())
     asked = json.dumps(parts, sort_keys=True, default=str)

@@ -306,14 +306,14 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
             in_force: All edits in force.
         """
         if not all(one.prompts and not one.state for one in written):
-            say_unanswered(self, requests, in_force)
+            say_unanswered(self, requests, written, in_force)
 
-    def advice_on(self, missing: Set[str], in_force: Sequence[Delta]) -> str:
+    def advice_on(self, missing: Set[str], written: Sequence[Delta]) -> str:
         """Return what to turn where the model does not give the answers of edits in force.
 
         Args:
             missing: Ids of these edits.
-            in_force: All edits in force.
+            written: Their deltas, and others.
         """
         return to_write_more(self)
 

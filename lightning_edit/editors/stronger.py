@@ -36,8 +36,6 @@ def to_write_more(editor: Any) -> str:
     if editor.needs_fit:
         return f"{name} writes what it was trained to: train it longer, or for this kind of edits."
     texts = []
-    if getattr(editor, "objective", None) == "prompt_last":
-        texts.append('give objective="target_new" for answers of several tokens (FTM)')
     for verb, names in (("raise", RAISE), ("lower", LOWER)):
         values = ((one, key, number_of(one, key)) for one in layers for key in names)
         told = [
@@ -48,6 +46,8 @@ def to_write_more(editor: Any) -> str:
         ]
         if told:
             texts.append(f"{verb} {', '.join(told)}")
+    if getattr(editor, "objective", None) == "prompt_last":
+        texts.append('where answers have several tokens, give objective="target_new" (FTM)')
     if not texts:
         return f"docs/methods.md says what {name} can write."
     return (

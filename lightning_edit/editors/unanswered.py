@@ -38,13 +38,19 @@ def unanswered(
     return [(one, score) for one, score in pairs if not score.is_greedy or _is_broken(score)]
 
 
-def say_unanswered(editor: Any, requests: Sequence[EditRequest], in_force: Sequence[Delta]) -> None:
+def say_unanswered(
+    editor: Any,
+    requests: Sequence[EditRequest],
+    written: Sequence[Delta],
+    in_force: Sequence[Delta],
+) -> None:
     """Log a warning that names edits without their effect, and what to turn.
 
     Args:
         editor: The editor, bound; its edits are in force.
         requests: The requests.
-        in_force: The edits in force.
+        written: Their deltas.
+        in_force: All edits in force.
     """
     missing = unanswered(editor, requests, in_force)
     if not missing:
@@ -54,7 +60,7 @@ def say_unanswered(editor: Any, requests: Sequence[EditRequest], in_force: Seque
         for one, score in missing[:_NAMED]
     )
     more = "; …" if len(missing) > _NAMED else ""
-    advice = editor.advice_on({one.id for one, _ in missing}, in_force)
+    advice = editor.advice_on({one.id for one, _ in missing}, written)
     log.warning(
         "%d of %d edits are in force, but their answer is not the model's likeliest continuation "
         "(%s). %s",

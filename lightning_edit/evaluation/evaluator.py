@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.evaluation.baseline import Baseline
@@ -15,6 +16,7 @@ from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import DataError
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.pass_layout import PassLayout
+from lightning_edit.inference.responder import Responder
 from lightning_edit.storage.jsonl import read_rows
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import EditRequest
@@ -29,6 +31,19 @@ def _probe_chunks(requests: Sequence[EditRequest]) -> Iterator[list[ScoredProbe]
     for start in range(0, len(requests), _CHUNK):
         part = requests[start : start + _CHUNK]
         yield [probe for request in part for probe in probes_of(request)]
+
+
+def layout_for(model: nn.Module, responder: Responder, new: bool = True) -> PassLayout:
+    """Choose the layout of a run's passes, but for its guess of what follows an answer.
+
+    Args:
+        model: The language model, pristine.
+        responder: What the run asks.
+        new: Whether nothing was scored before; else it was as older versions did.
+    """
+    fastest = new and isinstance(responder, ModelResponder)
+    layout = PassLayout.choose(model, responder.shares_prompts, fastest)
+    return layout if new else replace(layout, long_prefixes=False)
 
 
 class Evaluation:
@@ -81,11 +96,7 @@ class Evaluation:
         # Not in the scorer's constructor: callbacks may hook into the model at the start of a run.
         # Baselines of older versions were scored without a recorded guess, by PyTorch's products.
         new = not self.ranks.same(folder.baseline.exists())
-        layout = self.scorer.layout = PassLayout.choose(
-            self.scorer.model,
-            self.scorer.responder.shares_prompts,
-            fastest=new and isinstance(self.scorer.responder, ModelResponder),
-        )
+        layout = self.scorer.layout = layout_for(self.scorer.model, self.scorer.responder, new)
         if new:
             probes = [probe for part in _probe_chunks(requests) for probe in part]
             after = self.scorer.guess_after_answer(probes)

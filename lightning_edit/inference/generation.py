@@ -21,6 +21,7 @@ from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.answer_pass import PassObserver, unobserved
 from lightning_edit.inference.encoded_prompts import EncodedPrompts
 from lightning_edit.inference.model_call import calls_of
+from lightning_edit.inference.pass_layout import hooked_modules
 from lightning_edit.inference.prefix_cache import SharedPrefixes
 from lightning_edit.models.prompt_encoder import Ids, PromptEncoder
 
@@ -87,7 +88,7 @@ class GreedyGenerator:
         encoded: Prompts that are shared with other calls, of two stacks; ``None``: each batch reads
             its own.
         long_prefixes: Whether long prefixes that prompts of a decoder share are computed once; not
-            where rows may not leave.
+            where rows may not leave, nor with hooks on the model, which may expect whole prompts.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class GreedyGenerator:
         settings = getattr(model, "generation_config", None)
         free = getattr(settings, "cache_implementation", None) is None
         self.rows_may_leave = rows_may_leave and free and calls_of(model) is None
-        self.long_prefixes = long_prefixes and self.rows_may_leave
+        self.long_prefixes = long_prefixes and self.rows_may_leave and not hooked_modules(model)
         self.ranks = ranks
         self.prompts = prompts
         self.batch_size = batch_size
@@ -235,7 +236,7 @@ class GreedyGenerator:
         if not self.long_prefixes or self._is_encoder_decoder:
             return None
         shared = SharedPrefixes.of([row.tokens for row in rows])
-        return None if shared is None else shared.read(self.model)
+        return shared.read(self.model) if shared is not None and shared.fit(self.model) else None
 
     def _is_complete(self, row: "_Row") -> bool:
         return self.begun((*row.known, *row.new), row.prompt[1]).done

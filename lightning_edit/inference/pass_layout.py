@@ -48,7 +48,7 @@ class PassLayout:
             product, or oneDNN (:mod:`~lightning_edit.inference.onednn`).
         long_prefixes: Whether a prefix of hundreds of tokens that many texts share (facts or
             demonstrations in the context, a system prompt) is computed once for all of them: in
-            larger prefix trees, and before generation
+            larger prefix trees, and before generation by a decoder without hooks
             (:mod:`~lightning_edit.inference.prefix_cache`).
 
     Example:
@@ -77,7 +77,7 @@ class PassLayout:
         """
         products: Products = "onednn" if fastest and large_layers(model) else "torch"
         kind = _choose_kind(model, share)
-        return cls(kind, products=products, long_prefixes=kind in ("prefix_tree", "padded"))
+        return cls(kind, products=products, long_prefixes=kind != "plain")
 
     def require(self, model: nn.Module) -> None:
         """Check that a model can still run in the layout that was chosen for it.

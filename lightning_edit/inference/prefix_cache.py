@@ -7,6 +7,7 @@ Axis names: ``n`` -- rows of a batch; ``u`` -- distinct prefixes; ``h`` -- heads
 ``d`` -- head width.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +24,8 @@ from lightning_edit.inference.prefix_tree import Ids, common_prefix_length
 
 #: Least number of tokens of each row that a cache must hold; fewer are read in no time.
 _MIN_CACHED = 64
+#: Types of models that have no positions but a bias by distance (ALiBi).
+_BIASED_BY_DISTANCE = ("bloom", "mpt")
 
 
 @dataclass(frozen=True)
@@ -76,27 +79,52 @@ class SharedPrefixes:
             return None
         return cls(tuple(prefixes), tuple(members), starts, cached)
 
+    def fit(self, model: Any) -> bool:
+        """Return whether a model keeps these prefixes as keys and values of all of their tokens.
+
+        Not if it keeps something else (a recurrent state), or less (a sliding window that is not
+        longer than they are), or counts positions by itself from what it is given.
+
+        Args:
+            model: A decoder-only Hugging Face model.
+        """
+        config = model.config.get_text_config(decoder=True)
+        named = "position_ids" in inspect.signature(model.forward).parameters
+        if not named and config.model_type not in _BIASED_BY_DISTANCE:
+            return False
+        longest = max(map(len, self.prefixes))
+        kinds = DynamicCache(config=config).layers
+        return all(
+            type(kind) is DynamicLayer
+            or (type(kind) is DynamicSlidingWindowLayer and longest < kind.sliding_window)
+            for kind in kinds
+        )
+
     def read(self, model: Any) -> DynamicCache | None:
         """Compute the prefixes and return the KV cache of the batch's first columns.
 
         Args:
-            model: A decoder-only Hugging Face model in evaluation mode.
+            model: A decoder-only Hugging Face model in evaluation mode, see :meth:`fit`.
 
         Returns:
             A cache of ``cached`` columns a row, in which padding stands where it stands in the
-            batch; ``None`` if the model keeps something else (a recurrent state), or less, as a
-            sliding window that is shorter than the prefixes.
+            batch; ``None`` if the model keeps something else than its settings say.
         """
-        device = model.get_input_embeddings().weight.device
         ids, mask = pad(self.prefixes)
-        last = torch.tensor([len(prefix) - 1 for prefix in self.prefixes], device=device)
-        with select_head_positions(model, (torch.arange(len(last), device=device), last)):
-            output = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=True)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if model.config.get_text_config(decoder=True).model_type not in _BIASED_BY_DISTANCE:
+            # As `generate` counts them.
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        device = model.get_input_embeddings().weight.device
+        # The head may stand on another device than the embedding; indices may stay on the CPU.
+        last = torch.tensor([len(prefix) - 1 for prefix in self.prefixes])
+        with torch.no_grad(), select_head_positions(model, (torch.arange(len(last)), last)):
+            output = model(
+                **{name: value.to(device) for name, value in inputs.items()}, use_cache=True
+            )
         cache = getattr(output, "past_key_values", None)
-        if type(cache) is not DynamicCache:
-            return None
-        layers: list[Any] = cache.layers
-        if not all(_keeps_all(layer, ids.shape[1]) for layer in layers):
+        layers: list[Any] = cache.layers if type(cache) is DynamicCache else []
+        if not layers or not all(_keeps_all(layer, ids.shape[1]) for layer in layers):
             return None
         for layer in layers:
             layer.keys = self._spread(layer.keys)

@@ -21,6 +21,10 @@ from lightning_edit.models.view import configs_of
 
 Ids = tuple[int, ...]
 
+#: Pairs of places of all sequences up to which a tree's mask is made of them all at once; more take
+#: longer than token by token, and hundreds of megabytes.
+_MOST_PAIRS = 2**20
+
 
 @dataclass(frozen=True)
 class TokenTree:
@@ -66,12 +70,28 @@ class TokenTree:
     def attention_mask(self) -> Bool[Tensor, "m m"]:
         """Return the tree attention mask: each token sees itself and its prefixes' tokens."""
         size = self.ids.shape[1]
+        longest = max(map(len, self.places))
+        if len(self.places) * longest**2 > _MOST_PAIRS:
+            visible = self._by_parents()
+        else:
+            # One extra token, which no other attends to, pads short sequences.
+            paths = torch.tensor([[*path, *[size] * (longest - len(path))] for path in self.places])
+            visible = torch.zeros(size + 1, size + 1, dtype=torch.bool)
+            below = torch.ones(longest, longest, dtype=torch.bool).tril()
+            later = paths[:, :, None].expand(-1, -1, longest)[:, below]
+            earlier = paths[:, None].expand(-1, longest, -1)[:, below]
+            visible[later, earlier] = True
+            visible = visible[:size, :size]
+        return visible.to(self.ids.device)
+
+    def _by_parents(self) -> Bool[Tensor, "m m"]:
+        """Return the mask token by token: each sees what the one before it sees, and itself."""
         before = {later: earlier for path in self.places for earlier, later in pairwise(path)}
-        visible = torch.eye(size, dtype=torch.bool)
+        visible = torch.eye(self.ids.shape[1], dtype=torch.bool)
         # Tokens are numbered so that each comes after the one before it in its sequences.
         for later, earlier in sorted(before.items()):
             visible[later] |= visible[earlier]
-        return visible.to(self.ids.device)
+        return visible
 
 
 def common_prefix_length(first: Ids, second: Ids) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightning_edit.__main__ import main
+from lightning_edit.inference.onednn import large_layers
 from lightning_edit.models.loading import load_language_model
 
 GRID = """
@@ -138,6 +139,21 @@ def test_cells_share_one_baseline(whole: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_cell_is_scored_as_the_baseline_that_it_takes(whole: Path) -> None:
+    """In another layout what did not change would differ in its last digits."""
+    layouts = [json.loads(one.read_text()) for one in whole.glob("baselines/*.passes.json")]
+    assert len(layouts) == 2
+    for one in whole.glob("cells/*/passes.json"):
+        assert json.loads(one.read_text()) in layouts
+    assert {layout["products"] for layout in layouts} == {_products()}
+
+
+def _products() -> str:
+    model, _ = load_language_model("atlas")
+    return "onednn" if large_layers(model) else "torch"
+
+
+@pytest.mark.slow
 def test_one_model_asked_in_two_ways_has_two_baselines(grid: Path, tmp_path: Path) -> None:
     """Pristine answers through a chat template are not those to plain prompts."""
     model, tokenizer = load_language_model("atlas")
@@ -155,4 +171,4 @@ def test_one_model_asked_in_two_ways_has_two_baselines(grid: Path, tmp_path: Pat
     both, one = found(tmp_path / "out"), found(alone)
     assert len(both) == 2
     assert {name: both[name] for name in one} == one
-    assert len(list((tmp_path / "out" / "baselines").iterdir())) == 2
+    assert len(list((tmp_path / "out" / "baselines").glob("*.jsonl"))) == 2

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from lightning_edit.editors import GRACE
 from lightning_edit.inference.generation import GreedyGenerator, PartialContinuation, Prompt
 from lightning_edit.inference.model_responder import ModelResponder
+from lightning_edit.inference.pass_backends import PlainRows
 from lightning_edit.inference.pass_layout import PassLayout
 from lightning_edit.inference.prefix_cache import SharedPrefixes
 from lightning_edit.inference.prefix_tree import TokenTree, prefix_batches
@@ -37,7 +40,7 @@ PROMPTS: list[Ids] = [
 
 @contextmanager
 def counted(model: Any) -> Iterator[list[int]]:
-    """Note the tokens of each call; a hook would make prompts share nothing."""
+    """Note the tokens of each call; with a hook prompts would share nothing."""
     read: list[int] = []
     forward = model.forward
 
@@ -117,11 +120,73 @@ def test_prompts_that_share_a_prefix_are_continued_as_alone(
     assert (2 * read[True] < read[False]) is kept
 
 
-def test_edits_that_decide_by_prompt_share_nothing() -> None:
+def test_a_hook_gets_whole_prompts_a_row_each() -> None:
+    """As one that steers the last token of each prompt needs them."""
     model = build_tiny("llama")
     prompts = PromptEncoder.for_model(model, build_tokenizer(bos=True))
-    generator = GreedyGenerator(model, prompts, 16, rows_may_leave=False, long_prefixes=True)
-    assert not generator.long_prefixes
+    known: dict[Prompt, PartialContinuation] = {(one, 6): PartialContinuation() for one in PROMPTS}
+
+    def steer(module: object, args: object, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.shape[1] > 1:
+            shapes.append(tuple(hidden.shape[:2]))
+            hidden[:, -1] += 0.5
+        return output
+
+    shapes: list[tuple[int, ...]] = []
+    hook = model.model.layers[1].register_forward_hook(steer)
+    texts = [
+        GreedyGenerator(model, prompts, 16, ("no such text",), long_prefixes=shared).texts(known)
+        for shared in (False, True)
+    ]
+    hook.remove()
+    assert texts[0] == texts[1]
+    assert set(shapes) == {(len(PROMPTS), max(map(len, PROMPTS)))}
+
+
+@pytest.mark.parametrize("hinder", ["decides", "cache", "backend"])
+def test_who_needs_whole_prompts_gets_them(hinder: str) -> None:
+    model = build_tiny("llama")
+    responder = ModelResponder(model, build_tokenizer(bos=True))
+    assert responder._generator(()).long_prefixes
+    if hinder == "decides":
+        responder = GRACE().bind(model, build_tokenizer(bos=True)).responder([])
+    if hinder == "cache":
+        model.generation_config.cache_implementation = "static"
+    if hinder == "backend":
+        responder.backend = PlainRows()
+    assert not responder._generator(()).long_prefixes
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "fits"),
+    [
+        ("llama", {}, True),
+        ("bloom", {}, True),
+        ("gemma3_text", {"sliding_window": 100}, True),
+        ("gemma3_text", {"sliding_window": 90}, False),
+        ("roformer", {"is_decoder": True}, False),
+    ],
+)
+def test_models_that_keep_too_little_read_nothing_twice(
+    kind: str, changes: dict[str, Any], fits: bool
+) -> None:
+    if kind == "roformer":  # which counts positions from what it is given
+        config = AutoConfig.for_model(
+            kind,
+            vocab_size=97,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            **changes,
+        )
+        model: Any = AutoModelForCausalLM.from_config(config).eval()
+    else:
+        model = build_tiny(kind, **changes)
+    found = SharedPrefixes.of(PROMPTS[:4])
+    assert found is not None
+    assert found.fit(model) is fits
 
 
 # ------------------------------------------------------------------------------------------ trees
@@ -139,6 +204,12 @@ def test_a_tree_of_a_long_prefix_is_larger() -> None:
         assert TokenTree.of([many[number] for number in group]).ids.shape[1] <= 602
     assert len(prefix_batches(many, 64, 256, long_prefixes=True)) < 6
     assert len(prefix_batches(many, 8, 256, long_prefixes=True)) == 5
+
+
+def test_a_mask_is_the_same_however_it_is_made() -> None:
+    for rows in (PROMPTS, [(5, 6, 7), (5, 6), (5, 8, 9), (4,)], [FIRST]):
+        tree = TokenTree.of(rows)
+        assert torch.equal(tree.attention_mask(), tree._by_parents())
 
 
 def test_prompts_with_short_prefixes_are_batched_as_before() -> None:

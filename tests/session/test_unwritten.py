@@ -58,7 +58,7 @@ def test_answers_without_the_end_that_was_asked_for(caplog: pytest.LogCaptureFix
         (FTM(lr=1e-9, layers=[0]), "with FTM: raise lr (1e-09), steps (25)"),
         (
             FT(lr=1e-9, layers=[0]),
-            'give objective="target_new" for answers of several tokens (FTM)',
+            'have several tokens, give objective="target_new" (FTM); or let',
         ),
     ],
 )

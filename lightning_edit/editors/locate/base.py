@@ -259,16 +259,16 @@ class LocateThenEdit(Editor, family=True):
         text = ", or ".join(helps)
         return f"{text[0].upper()}{text[1:]}."
 
-    def advice_on(self, missing: Set[str], in_force: Sequence[Delta]) -> str:
+    def advice_on(self, missing: Set[str], written: Sequence[Delta]) -> str:
         """Return what to turn; a stronger search does not help where its targets were missed.
 
         Args:
             missing: Ids of edits whose answer the model does not give.
-            in_force: All edits in force.
+            written: Their deltas, and others.
         """
-        if missing <= rivalled(in_force):
-            return "Another edit stands at the key of each."
-        return self.missed_advice() if missing <= missed(in_force) else to_write_more(self)
+        if missing <= rivalled(written):
+            return "Each stands at nearly the key of another edit: leave one of the two out."
+        return self.missed_advice() if missing <= missed(written) else to_write_more(self)
 
     def _search_and_write(self, batch: EditBatch) -> Delta:
         # Validation loops run in inference mode, which builds no autograd graph.

@@ -35,6 +35,8 @@ _Figures = tuple[float, float, float, float]
 _ONE_KEY = 0.9
 #: Cosine of two target vectors above which they ask for the same.
 _ONE_TARGET = 0.9
+#: Negative log-likelihood of an answer, in nats a token, below which a search has found it.
+_FOUND = 0.5
 #: Share of the residuals below which a method writes too little to be noticed in its answers.
 _SMALL_SHARE = 0.1
 
@@ -176,32 +178,39 @@ def rivals(
 
 
 def missed(deltas: Sequence[Delta]) -> set[str]:
-    """Return the ids of edits that fell short, see :func:`fell_short`.
+    """Return the ids of edits whose search had found their answer, and which fell short of it.
+
+    A stronger search does not help these; it may help where none was found.
 
     Args:
-        deltas: Edits; those without the diagnostics of locate-then-edit methods count as whole.
+        deltas: Edits; those without the diagnostics of their requests do not count.
     """
-    measured = [delta for delta in deltas if all(key in delta.info for key in _FIGURES)]
-    return {
-        name
-        for delta in measured
-        for name, short in zip(delta.request_ids, fell_short(delta.info), strict=True)
-        if short
-    }
+    found = set()
+    for delta in deltas:
+        ids, info = delta.request_ids, delta.info
+        if any(len(info.get(key, ())) != len(ids) for key in _FIGURES):
+            continue
+        lines = zip(ids, fell_short(info), info["nll_before"], info["nll_searched"], strict=True)
+        found |= {
+            name
+            for name, short, before, searched in lines
+            if short and before - searched >= 1 and searched < _FOUND
+        }
+    return found
 
 
 def rivalled(deltas: Sequence[Delta]) -> set[str]:
     """Return the ids of edits at nearly the key of another, see :func:`rivals`.
 
     Args:
-        deltas: Edits; those without the diagnostics of locate-then-edit methods have no rivals.
+        deltas: Edits; those without the diagnostics of their requests do not count.
     """
+    # Of numbers beyond the requests, facts that SIR restores with them, nobody is told.
     return {
         name
         for delta in deltas
-        # Facts that SIR restores with the requests come after them.
         for name, rival in zip(delta.request_ids, delta.info.get("rivals", ()), strict=False)
-        if rival is not None
+        if rival is not None and rival < len(delta.request_ids)
     }
 
 

@@ -47,11 +47,11 @@ class RROME(LocateThenEdit):
 
     def missed_advice(self) -> str:
         """Return what helps edits that did not arrive at their targets, a sentence."""
-        if self.key == "prompt":
+        if self.key == "prompt" or len(self.templates) == 1:
             return super().missed_advice()
         return (
-            "The prompt's own key is far from the mean key of the context templates, at which the "
-            'edit was written: give key="prompt", or edit another layer.'
+            "It was written at the mean key of the context templates, which may be far from the "
+            'prompt\'s own: give key="prompt", or edit another layer.'
         )
 
     def write(self, batch: EditBatch, targets: Targets) -> Delta:

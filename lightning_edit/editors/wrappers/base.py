@@ -4,12 +4,13 @@ A wrapper is an editor itself, so wrappers nest: ``RECT(PRUNE(MEMIT()))``.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.memit import MEMIT
+from lightning_edit.editors.stronger import to_write_more
 from lightning_edit.edits.columns import LEFT_OUT
 from lightning_edit.edits.delta import Delta, WeightUpdate
 from lightning_edit.edits.in_force import HistoryChange
@@ -87,6 +88,11 @@ class WrappedEditor(Editor, family=True):
     def responder(self, in_force: Sequence[Delta], batch_size: int = 64) -> Responder:
         """Return the host's responder."""
         return self.editor.responder(in_force, batch_size)
+
+    def advice_on(self, missing: Set[str], written: Sequence[Delta]) -> str:
+        """Return what to turn: what the host knows of these edits, else the settings of both."""
+        said = self.editor.advice_on(missing, written)
+        return to_write_more(self) if said == to_write_more(self.editor) else said
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:

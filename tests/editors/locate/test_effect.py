@@ -20,6 +20,7 @@ from lightning_edit.editors import (
     MEMIT,
     NSE,
     PMET,
+    RECT,
     ROME,
     RROME,
     AlphaEdit,
@@ -354,7 +355,6 @@ def test_missed_edits_are_told_in_one_line(
         ),
         (MEMIT(150.0, layers=[1]), ("Lower the weight",), ("fewer layers",)),
         (ROME(layers=[1]), ("Edit another layer",), ("fewer layers", "RROME", "weight of what")),
-        (RROME(layers=[1]), ('give key="prompt"',), ("fewer layers", "such as RROME")),
         (RROME(layers=[1], key="prompt"), ("Edit another layer",), ("key=",)),
     ],
 )
@@ -364,6 +364,43 @@ def test_advice_is_of_what_the_method_has(
     text = editor.missed_advice()
     assert all(one in text for one in told)
     assert not any(one in text for one in untold)
+
+
+def test_a_mean_key_is_named_where_it_is_one() -> None:
+    editor = RROME(layers=[1])
+    editor.templates = ["{}"]
+    assert "mean key" not in editor.missed_advice()
+    editor.templates = ["{}", "Then {}"]
+    assert 'give key="prompt"' in editor.missed_advice()
+
+
+@pytest.mark.parametrize(
+    ("method", "nll", "helps"),
+    [
+        (MEMIT(150.0, layers=[0]), (5.0, 0.1, 4.9), "Lower the weight of what is preserved"),
+        (MEMIT(150.0, layers=[0]), (5.0, 5.0, 5.0), "To write more with MEMIT"),  # nothing found
+        (MEMIT(150.0, layers=[0]), (5.0, 2.0, 4.9), "To write more with MEMIT"),  # not enough
+        (ROME(layers=[0]), (5.0, 0.1, 5.0), "Edit another layer"),
+        (RECT(MEMIT(150.0, layers=[0])), (5.0, 0.1, 4.9), "Lower the weight of what"),
+        (RECT(MEMIT(150.0, layers=[0])), (5.0, 5.0, 5.0), "To write more with RECT: raise kept"),
+    ],
+)
+def test_a_stronger_search_is_advised_where_it_found_too_little(
+    method: Any, nll: tuple[float, float, float], helps: str
+) -> None:
+    delta = delta_of(0.9, 0.0, nll)
+    assert method.advice_on({"a"}, [delta]).startswith(helps)
+    # Of a delta that was committed for other requests the figures are nobody's.
+    others = [replace(delta, request_ids=("x",))]
+    assert method.advice_on({"x"}, others) == method.advice_on({"x"}, [])
+
+
+def test_rivals_that_are_no_requests_are_not_named() -> None:
+    delta = delta_of(0.9, 0.0, (5.0, 0.1, 4.9))
+    for other, told in ((1, True), (2, False), (None, False)):
+        both = replace(delta, info={**delta.info, "rivals": [other, None]})
+        said = MEMIT(150.0, layers=[0]).advice_on({"a"}, [both])
+        assert ("nearly the key of another edit" in said) is told
 
 
 def test_a_small_share_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
