@@ -99,6 +99,7 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         self.keep_history = keep_history
         self.past: KeyHistory | None = None
         self.transform: UpdateTransform = low_rank
+        self.share_of_searched = 1.0  # of a searched vector; only with such a schedule
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:
@@ -326,7 +327,7 @@ class MultiLayerEditor(LocateThenEdit, family=True):
         path, top = self.paths[number], self.paths[last]
         state: dict[str, Tensor] = {}
         if self.schedule.residual == "searched":
-            residual = targets.delta.double()[:, self.written]
+            residual = self.share_of_searched * targets.delta.double()[:, self.written]
         else:
             wanted: dict[str, Side] = {self.site_module: "output"}
             state = self.all_at_subjects(bare, wanted | top.wanted | path.wanted, inputs)
