@@ -120,10 +120,12 @@ class D4S(MultiLayerEditor):
         2.3 times for five layers, before the ridge shrinks it; that is the published method, and
         its λ of 15000 shrinks much. What the lower layers write also arrives at the top turned, the
         more the more layers there are, which nothing corrects; so two are edited by default, the
-        upper ones of MEMIT's (published: MEMIT's five or six). Of ten questions of zsRE, each alone,
-        SmolLM2 had 5 written by MEMIT's six layers with s = 1, and 10 by the defaults. Bind the
-        editor to the unedited model: the weights at binding are the original ones. A model with a
-        norm behind its MLPs (Gemma 2 and 3, OLMo 2, GLM-4) is refused: vectors do not add there.
+        upper ones of MEMIT's (published: MEMIT's five or six). Of ten questions of zsRE, each
+        alone, SmolLM2 had 5 written by MEMIT's six layers with s = 1, and 10 by the defaults.
+
+        Bind the editor to the unedited model: the weights at binding are the original ones. A model
+        with a norm behind its MLPs (Gemma 2 and 3, OLMo 2, GLM-4) is refused: vectors do not add
+        there.
     """
 
     target_search: ClassVar[TargetSearch] = TargetSearch("block", weights="original")
@@ -153,14 +155,13 @@ class D4S(MultiLayerEditor):
     def on_bind(self) -> None:
         """Choose the scale of the residual, and reset the joint solutions and the key history."""
         super().on_bind()
-        if self.scale != "auto":
-            self.share_of_searched = self.scale
-        elif self.moment_weight == "auto":
-            written = sum(1 / left for left in range(1, len(self.edited_layers) + 1))
-            self.share_of_searched = 1 / written
+        if self.scale == "auto":
+            left = range(1, len(self.edited_layers) + 1)
+            by_rule = self.moment_weight == "auto"
+            self.share_of_searched = 1 / sum(1 / n for n in left) if by_rule else 1.0
             self.chose({"scale": self.share_of_searched})
         else:
-            self.share_of_searched = 1.0
+            self.share_of_searched = self.scale
         self.joint.reset()
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -43,7 +43,21 @@ def test_the_moments_weight_is_a_ninth_of_the_width(editor: Any) -> None:
     assert bound.chosen["moment_weight"] == [pytest.approx(INNER / 9)] * 2
     more = {"norm_weight": 0.0} if editor is ENCORE else {}
     own = editor(20.0, layers=[0, 1], statistics="identity", clamp=0.75, **more)
-    assert own.bind(TINY["llama"](), build_tokenizer()).chosen == {}
+    beside = {"scale": 1.0} if editor is D4S else {}  # as published
+    assert own.bind(TINY["llama"](), build_tokenizer()).chosen == beside
+
+
+@pytest.mark.parametrize("layers", [[0], [0, 1]])
+def test_the_layers_of_d4s_write_the_searched_vector_once(layers: list[int]) -> None:
+    given: Any = {"layers": layers, "statistics": "identity"}
+    bound = D4S(**given).bind(TINY["llama"](), build_tokenizer())
+    written = sum(bound.share_of_searched / left for left in range(1, len(layers) + 1))
+    assert written == pytest.approx(1.0)
+    assert bound.chosen["scale"] == bound.share_of_searched
+    assert D4S(scale=0.3, **given).bind(TINY["llama"](), build_tokenizer()).share_of_searched == 0.3
+    assert D4S.default_layers(30) == MEMIT.default_layers(30)[-2:]
+    with pytest.raises(ValueError, match="scale multiplies the residual"):
+        D4S(scale=0.0)
 
 
 def with_statistics(folder: Path, scale: float) -> str:
