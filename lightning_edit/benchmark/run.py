@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import EditTrainer
-from lightning_edit.storage.atomic import write_atomic
+from lightning_edit.storage.atomic import atomic_path, write_atomic
 from lightning_edit.storage.jsonl import iterate_rows
 
 
@@ -163,13 +162,6 @@ def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
     spec = cell.spec
     editor, data = bound_editor(spec, cell.seed)
     model = editor.language_model
-    asked = editor.prompts.form
-    layout = layout_for(model, editor.responder([])).to_dict()
-    shared = shared_baseline(out, spec, weights_hash(model), data.data_hash(), asked, layout)
-    passes = shared.with_suffix(".passes.json")  # the layout in which it was scored, written last
-    if passes.exists() and not folder.baseline.exists():
-        shutil.copyfile(passes, folder.passes)
-        shutil.copyfile(shared, folder.baseline)
     trainer = EditTrainer(
         **{
             "logger": False,
@@ -188,6 +180,14 @@ def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
             f"{trainer.world_size}; leave out devices, num_nodes and strategy, and run cells at "
             "once instead (--shard, --launcher slurm)"
         )
+    asked = _asked(spec, editor, trainer.strategy.root_device.type, grid.trainer)
+    shared = out / "baselines" / f"{weights_hash(model)[:16]}-{data.data_hash()[:16]}-{asked}.jsonl"
+    passes = shared.with_suffix(".passes.json")  # the layout in which it was scored, written last
+    new = not folder.has_run and not folder.baseline.exists()
+    if new and passes.exists() and shared.exists():
+        write_atomic(folder.passes, passes.read_bytes())
+        write_atomic(folder.baseline, shared.read_bytes())
+        new = False
     results = trainer.edit(
         editor,
         data,
@@ -197,42 +197,42 @@ def _run_edits(grid: Grid, cell: Cell, folder: CellFolder, out: Path) -> str:
         seed=cell.seed,
         ckpt_path="last" if folder.has_run else None,
     )
-    if not passes.exists():
+    if new:  # what an older version began may have scores and layouts that do not belong together
         shared.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(shared, folder.baseline.read_bytes())
-        write_atomic(passes, folder.passes.read_bytes())
+        for path, scored in ((shared, folder.baseline), (passes, folder.passes)):
+            with atomic_path(path, several_writers=True) as part:
+                part.write_bytes(scored.read_bytes())
     folder.write_json(folder.scores, _scores(folder, results))
     return _summary_line(results)
 
 
-def shared_baseline(
-    out: Path,
-    spec: Mapping[str, Any],
-    weights: str,
-    data: str,
-    form: PromptFormat,
-    layout: Mapping[str, Any],
-) -> Path:
-    """Return the file of the pristine model's scores, which cells that ask the same share.
-
-    The layout of the passes that made them is in a file beside it.
+def _asked(spec: Mapping[str, Any], editor: Editor, device: str, trainer: Mapping[str, Any]) -> str:
+    """Return a digest of how a cell scores the pristine model; cells that do it alike share it.
 
     Args:
-        out: Folder of the benchmark.
-        spec: Specification of a cell: its model's options (a chat template, a BOS token) and its
+        spec: Specification of the cell: its model's options (a chat template, a BOS token) and its
             modes are part of what is asked.
-        weights: Hash of the model's weights.
-        data: Hash of the data.
-        form: Format of prompts. How a model that thinks is asked is not in the specification.
-        layout: Layout of passes that the cell would choose. Others differ in the last digits, and
-            editors that decide by prompt need one in which prompts share nothing.
+        editor: The editor, bound. How a model that thinks is asked is not in the specification;
+            editors that decide by prompt need passes in which prompts share nothing, and those with
+            responders of their own lay out passes themselves.
+        device: Type of the device that the model runs on.
+        trainer: Options of the Trainer, whose callbacks may hook into the model.
     """
-    parts = [spec["lm"], list(spec["modes"]), dict(layout)]
+    responder, form = editor.responder([]), editor.prompts.form
+    layout = layout_for(editor.language_model, responder).to_dict()
+    if device != "cpu":
+        layout["products"] = "torch"
+    parts = [spec["lm"], list(spec["modes"]), layout, hasattr(responder, "layout"), device]
+    parts.append([_name_of(one) for one in trainer.get("callbacks") or ()])
     if form.think is not None or form.chat_options != spec["lm"].get("lm_chat_options", {}):
         parts.append(form.to_dict())
     asked = json.dumps(parts, sort_keys=True, default=str)
-    digest = hashlib.sha256(asked.encode()).hexdigest()
-    return out / "baselines" / f"{weights[:16]}-{data[:16]}-{digest[:8]}.jsonl"
+    return hashlib.sha256(asked.encode()).hexdigest()[:8]
+
+
+def _name_of(callback: Any) -> str:
+    given = callback.get("class_path") if isinstance(callback, Mapping) else None
+    return given or type(callback).__name__
 
 
 def _scores(folder: CellFolder, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ RULES: dict[str, Rule] = {
     "moment_weight": Rule(
         "nine tenths of a typical key's residual are written", lambda v: v.intermediate_size / 9
     ),
-    "D4S.scale": Rule("the layers together write the searched vector once", _BINDING),
+    "D4S.scale": Rule("the layers together write the searched vector once", "by their number"),
     "norm_weight": Rule("as moment_weight, for keys in the null space", _BINDING),
     "null_threshold": Rule("directions with three tenths of a key's squared norm", _BINDING),
     "clamp": Rule("0.75; doubled up to 6 where it keeps an answer away", "chosen for each edit"),

@@ -77,7 +77,8 @@ class PassLayout:
         """
         products: Products = "onednn" if fastest and large_layers(model) else "torch"
         kind = _choose_kind(model, share)
-        return cls(kind, products=products, long_prefixes=kind != "plain")
+        long_prefixes = kind != "plain" and not hooked_modules(model)
+        return cls(kind, products=products, long_prefixes=long_prefixes)
 
     def require(self, model: nn.Module) -> None:
         """Check that a model can still run in the layout that was chosen for it.

@@ -41,7 +41,7 @@ AUTO_BOUNDS: dict[str, tuple[float, float]] = {
     "weight_decay": (1e-3, 1.0),
     "eta": (1e-7, 1e-1),
     "clamp": (0.2, 8.0),
-    "D4S.scale": (0.1, 2.0),
+    "scale": (0.1, 2.0),
     "moment_weight": (1.0, 3e4),
     "norm_weight": (1e-3, 1e2),
     "norm_constraint": (5e-5, 1e-1),

@@ -18,6 +18,7 @@ from lightning_edit.editors.locate.solver import LeastSquares, Solver, low_rank
 from lightning_edit.edits.correction import host_update
 from lightning_edit.edits.delta import Delta, Dense, WeightUpdate
 from lightning_edit.edits.in_force import HistoryChange
+from lightning_edit.exceptions import ConfigError
 from lightning_edit.functional.solve import Solution
 
 
@@ -108,7 +109,7 @@ class D4S(MultiLayerEditor):
         moment_weight: λ, as in MEMIT; ``auto``: a ninth of the width of a key; ``None``: the width.
         scale: s, which is 1 in the paper and in the authors' code. ``auto``: beside a λ by rule
             :math:`1 / \sum_{j=1}^{|L|} 1/j`, so that the layers together write R once; beside a
-            number the authors' 1.
+            number, and beside ``None``, the authors' 1.
         clamp: Largest ‖δ‖ / ‖h₀‖ of the target search: 0.75 in the authors' configs; ``auto``: also
             more, where that keeps an answer out of reach.
         search: Arguments of :class:`~lightning_edit.editors.locate.base.LocateThenEdit`.
@@ -164,6 +165,12 @@ class D4S(MultiLayerEditor):
             self.share_of_searched = self.scale
         self.joint.reset()
 
+    def missed_advice(self) -> str:
+        """Return what helps edits that did not arrive at their targets, a sentence."""
+        scale = f"give another `scale` (it is {self.share_of_searched:.2g})"
+        fewer = len(self.edited_layers) > 1
+        return f"Edit fewer layers or one, or {scale}." if fewer else f"{scale.capitalize()}."
+
     def get_extra_state(self) -> dict[str, Any]:
         """Save in checkpoints whether the edits in force are a joint solution."""
         return super().get_extra_state() | {"undone": self.joint.undone}
@@ -178,5 +185,14 @@ class D4S(MultiLayerEditor):
 
         The next edit makes up for that, with a dense update.
         """
+        for delta in change.deltas:
+            solved = {int(name.split("/")[1]) for name in delta.history if name[:9] == "residuals"}
+            if solved and solved != set(self.edited_layers):
+                raise ConfigError(
+                    f"the edits in force were solved jointly in layers {sorted(solved)}, and this "
+                    f"{type(self).__name__} edits {self.edited_layers}: give "
+                    f"`layers={sorted(solved)}` (and the `scale` that they were made with, before "
+                    "there was one 1.0) to go on with them"
+                )
         super().on_history(in_force, change)
         self.joint.follow(in_force, change)

@@ -50,7 +50,7 @@ class RROME(LocateThenEdit):
         if self.key == "prompt" or len(self.templates) == 1:
             return super().missed_advice()
         return (
-            "It was written at the mean key of the context templates, which may be far from the "
+            "They are written at the mean key of the context templates, which may be far from the "
             'prompt\'s own: give key="prompt", or edit another layer.'
         )
 

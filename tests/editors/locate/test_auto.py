@@ -22,6 +22,8 @@ from lightning_edit.editors.locate.target_search import search_targets
 from lightning_edit.editors.locate.targets import Targets, part_norms
 from lightning_edit.editors.locate.widening import REACHED, at_bound, search_widening
 from lightning_edit.edits.encoding import encode_batch
+from lightning_edit.edits.ledger import Ledger
+from lightning_edit.exceptions import ConfigError
 from lightning_edit.models.view import resolve
 from lightning_edit.session.trainer import EditTrainer
 from lightning_edit.statistics.collect import collect
@@ -58,6 +60,21 @@ def test_the_layers_of_d4s_write_the_searched_vector_once(layers: list[int]) -> 
     assert D4S.default_layers(30) == MEMIT.default_layers(30)[-2:]
     with pytest.raises(ValueError, match="scale multiplies the residual"):
         D4S(scale=0.0)
+
+
+def test_d4s_solves_for_a_scaled_residual() -> None:
+    given: Any = {"layers": [0, 1], "statistics": "identity", "context_templates": ["{}"]}
+    found = []
+    for scale in (1.0, 0.25):
+        editor = D4S(20.0, scale=scale, **given).bind(TINY["llama"](), build_tokenizer())
+        found.append(editor.edit(encode_batch(editor.prompts, FACTS)))
+    for layer in (0, 1):
+        whole, part = (delta.history[f"residuals/{layer}"] for delta in found)
+        assert torch.allclose(part, 0.25 * whole, atol=1e-6)
+    other = D4S(20.0, **{**given, "layers": [1]}).bind(TINY["llama"](), build_tokenizer())
+    ledger = Ledger(other.language_model, other)
+    with pytest.raises(ConfigError, match=r"solved jointly in layers \[0, 1\].*edits \[1\]"):
+        ledger.commit(found[0], FACTS)
 
 
 def with_statistics(folder: Path, scale: float) -> str:
