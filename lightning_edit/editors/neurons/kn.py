@@ -35,7 +35,8 @@ from lightning_edit.functional.attribution import (
     probability_gradient,
     shared_neurons,
 )
-from lightning_edit.inference.suffix.build import build_suffix_forward
+from lightning_edit.inference.suffix.build import build_suffix_forwards
+from lightning_edit.inference.suffix.forward import SuffixForward
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.prompt_encoder import Ids, PromptText
 from lightning_edit.models.weights import weight
@@ -343,33 +344,41 @@ class KN(Editor):
             prompts: The next-token predictions of each prompt's answer.
         """
         predictions = [prediction for listed in prompts for prediction in listed]
-        each = torch.stack([self._integrate(predictions, layer) for layer in self.edited_layers])
+        padded = self.as_port or self.view.is_encoder_decoder
+        each = (self._by_passes if padded else self._by_suffixes)(predictions)
         ends = list(accumulate(len(listed) for listed in prompts))
         return torch.stack([part.mean(1) for part in each.tensor_split(ends[:-1], dim=1)])
 
-    def _integrate(self, predictions: Sequence[Prediction], layer: int) -> Float[Tensor, "a f"]:
-        """Integrate over a layer's neurons: a down-projection's inputs, or as in the port."""
-        if not (self.as_port or self.view.is_encoder_decoder):
-            return self._by_suffixes(predictions, layer)
-        block = self.view.block(layer)
-        return integrated_gradients(
-            self.language_model,
-            predictions,
-            block.mlp_up[0] if self.as_port else block.mlp_down,
-            "output" if self.as_port else "input",
-            self.points,
-            self.rows_per_pass,
-        )
+    def _by_passes(self, predictions: Sequence[Prediction]) -> Float[Tensor, "l a f"]:
+        """Integrate over each layer's neurons: a down-projection's inputs, or as in the port."""
+        each = [
+            integrated_gradients(
+                self.language_model,
+                predictions,
+                block.mlp_up[0] if self.as_port else block.mlp_down,
+                "output" if self.as_port else "input",
+                self.points,
+                self.rows_per_pass,
+            )
+            for block in map(self.view.block, self.edited_layers)
+        ]
+        return torch.stack(each)
 
-    def _by_suffixes(self, predictions: Sequence[Prediction], layer: int) -> Float[Tensor, "a f"]:
-        """Integrate gradients over the inputs h of a down-projection W.
+    def _by_suffixes(self, predictions: Sequence[Prediction]) -> Float[Tensor, "l a f"]:
+        """Integrate gradients over the inputs h of each layer's down-projection W.
 
         Scaling h by α adds (α - 1) W h to the MLP's output at one token, so only the blocks above
         run again, on that token; the gradient with respect to h is Wᵀ times that of the added term.
         """
         read = [(*prompt, *answer[:-1]) for prompt, answer in predictions]
         texts = [TokenizedText(number, ids, len(ids) - 1) for number, ids in enumerate(read)]
-        tail = build_suffix_forward(self.view, texts, layer, "mlp")
+        tails = build_suffix_forwards(self.view, texts, self.edited_layers, "mlp")
+        listed = zip(self.edited_layers, tails, strict=True)
+        return torch.stack([self._integrate(predictions, *one) for one in listed])
+
+    def _integrate(
+        self, predictions: Sequence[Prediction], layer: int, tail: SuffixForward
+    ) -> Float[Tensor, "a f"]:
         dtype = torch.promote_types(tail.keys.dtype, torch.float32)
         h = tail.keys.to(dtype)
         W = weight(self.language_model, self.view.parameter(layer)).read(dtype)

@@ -7,7 +7,8 @@ model's own KV cache for the tokens before.
 Axis names: ``r`` -- texts; ``t`` -- their tokens; ``d`` -- hidden width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -34,7 +35,6 @@ from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView
 
 
-@torch.no_grad()
 def build_suffix_forward(
     view: ModelView, texts: Sequence[TokenizedText], block: int, site: Site
 ) -> SuffixForward:
@@ -49,35 +49,77 @@ def build_suffix_forward(
     Returns:
         The suffix forward of all texts.
     """
+    return next(build_suffix_forwards(view, texts, [block], site))
+
+
+def build_suffix_forwards(
+    view: ModelView, texts: Sequence[TokenizedText], blocks: Sequence[int], site: Site
+) -> Iterator[SuffixForward]:
+    """Build suffix forwards of the same texts at several blocks, one after the other.
+
+    The tokens before the subject token are read once for all blocks. Use each suffix forward to its
+    end before the next is taken: packed ones share the room for their texts' keys and values.
+
+    Args:
+        view: The language model's structure.
+        texts: The texts, one row each.
+        blocks: Numbers of the blocks.
+        site: Output to which vectors are added; see :func:`build_suffix_forward`.
+
+    Yields:
+        The suffix forward of each block.
+    """
+    row = _packed(view, texts)
+    for block in blocks:
+        yield _build(view, texts, block, site, row)
+
+
+def _products(view: ModelView, texts: Sequence[TokenizedText]) -> AbstractContextManager[None]:
     # As in the passes of the search, and each weight is used too seldom to be packed.
-    with Products(view, 0).used(sum(len(text.ids) for text in texts)):
-        if len(texts) == 1:  # no padding to save, and fewer operators in every step
-            return _build_padded(view, texts, block, site)
-        try:
-            return _build_packed(view, texts, block, site)
-        except NotPackableError:
-            return _build_padded(view, texts, block, site)
+    return Products(view, 0).used(sum(len(text.ids) for text in texts))
 
 
-def _build_packed(
-    view: ModelView, texts: Sequence[TokenizedText], block: int, site: Site
-) -> SuffixForward:
-    """Build the suffix forward of texts packed in one row, without padding."""
+@torch.no_grad()
+def _packed(view: ModelView, texts: Sequence[TokenizedText]) -> PackedRow | None:
+    """Return the texts from the subject token on in one row, or nothing where they are padded."""
+    if len(texts) == 1:  # no padding to save, and fewer operators in every step
+        return None
     top = view.num_blocks - 1
-    pool, prefixes = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top)
-    between = [
-        TextSpan(text.ids[text.lead : text.subject], lead)
-        for text, lead in zip(texts, prefixes, strict=True)
-    ]
-    # Texts of one request may differ only after the subject.
-    unique = [span for span in dict.fromkeys(between) if span.ids]
-    pool, places = prefill(view, unique, pool, top)
+    try:
+        with _products(view, texts):
+            pool, prefixes = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top)
+            between = [
+                TextSpan(text.ids[text.lead : text.subject], lead)
+                for text, lead in zip(texts, prefixes, strict=True)
+            ]
+            # Texts of one request may differ only after the subject.
+            unique = [span for span in dict.fromkeys(between) if span.ids]
+            pool, places = prefill(view, unique, pool, top)
+    except NotPackableError:
+        return None
     found = dict(zip(unique, places, strict=True))
     after = [
         TextSpan(text.ids[text.subject :], (*span.earlier, *found.get(span, ())))
         for text, span in zip(texts, between, strict=True)
     ]
-    row = PackedRow.of(view, after, pool)
+    return PackedRow.of(view, after, pool)
+
+
+@torch.no_grad()
+def _build(
+    view: ModelView, texts: Sequence[TokenizedText], block: int, site: Site, row: PackedRow | None
+) -> SuffixForward:
+    with _products(view, texts):
+        if row is not None:
+            try:
+                return _build_packed(view, row, block, site)
+            except NotPackableError:
+                pass
+        return _build_padded(view, texts, block, site)
+
+
+def _build_packed(view: ModelView, row: PackedRow, block: int, site: Site) -> SuffixForward:
+    """Build the suffix forward of texts packed in one row, without padding."""
     wanted = _capture_sides(view, block, site)
     with returns_tuples(view.block(block).module) as tuples:
         captured = row.read(view, wanted, block)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_edit.editors import KN, MEMIT
@@ -13,8 +14,8 @@ from lightning_edit.editors.locate.search_objective import Objective
 from lightning_edit.editors.locate.target_search import _split_into_passes, search_targets
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.exceptions import ConfigError
-from lightning_edit.inference.suffix.build import build_suffix_forward
-from lightning_edit.inference.suffix.forward import texts_per_pass
+from lightning_edit.inference.suffix.build import build_suffix_forward, build_suffix_forwards
+from lightning_edit.inference.suffix.forward import SuffixForward, texts_per_pass
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import resolve
 from lightning_edit.types import EditBatch, EditRequest
@@ -149,6 +150,28 @@ def test_in_front_of_the_first_attention_only_what_changes_runs() -> None:
     assert seen == [tokens, *3 * [len(texts)], 2, 1]
     torch.testing.assert_close(again, first)
     torch.testing.assert_close(few, first[0][[3, 1]])
+
+
+def test_several_blocks_read_the_tokens_before_the_subject_once() -> None:
+    view = resolve(TINY["llama"]().requires_grad_(False))
+    _, texts, _ = material(build_tokenizer(bos=True), "subject_last")
+    blocks, read = [2, 0, 1], [0]
+    places = torch.arange(len(texts)), torch.zeros(len(texts), dtype=torch.long)
+
+    def logits(tail: SuffixForward) -> Tensor:
+        return tail.logits(torch.full_like(tail.initial, 0.5), *places)
+
+    def count(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        read[0] += inputs[0].numel()
+
+    with torch.no_grad(), view.embeddings.register_forward_pre_hook(count):
+        alone = [logits(build_suffix_forward(view, texts, block, "mlp")) for block in blocks]
+        apart, read[0] = read[0], 0
+        together = [logits(tail) for tail in build_suffix_forwards(view, texts, blocks, "mlp")]
+    before = {text.ids[: text.subject] for text in texts}
+    shared = len({prefix[:n] for prefix in before for n in range(1, len(prefix) + 1)})
+    assert apart - read[0] >= (len(blocks) - 1) * shared
+    assert all(map(torch.equal, together, alone))
 
 
 @pytest.mark.parametrize(
