@@ -79,8 +79,9 @@ def test_t_patcher_writes_answers_of_any_script_and_keeps_the_others(kind: str, 
     [("t5 gated", 0), pytest.param("bart", 0, marks=slow), pytest.param("t5", 4, marks=slow)],
 )
 def test_calinet_calibrates_facts_together(kind: str, kept: int) -> None:
-    # There is no term for locality; see the class.
-    edited = handle(CaliNet(width=32, steps=150, lr=1e-2, threshold=1e-2), kind)
+    # There is no term for locality; see the class. At a rate of 1e-2 BART's loss goes up and down,
+    # so that rounding decided what the last step left; at 3e-3 it has settled.
+    edited = handle(CaliNet(width=32, steps=300, lr=3e-3, threshold=1e-2), kind)
     edited.edit(EDITS)
     assert_written(edited, EDITS, kept)
 
