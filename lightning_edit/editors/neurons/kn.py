@@ -19,10 +19,10 @@ from lightning_edit.editors.locate.context_templates import (
     sample_templates,
     with_bare_prompt,
 )
+from lightning_edit.editors.neurons.suffix_passes import integrated_gradients_by_suffixes
 from lightning_edit.editors.neurons.whole_passes import (
     Prediction,
     integrated_gradients,
-    path_batches,
     prediction_logits,
     prediction_rows,
 )
@@ -32,12 +32,8 @@ from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.functional.attribution import (
     above_share_of_largest,
     path_points,
-    probability_gradient,
     shared_neurons,
 )
-from lightning_edit.inference.suffix.build import build_suffix_forwards
-from lightning_edit.inference.suffix.forward import SuffixForward
-from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.prompt_encoder import Ids, PromptText
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditBatch, EditRequest, Encoded
@@ -344,13 +340,16 @@ class KN(Editor):
             prompts: The next-token predictions of each prompt's answer.
         """
         predictions = [prediction for listed in prompts for prediction in listed]
-        padded = self.as_port or self.view.is_encoder_decoder
-        each = (self._by_passes if padded else self._by_suffixes)(predictions)
+        each = self._gradients(predictions)
         ends = list(accumulate(len(listed) for listed in prompts))
         return torch.stack([part.mean(1) for part in each.tensor_split(ends[:-1], dim=1)])
 
-    def _by_passes(self, predictions: Sequence[Prediction]) -> Float[Tensor, "l a f"]:
+    def _gradients(self, predictions: Sequence[Prediction]) -> Float[Tensor, "l a f"]:
         """Integrate over each layer's neurons: a down-projection's inputs, or as in the port."""
+        if not (self.as_port or self.view.is_encoder_decoder):
+            return integrated_gradients_by_suffixes(
+                self.view, predictions, self.edited_layers, self.points, self.rows_per_pass
+            )
         each = [
             integrated_gradients(
                 self.language_model,
@@ -363,32 +362,3 @@ class KN(Editor):
             for block in map(self.view.block, self.edited_layers)
         ]
         return torch.stack(each)
-
-    def _by_suffixes(self, predictions: Sequence[Prediction]) -> Float[Tensor, "l a f"]:
-        """Integrate gradients over the inputs h of each layer's down-projection W.
-
-        Scaling h by α adds (α - 1) W h to the MLP's output at one token, so only the blocks above
-        run again, on that token; the gradient with respect to h is Wᵀ times that of the added term.
-        """
-        read = [(*prompt, *answer[:-1]) for prompt, answer in predictions]
-        texts = [TokenizedText(number, ids, len(ids) - 1) for number, ids in enumerate(read)]
-        tails = build_suffix_forwards(self.view, texts, self.edited_layers, "mlp")
-        listed = zip(self.edited_layers, tails, strict=True)
-        return torch.stack([self._integrate(predictions, *one) for one in listed])
-
-    def _integrate(
-        self, predictions: Sequence[Prediction], layer: int, tail: SuffixForward
-    ) -> Float[Tensor, "a f"]:
-        dtype = torch.promote_types(tail.keys.dtype, torch.float32)
-        h = tail.keys.to(dtype)
-        W = weight(self.language_model, self.view.parameter(layer)).read(dtype)
-        output = h @ W.mT
-        tokens = torch.tensor([answer[-1] for _, answer in predictions], device=h.device)
-        total = torch.zeros_like(output)
-        for numbers, points in path_batches(len(predictions), self.points, self.rows_per_pass):
-            rows = torch.tensor(numbers, device=h.device)
-            added = (output[rows] * (h.new_tensor(points)[:, None] - 1)).requires_grad_()
-            at = torch.arange(len(rows), device=h.device)
-            logits = tail.select(rows).logits(added, at, torch.zeros_like(at))
-            total.index_add_(0, rows, probability_gradient(logits, tokens[rows], added))
-        return (h * (total @ W) / len(self.points)).double()
