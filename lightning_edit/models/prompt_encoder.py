@@ -324,7 +324,7 @@ class PromptEncoder(AnswerEnds):
         cut = len(tokens)
         if text.answer is not None:
             offsets = [(start, end) for _, start, end, _ in tokens]
-            cut = answer_begin(text.prompt, text.answer, rendered, offsets, self.two_stacks)
+            cut = answer_begin(text.prompt, text.answer, rendered, offsets)
             if cut == 0 and not self.two_stacks:
                 raise ValueError(
                     f"the prompt {text.prompt!r} merges with its answer's first token, so the "

@@ -10,7 +10,6 @@ def answer_begin(
     answer: str,
     rendered: RenderedPrompt,
     offsets: Sequence[tuple[int, int]],
-    two_stacks: bool,
 ) -> int:
     """Return the index of an answer's first token.
 
@@ -19,7 +18,6 @@ def answer_begin(
         answer: The answer.
         rendered: Prompt and answer as one text.
         offsets: Characters of each token, begin and end.
-        two_stacks: Whether a decoder reads the answer apart from the prompt.
 
     Raises:
         ValueError: If the answer has no token.
@@ -33,8 +31,8 @@ def answer_begin(
     # A token of the blank between prompt and answer is the answer's: the model must produce it.
     while first > 0 and rendered.prompt_end <= offsets[first - 1][0] < offsets[first - 1][1]:
         first -= 1
-    # Offsets may be trimmed to nothing there; between two stacks the blank would be lost.
-    blank = rendered.prompt_end < begin and two_stacks
+    # Where offsets are trimmed, those of the blank alone hold nothing.
+    blank = rendered.prompt_end < begin
     while blank and first > 0 and offsets[first - 1] == (begin, begin):
         first -= 1
     return first
