@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -209,7 +210,13 @@ class EditDataModule(LightningDataModule, ABC):
         # `overfit_batches` repeats the first batches, in order; the loader's own order would not.
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         order = None if overfit else EpochShuffle(len(requests), self.seed)
-        return self._loader("train", requests, order)
+        return self._loader("train", requests, order, self._batches_done)
+
+    def _batches_done(self) -> int:
+        """Return how many batches of the epoch a resumed training has behind it."""
+        if self.trainer is None or self.trainer.fit_loop is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def val_dataloader(self) -> DataLoader[EditRequest] | list[Any]:
         """Return the validation loader, in order; no loader if the source has no such split."""
@@ -235,10 +242,14 @@ class EditDataModule(LightningDataModule, ABC):
         return requests
 
     def _loader(
-        self, stage: str, requests: list[EditRequest], order: EpochShuffle | None = None
+        self,
+        stage: str,
+        requests: list[EditRequest],
+        order: EpochShuffle | None = None,
+        done: Callable[[], int] | None = None,
     ) -> DataLoader[EditRequest]:
         collate = self._collate(stage, requests)
-        return request_loader(requests, self.batch_size, order, collate, self.num_workers)
+        return request_loader(requests, self.batch_size, order, collate, self.num_workers, done)
 
     def _collate(self, stage: str, requests: list[EditRequest]) -> Collate:
         """Return the collate function of the LightningModule that the Trainer runs, if any."""

@@ -2,11 +2,13 @@
 
 A collate function gets the items of a batch and nothing else. Here the batch sampler sends the
 epoch and the batch index along with the indices, through the queue of a worker too, so that a
-collate can seed its choices with them: the same batches with any number of workers.
+collate can seed its choices with them: the same batches with any number of workers, and in a
+training that was resumed, also inside an epoch.
 """
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import (
@@ -173,7 +175,12 @@ class StepBatchSampler(BatchSampler):
         batch_size: Requests per batch.
         drop_last: Whether to leave out a last batch that is not full.
         order: Order of the requests in each epoch; ``None``: that of the data set.
+
+    Attributes:
+        start: Index of the batch that the next epoch's walk begins with, and it alone.
     """
+
+    start = 0
 
     def __init__(
         self,
@@ -189,12 +196,13 @@ class StepBatchSampler(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch = int(getattr(self.sampler, "epoch", 0))
+        start, self.start = self.start, 0
         order = None
         if self.order is not None:
             self.order.set_epoch(epoch)
             order = list(self.order)
         shares = self._shares()
-        for batch_idx, places in enumerate(super().__iter__()):
+        for batch_idx, places in enumerate(islice(super().__iter__(), start, None), start):
             step = slice(batch_idx * self.batch_size, (batch_idx + 1) * self.batch_size)
             beside = [place for share in shares for place in share[step]] or places
             indices, everyones = (
@@ -220,12 +228,49 @@ class StepBatchSampler(BatchSampler):
         ]
 
 
+class RequestLoader(DataLoader[EditRequest]):
+    """DataLoader that begins each epoch when its first batch is asked for, and may begin inside.
+
+    Lightning makes the iterator of a resumed training before it tells the sampler the epoch, and
+    workers would read the first epoch's batches ahead. It also has every loader begin an epoch with
+    its first batch, unless the loader has a state.
+
+    Args:
+        dataset: The data set.
+        done: Returns how many batches of the epoch were trained on before, in a resumed training;
+            ``None``: always none.
+        **options: Arguments of ``DataLoader``, with a :class:`StepBatchSampler`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[EditRequest],
+        done: Callable[[], int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, **options)
+        self.done = done
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # of torch's own class of them
+        if isinstance(self.batch_sampler, StepBatchSampler) and self.done is not None:
+            self.batch_sampler.start = self.done()
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the place in the epoch is part of Lightning's own progress."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing; with this method the loader says that it goes on inside an epoch."""
+
+
 def request_loader(
     requests: Sequence[EditRequest],
     batch_size: int = 1,
     order: EpochShuffle | None = None,
     collate: Collate = as_list,
     num_workers: int = 0,
+    done: Callable[[], int] | None = None,
 ) -> DataLoader[EditRequest]:
     """Build a loader of edit requests whose collate function knows epoch and batch index.
 
@@ -235,11 +280,13 @@ def request_loader(
         order: Order of the requests in each epoch; ``None``: as given.
         collate: Makes a batch from :class:`StepRequests`; picklable.
         num_workers: Worker processes that collate.
+        done: Returns how many batches of the epoch a resumed training has behind it.
     """
     data = RequestDataset(requests)
     batches = StepBatchSampler(EpochSampler(data), batch_size, drop_last=False, order=order)
-    return DataLoader(
+    return RequestLoader(
         data,
+        done,
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate,

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DistributedSampler
 
 from lightning_edit.datamodules.loader import (
@@ -152,6 +153,56 @@ def test_overfitting_repeats_the_same_batches(tmp_path: Path) -> None:
     run(module, tmp_path, overfit_batches=1)
     first, second = module.seen["train"]
     assert first[4] == second[4] == ("fact-0", "fact-1")
+
+
+class Stopping(Collating):
+    """Fails at a batch."""
+
+    def __init__(self, at: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.at = at
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        if batch[2:4] == self.at:
+            raise KeyError("stopped")
+        return super().training_step(batch)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("at", [(0, 2), (1, 0), (1, 1)])
+@pytest.mark.parametrize(
+    "saving",
+    [{"every_n_train_steps": 1}, {"save_on_train_epoch_end": False}, {}],
+    ids=["each step", "each validation", "each epoch"],
+)
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_resumed_training_goes_on_where_it_was_saved(
+    workers: int, at: tuple[int, int], saving: dict[str, Any], tmp_path: Path
+) -> None:
+    def train(stop: tuple[int, int] | None, ckpt: str | None) -> list[Seen]:
+        module, data = Stopping(stop), ToyData(7)
+        data.batch_size, data.num_workers = 2, workers
+        trainer = pl.Trainer(
+            accelerator="cpu", default_root_dir=tmp_path, logger=False, max_epochs=3,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            limit_val_batches=1, val_check_interval=2,
+            callbacks=[ModelCheckpoint(tmp_path, save_last=True, **saving)],
+        )  # fmt: skip
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt)
+        except KeyError:
+            assert stop is not None
+        return module.seen["train"]
+
+    whole = train(None, None)
+    (tmp_path / "last.ckpt").unlink()
+    first = train(at, None)
+    rest = train(None, "last")
+    assert len(first) + len(rest) >= len(whole) == 12
+    assert first == whole[: len(first)]
+    assert rest == whole[12 - len(rest) :]
+    if saving == {"every_n_train_steps": 1}:
+        assert first + rest == whole
 
 
 def test_step_batches_travel_to_a_worker_that_is_spawned() -> None:
