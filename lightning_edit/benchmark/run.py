@@ -220,8 +220,6 @@ def _asked(spec: Mapping[str, Any], editor: Editor, device: str, trainer: Mappin
     """
     responder, form = editor.responder([]), editor.prompts.form
     layout = layout_for(editor.language_model, responder).to_dict()
-    if device != "cpu":
-        layout["products"] = "torch"
     parts = [spec["lm"], list(spec["modes"]), layout, hasattr(responder, "layout"), device]
     parts.append([_name_of(one) for one in trainer.get("callbacks") or ()])
     if form.think is not None or form.chat_options != spec["lm"].get("lm_chat_options", {}):
