@@ -138,7 +138,7 @@ class MeasurementCallback(MeasurementSchedule, ABC):
             raise TypeError(f"{cls.__name__}.forget_run is called `reset` now; rename the method")
 
     def reset(self) -> None:
-        """Reset the state, so that one callback can watch several ``EditTrainer`` runs."""
+        """Reset the state, so that one callback can watch several runs and trainings."""
         self.before, self.values, self._last_step, self.layout = None, {}, 0, None
 
     # -------------------------------------------------------------------------------- measuring

@@ -35,7 +35,8 @@ class DriftCallback(MeasurementCallback):
       ``EditTrainer`` of the weights that edits in force change; in other training of those that
       ``weights`` matches, without ``update_norm``, since the old values are not kept.
     * ``drift/hidden_cosine``, ``drift/hidden_l2``: distance of hidden states on fixed texts.
-    * ``drift.trend/<name>``: slope of each, and of ``locality``, per 100 edits or steps.
+    * ``drift.trend/<name>``: slope of each, and of ``locality``, per 100 edits or steps;
+      a step is one point, however often it is measured.
 
     Definitions: ``docs/metrics.md``.
 
@@ -76,6 +77,7 @@ class DriftCallback(MeasurementCallback):
         self._pristine_hidden: Tensor | None = None
         self._pristine_norms: dict[str, tuple[float, float]] = {}
         self._trends: dict[str, Trend] = {}
+        self._trend_step = -1
         self.require(
             limit=(limit >= 1, "1 or more"),
             max_tokens=(max_tokens >= 2, "2 or more"),
@@ -91,6 +93,7 @@ class DriftCallback(MeasurementCallback):
             "states": self._pristine_hidden,
             "norms": {name: list(pair) for name, pair in self._pristine_norms.items()},
             "trends": {name: trend.sums.tolist() for name, trend in self._trends.items()},
+            "trend_step": self._trend_step,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -106,12 +109,14 @@ class DriftCallback(MeasurementCallback):
         self._trends = {}
         for name, sums in state_dict["trends"].items():
             self._trend(name).update_sums(sums)
+        # Absent in checkpoints of older versions.
+        self._trend_step = state_dict.get("trend_step", state_dict["step"])
 
     def reset(self) -> None:
         """Reset the state before a new run."""
         super().reset()
         self.history, self._pristine_hidden = RetentionHistory(), None
-        self._pristine_norms, self._trends = {}, {}
+        self._pristine_norms, self._trends, self._trend_step = {}, {}, -1
 
     # -------------------------------------------------------------------------------- measuring
 
@@ -137,8 +142,11 @@ class DriftCallback(MeasurementCallback):
         """
         values, rows = self.history.measure(context)
         moved = self._hidden_distance(context) | self._weight_growth(context)
-        for name, value in (moved | _earlier_accuracy(values) | _kept_locality(context)).items():
-            self._trend(name).update(context.step, value)
+        if context.step > self._trend_step:  # a point is of one step, however often it is measured
+            self._trend_step = context.step
+            points = moved | _earlier_accuracy(values) | _kept_locality(context)
+            for name, value in points.items():
+                self._trend(name).update(context.step, value)
         trends = {
             f"drift.trend/{name}": float(slope)
             for name, trend in self._trends.items()

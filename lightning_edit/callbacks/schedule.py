@@ -1,6 +1,6 @@
 """When a callback measures in any Lightning Trainer, and where its values go.
 
-``fit``: before the first step, every ``every_n_steps`` steps and after each validation; without a
+``fit``: before the first step of a training, every ``every_n_steps`` steps and after each validation; without a
 validation loader after each epoch. ``validate`` and ``test``: once, after the loop's own epoch.
 """
 
@@ -117,7 +117,10 @@ class MeasurementSchedule(Callback, ABC):
         )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Reset the state before a stream of edits; a checkpoint is restored after this.
+        """Reset the state before a stream of edits and before a training from its first step.
+
+        So a callback that watched a training measures the next one with a baseline of its own. A
+        checkpoint is restored after this; a Trainer that trains on has a step above 0.
 
         Args:
             trainer: The trainer.
@@ -125,7 +128,8 @@ class MeasurementSchedule(Callback, ABC):
             stage: The stage.
         """
         self._measured = 0
-        if isinstance(pl_module, MeasurementDriver):
+        begins = trainer.state.fn == TrainerFn.FITTING and trainer.global_step == 0
+        if begins or isinstance(pl_module, MeasurementDriver):
             self.reset()
 
     def _find(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -319,12 +323,14 @@ class MeasurementSchedule(Callback, ABC):
             prompts=prompts,
         )
         # Lightning tests in inference mode; its tensors could not be updated in a later training.
-        gradients = torch.is_grad_enabled()
+        gradients, measured_at = torch.is_grad_enabled(), self._last_step
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             found = self.observe(context)
         self._measured += 1
         if trainer.state.fn == TrainerFn.FITTING:
             self.send(trainer, context.step)
+        else:  # a Trainer that only validates counts from 0; the training's steps are others
+            self._last_step = measured_at
         if self.directory is not None:
             rows = gather(found.rows)
             if trainer.is_global_zero:

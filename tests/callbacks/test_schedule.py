@@ -115,6 +115,43 @@ def test_validate_and_test_of_somebodys_module(tmp_path: Path) -> None:
     assert {"validate-00000000.jsonl", "test-00000016.jsonl"} <= names
 
 
+@pytest.mark.parametrize("every", [None, 3])
+def test_each_training_from_its_first_step_is_a_run_of_its_own(
+    tmp_path: Path, every: int | None
+) -> None:
+    def fit(watcher: MeasurementCallback, module: FineTuning, count: int) -> dict[str, float]:
+        run = trainer(tmp_path, watcher, max_epochs=1)
+        run.fit(module, loader(count), loader(1))
+        assert watcher._last_step == run.global_step
+        return watcher.values
+
+    def watching() -> MeasurementCallback:
+        return EditEvaluation(probes=[FACT], modes=("tf",), every_n_steps=every)
+
+    used, module = watching(), FineTuning()
+    first = fit(used, module, 16)
+    again = fit(used, FineTuning(), 16)
+    assert again == first == fit(watching(), FineTuning(), 16)
+    # A second training of a model begins with the model that it gets.
+    second = fit(used, module, 16)
+    assert used.before is not None
+    for name, value in used.before.items():
+        assert value == first.get(name, value)
+    assert second["known/nll@tf"] < first["known/nll@tf"]
+
+
+def test_what_only_validates_adds_no_point_to_a_trend(tmp_path: Path) -> None:
+    drift, module = DriftCallback(TEXTS), WithTest()
+    trainer(tmp_path, drift).fit(module, loader(), loader(1))
+    after = drift.values
+    for _ in range(2):
+        run = trainer(tmp_path, drift)
+        run.validate(module, loader(1), verbose=False)
+        run.test(module, loader(1), verbose=False)
+        assert drift.values == after
+    assert drift._last_step == 16
+
+
 def every_callback() -> list[MeasurementCallback]:
     return [
         EditEvaluation(modes=("tf",)),
