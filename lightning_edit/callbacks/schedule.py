@@ -1,7 +1,8 @@
 """When a callback measures in any Lightning Trainer, and where its values go.
 
-``fit``: before the first step of a training, every ``every_n_steps`` steps and after each validation; without a
-validation loader after each epoch. ``validate`` and ``test``: once, after the loop's own epoch.
+``fit``: before the first step of a training, every ``every_n_steps`` steps and after each
+validation; without a validation loader after each epoch. ``validate`` and ``test``: once, after the
+loop's own epoch.
 """
 
 import logging

@@ -12,11 +12,13 @@ Note:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_edit.exceptions import ArchitectureError
 
@@ -99,12 +101,18 @@ def add_hooks(
         handles.append(module.register_forward_pre_hook(before, with_kwargs=with_kwargs))
     if after is not None:
         handles.append(module.register_forward_hook(after, always_call=always))
+    return _Removal(handles)
 
-    def remove() -> None:
-        for handle in handles:
+
+@dataclass(frozen=True)
+class _Removal:
+    """Removes hooks; a copy of it, made together with the modules, those of the copies."""
+
+    handles: list[RemovableHandle]
+
+    def __call__(self) -> None:
+        for handle in self.handles:
             handle.remove()
-
-    return remove
 
 
 class _BatchShape:

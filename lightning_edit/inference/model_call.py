@@ -13,6 +13,7 @@ Axis names: ``b`` -- rows; ``t`` -- positions; ``d`` -- width.
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -180,13 +181,7 @@ class ModelCalls:
             for module, stack in _watched(model).items()
         ]
         model.__dict__[_CALLS] = self
-
-        def end() -> None:
-            del model.__dict__[_CALLS]
-            for remove in removes:
-                remove()
-
-        return end
+        return _EndOfWatch(model, removes)
 
     def _begin(
         self,
@@ -248,13 +243,29 @@ class ModelCalls:
         return ModelCall(places, real, not filled, decisions, packed)
 
 
+@dataclass(frozen=True)
+class _EndOfWatch:
+    """Ends the watch of a model; a copy of it, made together with the model, that of the copy."""
+
+    model: nn.Module
+    removes: list[Callable[[], None]]
+
+    def __call__(self) -> None:
+        del self.model.__dict__[_CALLS]
+        for remove in self.removes:
+            remove()
+
+
 def _watched(model: Any) -> dict[nn.Module, Stack | None]:
     """Return the modules whose calls are watched: the model, or each of its two stacks."""
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         return {model.get_encoder(): "encoder", model.get_decoder(): "decoder"}
-    base = getattr(model, "base_model", model)  # feature extractors call it alone
-    return dict.fromkeys((model, base))
+    own = model
+    if callable(inner := getattr(model, "get_base_model", None)):
+        own = inner()  # PEFT's wrapper generates with the model inside
+    base = getattr(own, "base_model", own)  # feature extractors call it alone
+    return dict.fromkeys((model, own, base))
 
 
 def calls_of(model: nn.Module) -> ModelCalls | None:

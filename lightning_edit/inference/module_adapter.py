@@ -7,7 +7,8 @@ copies of the model are those of the unedited one.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
@@ -75,9 +76,11 @@ class _AdaptedForward:
         return _adapt(self.module.__dict__[_STATE], output, args, kwargs)
 
 
-def _adapt(
-    state: tuple[ModuleAdapter, ModelCalls | None], output: Any, args: Any, kwargs: Any
-) -> Any:
+_State = tuple[ModuleAdapter, ModelCalls | None]
+"""An adapter, and what it learns of the model's calls."""
+
+
+def _adapt(state: _State, output: Any, args: Any, kwargs: Any) -> Any:
     adapter, calls = state
     hidden, own = hidden_argument(args, kwargs), first_tensor(output)
     if calls is None:
@@ -99,17 +102,29 @@ def attach(model: nn.Module, adapters: Mapping[str, ModuleAdapter]) -> Callable[
     Returns:
         What detaches them and leaves the model as it was.
     """
-    stack = ExitStack()
+    attachment = _Attachment([])
     calls = None
     if any(adapter.by_prompt for adapter in adapters.values()):
         calls = calls_of(model)
         if calls is None:
             calls = ModelCalls()
-            stack.callback(calls.watch(model))
+            attachment.ends.append(calls.watch(model))
     for name, adapter in adapters.items():
         module = model.get_submodule(name)
-        stack.callback(_attach(module, (adapter, calls if adapter.by_prompt else None)))
-    return stack.close
+        state = adapter, calls if adapter.by_prompt else None
+        attachment.ends.append(_attach(module, state))
+    return attachment
+
+
+@dataclass(frozen=True)
+class _Attachment:
+    """Detaches adapters; a copy of it, made together with the model, those of the copy."""
+
+    ends: list[Callable[[], None]]
+
+    def __call__(self) -> None:
+        while self.ends:
+            self.ends.pop()()
 
 
 @contextmanager
@@ -127,24 +142,40 @@ def attached(model: nn.Module, adapters: Mapping[str, ModuleAdapter]) -> Iterato
         detach()
 
 
-def _attach(
-    module: nn.Module, state: tuple[ModuleAdapter, ModelCalls | None]
-) -> Callable[[], None]:
+def _attach(module: nn.Module, state: _State) -> Callable[[], None]:
     before = module.__dict__.get(_STATE)
     module.__dict__[_STATE] = state
-    if before is not None:
-        return lambda: module.__dict__.__setitem__(_STATE, before)
     own, inner = type(module), module.__dict__.get("forward")
-    if inner is None:
-        module.__class__ = _adapted_class(own)  # type: ignore[arg-type]  # a class is hashable
-    else:
-        module.__dict__["forward"] = _AdaptedForward(module, inner)
-
-    def detach() -> None:
-        del module.__dict__[_STATE]
+    if before is None:
         if inner is None:
-            module.__class__ = own
+            module.__class__ = _adapted_class(own)  # type: ignore[arg-type]  # a class is hashable
         else:
-            module.__dict__["forward"] = inner
+            module.__dict__["forward"] = _AdaptedForward(module, inner)
+    return _Detachment(module, before, own, inner)
 
-    return detach
+
+@dataclass(frozen=True)
+class _Detachment:
+    """Leaves a module as it was before it got an adapter.
+
+    Args:
+        module: The module.
+        before: State of an earlier adapter, which stays; ``None``: there was none.
+        own: Class of the module, where it had no adapter.
+        inner: A ``forward`` that another library has put on it.
+    """
+
+    module: nn.Module
+    before: _State | None
+    own: type[nn.Module]
+    inner: Callable[..., Any] | None
+
+    def __call__(self) -> None:
+        if self.before is not None:
+            self.module.__dict__[_STATE] = self.before
+            return
+        del self.module.__dict__[_STATE]
+        if self.inner is None:
+            self.module.__class__ = self.own
+        else:
+            self.module.__dict__["forward"] = self.inner

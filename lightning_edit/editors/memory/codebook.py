@@ -4,6 +4,7 @@ Axis names: ``n`` -- entries; ``b`` -- rows; ``t`` -- positions; ``d_in``/``d_ou
 module's input and output.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -79,7 +80,7 @@ class Codebook(Memory):
     ) -> None:
         self.radius = radius
         self.expansion = expansion
-        self.same_label = same_label or (lambda one, other: one == other)
+        self.same_label = same_label or operator.eq
         self.balls: list[Ball] = []
 
     def nearest(self, query: Float[Tensor, " d_in"]) -> tuple[int, float]:

@@ -96,11 +96,15 @@ class BranchRuntime(ModuleRuntime):
     def __init__(
         self, view: ModelView, read: Callable[[Sequence[Delta]], Mapping[int, Branch]]
     ) -> None:
-        super().__init__(view.model, lambda _: beside(view, self._read))
+        super().__init__(view.model, self._beside)
+        self.view = view
         self.read = read
         self.in_force: Sequence[Delta] = ()
         self.branches: Mapping[int, Branch] = {}
         self._read: Mapping[int, Branch] = {}
+
+    def _beside(self, in_force: Sequence[Delta]) -> dict[str, ModuleAdapter]:
+        return beside(self.view, self._read)
 
     def install(self, in_force: Sequence[Delta]) -> None:
         """Put the branches of these edits beside the networks, in place of those there.

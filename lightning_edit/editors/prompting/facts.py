@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from operator import attrgetter
 
 from lightning_edit.edits.delta import Delta
 from lightning_edit.inference.retrieval import MakeIndex, TextIndex
@@ -63,7 +64,7 @@ class FactMemory:
     """
 
     def __init__(
-        self, make_index: MakeIndex, key: Callable[[Fact], str] = lambda fact: fact.prompt
+        self, make_index: MakeIndex, key: Callable[[Fact], str] = attrgetter("prompt")
     ) -> None:
         self.facts: tuple[Fact, ...] = ()
         self._make_index = make_index

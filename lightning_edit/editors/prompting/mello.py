@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from lightning_edit.editors.prompting.base import PromptingEditor
 from lightning_edit.editors.prompting.context import Context
@@ -69,7 +70,7 @@ class MeLLo(PromptingEditor):
 
     def new_memory(self) -> FactMemory:
         """Return an empty memory of fact sentences: sub-questions are compared with whole facts."""
-        return FactMemory(self._make_index, lambda fact: fact.sentence)
+        return FactMemory(self._make_index, attrgetter("sentence"))
 
     def context(self, prompt: str, memory: FactMemory) -> Context:
         """Put the demonstrations before a question: the dialogue's beginning."""
