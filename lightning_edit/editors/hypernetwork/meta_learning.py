@@ -25,9 +25,9 @@ from lightning_edit.editors.hypernetwork.meta_batch import (
     MetaBatchSampler,
 )
 from lightning_edit.editors.hypernetwork.scoring import EditedReader, OwnedRow
+from lightning_edit.editors.validation_log import log_evaluation
 from lightning_edit.edits.delta import Delta
 from lightning_edit.functional.hypernet import drift_kl
-from lightning_edit.functional.measures import mean
 from lightning_edit.inference.answer_rows import AnswerRow, AnswerRows
 from lightning_edit.inference.answers import answer_logits, answer_logits_each
 from lightning_edit.models.weights import Weight
@@ -232,15 +232,10 @@ class MetaLearning(Editor, family=True):
             same = top1[held] == self.base_logits(examples.locality).argmax(-1)
             kept = self.rows(examples.locality).per_row(same.float())
         scores = examples.scores(right.float().tolist(), kept.tolist())
-        for name, values in scores.items():
-            if values:
-                self.log(f"{stage}/{name}", mean(values), prog_bar=True, batch_size=len(values))
         self.on_evaluated(stage, scores)
         outer = (batch.rows >= len(rewrites)) & ~held if examples.outer else ~held
         terms = self.terms(logits[outer], batch.targets[outer], logits[held], examples.locality)
-        for name, value in terms.items():
-            size = len(examples.inner)
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=size)
+        log_evaluation(self, stage, scores, terms, len(examples.inner))
 
     def on_evaluated(self, stage: str, scores: Mapping[str, Sequence[float]]) -> None:
         """Follow the scores of each batch of :meth:`evaluate`; does nothing by default.

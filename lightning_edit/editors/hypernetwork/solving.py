@@ -25,10 +25,10 @@ from lightning_edit.editors.hypernetwork.edit_tokens import (
 from lightning_edit.editors.hypernetwork.meta_batch import MetaBatch
 from lightning_edit.editors.hypernetwork.outer_loss import OuterLoss, Processes, Reduction
 from lightning_edit.editors.hypernetwork.scoring import score_rows
+from lightning_edit.editors.validation_log import log_evaluation
 from lightning_edit.edits.delta import Delta, Dense, LowRank, WeightUpdate
 from lightning_edit.exceptions import ArchitectureError, SolveError
 from lightning_edit.functional.given_gradient import with_gradient
-from lightning_edit.functional.measures import mean
 from lightning_edit.functional.normalise import Variance
 from lightning_edit.functional.ridge_update import RidgeUpdate
 from lightning_edit.functional.value_network import ValueNetwork
@@ -381,15 +381,10 @@ class SolvingHypernetwork(HypernetworkEditor, family=True):
             max(self.mini_batch, 256),
         )
         scores = examples.scores(found.right, found.kept)
-        for name, values in scores.items():
-            if values:
-                self.log(f"{stage}/{name}", mean(values), prog_bar=True, batch_size=len(values))
         self.on_evaluated(stage, scores)
         loss = self.c_edit * found.nll + self.c_loc * found.kl
         terms = {"loss": loss, "edit_nll": found.nll, "locality_kl": found.kl}
-        for name, value in terms.items():
-            size = len(examples.inner)
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=size)
+        log_evaluation(self, stage, scores, terms, len(examples.inner))
 
     @classmethod
     def default_layers(cls, num_blocks: int) -> list[int]:

@@ -26,8 +26,8 @@ from lightning_edit.editors.routing.scope_batch import (
     ScopeCollate,
     ScopeSampler,
 )
+from lightning_edit.editors.validation_log import log_evaluation
 from lightning_edit.exceptions import ConfigError, DataError
-from lightning_edit.functional.measures import mean
 from lightning_edit.models.identity import describe_language_model
 from lightning_edit.types import EditRequest
 from lightning_edit.types.probes import ASPECT_OF_KIND
@@ -371,8 +371,4 @@ class SERAC(RoutingEditor):
             memory.install([stored_delta([request])])
             for name, value in edit_scores(request, self.responder_of(memory), base).items():
                 scores.setdefault(name, []).append(value)
-        for name, values in scores.items():
-            self.log(f"{stage}/{name}", mean(values), prog_bar=True, batch_size=len(values))
-        for name, term in self.terms(texts).items():
-            size = len(texts.edits)
-            self.log(f"{stage}/{name}", term, prog_bar=name == "loss", batch_size=size)
+        log_evaluation(self, stage, scores, self.terms(texts), len(texts.edits))
