@@ -18,6 +18,7 @@ from lightning_edit.benchmark.folders import CellFolder
 from lightning_edit.benchmark.grid import Cell, Grid
 from lightning_edit.benchmark.memory import measure_in_own_process
 from lightning_edit.datamodules.base import EditDataModule
+from lightning_edit.editors.arguments import shift_seeds
 from lightning_edit.editors.base import Editor
 from lightning_edit.evaluation.evaluator import layout_for
 from lightning_edit.evaluation.outcomes import ProbeScore
@@ -140,11 +141,7 @@ def bound_editor(spec: Mapping[str, Any], seed: int) -> tuple[Editor, EditDataMo
         lm.get("lm_trust_remote_code", False),
     )
     editor, data = build(spec)
-    parts: list[Any] = list(editor.modules())
-    for part in parts:
-        if isinstance(getattr(part, "seed", None), int):
-            # E.g. sampled context templates; a seed set in the grid file is shifted as well.
-            part.seed += seed
+    shift_seeds(editor, seed)
     form = PromptFormat(
         lm.get("lm_chat", False),
         lm.get("lm_system"),

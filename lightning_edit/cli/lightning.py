@@ -27,6 +27,7 @@ from lightning_edit.cli.run_folder_options import (
     name_save_dir,
     place_in_run,
 )
+from lightning_edit.editors.arguments import shift_seeds
 from lightning_edit.editors.base import Editor
 from lightning_edit.exceptions import ConfigError, LightningEditError
 from lightning_edit.models.loading import load_language_model
@@ -241,6 +242,7 @@ class EditCLI(LightningCLI):
         use_plain_checkpoints(self.trainer)
         if isinstance(self.model, Editor):
             self.model.check_arguments()  # before a large model is loaded
+            shift_seeds(self.model, self._seed())
             if self.subcommand == "fit":
                 self.model.require_training()
             config = self.config[self.subcommand]
@@ -253,13 +255,25 @@ class EditCLI(LightningCLI):
                 )
             self.model.bind(model, prompts)
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            given = self._get(self.config, "seed_everything")
+            raise ConfigError(
+                f"--seed_everything: expected a number from 0 to {2**32 - 1}, got {given}"
+            ) from error
+
+    def _seed(self) -> int:
+        return int(self._get(self.config, "seed_everything", default=0) or 0)
+
     def edit(self, **arguments: Any) -> None:
         """Run the verb ``edit`` with the seed of ``--seed_everything``, and print its results.
 
         Args:
             **arguments: Arguments of :meth:`~lightning_edit.session.trainer.EditTrainer.edit`.
         """
-        seed = int(self._get(self.config, "seed_everything", default=0) or 0)
+        seed = self._seed()
         folder = arguments["run"] = self.config[self.subcommand].run
         try:
             results = cast("EditTrainer", self.trainer).edit(**arguments, seed=seed)

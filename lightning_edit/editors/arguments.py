@@ -31,6 +31,22 @@ def kept_values(thing: object) -> dict[str, Any]:
     return kept | vars(thing) | submodules
 
 
+def shift_seeds(editor: nn.Module, seed: int) -> None:
+    """Shift the seed of an editor, and of every editor in it, by the seed of a run.
+
+    So runs with different seeds differ in what an editor draws by its own, such as context
+    templates, and a seed that was given to it still counts.
+
+    Args:
+        editor: The editor, before it is bound.
+        seed: Seed of the run.
+    """
+    parts: list[Any] = list(editor.modules())
+    for part in parts:
+        if type(getattr(part, "seed", None)) is int:
+            part.seed += seed
+
+
 def accepted_arguments(kind: type) -> tuple[str, ...]:
     """Return the names of a class's ``__init__`` arguments.
 

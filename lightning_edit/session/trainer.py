@@ -149,7 +149,8 @@ class EditTrainer(pl.Trainer):
             modes: tf: teacher forcing of the answers. gen: greedy generation.
             eval_batch_size: Rows per evaluation batch; no score depends on it.
             checkpoint_every: Edit batches between checkpoints.
-            seed: Seed of everything random in the edits.
+            seed: Seed of what each edit draws. What the editor draws once, such as context
+                templates, has the editor's own ``seed``; ``--seed_everything`` shifts both.
             ckpt_path: last: resume the run in the folder. A path: resume from that checkpoint.
             judge: What decides whether a generated text is right. answer_first: it starts with an
                 accepted answer. exact: it is one and nothing else. Or a function of prompt,

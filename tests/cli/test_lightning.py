@@ -32,3 +32,27 @@ def test_callbacks_by_bare_names(tmp_path: Path, capsys: pytest.CaptureFixture[s
     metrics = json.loads((run / "results.json").read_text())["points"][-1]["metrics"]
     groups = {name.split("/")[0].split(".")[0] for name in metrics}
     assert {"drift", "collapse", "efficiency"} <= groups
+
+
+def test_the_seed_of_a_run_shifts_that_of_the_editor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seeds of ROME are those of its sampled templates, so other runs find other vectors."""
+    edit = ["edit", "--model", "ROME", "--model.statistics", "identity", "--model.steps", "2"]
+    edit += ["--data", "AtlasDataModule", "--data.limit", "1", "--modes", "[tf]", "--model.seed"]
+    nlls = {}
+    for seeds in ("3 0", "3 1", "4 0"):
+        own, shift = seeds.split()
+        run = tmp_path / seeds.replace(" ", "-")
+        assert main([*edit, own, "--seed_everything", shift, "--run", str(run)]) == 0
+        results = json.loads((run / "results.json").read_text())
+        nlls[seeds] = results["points"][-1]["metrics"]["reliability/nll@tf"]
+    assert nlls["3 1"] == nlls["4 0"] != nlls["3 0"]
+    capsys.readouterr()
+
+
+def test_a_seed_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*EDIT, "--seed_everything", "-1"]) == 2
+    assert "--seed_everything: expected a number from 0 to 4294967295, got -1" in (
+        capsys.readouterr().err
+    )
