@@ -18,6 +18,8 @@ class Baseline:
         self.scores = tuple(scores)
         self._of_question = {score.key: score for score in self.scores}
         self._of_edit = {(score.edit_id, *score.key): score for score in self.scores}
+        # Of two probes that ask the same one may have a contrast and the other none.
+        self._of_probe = {(score.edit_id, score.kind, *score.key): score for score in self.scores}
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -30,7 +32,11 @@ class Baseline:
         """
         compared = []
         for score in scores:
-            pre = self._of_edit.get((score.edit_id, *score.key), self._of_question.get(score.key))
+            pre = (
+                self._of_probe.get((score.edit_id, score.kind, *score.key))
+                or self._of_edit.get((score.edit_id, *score.key))
+                or self._of_question.get(score.key)
+            )
             if pre is None:
                 raise DataError(
                     f"request {score.edit_id}: the baseline has no outcome for {score.prompt!r} "

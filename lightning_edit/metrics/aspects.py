@@ -104,7 +104,8 @@ class AspectScores(Metric):
 
     ``compute`` returns ``<aspect>/<measure>@<mode>`` and, for aspects of several kinds,
     ``<aspect>.<kind>/<measure>@<mode>``: means over requests of :func:`request_means`. It also
-    returns ``<group>/n`` (number of requests in a group), ``<group>/probes``, and
+    returns ``<group>/n`` (number of requests in a group), ``<group>/<measure>@<mode>/n`` where the
+    measure is of fewer, such as margins, which need a contrast, ``<group>/probes``, and
     :func:`counterfact_names`. What was not measured has no key. States are sums, so each process
     may hold any share of the requests, even none; a rank without requests calls ``update([])``.
 
@@ -169,6 +170,8 @@ class AspectScores(Metric):
                 if self.counts[row, column] > 0:
                     value = self.sums[row, column] / self.counts[row, column]
                     result[f"{group}/{measure}"] = value
+                    if self.counts[row, column] < self.requests[row]:
+                        result[f"{group}/{measure}/n"] = self.counts[row, column]
             result[f"{group}/n"] = self.requests[row]
             result[f"{group}/probes"] = self.probes[row]
         return result | counterfact_names(result)

@@ -79,8 +79,14 @@ def _aspect_table(results: Mapping[str, Any], point: Mapping[str, Any]) -> Table
                 _format_share(point["before"].get(name)),
                 _format_share(point["metrics"].get(name)),
             ]
-        table.add_row(label, measure, *cells, str(point["counts"].get(f"{group}/n", "")))
+        table.add_row(label, measure, *cells, _number(point["counts"], group, measure))
     return table
+
+
+def _number(counts: Mapping[str, int], group: str, measure: str) -> str:
+    """Return how many requests a row's values are means over."""
+    own = [counts[name] for mode in _MODES if (name := f"{group}/{measure}@{mode}/n") in counts]
+    return str(own[0] if own else counts.get(f"{group}/n", ""))
 
 
 def _callback_table(point: Mapping[str, Any]) -> Table | None:
@@ -94,7 +100,8 @@ def _callback_table(point: Mapping[str, Any]) -> Table | None:
 
 def _rows(point: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield label, group and measure of each row: every aspect, then its kinds if several."""
-    groups = [name.removesuffix("/n") for name in point["counts"] if name.endswith("/n")]
+    numbers = [name.removesuffix("/n") for name in point["counts"] if name.endswith("/n")]
+    groups = [name for name in numbers if "/" not in name]  # the others are of one measure
     for aspect in _ASPECTS:
         if aspect not in groups:
             continue

@@ -120,3 +120,13 @@ def test_reading_results_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_two_probes_of_one_question_keep_their_own_contrast() -> None:
+    """A rephrasing may ask what the edit's own prompt asks, and have no contrast."""
+    own, again = outcome(kind="rewrite"), outcome(kind="subject_alias", contrast=None)
+    compared = Baseline([own, again]).compare([own, again])
+    assert compared[0].pristine is not None
+    assert compared[0].pristine.margin == own.margin is not None
+    assert compared[1].pristine is not None
+    assert compared[1].pristine.margin is None

@@ -90,6 +90,11 @@ def reference(outcomes: list[ProbeScore]) -> dict[str, float]:
         | _counterfact(result)
         | {f"{name}/probes": count for name, count in probes.items()}
         | {f"{name}/n": len(found) for name, found in ids.items()}
+        | {
+            f"{name}/n": len(values)
+            for name, values in collected.items()
+            if len(values) < len(ids[name.partition("/")[0]])
+        }
     )
 
 
