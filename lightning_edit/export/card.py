@@ -3,12 +3,14 @@
 import html
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning_edit.export.folder import EDITS
 from lightning_edit.export.selection import Selection
 from lightning_edit.models.loading import locate
+from lightning_edit.models.prompt_format import PromptFormat
 from lightning_edit.storage.jsonl import write_rows
 
 #: Maximum rows of the card's table; ``edits.jsonl`` lists every request.
@@ -70,6 +72,11 @@ def asking_example(selection: Selection, model_name: str) -> str:
     )
 
 
+def _described(form: PromptFormat) -> str:
+    """Describe the format of prompts; a record does not tell that a model was asked to think."""
+    return (replace(form, think=None) if form.think else form).describe()
+
+
 def _literal(text: str) -> str:
     """Return a text as a Python literal that cannot end the card's block of code."""
     return json.dumps(text, ensure_ascii=False).replace("`", "\\x60")
@@ -97,7 +104,7 @@ def write_card(
         f"`{selection.model_hash}`",
         f"- editor: {escape_cell(editor)}, "
         f"protocol: {escape_cell(str(opening.get('protocol', 'unknown')))}",
-        f"- prompts: {escape_cell(selection.form.describe())}",
+        f"- prompts: {escape_cell(_described(selection.form))}",
         *(f"- {note}" for note in notes),
     ]
     if selection.picked:

@@ -153,7 +153,12 @@ def _peft(
     note = f"The rank was cut: at least {kept:.2%} of each squared update was kept."
     if kept > EXACT:
         note = "The adapter adds the edits exactly; alpha / rank is 1 in every layer."
-    load = f"from transformers import {auto}", f"{auto}.from_pretrained({json.dumps(base)})"
+    # Else transformers takes the checkpoint's own type, in which the edits may read otherwise.
+    dtype = json.dumps(selection.language_model("dtype"))
+    load = (
+        f"from transformers import {auto}",
+        f"{auto}.from_pretrained({json.dumps(base)}, dtype={dtype})",
+    )
     if base in PACKAGED:  # transformers cannot resolve the name of a packaged model
         module = "lightning_edit.models.loading"
         name = "" if base == ATLAS else json.dumps(base)

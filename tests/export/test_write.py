@@ -69,6 +69,9 @@ def test_the_card_shows_the_requests_and_no_markup_of_theirs(tmp_path: Path) -> 
     assert row == r"| a | The \| capital of &lt;b&gt;a&lt;/b&gt; is | Rome | \*Paris\* |"
     assert weights_hash(run.fresh()) in text
     assert 'PeftModel.from_pretrained(base_model, "peft")' in text
+    # Transformers alone would take the type that the weights are stored in.
+    assert f'from_pretrained("{run.base}", dtype="float32")' in text
+    assert "from its thought on" not in text
     assert "picked out of a longer run" in text
     assert escape_cell("a`b`\n# c") == r"a\`b\` \# c"
 
