@@ -123,7 +123,7 @@ class TextReader:
             The forward hooks are removed afterwards. Those of ``output_hidden_states`` would stay
             on the model, miss hooks that are added later, and prevent pickling.
         """
-        view = resolve(self.model)
+        view = resolve(self.model, reading=True)
         chosen = layers if layers is not None else default_layers(view.num_blocks)
         head, top = view.name_of(view.head), view.num_blocks - 1
         places = [head if layer == top else view.block(layer).name for layer in chosen]

@@ -188,12 +188,14 @@ def depth_fraction(view: ModelView, fractions: Sequence[float]) -> list[int]:
 _ADAPTED = ".base_layer"
 
 
-def resolve(model: nn.Module) -> ModelView:
+def resolve(model: nn.Module, reading: bool = False) -> ModelView:
     """Find the blocks, MLPs, norm, head and embeddings of a Hugging Face language model.
 
     Args:
         model: A causal or sequence-to-sequence language model with its head, on any device
             (meta too: only names, types and shapes are read).
+        reading: The parts are read only, so that a projection may carry an adapter of PEFT, as in
+            somebody's LoRA training; its name is then that of the layer with the adapter.
 
     Raises:
         ArchitectureError: If a part is missing or not unique; the message says what was looked for
@@ -224,11 +226,11 @@ def resolve(model: nn.Module) -> ModelView:
         )
     encoder_decoder = bool(config.is_encoder_decoder)
     decoder = _call_getter(model, "get_decoder") or model
-    owner_name, blocks = _blocks(model, _name_of(model, decoder), hidden)
+    owner_name, blocks = _blocks(model, _name_of(model, decoder), hidden, reading)
     encoder_blocks: tuple[BlockView, ...] = ()
     if encoder_decoder:
         encoder = _call_getter(model, "get_encoder") or model
-        encoder_blocks = _blocks(model, _name_of(model, encoder), hidden)[1]
+        encoder_blocks = _blocks(model, _name_of(model, encoder), hidden, reading)[1]
     down = model.get_submodule(blocks[0].mlp_down)
     return ModelView(
         model=model,
@@ -287,7 +289,9 @@ def _block_lists(module: nn.Module, name: str) -> Iterator[tuple[str, nn.ModuleL
         yield from _block_lists(child, _join(name, child_name))
 
 
-def _blocks(model: nn.Module, stack: str, hidden: int) -> tuple[str, tuple[BlockView, ...]]:
+def _blocks(
+    model: nn.Module, stack: str, hidden: int, reading: bool
+) -> tuple[str, tuple[BlockView, ...]]:
     """Find the transformer blocks under one stack; return their owner's name and the blocks."""
     found = list(_block_lists(model.get_submodule(stack), stack))
     if not found:
@@ -298,12 +302,12 @@ def _blocks(model: nn.Module, stack: str, hidden: int) -> tuple[str, tuple[Block
         )
     name, modules = max(found, key=lambda item: sum(p.numel() for p in item[1].parameters()))
     blocks = tuple(
-        _block(f"{name}.{index}", module, hidden) for index, module in enumerate(modules)
+        _block(f"{name}.{index}", module, hidden, reading) for index, module in enumerate(modules)
     )
     return name.rpartition(".")[0], blocks
 
 
-def _block(name: str, module: nn.Module, hidden: int) -> BlockView:
+def _block(name: str, module: nn.Module, hidden: int, reading: bool) -> BlockView:
     """Find the MLP and attention projections of one transformer block."""
     found = {part: layer for part, layer in module.named_modules() if _is_linear(layer)}
     adapted = {part.removesuffix(_ADAPTED) for part in found if part.endswith(_ADAPTED)}
@@ -329,7 +333,7 @@ def _block(name: str, module: nn.Module, hidden: int) -> BlockView:
         raise _unsupported(name, module, "an attention part with an output projection", linears)
     _refuse_experts(name, module, hidden)
     down, ups = _mlp(name, module, {part: linears[part] for part in rest}, hidden)
-    if edited := adapted & {down, *ups, *outs}:
+    if not reading and (edited := adapted & {down, *ups, *outs}):
         raise ArchitectureError(
             f"{_join(name, min(edited))} carries an adapter (LoRA) of PEFT, so it is no plain "
             "matrix; merge it first (`model.merge_and_unload()`) and edit the model that this "

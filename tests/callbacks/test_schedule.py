@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from peft import LoraConfig, get_peft_model
 
 from lightning_edit.callbacks import (
     CollapseCallback,
@@ -138,6 +139,19 @@ def test_each_training_from_its_first_step_is_a_run_of_its_own(
     for name, value in used.before.items():
         assert value == first.get(name, value)
     assert second["known/nll@tf"] < first["known/nll@tf"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_lora_training_of_mlps_is_watched(tmp_path: Path) -> None:
+    module = FineTuning()
+    options = LoraConfig(target_modules=["up_proj", "down_proj", "q_proj"], r=2)
+    module.backbone = get_peft_model(module.backbone, options)
+    drift = DriftCallback(TEXTS)
+    trainer(tmp_path, drift, CollapseCallback(TEXTS, generations=1, max_new_tokens=2)).fit(
+        module, loader(), loader(1)
+    )
+    assert drift.values["drift/hidden_l2"] > 0
+    assert drift.values["drift/l2_growth"] > 1
 
 
 def test_what_only_validates_adds_no_point_to_a_trend(tmp_path: Path) -> None:
