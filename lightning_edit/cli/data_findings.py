@@ -1,5 +1,6 @@
 """Findings of ``lightning-edit data check``: conflicts, duplicates, texts that deserve a look."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,15 @@ _JOINED = (
     "prompt and answer joined without a blank by rule (script, quote or white space at the "
     "prompt's end); `separator` says otherwise"
 )
+_LINES = (
+    "line break inside an answer; a generated text is read to the end of its line, so such an "
+    "answer is never right by @gen"
+)
+_UNSEEN = (
+    "character that cannot be seen (control, zero width, no-break space) in a prompt or target; "
+    "users do not type it"
+)
+_UNSEEN_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\xa0\u200b\ufeff]")
 
 # Records by prompt and target.
 _Prompts = dict[str, dict[str, list[tuple[int, EditRequest]]]]
@@ -108,14 +118,24 @@ def _join_numbers(numbers: Sequence[int]) -> str:
 
 
 def _text_findings(parsed_file: ParsedFile) -> Iterable[Finding]:
-    templates, joined, inside = [], [], []
+    templates, joined, inside, lines, unseen = [], [], [], [], []
     for request, where in zip(parsed_file.requests, parsed_file.locations, strict=True):
         templates += [
             f"record {where.number}: {fragment!r} in {probe.prompt!r}"
             for probe in request.all_probes()
             if (fragment := template_fragment(probe.prompt)) is not None
         ]
+        lines += [
+            f"record {where.number}: {answer!r}"
+            for answer in dict.fromkeys(a for p in request.all_probes() for a in p.answers)
+            if "\n" in answer.strip()
+        ]
         prompt, target = request.prompt, request.target
+        unseen += [
+            f"record {where.number}: {text!r}"
+            for text in (prompt, target)
+            if _UNSEEN_CHARACTERS.search(text)
+        ]
         if (token := special_token_in(target)) is not None:
             inside.append(f"record {where.number}: {token!r} in {target!r}")
         spaced = prompt.endswith(" ") or target.startswith(" ")
@@ -123,4 +143,6 @@ def _text_findings(parsed_file: ParsedFile) -> Iterable[Finding]:
             joined.append(f"record {where.number}: {prompt[-40:]!r} + {target[:40]!r}")
     yield from _make_finding(_TEMPLATE, templates)
     yield from _make_finding(_INSIDE, inside)
+    yield from _make_finding(_LINES, lines)
+    yield from _make_finding(_UNSEEN, unseen)
     yield from _make_finding(_JOINED, joined)

@@ -214,6 +214,18 @@ def test_subjects_that_are_ambiguous_or_inside_words(
         assert flagged(other, kind) == found
 
 
+def test_what_cannot_be_scored_or_typed_is_pointed_at(tmp_path: Path) -> None:
+    facts = [
+        own("The capitals are", "Oslo\nRome"),
+        own("The capital of\u00a0Peru is", "Lima\u200b"),
+        own("He wrote:\tit is", "Oslo"),
+    ]
+    found = findings(records.write(tmp_path / "a.jsonl", facts))
+    counts = {what.split(" ")[0]: count for what, count in found.items()}
+    assert counts["line"] == 1
+    assert counts["character"] == 2
+
+
 def test_joined_answers_are_counted(tmp_path: Path) -> None:
     rows = [
         {"prompt": "法国的首都是", "target": "巴黎"},
