@@ -293,7 +293,8 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
         requests: Sequence[EditRequest],
         written: Sequence[Delta],
         in_force: Sequence[Delta],
-    ) -> None:
+        earlier: Sequence[EditRequest] = (),
+    ) -> frozenset[str] | None:
         """Warn of requests in force whose answer the model does not give, with what to turn.
 
         The answers are scored once, by teacher forcing. Edits that only put texts before prompts
@@ -304,9 +305,14 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
             requests: Requests that were written last.
             written: Their deltas.
             in_force: All edits in force.
+            earlier: Requests in force that were answered before.
+
+        Returns:
+            Ids of the requests whose answer the model does not give; ``None``: not looked at.
         """
-        if not all(one.prompts and not one.state for one in written):
-            say_unanswered(self, requests, written, in_force)
+        if all(one.prompts and not one.state for one in written):
+            return None
+        return say_unanswered(self, requests, written, in_force, earlier)
 
     def advice_on(self, missing: Set[str], written: Sequence[Delta]) -> str:
         """Return what to turn where the model does not give the answers of edits in force.

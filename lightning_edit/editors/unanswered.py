@@ -43,29 +43,50 @@ def say_unanswered(
     requests: Sequence[EditRequest],
     written: Sequence[Delta],
     in_force: Sequence[Delta],
-) -> None:
+    earlier: Sequence[EditRequest] = (),
+) -> frozenset[str]:
     """Log a warning that names edits without their effect, and what to turn.
+
+    Another one names earlier edits that were answered and are no longer.
 
     Args:
         editor: The editor, bound; its edits are in force.
-        requests: The requests.
+        requests: The requests that were written last.
         written: Their deltas.
         in_force: All edits in force.
+        earlier: Requests in force that were answered before these were written.
+
+    Returns:
+        Ids of the requests, of both kinds, whose answer the model does not give.
     """
-    missing = unanswered(editor, requests, in_force)
-    if not missing:
-        return
+    found = unanswered(editor, [*requests, *earlier], in_force)
+    before = {one.id for one in earlier}
+    missing = [pair for pair in found if pair[0].id not in before]
+    lost = [pair for pair in found if pair[0].id in before]
+    if missing:
+        advice = editor.advice_on({one.id for one, _ in missing}, written)
+        log.warning(
+            "%d of %d edits are in force, but their answer is not the model's likeliest "
+            "continuation (%s). %s",
+            *(len(missing), len(requests), _names(missing), advice),
+        )
+    if lost:
+        log.warning(
+            "%d of %d earlier edits that were looked at are in force, but the model no longer "
+            "gives their answer (%s): later edits overwrite them. Write facts together, in one "
+            "call, or take an editor that keeps earlier ones, such as MEMIT with keep_history, "
+            "AlphaEdit or GRACE",
+            *(len(lost), len(earlier), _names(lost)),
+        )
+    return frozenset(one.id for one, _ in found)
+
+
+def _names(missing: Sequence[tuple[EditRequest, TokenScores]]) -> str:
     named = "; ".join(
         f"{one.id}: {one.prompt!r} → {one.target!r}, {_figure(score)}"
         for one, score in missing[:_NAMED]
     )
-    more = "; …" if len(missing) > _NAMED else ""
-    advice = editor.advice_on({one.id for one, _ in missing}, written)
-    log.warning(
-        "%d of %d edits are in force, but their answer is not the model's likeliest continuation "
-        "(%s). %s",
-        *(len(missing), len(requests), visible(named + more), advice),
-    )
+    return visible(named + ("; …" if len(missing) > _NAMED else ""))
 
 
 def _is_broken(score: TokenScores) -> bool:

@@ -1,6 +1,7 @@
 """Edited model: edit, generate and undo in Python, without a run folder."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
@@ -20,6 +21,9 @@ from lightning_edit.types import EditRequest
 
 log = logging.getLogger(__name__)
 
+#: Most earlier edits that are looked at again after a later one.
+_LOOKED_AT = 8
+
 
 class EditedModel:
     """Language model with its edits: edit, generate, undo.
@@ -29,6 +33,9 @@ class EditedModel:
     Args:
         editor: An editor bound to the model.
     """
+
+    #: Requests whose answer the model gave when it was last asked for it.
+    _answered: Sequence[EditRequest] = ()
 
     def __init__(self, editor: BoundEditor) -> None:
         self.editor = editor
@@ -185,7 +192,8 @@ class EditedModel:
     ) -> "EditedModel":
         """Write further requests on top of the edits so far, all of them or none.
 
-        A warning names requests whose answer the model does not give afterwards, teacher forced.
+        A warning names requests whose answer the model does not give afterwards, teacher forced,
+        and of earlier ones, of which some are looked at again, those whose answer was lost.
 
         Args:
             requests: One or more requests, or rows with at least ``prompt`` and ``target``:
@@ -223,10 +231,18 @@ class EditedModel:
         look = getattr(self.editor, "say_unanswered", None)  # of editors of this library
         if look is None:
             return
+        in_force = self.ledger.in_force
+        ids = {name for delta in in_force for name in delta.request_ids}
+        new = {request.prompt for request in requests}  # such a fact is replaced, not lost
+        answered = [one for one in self._answered if one.id in ids and one.prompt not in new]
+        step = max(1, math.ceil(len(answered) / _LOOKED_AT))
         try:
-            look(requests, written, self.ledger.in_force)
+            missing = look(requests, written, in_force, answered[::step])
         except Exception as error:  # noqa: BLE001  # such as too little memory for the scores
             log.warning("whether the edits are answered could not be looked at: %r", error)
+            return
+        if missing is not None:
+            self._answered = [one for one in (*answered, *requests) if one.id not in missing]
 
     def _commit(
         self, delta: Delta, requests: Sequence[EditRequest], conditions: Conditions | None

@@ -47,6 +47,31 @@ def test_the_second_call_is_looked_at_too(caplog: pytest.LogCaptureFixture) -> N
     assert "one: " not in message
 
 
+def test_an_earlier_edit_that_is_lost_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    edited = FTM().edit_model(toy_model(), toy_tokenizer(), FACTS[:1])
+    edited.editor.lr = 0.5  # type: ignore[attr-defined]  # breaks what was there
+    edited.edit(FACTS[1])
+    assert edited.generate("the capital of land1 is", 1) != "city1"
+    (message,) = [one for one in caplog.messages if "earlier edits" in one]
+    assert message.startswith("1 of 1 earlier edits that were looked at are in force, but")
+    assert "one: 'the capital of land1 is' → 'city1', " in message
+    assert "Write facts together, in one call" in message
+    caplog.clear()
+    edited.edit({"prompt": "the capital of land3 is", "target": "city3"})
+    assert not any("one: " in message for message in caplog.messages)
+
+
+def test_an_edit_that_is_replaced_or_taken_back_is_not_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    edited = FTM().edit_model(toy_model(), toy_tokenizer(), FACTS[:1])
+    edited.edit({**FACTS[0], "id": "again", "target": "city5"})
+    edited.undo("again")
+    edited.undo("one")
+    edited.edit(FACTS[1])
+    assert not any("earlier edits" in message for message in caplog.messages)
+
+
 def test_texts_before_prompts_are_not_read_through(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(base, "say_unanswered", lambda *parts: asked.append(len(parts[1])))
