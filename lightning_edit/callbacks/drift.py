@@ -35,8 +35,8 @@ class DriftCallback(MeasurementCallback):
       ``EditTrainer`` of the weights that edits in force change; in other training of those that
       ``weights`` matches, without ``update_norm``, since the old values are not kept.
     * ``drift/hidden_cosine``, ``drift/hidden_l2``: distance of hidden states on fixed texts.
-    * ``drift.trend/<name>``: slope of each, and of ``locality``, per 100 edits or steps; a
-      step is one point, however often it is measured.
+    * ``drift.trend/<name>``: slope of each, and of ``locality``, per 100 edits or steps; a step
+      is one point, however often it is measured.
 
     Definitions: ``docs/metrics.md``.
 
