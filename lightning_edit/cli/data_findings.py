@@ -27,10 +27,12 @@ _LINES = (
     "answer is never right by @gen"
 )
 _UNSEEN = (
-    "character that cannot be seen (control, zero width, no-break space) in a prompt or target; "
-    "users do not type it"
+    "character that looks like a blank or like nothing (control, zero width, no-break space) in a "
+    "prompt or target; a user who types another one asks another question"
 )
-_UNSEEN_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\xa0\u200b\ufeff]")
+_UNSEEN_CHARACTERS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u200b\u200e\u200f\u202f\u2060\ufeff]"
+)
 
 # Records by prompt and target.
 _Prompts = dict[str, dict[str, list[tuple[int, EditRequest]]]]

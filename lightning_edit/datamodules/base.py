@@ -214,7 +214,7 @@ class EditDataModule(LightningDataModule, ABC):
 
     def _batches_done(self) -> int:
         """Return how many batches of the epoch a resumed training has behind it."""
-        if self.trainer is None or self.trainer.fit_loop is None:
+        if self.trainer is None:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 

@@ -250,10 +250,13 @@ class RequestLoader(DataLoader[EditRequest]):
     ) -> None:
         super().__init__(dataset, **options)
         self.done = done
+        self._resumed = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # of torch's own class of them
-        if isinstance(self.batch_sampler, StepBatchSampler) and self.done is not None:
-            self.batch_sampler.start = self.done()
+        if self._resumed and self.done and isinstance(self.batch_sampler, StepBatchSampler):
+            # Beside a longer loader it may have begun again in this epoch.
+            self.batch_sampler.start = self.done() % max(1, len(self))
+        self._resumed = False
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
@@ -261,7 +264,8 @@ class RequestLoader(DataLoader[EditRequest]):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing; with this method the loader says that it goes on inside an epoch."""
+        """Begin the next epoch, and it alone, behind the batches that are done."""
+        self._resumed = True
 
 
 def request_loader(

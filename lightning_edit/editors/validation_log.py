@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 #: Scores of every validation, whether a batch has such prompts or not.
 SCORES = ("reliability/em@tf", "generalization/em@tf", "locality/kept@tf")
@@ -19,8 +20,9 @@ def log_evaluation(
 ) -> None:
     """Log the scores and the loss of a batch of edits.
 
-    Each score is a mean over the requests that have it, each term of the loss one over edits; with
-    several processes over those of all, so that checkpoints and early stopping see the whole data.
+    Each score is a mean over the requests that have it, each term of the loss one over batches by
+    their edits; with several processes over those of all, so that checkpoints and early stopping
+    see the whole data.
 
     Args:
         module: The LightningModule whose hook runs.
@@ -30,10 +32,13 @@ def log_evaluation(
         edits: Number of edits of the batch.
     """
     several = module.trainer.world_size > 1
-    for name in dict.fromkeys((*SCORES, *scores)):
+    names = list(dict.fromkeys((*SCORES, *scores)))
+    counts = torch.tensor([float(len(scores.get(name, ()))) for name in names])
+    # A process that left out a name that others log would keep them waiting for its share.
+    everyones = module.trainer.strategy.reduce(counts.to(module.device), reduce_op="sum")
+    for name, count in zip(names, everyones.tolist(), strict=True):
         values = scores.get(name, ())
-        # A process that left out a name would keep the others waiting for its share.
-        if values or several:
+        if count:
             module.log(
                 f"{stage}/{name}",
                 fmean(values) if values else 0.0,

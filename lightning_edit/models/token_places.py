@@ -32,8 +32,7 @@ def answer_begin(
     while first > 0 and rendered.prompt_end <= offsets[first - 1][0] < offsets[first - 1][1]:
         first -= 1
     # Where offsets are trimmed, those of the blank alone hold nothing.
-    blank = rendered.prompt_end < begin
-    while blank and first > 0 and offsets[first - 1] == (begin, begin):
+    while first > 0 and rendered.prompt_end < offsets[first - 1][0] == offsets[first - 1][1]:
         first -= 1
     return first
 

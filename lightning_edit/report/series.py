@@ -158,7 +158,7 @@ def aspects(run: Run, mode: Mode) -> list[AspectValue]:
                     name.rpartition("/")[2].partition("@")[0],
                     None if name not in point["before"] else float(point["before"][name]),
                     float(point["metrics"][name]),
-                    int(point["counts"].get(f"{aspect}/n", 0)),
+                    int(point["counts"].get(f"{name}/n", point["counts"].get(f"{aspect}/n", 0))),
                 )
             )
     return found

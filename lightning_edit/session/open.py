@@ -359,15 +359,21 @@ def _settings(folder: RunFolder) -> tuple[dict[str, Any] | None, dict[str, Any] 
             "revision": config["lm_revision"],
             "add_bos": config["lm_bos"],
         }
-        described = described or _described(config["model"])
+        if described is None:
+            described = _described(config["model"], int(config.get("seed_everything") or 0))
     return described, loading
 
 
-def _described(value: Any) -> Any:
-    """Convert a class of a configuration to the form of ``results.json``."""
+def _described(value: Any, seed: int) -> Any:
+    """Convert a class of a configuration to the form of ``results.json``.
+
+    The seed of the run is added to that of each editor, as when the run was begun.
+    """
     if not isinstance(value, dict) or "class_path" not in value:
         return value
-    arguments = {name: _described(one) for name, one in value.get("init_args", {}).items()}
+    arguments = {name: _described(one, seed) for name, one in value.get("init_args", {}).items()}
+    if type(arguments.get("seed")) is int:
+        arguments["seed"] += seed
     return {"class": value["class_path"].rpartition(".")[2], "args": arguments}
 
 

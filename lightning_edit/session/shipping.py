@@ -1,5 +1,6 @@
 """Editors that act at run time: kept in the folder of their run, and loaded where they are used."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ def keep_editor(folder: RunFolder, editor: Editor) -> None:
         folder: The run folder.
         editor: The run's editor, bound to the pristine model.
     """
-    if editor.edits_weights or (folder.editor / EDITOR).exists():
+    if editor.edits_weights:
+        return
+    if (folder.editor / EDITOR).exists():
+        _require_seed(folder, editor)
         return
     try:
         editor.plain_arguments()
@@ -50,6 +54,21 @@ def keep_editor(folder: RunFolder, editor: Editor) -> None:
         return
     with atomic_folder(folder.editor) as part:
         write_editor(part, editor)
+
+
+def _require_seed(folder: RunFolder, editor: Editor) -> None:
+    """Refuse an editor that draws other masks than those with which a run's edits were made."""
+    try:
+        stored = json.loads((folder.editor / EDITOR).read_text(encoding="utf-8"))
+        was, now = stored["editor"]["args"].get("seed"), getattr(editor, "seed", None)
+    except (ValueError, KeyError):  # a damaged file is named where it is opened
+        return
+    if was is not None and was != now:
+        raise ConfigError(
+            f"{folder.path} was begun by {type(editor).__name__} with seed {was}, and this one has "
+            f"{now} (--seed_everything is added to the editor's own); resume with the run's "
+            "settings, or start a new run"
+        )
 
 
 def load_edited(

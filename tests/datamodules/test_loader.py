@@ -205,6 +205,49 @@ def test_a_resumed_training_goes_on_where_it_was_saved(
         assert first + rest == whole
 
 
+class Two(ToyData):
+    """A shorter and a longer loader, of which the shorter begins again."""
+
+    def train_dataloader(self) -> Any:
+        return {"few": super().train_dataloader(), "many": torch.utils.data.DataLoader(range(7))}
+
+
+class Looking(pl.Callback):
+    """Walks the training's loader in a hook."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert trainer.train_dataloader is not None
+        self.found.append(len(list(trainer.train_dataloader)))
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+def test_only_a_resumed_training_begins_inside_an_epoch(tmp_path: Path) -> None:
+    module, looking = Collating(), Looking()
+    data = run(module, tmp_path, callbacks=[looking])
+    assert looking.found == [3, 3]
+    loader = data.train_dataloader()
+    assert len(list(loader)) == 3
+    other = Collating()
+    pl.Trainer(
+        accelerator="cpu", default_root_dir=tmp_path, logger=False, max_epochs=1,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        limit_val_batches=0,
+    ).fit(other, loader)  # fmt: skip
+    assert len(other.seen["train"]) == 3
+    both = Reading()
+    two = Two(5)
+    two.batch_size = 2
+    pl.Trainer(
+        accelerator="cpu", default_root_dir=tmp_path, logger=False, max_epochs=2,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        num_sanity_val_steps=0, limit_val_batches=0,
+    ).fit(both, datamodule=two)  # fmt: skip
+    assert len(both.seen["train"]) == 14
+
+
 def test_step_batches_travel_to_a_worker_that_is_spawned() -> None:
     sent = StepRequests(toy_requests(2), epoch=4, batch_idx=7)
     got = pickle.loads(pickle.dumps(sent))  # noqa: S301  # our own

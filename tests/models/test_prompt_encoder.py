@@ -316,6 +316,11 @@ def test_a_decoder_writes_the_blank_whose_offsets_are_trimmed(two_stacks: bool) 
         ((prompt, ids),) = encoder.pairs([("Oslo is a", answer)])
         assert encoder.decode(prompt).endswith("Oslo is a")
         assert encoder.decode(ids) == f" {answer}"
+    ((asked, wide),) = PromptEncoder(
+        tokenizer, PromptFormat(separator="  "), two_stacks=two_stacks
+    ).pairs([("Oslo is a", "village")])
+    assert encoder.decode(asked).endswith("Oslo is a")
+    assert encoder.decode(wide) == "  village"
     ((_, glued),) = PromptEncoder(
         tokenizer, PromptFormat(separator=""), two_stacks=two_stacks
     ).pairs([("Oslo is (", "village")])

@@ -18,6 +18,13 @@ pytestmark = [
 ]
 
 
+class Bare(EditDataModule):
+    """Facts without any rephrasing."""
+
+    def load_split(self, split: str) -> list[EditRequest]:
+        return [replace(one, rephrases=()) for one in facts(2)]
+
+
 class Uneven(EditDataModule):
     """Four facts; those that the second of two processes gets have no rephrasing."""
 
@@ -31,6 +38,8 @@ def scored(folder: str, devices: int) -> None:
     """Test an untrained network."""
     run = trainer(Path(folder), devices=devices, strategy="ddp" if devices > 1 else "auto")
     (found,) = run.test(small(), datamodule=Uneven(batch_size=1), verbose=False)
+    (bare,) = run.test(small(other_facts=0), datamodule=Bare(batch_size=1), verbose=False)
+    found |= {f"bare/{name}": value for name, value in bare.items()}
     torch.save(found, Path(folder) / f"{devices}-rank-{run.global_rank}.pt")
 
 
@@ -43,6 +52,7 @@ def test_two_processes_score_what_one_scores(tmp_path: Path, forks: Forks) -> No
         torch.load(tmp_path / f"{name}.pt") for name in ("2-rank-0", "2-rank-1", "1-rank-0")
     )
     assert first == second
+    assert set(first) == set(alone)  # what no process has, none logs
     # Other facts are drawn by each process, so what depends on them is another.
     names = ["reliability/em@tf", "generalization/em@tf", "edit_nll"]
     for name in names:
