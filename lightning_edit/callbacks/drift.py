@@ -35,8 +35,8 @@ class DriftCallback(MeasurementCallback):
       ``EditTrainer`` of the weights that edits in force change; in other training of those that
       ``weights`` matches, without ``update_norm``, since the old values are not kept.
     * ``drift/hidden_cosine``, ``drift/hidden_l2``: distance of hidden states on fixed texts.
-    * ``drift.trend/<name>``: slope of each, and of ``locality``, per 100 edits or steps; a step
-      is one point, however often it is measured.
+    * ``drift.trend/<name>``: slope of each, and of ``locality``, per 100 edits or steps; in other
+      training a step is one point, however often it is measured.
 
     Definitions: ``docs/metrics.md``.
 
@@ -142,7 +142,9 @@ class DriftCallback(MeasurementCallback):
         """
         values, rows = self.history.measure(context)
         moved = self._hidden_distance(context) | self._weight_growth(context)
-        if context.step > self._trend_step:  # a point is of one step, however often it is measured
+        # Elsewhere, validations and tests measure a step again. Of a run each point counts, also
+        # those of single edits, which are all after one.
+        if context.ledger is not None or context.step > self._trend_step:
             self._trend_step = context.step
             points = moved | _earlier_accuracy(values) | _kept_locality(context)
             for name, value in points.items():
