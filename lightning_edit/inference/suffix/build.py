@@ -84,19 +84,24 @@ def _packed(view: ModelView, texts: Sequence[TokenizedText]) -> PackedRow | None
     """Return the texts from the subject token on in one row, or nothing where they are padded."""
     if len(texts) == 1:  # no padding to save, and fewer operators in every step
         return None
-    top = view.num_blocks - 1
     try:
         with _products(view, texts):
-            pool, prefixes = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top)
-            between = [
-                TextSpan(text.ids[text.lead : text.subject], lead)
-                for text, lead in zip(texts, prefixes, strict=True)
-            ]
-            # Texts of one request may differ only after the subject.
-            unique = [span for span in dict.fromkeys(between) if span.ids]
-            pool, places = prefill(view, unique, pool, top)
+            return _read_before(view, texts)
     except NotPackableError:
         return None
+
+
+def _read_before(view: ModelView, texts: Sequence[TokenizedText]) -> PackedRow:
+    """Read the tokens before the subject tokens, and pack the others in one row."""
+    top = view.num_blocks - 1
+    pool, prefixes = prefill_prefixes(view, [text.ids[: text.lead] for text in texts], top)
+    between = [
+        TextSpan(text.ids[text.lead : text.subject], lead)
+        for text, lead in zip(texts, prefixes, strict=True)
+    ]
+    # Texts of one request may differ only after the subject.
+    unique = [span for span in dict.fromkeys(between) if span.ids]
+    pool, places = prefill(view, unique, pool, top)
     found = dict(zip(unique, places, strict=True))
     after = [
         TextSpan(text.ids[text.subject :], (*span.earlier, *found.get(span, ())))

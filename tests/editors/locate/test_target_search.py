@@ -174,6 +174,23 @@ def test_several_blocks_read_the_tokens_before_the_subject_once() -> None:
     assert all(map(torch.equal, together, alone))
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_subjects_that_begin_their_texts_need_no_tokens_before(
+    packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention that cannot be replaced has padded rows, also where nothing is read before."""
+    if not packed:
+        monkeypatch.setattr("lightning_edit.inference.packed.forward.packable", lambda _: False)
+    view = resolve(TINY["llama"]().requires_grad_(False))
+    texts = [TokenizedText(number, (5 + number, 6, 7), 0) for number in range(3)]
+    every, zero = torch.arange(3), torch.zeros(3, dtype=torch.long)
+    nothing = torch.zeros(3, view.hidden_size)
+    with torch.no_grad():
+        found = build_suffix_forward(view, texts, 0, "block").logits(nothing, every, zero)
+        whole = view.model(torch.tensor([text.ids for text in texts])).logits[:, 0]
+    torch.testing.assert_close(found, whole)
+
+
 @pytest.mark.parametrize(
     ("sizes", "texts"),
     [
