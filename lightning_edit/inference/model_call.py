@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lightning_edit.exceptions import ArchitectureError
 from lightning_edit.inference.hooks import add_hooks
 from lightning_edit.inference.packed.backend import NotPackableError, packable
+from lightning_edit.inference.watched_generate import Generation, WatchedGenerate, last_real
 from lightning_edit.models.view import Stack
 
 T = TypeVar("T")
@@ -123,13 +124,15 @@ class ModelCalls:
     """Watches the calls of one model, so that modules inside know prompts from answers.
 
     A call without a KV cache reads prompts. They end where :meth:`within` says; in somebody else's
-    call, at the last token that is no padding. A call that continues a cache keeps the decisions
-    that were taken when the cache was filled.
+    call, at the last token that is no padding, and inside `generate` at the last one that it was
+    given. A call that continues a cache keeps the decisions that were taken when the cache was
+    filled.
     """
 
     def __init__(self) -> None:
         self._running: dict[int, list[ModelCall | None]] = {}
         self._ends: dict[int, Sequence[int]] = {}
+        self._generations: dict[int, Generation] = {}
 
     @property
     def current(self) -> ModelCall:
@@ -181,7 +184,22 @@ class ModelCalls:
             for module, stack in _watched(model).items()
         ]
         model.__dict__[_CALLS] = self
+        if not _has_two_stacks(model):  # the encoder of two stacks reads whole prompts, once
+            WatchedGenerate.put(_unwrapped(model), self._generate)
         return _EndOfWatch(model, removes)
+
+    def _generate(self, generation: Generation) -> Callable[[], None]:
+        """Note that a `generate` begins in this thread; return what notes its end."""
+        thread = threading.get_ident()
+        before = self._generations.get(thread)
+        self._generations[thread] = generation
+
+        def end() -> None:
+            del self._generations[thread]
+            if before is not None:
+                self._generations[thread] = before
+
+        return end
 
     def _begin(
         self,
@@ -219,8 +237,11 @@ class ModelCalls:
         cache = kwargs.get("past_key_values")
         filled = 0 if cache is None else int(cache.get_seq_length())
         real = _real_positions(kwargs.get("attention_mask"), rows, length, ids.device)
+        thread = threading.get_ident()
         # A prompt's end is told for what reads it: with two stacks the encoder.
-        ends = None if stack == "decoder" else self._ends.get(threading.get_ident())
+        ends = None if stack == "decoder" else self._ends.get(thread)
+        generation = None if stack is not None else self._generations.get(thread)
+        places = last_real(real) if generation is None else generation.prompt_ends(real, filled)
         if filled:
             decisions = cache.__dict__.get(_KEPT, {})
             if decisions.get(_ROWS, rows) != rows:
@@ -234,10 +255,7 @@ class ModelCalls:
                 cache.__dict__[_KEPT] = decisions
         if stack == "decoder":
             places = real.long().argmax(1)
-        elif ends is None:
-            steps = torch.arange(length, device=ids.device)
-            places = torch.where(real, steps, -1).amax(1).clamp_min(0)
-        else:
+        elif ends is not None:
             places = torch.tensor(ends, device=ids.device)
         packed = hasattr(module, "config") and _replaced(module)
         return ModelCall(places, real, not filled, decisions, packed)
@@ -252,20 +270,29 @@ class _EndOfWatch:
 
     def __call__(self) -> None:
         del self.model.__dict__[_CALLS]
+        WatchedGenerate.remove(_unwrapped(self.model))
         for remove in self.removes:
             remove()
 
 
 def _watched(model: Any) -> dict[nn.Module, Stack | None]:
     """Return the modules whose calls are watched: the model, or each of its two stacks."""
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
+    if _has_two_stacks(model):
         return {model.get_encoder(): "encoder", model.get_decoder(): "decoder"}
-    own = model
-    if callable(inner := getattr(model, "get_base_model", None)):
-        own = inner()  # PEFT's wrapper generates with the model inside
+    own = _unwrapped(model)  # PEFT's wrapper generates with the model inside
     base = getattr(own, "base_model", own)  # feature extractors call it alone
     return dict.fromkeys((model, own, base))
+
+
+def _has_two_stacks(model: Any) -> bool:
+    """Return whether a model has an encoder beside its decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _unwrapped(model: Any) -> Any:
+    """Return the model inside PEFT's wrapper; without one, the model."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
 
 
 def calls_of(model: nn.Module) -> ModelCalls | None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -139,6 +140,67 @@ def test_decisions_live_as_long_as_the_kv_cache_that_holds_the_prompt() -> None:
     assert len(whole) == 3
     with pytest.raises(ArchitectureError, match="KV cache of 1 prompts is continued with 2 rows"):
         model(torch.tensor([[7], [7]]), past_key_values=first[0].past_key_values)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_generate_decides_at_the_end_of_its_prompt_however_it_reads(kind: str) -> None:
+    model, tokenizer, adapter = shifted(kind)
+    greedy: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None}
+    for prompt in PROMPTS:
+        adapter.decided.clear()
+        ids = torch.tensor([ids_of(tokenizer, [prompt])[0] * 2])  # repeats, so that drafts are made
+        asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        plain = model.generate(**asked, **greedy, pad_token_id=0)
+        [decision] = adapter.decided
+        ways: list[dict[str, Any]] = [
+            {"use_cache": False},
+            {"prompt_lookup_num_tokens": 3},
+            {"assistant_model": build_tiny(kind, seed=1)},
+        ]
+        for way in ways:
+            adapter.decided.clear()
+            assert torch.equal(model.generate(**asked, **greedy, **way, pad_token_id=0), plain), way
+            assert adapter.decided
+            assert all(torch.equal(one, decision) for one in adapter.decided), way
+        assert torch.equal(model.generate(ids, **greedy, pad_token_id=0), plain)
+
+
+def test_a_prompt_that_generate_reads_in_parts_is_refused() -> None:
+    model, tokenizer, adapter = shifted("llama")
+    ids = torch.tensor(ids_of(tokenizer, PROMPTS[:1]))
+    settings: dict[str, Any] = {"max_new_tokens": 3, "pad_token_id": 0, "eos_token_id": None}
+    assert ids.shape[1] > 3
+    with pytest.raises(ArchitectureError, match=r"chunks of 3.*`prefill_chunk_size` to None"):
+        model.generate(ids, **settings, prefill_chunk_size=3)
+    assert not adapter.decided
+    whole = model.generate(ids, **settings, prefill_chunk_size=ids.shape[1])  # one chunk
+    turn = model.generate(ids, **settings, return_dict_in_generate=True)
+    assert torch.equal(whole, turn.sequences)
+    longer = torch.cat([turn.sequences, ids], 1)
+    with pytest.raises(ArchitectureError, match="whole conversation without `past_key_values`"):
+        model.generate(longer, **settings, past_key_values=turn.past_key_values)
+    again = model.generate(turn.sequences, **settings, past_key_values=turn.past_key_values)
+    assert torch.equal(again[:, : turn.sequences.shape[1]], turn.sequences)  # it goes on
+    assert model.generate(longer, **settings).shape[1] == longer.shape[1] + 3
+    assert model.generate(**settings, bos_token_id=1).shape[1] == 4  # from a BOS of its own
+
+
+def test_generate_of_another_library_is_kept_and_comes_back() -> None:
+    model = build_tiny("llama")
+    own, asked = model.generate, []
+
+    def theirs(*args: Any, **kwargs: Any) -> Any:
+        asked.append(len(args))
+        return own(*args, **kwargs)
+
+    model.__dict__["generate"] = theirs
+    with attached(model, {site(model): Shift(32)}):
+        assert signature(model.generate) == signature(theirs)
+        twin = copy.deepcopy(model)
+        model.generate(torch.tensor([[1, 7, 9]]), max_new_tokens=2, pad_token_id=0)
+        assert len(asked) == 1
+        assert twin.generate.model is twin
+    assert model.generate is theirs
 
 
 def test_a_cache_filled_before_the_edits_is_refused() -> None:

@@ -1,0 +1,146 @@
+"""A model's `generate` while edits on it decide once a prompt: where the prompts of its calls end.
+
+A call inside `generate` may read more than the prompt (prompt lookup and assisted decoding put
+drafted tokens behind it; without a KV cache the answer is read again at every step) or less (in
+chunks, or the last turn of a conversation behind a KV cache), which only `generate` can tell.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from lightning_edit.exceptions import ArchitectureError
+
+#: Attribute of a model that another library may have replaced on the model itself.
+_NAME = "generate"
+
+
+class Generation:
+    """One call of `generate` of a decoder that is under way.
+
+    Args:
+        length: Tokens of a row that it was given, padding included.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.began = False
+        self.ends: Int[Tensor, " b"] | None = None
+
+    def prompt_ends(self, real: Bool[Tensor, "b t"], filled: int) -> Int[Tensor, " b"]:
+        """Return the position of each prompt's last token in a forward call.
+
+        Args:
+            real: Positions of the call's input that are no padding.
+            filled: Tokens in its KV cache; the positions mean nothing if there are some.
+
+        Raises:
+            ArchitectureError: If the call reads only a part of the prompt.
+        """
+        rows, length = real.shape
+        first, self.began = not self.began, True
+        if filled:
+            if first and length > 1:
+                raise ArchitectureError(
+                    f"`generate` was given a KV cache of {filled} tokens and {length} new ones, "
+                    "but edits on this model decide for whole prompts, which a cache of an earlier "
+                    "turn does not hold; give the whole conversation without `past_key_values`"
+                )
+            return last_real(real)
+        if length < self.length:
+            raise ArchitectureError(
+                f"`generate` reads the prompt's {self.length} tokens in chunks of {length}, but "
+                "edits on this model decide at the end of the whole prompt; set "
+                "`prefill_chunk_size` to None"
+            )
+        if self.ends is None or len(self.ends) != rows:
+            self.ends = last_real(real[:, : self.length])
+        return self.ends
+
+
+def last_real(real: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
+    """Return each row's last position that is no padding; 0 if all are padding.
+
+    Args:
+        real: Positions that are no padding.
+    """
+    steps = torch.arange(real.shape[1], device=real.device)
+    return torch.where(real, steps, -1).amax(1).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class WatchedGenerate:
+    """In the place of a model's `generate`: says that one begins and ends.
+
+    A copy of it, made together with the model, is that of the copy.
+
+    Args:
+        model: The model, not a wrapper of it.
+        own: A `generate` that another library has put on the model; ``None``: its class's.
+        begin: Told of each :class:`Generation` that begins; what it returns is called at its end.
+    """
+
+    model: Any
+    own: Callable[..., Any] | None
+    begin: Callable[[Generation], Callable[[], None]]
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The model's own `generate`, whose signature this has."""
+        method: Callable[..., Any] = getattr(type(self.model), _NAME).__get__(self.model)
+        return method if self.own is None else self.own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the model's own `generate`, between the two notes.
+
+        Args:
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            ArchitectureError: If it reads the prompt in parts (:meth:`Generation.prompt_ends`).
+        """
+        end = self.begin(Generation(_given_length(args, kwargs)))
+        try:
+            return self.__wrapped__(*args, **kwargs)
+        finally:
+            end()
+
+    @classmethod
+    def put(cls, model: nn.Module, begin: Callable[[Generation], Callable[[], None]]) -> None:
+        """Put it in the place of a decoder's `generate`, if the model has one.
+
+        Args:
+            model: The model, not a wrapper of it.
+            begin: See the class.
+        """
+        if hasattr(type(model), _NAME):
+            model.__dict__[_NAME] = cls(model, model.__dict__.get(_NAME), begin)
+
+    @staticmethod
+    def remove(model: nn.Module) -> None:
+        """Give a model its own `generate` back.
+
+        Args:
+            model: The model, not a wrapper of it.
+        """
+        found = model.__dict__.get(_NAME)
+        if isinstance(found, WatchedGenerate):
+            del model.__dict__[_NAME]
+            if found.own is not None:
+                model.__dict__[_NAME] = found.own
+
+
+def _given_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Return how many tokens of a row `generate` was given; 1 where it begins with a BOS."""
+    given = [kwargs.get("inputs_embeds"), args[0] if args else None]
+    given += [kwargs.get(name) for name in ("inputs", "input_ids")]
+    found = next((one for one in given if isinstance(one, Tensor)), None)
+    return 1 if found is None else max(found.shape[1], 1)
