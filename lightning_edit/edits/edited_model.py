@@ -268,7 +268,8 @@ class EditedModel:
             The continuation, without the prompt.
 
         Raises:
-            DataError: If the prompt is not text, or no token may be generated.
+            DataError: If the prompt is not text or has more tokens than the model takes, or no
+                token may be generated.
         """
         require_question(prompt, max_new_tokens)
         self._require_own_editor()

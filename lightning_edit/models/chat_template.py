@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
-from lightning_edit.exceptions import ConfigError
+from lightning_edit.exceptions import ConfigError, DataError
 from lightning_edit.models.prompt_format import PromptFormat, RenderedPrompt
 
 #: The day in templates that print today's, which would make a run depend on when it is resumed.
@@ -54,13 +54,13 @@ def render_chat(
 
     Raises:
         ConfigError: If the tokenizer has no chat template, or it cannot be rendered.
-        ValueError: If the template changes the message.
+        DataError: If the template changes the message.
     """
     opened = _apply(tokenizer, prompt, None, form)
     message = prompt.strip()
     at = opened.rfind(message)
     if at < 0:
-        raise ValueError(
+        raise DataError(
             f"the chat template of {type(tokenizer).__name__} does not hold the message "
             f"{message[:40]!r} as it is written, so it cannot be located; edit without chat"
         )

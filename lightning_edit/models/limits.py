@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning_edit.exceptions import DataError
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -41,7 +43,7 @@ class Limits:
                 stacks ``prompt`` for the encoder and ``answer`` for the decoder.
 
         Raises:
-            ValueError: If there are more tokens than the model takes, or one that its embedding
+            DataError: If there are more tokens than the model takes, or one that its embedding
                 does not have.
         """
         room, what, reader, remedy = {
@@ -50,14 +52,14 @@ class Limits:
             "answer": (self.decoder, "the answer to {} has", "decoder", "answer"),
         }[side]
         if room is not None and length > room:
-            raise ValueError(
+            raise DataError(
                 f"{what.format(f'{prompt[:60]!r}…')} {length} tokens but the {reader} takes "
                 f"{room}; shorten the {remedy}"
             )
         rows = self.vocabulary
         if rows is not None and (beyond := [token for token in ids if token >= rows]):
             name = tokenizer.convert_ids_to_tokens(beyond[0])
-            raise ValueError(
+            raise DataError(
                 f"the token {name!r} of {prompt[:60]!r} has number {beyond[0]}, but the "
                 f"model's embedding has {rows} rows; call model.resize_token_embeddings(...) "
                 "after adding tokens, or load model and tokenizer of one folder"

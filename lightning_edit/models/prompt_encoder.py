@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from lightning_edit.exceptions import DataError
 from lightning_edit.models.answer_ends import AnswerEnds
 from lightning_edit.models.chat_template import answer_opening, decided, render_chat
 from lightning_edit.models.limits import Limits, max_positions
@@ -159,9 +160,10 @@ class PromptEncoder(AnswerEnds):
             The ids of each, in order.
 
         Raises:
-            ValueError: On reaching a text that cannot be encoded: an answer without a token of its
+            DataError: On reaching a text that cannot be encoded: an answer without a token of its
                 own, a subject that no token covers, more tokens than the model takes, or a token
                 that the model's embedding does not have.
+            ConfigError: If the chat template cannot be rendered.
         """
         listed = list(texts)
         found: dict[PromptText, EncodedPrompt | ValueError] = {}
@@ -177,7 +179,7 @@ class PromptEncoder(AnswerEnds):
         for text in listed:
             encoded = found[text]
             if isinstance(encoded, ValueError):
-                raise ValueError(*encoded.args)
+                raise type(encoded)(*encoded.args)
             yield encoded
 
     def prompts(self, prompts: Iterable[str]) -> list[Ids]:
@@ -297,7 +299,7 @@ class PromptEncoder(AnswerEnds):
 
         Raises:
             ConfigError: If the tokenizer has no chat template, or it cannot be rendered.
-            ValueError: If the template changes the prompt.
+            DataError: If the template changes the prompt.
         """
         if self.form.chat:
             opening = self.answer_opening
@@ -326,7 +328,7 @@ class PromptEncoder(AnswerEnds):
             offsets = [(start, end) for _, start, end, _ in tokens]
             cut = answer_begin(text.prompt, text.answer, rendered, offsets)
             if cut == 0 and not self.two_stacks:
-                raise ValueError(
+                raise DataError(
                     f"the prompt {text.prompt!r} merges with its answer's first token, so the "
                     "answer has no context; make the prompt longer"
                 )
@@ -343,7 +345,7 @@ class PromptEncoder(AnswerEnds):
             placed = [(token, start, end) for token, start, end, _ in tokens]
             first, last = subject_span(text.prompt, text.subject, rendered, placed, self.decode)
             if last >= cut and not self.two_stacks:
-                raise ValueError(
+                raise DataError(
                     f"the subject's last token in {text.prompt!r} merges with the answer "
                     f"{text.answer!r}; put text between them"
                 )

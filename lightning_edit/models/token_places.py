@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from lightning_edit.exceptions import DataError
 from lightning_edit.models.prompt_format import RenderedPrompt
 
 
@@ -20,12 +21,12 @@ def answer_begin(
         offsets: Characters of each token, begin and end.
 
     Raises:
-        ValueError: If the answer has no token.
+        DataError: If the answer has no token.
     """
     begin = rendered.answer_start
     first = next((i for i, (start, end) in enumerate(offsets) if end > max(begin, start)), None)
     if first is None or not answer.strip():
-        raise ValueError(
+        raise DataError(
             f"the answer {answer!r} has no token after the prompt {prompt!r}; give it text"
         )
     # A token of the blank between prompt and answer is the answer's: the model must produce it.
@@ -54,7 +55,7 @@ def subject_span(
         decode: Returns the text of token ids.
 
     Raises:
-        ValueError: If no token covers its first or last character.
+        DataError: If no token covers its first or last character.
     """
     begin, end = (place + rendered.shift for place in subject)
     covering = [
@@ -63,7 +64,7 @@ def subject_span(
         for place in (begin, end - 1)
     ]
     if not covering[0] or not covering[1]:
-        raise ValueError(
+        raise DataError(
             f"no token of {prompt!r} covers the whole subject {prompt[slice(*subject)]!r}; the "
             "tokenizer drops a part of it, so the subject cannot be located"
         )

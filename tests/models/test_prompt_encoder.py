@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lightning_edit.atlas.tokenizer import train_tokenizer
-from lightning_edit.exceptions import ConfigError
+from lightning_edit.exceptions import ConfigError, DataError
 from lightning_edit.models.chat_template import own_system_message, render_chat
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.models.prompt_encoder import PromptEncoder, PromptText
@@ -204,10 +204,10 @@ def test_what_a_chat_needs_is_said() -> None:
     with pytest.raises(ConfigError, match="chat=True"):
         PromptFormat(system="Be brief.")
     encoder = PromptEncoder(build_tokenizer(), PromptFormat(chat=True))
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(ConfigError, match="no chat template"):
         encoder.prompts(["Hello"])
     upper = chat_tokenizer("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
-    with pytest.raises(ValueError, match="cannot be located"):
+    with pytest.raises(DataError, match="cannot be located"):
         PromptEncoder(upper, PromptFormat(chat=True)).prompts(["hello"])
 
 
@@ -225,24 +225,24 @@ def test_limits_are_checked_before_work() -> None:
     model = build_tiny("llama")
     encoder = PromptEncoder.for_model(model, build_tokenizer(bos=True))
     assert encoder.limits.positions == 128
-    with pytest.raises(ValueError, match=r"have 1\d\d tokens but the model takes 128"):
+    with pytest.raises(DataError, match=r"have 1\d\d tokens but the model takes 128"):
         encoder.prompts(["a b c d e f g h i j " * 9])
-    with pytest.raises(ValueError, match="no token after the prompt"):
+    with pytest.raises(DataError, match="no token after the prompt"):
         list(encoder.encode([PromptText("The capital is", "  ")]))
     tokenizer = build_tokenizer(bos=True)
     rows = model.get_input_embeddings().num_embeddings
     tokenizer.add_tokens([f"<extra{number}>" for number in range(rows + 1 - len(tokenizer))])
     name = tokenizer.convert_ids_to_tokens(rows)
-    with pytest.raises(ValueError, match=f"embedding has {rows} rows"):
+    with pytest.raises(DataError, match=f"embedding has {rows} rows"):
         PromptEncoder.for_model(model, tokenizer).prompts([f"The {name} is"])
 
 
 def test_each_stack_has_its_own_room() -> None:
     encoder = PromptEncoder.for_model(build_tiny("bart"), build_tokenizer(eos=True))
     words = "a b c d e f g h i j "
-    with pytest.raises(ValueError, match=r"… has \d+ tokens .* 64; shorten the prompt"):
+    with pytest.raises(DataError, match=r"… has \d+ tokens .* 64; shorten the prompt"):
         list(encoder.encode([PromptText(words * 5, "Rome")]))
-    with pytest.raises(ValueError, match=r"answer to .* has \d+ tokens .* 64; shorten the answer"):
+    with pytest.raises(DataError, match=r"answer to .* has \d+ tokens .* 64; shorten the answer"):
         list(encoder.encode([PromptText("Say", words * 5)]))
     (both,) = encoder.encode([PromptText(words * 2, words * 2)])  # more than 64 together
     assert max(len(both.prompt), len(both.answer)) <= 64 < len(both.prompt) + len(both.answer)
