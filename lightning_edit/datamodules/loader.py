@@ -41,27 +41,27 @@ class CollatesRequests(Protocol):
         """
 
 
-class StepIndices(list[int]):
-    """Dataset indices of one batch, with the batch's place in training.
+class StepPlaces(list[int]):
+    """Places of one batch in the order of its epoch, with the batch's place in training.
 
     Args:
-        indices: Indices into the data set.
+        places: Places in the order of the epoch.
         epoch: Epoch, from 0.
         batch_idx: Index of the batch in the epoch.
-        beside: Indices of this step on all processes; ``None``: these alone.
+        beside: Places of this step on all processes; ``None``: these alone.
     """
 
     def __init__(
         self,
-        indices: Sequence[int] = (),
+        places: Sequence[int] = (),
         epoch: int = 0,
         batch_idx: int = 0,
         beside: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(indices)
+        super().__init__(places)
         self.epoch = epoch
         self.batch_idx = batch_idx
-        self.beside = list(indices if beside is None else beside)
+        self.beside = list(places if beside is None else beside)
 
 
 class StepRequests(list[EditRequest]):
@@ -86,33 +86,6 @@ class StepRequests(list[EditRequest]):
         self.epoch = epoch
         self.batch_idx = batch_idx
         self.beside = list(requests if beside is None else beside)
-
-
-class RequestDataset(Dataset[EditRequest]):
-    """Map-style data set of edit requests that reads a whole batch with its place in training.
-
-    Args:
-        requests: The requests.
-    """
-
-    def __init__(self, requests: Sequence[EditRequest]) -> None:
-        self.requests = requests
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def __getitem__(self, index: int) -> EditRequest:
-        return self.requests[index]
-
-    def __getitems__(self, indices: list[int]) -> StepRequests:
-        """Read the requests of one batch; torch's loader prefers this to one call an item."""
-        assert isinstance(indices, StepIndices)  # they come from StepBatchSampler
-        return StepRequests(
-            [self.requests[index] for index in indices],
-            indices.epoch,
-            indices.batch_idx,
-            [self.requests[index] for index in indices.beside],
-        )
 
 
 def as_list(batch: list[EditRequest]) -> list[EditRequest]:
@@ -149,6 +122,42 @@ class EpochShuffle(Sampler[int]):
         return iter(order)
 
 
+class RequestDataset(Dataset[EditRequest]):
+    """Map-style data set of edit requests that reads a whole batch with its place in training.
+
+    The order of the epochs is its own, not a sampler's, because Lightning makes samplers anew.
+
+    Args:
+        requests: The requests.
+        order: Order of the requests in each epoch; ``None``: as given.
+    """
+
+    def __init__(self, requests: Sequence[EditRequest], order: EpochShuffle | None = None) -> None:
+        self.requests = requests
+        self.order = order
+        self._read: tuple[int, list[int]] | None = None  # an epoch and its order
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __getitem__(self, index: int) -> EditRequest:
+        return self.requests[index]
+
+    def __getitems__(self, places: list[int]) -> StepRequests:
+        """Read the requests of one batch; torch's loader prefers this to one call an item."""
+        assert isinstance(places, StepPlaces)  # they come from StepBatchSampler
+        here, beside = (self._at(part, places.epoch) for part in (places, places.beside))
+        return StepRequests(here, places.epoch, places.batch_idx, beside)
+
+    def _at(self, places: Sequence[int], epoch: int) -> list[EditRequest]:
+        if self.order is None:
+            return [self.requests[place] for place in places]
+        if self._read is None or self._read[0] != epoch:
+            self.order.set_epoch(epoch)
+            self._read = epoch, list(self.order)
+        return [self.requests[self._read[1][place]] for place in places]
+
+
 class EpochSampler(SequentialSampler):
     """Sequential sampler that knows the epoch; Lightning sets it before every epoch.
 
@@ -166,15 +175,15 @@ class EpochSampler(SequentialSampler):
 class StepBatchSampler(BatchSampler):
     """Batch sampler that sends epoch and batch index along with the indices.
 
-    ``sampler`` walks over places in the order of the epoch. Under DDP, Lightning replaces it by a
-    ``DistributedSampler``; each process then walks over its share of the places, in turn, so that
-    n processes with batches of m requests see in a step what one process sees with n·m.
+    ``sampler`` walks over places in the order of the epoch. Under DDP, Lightning makes another of
+    these with a ``DistributedSampler``, by the arguments that every batch sampler has; each process
+    then walks over its share of the places, in turn, so that n processes with batches of m
+    requests see in a step what one process sees with n·m.
 
     Args:
         sampler: Sampler of places, with an attribute ``epoch``.
         batch_size: Requests per batch.
         drop_last: Whether to leave out a last batch that is not full.
-        order: Order of the requests in each epoch; ``None``: that of the data set.
 
     Attributes:
         start: Index of the batch that the next epoch's walk begins with, and it alone.
@@ -182,34 +191,20 @@ class StepBatchSampler(BatchSampler):
 
     start = 0
 
-    def __init__(
-        self,
-        sampler: Sampler[int],
-        batch_size: int,
-        drop_last: bool,
-        order: EpochShuffle | None,
-    ) -> None:
+    def __init__(self, sampler: Sampler[int], batch_size: int, drop_last: bool) -> None:
         super().__init__(sampler, batch_size, drop_last)
-        self.order = order
-        if isinstance(sampler, DistributedSampler) and order is not None:
-            sampler.shuffle = False  # the order of the places is shuffled already
+        shared = sampler.dataset if isinstance(sampler, DistributedSampler) else None
+        if isinstance(shared, RequestDataset) and shared.order is not None:
+            sampler.shuffle = False  # type: ignore[attr-defined]  # the order is shuffled already
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch = int(getattr(self.sampler, "epoch", 0))
         start, self.start = self.start, 0
-        order = None
-        if self.order is not None:
-            self.order.set_epoch(epoch)
-            order = list(self.order)
         shares = self._shares()
         for batch_idx, places in enumerate(islice(super().__iter__(), start, None), start):
             step = slice(batch_idx * self.batch_size, (batch_idx + 1) * self.batch_size)
             beside = [place for share in shares for place in share[step]] or places
-            indices, everyones = (
-                part if order is None else [order[place] for place in part]
-                for part in (places, beside)
-            )
-            yield StepIndices(indices, epoch, batch_idx, everyones)
+            yield StepPlaces(places, epoch, batch_idx, beside)
 
     def _shares(self) -> list[list[int]]:
         """Return the places that each process walks over; empty for one process."""
@@ -286,8 +281,8 @@ def request_loader(
         num_workers: Worker processes that collate.
         done: Returns how many batches of the epoch a resumed training has behind it.
     """
-    data = RequestDataset(requests)
-    batches = StepBatchSampler(EpochSampler(data), batch_size, drop_last=False, order=order)
+    data = RequestDataset(requests, order)
+    batches = StepBatchSampler(EpochSampler(data), batch_size, drop_last=False)
     return RequestLoader(
         data,
         done,

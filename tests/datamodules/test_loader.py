@@ -11,13 +11,17 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.data import _update_dataloader
 from torch.utils.data import DistributedSampler
 
 from lightning_edit.datamodules.loader import (
     EpochSampler,
     EpochShuffle,
     RequestDataset,
+    RequestLoader,
     StepBatchSampler,
+    StepPlaces,
     StepRequests,
     request_loader,
 )
@@ -67,21 +71,43 @@ def test_workers_see_epoch_and_step(workers: int) -> None:
 
 def test_processes_share_one_order_and_no_request() -> None:
     """As Lightning rebuilds the loader under DDP: a distributed sampler in place of the sampler."""
-    data = RequestDataset(toy_requests(6))
-    order = EpochShuffle(6, seed=1)
-    whole = StepBatchSampler(EpochSampler(data), 6, drop_last=False, order=order)
+    data = RequestDataset(toy_requests(6), EpochShuffle(6, seed=1))
+    whole = StepBatchSampler(EpochSampler(data), 6, drop_last=False)
     for epoch in (0, 1):
         shares = []
         for rank in (0, 1):
             sampler: Any = DistributedSampler(data, 2, rank, shuffle=True)
             sampler.set_epoch(epoch)
-            found = list(StepBatchSampler(sampler, 2, drop_last=False, order=order))
-            assert [(one.epoch, one.batch_idx) for one in found] == [(epoch, 0), (epoch, 1)]  # type: ignore[attr-defined]
-            shares.append([index for one in found for index in one])
+            batches = StepBatchSampler(sampler, 2, drop_last=False)
+            found = [data.__getitems__(places) for places in batches]
+            assert [(one.epoch, one.batch_idx) for one in found] == [(epoch, 0), (epoch, 1)]
+            shares.append([request.id for one in found for request in one])
         whole.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # an EpochSampler
-        (together,) = list(whole)
-        assert [index for pair in zip(*shares, strict=True) for index in pair] == together
-    assert list(EpochShuffle(6, seed=1)) != together
+        together = [request.id for request in data.__getitems__(next(iter(whole)))]
+        assert [name for pair in zip(*shares, strict=True) for name in pair] == together
+        order = EpochShuffle(6, seed=1)
+        order.set_epoch(epoch)
+        assert together == [f"fact-{number}" for number in order] != sorted(together)
+
+
+def test_lightning_deals_a_loader_that_was_made_outside_of_its_hooks() -> None:
+    """`trainer.fit(module, data.train_dataloader())` on two processes."""
+    data = ToyData(5)
+    data.batch_size = 2
+    seen: list[list[list[str]]] = []
+    for rank in (0, 1):
+        loader = data.train_dataloader()
+        sampler: Any = DistributedSampler(loader.dataset, 2, rank, shuffle=True)  # type: ignore[arg-type]
+        dealt = _update_dataloader(loader, sampler, mode=RunningStage.TRAINING)
+        assert type(dealt) is RequestLoader
+        seen.append([[one.id for one in batch] for batch in dealt])
+    (whole,) = request_loader(toy_requests(5), 5, EpochShuffle(5, data.seed))
+    order = [one.id for one in whole]
+    assert order != sorted(order)
+    places = ([0, 2, 4], [1, 3, 0])  # in turn; the first one again where a place is left
+    assert [[*first, *second] for first, second in seen] == [
+        [order[place] for place in share] for share in places
+    ]
 
 
 class Reading(pl.LightningModule):
@@ -258,15 +284,15 @@ def test_step_batches_travel_to_a_worker_that_is_spawned() -> None:
 def test_a_batch_knows_the_requests_of_the_step_on_all_processes(size: int) -> None:
     requests, steps = toy_requests(size), []
     for rank in (0, 1):
-        share = DistributedSampler(RequestDataset(requests), 2, rank, shuffle=False)
-        order = EpochShuffle(size, seed=5)
-        batches = list(StepBatchSampler(share, 2, drop_last=False, order=order))
-        steps.append(batches)
+        data = RequestDataset(requests, EpochShuffle(size, seed=5))
+        share = DistributedSampler(data, 2, rank, shuffle=False)
+        steps.append(list(StepBatchSampler(share, 2, drop_last=False)))
     for one, other in zip(*steps, strict=True):
         assert sorted(one.beside) == sorted(other.beside) == sorted([*one, *other])
-    (alone,) = StepBatchSampler(EpochSampler(requests), size, drop_last=False, order=None)
+    (alone,) = StepBatchSampler(EpochSampler(requests), size, drop_last=False)
+    assert isinstance(alone, StepPlaces)
     assert alone.beside == list(range(size))
-    read = RequestDataset(requests).__getitems__(steps[0][0])
+    read, order = data.__getitems__(steps[0][0]), list(EpochShuffle(size, seed=5))
     assert [request.id for request in read.beside] == [
-        requests[index].id for index in steps[0][0].beside
+        requests[order[place]].id for place in steps[0][0].beside
     ]
