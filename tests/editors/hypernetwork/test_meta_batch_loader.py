@@ -147,6 +147,11 @@ def train_together(folder: str) -> None:
     run = trainer(root, max_epochs=2, callbacks=[watch], devices=2, strategy="ddp")
     run.fit(editor(), datamodule=data())
     found = {"edits": watch.edits, "kinds": sorted(watch.kinds)}
+    outside = Watch()  # loaders that were made outside of Lightning's hooks, of plain requests
+    again = trainer(root, max_epochs=2, callbacks=[outside], devices=2, strategy="ddp")
+    again.fit(editor(), data().train_dataloader(), data().val_dataloader())
+    assert outside.kinds == {"list"}
+    assert outside.edits == watch.edits
     (root / f"rank-{run.global_rank}.json").write_text(json.dumps(found))
 
 
