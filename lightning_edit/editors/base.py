@@ -302,7 +302,7 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
         minutes.
 
         Args:
-            requests: Requests that were written last.
+            requests: Requests that were written last; none after an undo.
             written: Their deltas.
             in_force: All edits in force.
             earlier: Requests in force that were answered before.
@@ -310,7 +310,7 @@ class Editor(HistoryHooks, EditorParts, BoundModel, LayerDefaults, Stages, LoopS
         Returns:
             Ids of the requests whose answer the model does not give; ``None``: not looked at.
         """
-        if all(one.prompts and not one.state for one in written):
+        if all(one.prompts and not one.state for one in written or in_force):
             return None
         return say_unanswered(self, requests, written, in_force, earlier)
 

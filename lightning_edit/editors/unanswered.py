@@ -14,6 +14,14 @@ log = logging.getLogger(__name__)
 
 #: Most requests of a call that a warning names.
 _NAMED = 3
+_OVERWRITTEN = (
+    "later edits overwrite them. Write facts together, in one call, or take an editor that keeps "
+    "earlier ones, such as MEMIT with keep_history, AlphaEdit or GRACE"
+)
+_ALONE = (
+    "they were learnt on top of what was undone. Undo them and write them again, or redo what was "
+    "undone"
+)
 
 
 def unanswered(
@@ -51,10 +59,10 @@ def say_unanswered(
 
     Args:
         editor: The editor, bound; its edits are in force.
-        requests: The requests that were written last.
+        requests: The requests that were written last; none after an undo of others.
         written: Their deltas.
         in_force: All edits in force.
-        earlier: Requests in force that were answered before these were written.
+        earlier: Requests in force that were answered before.
 
     Returns:
         Ids of the requests, of both kinds, whose answer the model does not give.
@@ -73,10 +81,8 @@ def say_unanswered(
     if lost:
         log.warning(
             "%d of %d earlier edits that were looked at are in force, but the model no longer "
-            "gives their answer (%s): later edits overwrite them. Write facts together, in one "
-            "call, or take an editor that keeps earlier ones, such as MEMIT with keep_history, "
-            "AlphaEdit or GRACE",
-            *(len(lost), len(earlier), _names(lost)),
+            "gives their answer (%s): %s",
+            *(len(lost), len(earlier), _names(lost), _OVERWRITTEN if requests else _ALONE),
         )
     return frozenset(one.id for one, _ in found)
 

@@ -17,6 +17,7 @@ from lightning_edit.edits.protocols import BoundEditor, Conditions
 from lightning_edit.edits.request_rows import as_requests
 from lightning_edit.exceptions import DataError, EditRefusedError, LedgerError
 from lightning_edit.functional.visible import visible
+from lightning_edit.models.view import ModelView
 from lightning_edit.types import EditRequest
 
 log = logging.getLogger(__name__)
@@ -207,9 +208,12 @@ class EditedModel:
 
         Raises:
             DataError: If there are no requests, or one is not valid.
+            ArchitectureError: If an adapter was put on a projection since the editor was bound.
             EditRefusedError: If a commit misses a condition; nothing of the call is left then.
         """
         self._require_own_editor()
+        if isinstance(view := getattr(self.editor, "view", None), ModelView):
+            view.require_plain()
         # Names are not used again after an undo: `edit-0` is one edit for the life of this handle.
         listed = as_requests(requests, first=self._named)
         self._named += len(listed)
@@ -235,6 +239,8 @@ class EditedModel:
         ids = {name for delta in in_force for name in delta.request_ids}
         new = {request.prompt for request in requests}  # such a fact is replaced, not lost
         answered = [one for one in self._answered if one.id in ids and one.prompt not in new]
+        if not requests and not answered:
+            return
         step = max(1, math.ceil(len(answered) / _LOOKED_AT))
         try:
             missing = look(requests, written, in_force, answered[::step])
@@ -298,6 +304,9 @@ class EditedModel:
     def undo(self, ids: str | Sequence[str] | None = None) -> "EditedModel":
         """Undo edits; after undoing all of them the model is bit-identical to the original.
 
+        Edits that stay were learnt beside those that go; a warning names those of them, of which
+        some are looked at, whose answer was lost.
+
         Args:
             ids: Request ids to undo; ``None``: all.
 
@@ -306,6 +315,8 @@ class EditedModel:
         """
         with exclusive(self.model):
             self.ledger.undo(self.ledger.request_ids if ids is None else listed_ids(ids))
+            if len(self.ledger.in_force) and self.editor.language_model is self.model:
+                self._say_unanswered((), ())
         return self
 
     def redo(self, ids: str | Sequence[str] | None = None) -> "EditedModel":

@@ -23,17 +23,17 @@ class EditedWeight:
         handle: The weight as it is.
         pristine: Its values before the first edit, in its own type.
         total: What all deltas in force add, in float64.
-        version: PyTorch's count of in-place writes to it after the ledger's last one.
+        seen: PyTorch's count of in-place writes to it and its sums, after the ledger's last write.
     """
 
     handle: Weight
     pristine: Tensor
     total: Tensor
-    version: int | None = None
+    seen: tuple[int, Tensor, Tensor] | None = None
 
     def note_write(self) -> None:
         """Remember that the ledger itself wrote the weight last."""
-        self.version = _version(self.handle)
+        self.seen = _signs(self.handle)
 
     def show(self) -> None:
         """Give the weight its value with the deltas in force."""
@@ -51,14 +51,14 @@ class EditedWeight:
         Raises:
             LedgerError: If somebody else changed it.
         """
-        if self.version is not None and self.version == _version(self.handle):
+        if _equal(self.seen, _signs(self.handle)):
             return
         expected = (self.pristine.double() + self.total).to(self.handle.dtype)
         if not torch.equal(self.handle.read(self.handle.dtype), expected):
             raise LedgerError(
                 f"{self.handle.name} was changed outside this ledger since its last edit (by "
-                "another EditedModel of the same model, or by training), so nothing was written; "
-                "undo that change first, or load the model again"
+                "another EditedModel of the same model, by training, or by merging an adapter), so "
+                "nothing was written; undo that change first, or load the model again"
             )
         self.note_write()
 
@@ -212,7 +212,29 @@ def _require_finite(handle: Weight, value: Tensor) -> None:
         )
 
 
-def _version(handle: Weight) -> int | None:
-    """Return PyTorch's count of in-place writes; ``None`` for an inference tensor."""
+_Signs = tuple[int, Tensor, Tensor]
+
+#: Whole numbers of an element's size, to add up its bits.
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _signs(handle: Weight) -> _Signs | None:
+    """Return what differs after a foreign write; ``None`` for an inference tensor.
+
+    PyTorch's count of in-place writes, and the sums of the values' bits by row and by column: what
+    writes through ``.data``, as PEFT's merging does, is not counted.
+    """
     parameter = handle.raw()
-    return None if parameter.is_inference() else parameter._version
+    if parameter.is_inference():
+        return None
+    bits = parameter.detach().view(_BITS[parameter.element_size()])
+    sums = (bits.sum(-1, dtype=torch.int64), bits.sum(0, dtype=torch.int64))
+    return parameter._version, *sums
+
+
+def _equal(one: _Signs | None, other: _Signs | None) -> bool:
+    if one is None or other is None or one[0] != other[0]:
+        return False
+    return all(
+        a.device == b.device and torch.equal(a, b) for a, b in zip(one[1:], other[1:], strict=True)
+    )

@@ -75,6 +75,17 @@ class ModelView:
         """Number of (decoder) blocks."""
         return len(self.blocks)
 
+    def require_plain(self) -> None:
+        """Check that no projection has got an adapter since the model was resolved.
+
+        Raises:
+            ArchitectureError: If one has.
+        """
+        for block in (*self.blocks, *self.encoder_blocks):
+            for name in (block.mlp_down, *block.mlp_up, block.attention_out):
+                if hasattr(self.model.get_submodule(name), "base_layer"):
+                    raise _adapted_error(name)
+
     @cached_property
     def block_numbers(self) -> dict[int, int]:
         """Number of the block that each module is in, by ``id``; looked up once a view."""
@@ -334,11 +345,7 @@ def _block(name: str, module: nn.Module, hidden: int, reading: bool) -> BlockVie
     _refuse_experts(name, module, hidden)
     down, ups = _mlp(name, module, {part: linears[part] for part in rest}, hidden)
     if not reading and (edited := adapted & {down, *ups, *outs}):
-        raise ArchitectureError(
-            f"{_join(name, min(edited))} carries an adapter (LoRA) of PEFT, so it is no plain "
-            "matrix; merge it first (`model.merge_and_unload()`) and edit the model that this "
-            "returns"
-        )
+        raise _adapted_error(_join(name, min(edited)))
     owner = down.rpartition(".")[0]
     return BlockView(
         name=name,
@@ -401,6 +408,14 @@ def _mlp(
     if not ups or not all(fits) or len({part.rpartition(".")[0] for part in linears}) > 1:
         raise _unsupported(name, block, looked_for, linears)
     return down, ups
+
+
+def _adapted_error(name: str) -> ArchitectureError:
+    """Return the error of a projection that is no plain matrix."""
+    return ArchitectureError(
+        f"{name} carries an adapter (LoRA) of PEFT, so it is no plain matrix; merge it first "
+        "(`model.merge_and_unload()`) and edit the model that this returns"
+    )
 
 
 def _unsupported(

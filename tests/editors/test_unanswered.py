@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_edit.editors import FTM, GRACE, ICE, KN, RECT, UltraEdit, base
+from lightning_edit import load_language_model
+from lightning_edit.editors import FTM, GRACE, ICE, KN, RECT, WISE, UltraEdit, base
 from lightning_edit.editors.base import Editor
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.types import EditRequest
@@ -70,6 +71,29 @@ def test_an_edit_that_is_replaced_or_taken_back_is_not_lost(
     edited.undo("one")
     edited.edit(FACTS[1])
     assert not any("earlier edits" in message for message in caplog.messages)
+
+
+def test_an_edit_that_went_with_another_one_that_was_undone_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, tokenizer = load_language_model("atlas")
+    facts = [
+        {"prompt": f"The capital of {one} is", "subject": one, "target": target}
+        for one, target in (("France", "Oslo"), ("Japan", "Madrid"))
+    ]
+    edited = WISE().edit_model(model, tokenizer, facts[0]).edit(facts[1])
+    assert edited.generate(facts[1]["prompt"], 1) == "Madrid"
+    caplog.clear()
+    edited.undo("edit-0")  # the second was learnt on top of it
+    assert edited.generate(facts[1]["prompt"], 1) != "Madrid"
+    (message,) = caplog.messages
+    assert message.startswith("1 of 1 earlier edits that were looked at are in force, but")
+    assert "edit-1: 'The capital of Japan is' → 'Madrid', " in message
+    assert "they were learnt on top of what was undone" in message
+    edited.redo()
+    caplog.clear()
+    edited.undo()
+    assert not caplog.messages
 
 
 def test_texts_before_prompts_are_not_read_through(monkeypatch: pytest.MonkeyPatch) -> None:

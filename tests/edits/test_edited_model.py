@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from lightning_edit.edits.edited_model import next_number
-from lightning_edit.exceptions import DataError, LedgerError
+from lightning_edit.exceptions import ArchitectureError, DataError, LedgerError
 from lightning_edit.models.weights import weights_hash
 from tests.toy import ToyEditor, toy_model, toy_requests, toy_tokenizer
 
@@ -65,6 +66,41 @@ def test_two_handles_on_one_model_do_not_destroy_each_other() -> None:
     assert weights_hash(model) == one
     first.undo()
     assert weights_hash(model) == pristine
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+@pytest.mark.parametrize("way", ["data", "merged adapter"])
+def test_a_change_that_torch_does_not_count_is_noticed(way: str) -> None:
+    model = toy_model()
+    edited = one_by_one().edit_model(model, toy_tokenizer(), FACTS[0])
+    (name,) = edited.ledger.touched
+    weight = model.get_parameter(name)
+    count = weight._version
+    if way == "data":
+        weight.data[0, :2] = weight.data[0, :2].flip(0) + 1.0
+    else:
+        stem = name.removesuffix(".weight")
+        config = LoraConfig(target_modules=[stem], r=2, init_lora_weights=False)
+        get_peft_model(model, config).merge_and_unload()
+    assert weight._version == count
+    assert model.get_parameter(name) is weight
+    merged = weights_hash(model)
+    for refused in (edited.undo, lambda: edited.edit(FACTS[1])):
+        with pytest.raises(LedgerError, match="by merging an adapter"):
+            refused()
+    assert weights_hash(model) == merged
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_an_adapter_on_an_edited_model_is_merged_before_the_next_edit() -> None:
+    model = toy_model()
+    edited = one_by_one().edit_model(model, toy_tokenizer(), FACTS[0])
+    (name,) = edited.ledger.touched
+    get_peft_model(model, LoraConfig(target_modules=[name.removesuffix(".weight")], r=2))
+    with pytest.raises(ArchitectureError, match=r"carries an adapter .* merge it first"):
+        edited.edit(FACTS[1])
 
 
 def test_training_in_between_is_noticed() -> None:
