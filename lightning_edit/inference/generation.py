@@ -30,6 +30,16 @@ Prompt = tuple[Ids, int]
 
 #: Models stop answering at a line break.
 LINE_BREAK = ("\n",)
+#: Settings of a model's own `generation_config` that would not decode greedily, or not whole texts,
+#: and what they are instead.
+_NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys((
+        "assistant_early_exit", "dola_layers", "exponential_decay_length_penalty", "max_time",
+        "prefill_chunk_size", "prompt_lookup_num_tokens", "stop_strings", "watermarking_config",
+    )),
+    "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
+    "token_healing": False,
+}  # fmt: skip
 #: Limits are rounded up to multiples of this, so that rows of similar limits share a batch.
 LIMIT_STEP = 8
 #: New tokens after which complete continuations leave their batch: most end within a few tokens.
@@ -277,6 +287,11 @@ class GreedyGenerator:
             limit = min(limit, self.decoder_room - forced - closes)
         # The model's generation settings may penalise or forbid tokens, or with a least length (as
         # BART's for summaries have) the end of an answer; greedy decoding must not.
+        others = {
+            name: value
+            for name, value in _NEUTRAL.items()
+            if getattr(settings, name, None) not in (None, value)
+        }
         stopping = StoppingCriteriaList([_StopAtTexts(self.prompts, self.stop, start)])
         read = {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
         if self.encoded is not None:
@@ -296,6 +311,7 @@ class GreedyGenerator:
             stopping_criteria=stopping,
             return_dict_in_generate=True,
             **({} if cache is None else {"past_key_values": cache}),
+            **others,
         )
         for row, tokens in zip(rows, output.sequences.tolist(), strict=True):
             row.new += tokens[start : start + limit]

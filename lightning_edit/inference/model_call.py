@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import ArchitectureError
+from lightning_edit.inference.call_inputs import named_inputs, real_positions
 from lightning_edit.inference.hooks import add_hooks
 from lightning_edit.inference.packed.backend import NotPackableError, packable
 from lightning_edit.inference.watched_generate import Generation, WatchedGenerate, last_real
@@ -33,8 +35,10 @@ T = TypeVar("T")
 _KEPT = "_lightning_edit_decisions"
 #: Attribute of a model that holds its :class:`ModelCalls`.
 _CALLS = "_lightning_edit_calls"
-#: Name of the number of rows among the decisions; no decision can have it.
-_ROWS = "(rows)"
+#: Names among the decisions that no decision can have: the number of rows, the watch under which
+#: they were taken, and whether it was known where prompts end.
+_ROWS, _WATCH, _TOLD = "(rows)", "(watch)", "(told)"
+_NUMBERS = count()
 
 
 class ModelCall:
@@ -49,6 +53,7 @@ class ModelCall:
             continue a KV cache.
         decisions: What was decided for these prompts, by name; shared with the calls that follow.
         packed: Whether rows hold several texts, so that there is no decision a row.
+        unclear: Why it cannot be told where prompts end; empty where it can.
     """
 
     def __init__(
@@ -58,12 +63,14 @@ class ModelCall:
         begins: bool,
         decisions: dict[str, Any],
         packed: bool,
+        unclear: str = "",
     ) -> None:
         self.ends = ends
         self.real = real
         self.begins = begins
         self.decisions = decisions
         self.packed = packed
+        self.unclear = unclear
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,10 +112,12 @@ class ModelCall:
         Raises:
             NotPackableError: If rows hold several texts; callers then pad.
             ArchitectureError: If the call continues a KV cache whose prompts were read without this
-                decision.
+                decision, or by several tokens, which may be the rest of a prompt.
         """
         if self.packed:
             raise NotPackableError
+        if self.unclear:
+            raise ArchitectureError(self.unclear)
         if name not in self.decisions:
             if not self.begins:
                 raise ArchitectureError(
@@ -126,10 +135,12 @@ class ModelCalls:
     A call without a KV cache reads prompts. They end where :meth:`within` says; in somebody else's
     call, at the last token that is no padding, and inside `generate` at the last one that it was
     given. A call that continues a cache keeps the decisions that were taken when the cache was
-    filled.
+    filled, by the edits that are in force still; outside of `generate` by one token a row, since
+    several may be the rest of a prompt.
     """
 
     def __init__(self) -> None:
+        self._number = next(_NUMBERS)  # of these edits: other ones are attached with a new watch
         self._running: dict[int, list[ModelCall | None]] = {}
         self._ends: dict[int, Sequence[int]] = {}
         self._generations: dict[int, Generation] = {}
@@ -231,34 +242,60 @@ class ModelCalls:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> ModelCall:
-        given = [args[0] if args else None, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+        named = named_inputs(module, args, kwargs)
+        given = [named.get("input_ids"), named.get("inputs_embeds"), *args[:1]]
         ids = next(one for one in given if one is not None)
         rows, length = ids.shape[:2]
-        cache = kwargs.get("past_key_values")
+        cache = named.get("past_key_values")
         filled = 0 if cache is None else int(cache.get_seq_length())
-        real = _real_positions(kwargs.get("attention_mask"), rows, length, ids.device)
         thread = threading.get_ident()
         # A prompt's end is told for what reads it: with two stacks the encoder.
         ends = None if stack == "decoder" else self._ends.get(thread)
         generation = None if stack is not None else self._generations.get(thread)
-        places = last_real(real) if generation is None else generation.prompt_ends(real, filled)
-        if filled:
-            decisions = cache.__dict__.get(_KEPT, {})
-            if decisions.get(_ROWS, rows) != rows:
-                raise ArchitectureError(
-                    f"a KV cache of {decisions[_ROWS]} prompts is continued with {rows} rows, so "
-                    "decisions of edits cannot be told apart; read the prompts again"
-                )
+        decisions = self._decisions(cache, filled, rows)
+        told = bool(decisions.get(_TOLD))
+        real = None
+        if generation is not None and not filled:
+            real = generation.real_positions(rows, length)
+        if real is None:
+            real = real_positions(named.get("attention_mask"), rows, length, filled)
+        real = real.to(ids.device)
+        unclear = ""
+        if generation is not None:
+            places = generation.prompt_ends(real, filled, told)
         else:
-            decisions = {_ROWS: rows}
-            if cache is not None:
-                cache.__dict__[_KEPT] = decisions
+            places = last_real(real)
+            if filled and length > 1 and stack is None and ends is None:
+                unclear = (
+                    f"{length} tokens a row are read behind a KV cache of {filled}, and edits on "
+                    "this model decide at the end of a whole prompt, which may be among them or "
+                    "before; read whole texts without a cache, continue by one token, or use "
+                    "`generate`"
+                )
+        if not filled:
+            decisions[_TOLD] = ends is not None or generation is not None
         if stack == "decoder":
             places = real.long().argmax(1)
         elif ends is not None:
             places = torch.tensor(ends, device=ids.device)
-        packed = hasattr(module, "config") and _replaced(module)
-        return ModelCall(places, real, not filled, decisions, packed)
+        # Rows hold several texts also where sequence lengths are given (padding-free batches).
+        packed = "cu_seq_lens_q" in named or (hasattr(module, "config") and _replaced(module))
+        return ModelCall(places, real, not filled, decisions, packed, unclear)
+
+    def _decisions(self, cache: Any, filled: int, rows: int) -> dict[str, Any]:
+        """Return the decisions in a KV cache; new ones where it is empty or there is none."""
+        if not filled:
+            new = {_ROWS: rows, _WATCH: self._number}
+            if cache is not None:
+                cache.__dict__[_KEPT] = new
+            return new
+        found: dict[str, Any] = cache.__dict__.get(_KEPT, {})
+        if found.get(_ROWS, rows) != rows:
+            raise ArchitectureError(
+                f"a KV cache of {found[_ROWS]} prompts is continued with {rows} rows, so "
+                "decisions of edits cannot be told apart; read the prompts again"
+            )
+        return found if found.get(_WATCH) == self._number else {}
 
 
 @dataclass(frozen=True)
@@ -320,15 +357,8 @@ def telling(model: nn.Module, prompt_ends: Sequence[int] | None) -> AbstractCont
     return nullcontext() if calls is None else calls.within(prompt_ends)
 
 
-def _real_positions(mask: Any, rows: int, length: int, device: torch.device) -> Bool[Tensor, "b t"]:
-    """Return which positions of a call's input are no padding."""
-    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
-        return mask[:, mask.shape[1] - length :].to(device).bool()
-    return torch.ones(rows, length, dtype=torch.bool, device=device)
-
-
 def _replaced(model: nn.Module) -> bool:
     """Return whether the model's attention is replaced, so that rows hold several texts."""
     config: Any = model.config
     name = str(getattr(config, "_attn_implementation", ""))
-    return name.startswith("lightning_edit_") and not packable(model)
+    return name.startswith("paged|") or (name.startswith("lightning_edit_") and not packable(model))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lightning_edit.exceptions import ArchitectureError
 
-#: Attribute of a model that another library may have replaced on the model itself.
 _NAME = "generate"
+#: Ways of generating that put several prompts into one row.
+_BATCHED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
 
 class Generation:
@@ -24,19 +25,41 @@ class Generation:
 
     Args:
         length: Tokens of a row that it was given, padding included.
+        mask: Attention mask that it was given, one row a prompt; ``None``: none.
+        drafts: Whether it drafts for another `generate`, which checks every token, so that what it
+            cannot know (after which of its tokens a prompt ends) changes no answer.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, mask: Tensor | None = None, drafts: bool = False) -> None:
         self.length = length
+        self.mask = mask
+        self.drafts = drafts
         self.began = False
         self.ends: Int[Tensor, " b"] | None = None
 
-    def prompt_ends(self, real: Bool[Tensor, "b t"], filled: int) -> Int[Tensor, " b"]:
+    def real_positions(self, rows: int, length: int) -> Bool[Tensor, "b t"] | None:
+        """Return which positions of a call that reads prompts are no padding.
+
+        Args:
+            rows: Rows of the call; several for each prompt with beams.
+            length: Its positions.
+
+        Returns:
+            The positions; ``None`` if `generate` was given no mask of these prompts.
+        """
+        given = self.mask
+        if given is None or given.dim() != 2 or rows % len(given) or given.shape[1] > length:
+            return None
+        prompts = given.bool().repeat_interleave(rows // len(given), 0)
+        return nn.functional.pad(prompts, (0, length - given.shape[1]), value=True)
+
+    def prompt_ends(self, real: Bool[Tensor, "b t"], filled: int, told: bool) -> Int[Tensor, " b"]:
         """Return the position of each prompt's last token in a forward call.
 
         Args:
             real: Positions of the call's input that are no padding.
             filled: Tokens in its KV cache; the positions mean nothing if there are some.
+            told: Whether where prompts end was known when the cache was filled.
 
         Raises:
             ArchitectureError: If the call reads only a part of the prompt.
@@ -44,14 +67,15 @@ class Generation:
         rows, length = real.shape
         first, self.began = not self.began, True
         if filled:
-            if first and length > 1:
+            if first and not self.drafts and (length > 1 or not told):
                 raise ArchitectureError(
                     f"`generate` was given a KV cache of {filled} tokens and {length} new ones, "
                     "but edits on this model decide for whole prompts, which a cache of an earlier "
-                    "turn does not hold; give the whole conversation without `past_key_values`"
+                    "turn, or of a part of the prompt, does not hold; give the whole text without "
+                    "`past_key_values`"
                 )
             return last_real(real)
-        if length < self.length:
+        if length < self.length and not self.drafts:
             raise ArchitectureError(
                 f"`generate` reads the prompt's {self.length} tokens in chunks of {length}, but "
                 "edits on this model decide at the end of the whole prompt; set "
@@ -105,9 +129,21 @@ class WatchedGenerate:
             What it returns.
 
         Raises:
-            ArchitectureError: If it reads the prompt in parts (:meth:`Generation.prompt_ends`).
+            ArchitectureError: If it reads the prompt in parts (:meth:`Generation.prompt_ends`), or
+                asks about another prompt meanwhile (classifier-free guidance).
         """
-        end = self.begin(Generation(_given_length(args, kwargs)))
+        config = args[1] if len(args) > 1 else kwargs.get("generation_config")
+        own = self.model.generation_config
+        scale = kwargs.get("guidance_scale")
+        for given in (config, own):
+            scale = getattr(given, "guidance_scale", None) if scale is None else scale
+        if scale not in (None, 1):
+            raise ArchitectureError(
+                "classifier-free guidance reads another prompt inside `generate`, for which edits "
+                "on this model cannot decide; set `guidance_scale` to None"
+            )
+        drafts = bool(getattr(config, "is_assistant", None))
+        end = self.begin(Generation(_length(args, kwargs), kwargs.get("attention_mask"), drafts))
         try:
             return self.__wrapped__(*args, **kwargs)
         finally:
@@ -123,22 +159,45 @@ class WatchedGenerate:
         """
         if hasattr(type(model), _NAME):
             model.__dict__[_NAME] = cls(model, model.__dict__.get(_NAME), begin)
+        for name in _BATCHED:
+            if hasattr(type(model), name):
+                model.__dict__[name] = _Refused(name, model.__dict__.get(name))
 
     @staticmethod
     def remove(model: nn.Module) -> None:
-        """Give a model its own `generate` back.
+        """Give a model its own ways of generating back.
 
         Args:
             model: The model, not a wrapper of it.
         """
-        found = model.__dict__.get(_NAME)
-        if isinstance(found, WatchedGenerate):
-            del model.__dict__[_NAME]
-            if found.own is not None:
-                model.__dict__[_NAME] = found.own
+        for name in (_NAME, *_BATCHED):
+            found = model.__dict__.get(name)
+            if isinstance(found, WatchedGenerate | _Refused):
+                del model.__dict__[name]
+                if found.own is not None:
+                    model.__dict__[name] = found.own
 
 
-def _given_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+@dataclass(frozen=True)
+class _Refused:
+    """In the place of a way of generating that puts several prompts into one row.
+
+    Args:
+        name: Its name.
+        own: What another library has put on the model; ``None``: its class's.
+    """
+
+    name: str
+    own: Callable[..., Any] | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ArchitectureError(
+            f"`{self.name}` puts several prompts into one row, and edits on this model decide once "
+            "a prompt; call `generate` with the prompts as rows of a batch"
+        )
+
+
+def _length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Return how many tokens of a row `generate` was given; 1 where it begins with a BOS."""
     given = [kwargs.get("inputs_embeds"), args[0] if args else None]
     given += [kwargs.get(name) for name in ("inputs", "input_ids")]

@@ -1,5 +1,7 @@
 """What a forced pass tells of a continuation is not generated again, and changes no text."""
 
+from typing import Any
+
 import pytest
 from torch import Tensor, nn
 
@@ -63,6 +65,29 @@ def test_settings_that_forbid_tokens_leave_writing_to_the_model() -> None:
     assert writer.is_plain
     model.generation_config.suppress_tokens = [5]
     assert not writer.is_plain
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stop_strings", ["the"]),
+        ("token_healing", True),
+        ("exponential_decay_length_penalty", (0, 9.0)),
+        ("max_time", 0.0),
+        ("prefill_chunk_size", 2),
+        ("assistant_early_exit", 1),
+        ("prompt_lookup_num_tokens", 2),
+        ("encoder_repetition_penalty", 3.0),
+    ],
+)
+def test_a_models_own_settings_do_not_change_what_is_greedy(name: str, value: Any) -> None:
+    model = build_tiny("llama")
+    prompts = PromptEncoder.for_model(model, build_tokenizer(bos=True))
+    known = {((5, 6, 7, 5, 6), 6): PartialContinuation()}
+    expected = GreedyGenerator(model, prompts, 1).texts(known)
+    setattr(model.generation_config, name, value)
+    assert GreedyGenerator(model, prompts, 1).texts(known) == expected
+    assert getattr(model.generation_config, name) == value
 
 
 @pytest.mark.parametrize("leave", [True, False])

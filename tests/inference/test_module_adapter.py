@@ -13,10 +13,12 @@ from lightning_edit.exceptions import ArchitectureError, PassLayoutError
 from lightning_edit.inference.answer_gradients import answer_factors
 from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.answers import answer_logits
+from lightning_edit.inference.call_inputs import real_positions
 from lightning_edit.inference.hidden_states import read_last
 from lightning_edit.inference.model_call import ModelCall, calls_of
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.module_adapter import ModuleAdapter, attach, attached
+from lightning_edit.inference.packed.backend import NotPackableError
 from lightning_edit.inference.pass_layout import PassLayout
 from lightning_edit.inference.responder import Question
 from lightning_edit.inference.teacher_forcing import TeacherForcing
@@ -37,9 +39,12 @@ class Shift(ModuleAdapter):
         self.entry = entry
         self.vector = torch.linspace(-40.0, 40.0, size)
         self.decided: list[Tensor] = []
+        self.noted: list[Tensor] | None = None  # prompts of the calls that read some
 
     def act(self, hidden: Tensor, output: Tensor, call: ModelCall | None) -> Tensor:
         assert call is not None
+        if self.noted is not None and call.begins:
+            self.noted.append(call.prompt)
 
         def decide() -> Tensor:
             self.decided.append(call.at_ends(hidden)[:, self.entry] > 0)
@@ -177,12 +182,111 @@ def test_a_prompt_that_generate_reads_in_parts_is_refused() -> None:
     turn = model.generate(ids, **settings, return_dict_in_generate=True)
     assert torch.equal(whole, turn.sequences)
     longer = torch.cat([turn.sequences, ids], 1)
-    with pytest.raises(ArchitectureError, match="whole conversation without `past_key_values`"):
+    with pytest.raises(ArchitectureError, match="whole text without `past_key_values`"):
         model.generate(longer, **settings, past_key_values=turn.past_key_values)
     again = model.generate(turn.sequences, **settings, past_key_values=turn.past_key_values)
     assert torch.equal(again[:, : turn.sequences.shape[1]], turn.sequences)  # it goes on
     assert model.generate(longer, **settings).shape[1] == longer.shape[1] + 3
     assert model.generate(**settings, bos_token_id=1).shape[1] == 4  # from a BOS of its own
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+def test_padding_is_known_behind_a_static_cache_too(kind: str) -> None:
+    model, tokenizer, adapter = shifted(kind)
+    rows = padded(ids_of(tokenizer, PROMPTS), left=True)
+    del rows["position_ids"]
+    settings: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    seen: list[Tensor] = []
+    adapter.noted = seen
+    plain = model.generate(**rows, **settings, pad_token_id=0)
+    static = model.generate(**rows, **settings, pad_token_id=0, cache_implementation="static")
+    assert torch.equal(plain, static)
+    real = rows["attention_mask"].bool()
+    assert len(seen) == 2
+    assert all(torch.equal(one, real) for one in seen)
+
+
+@pytest.mark.parametrize("form", ["bool", "float", "by layer", "by place"])
+def test_padding_is_read_from_every_form_of_mask(form: str) -> None:
+    model, tokenizer, adapter = shifted("llama")
+    adapter.noted = []
+    rows = padded(ids_of(tokenizer, PROMPTS), left=False)
+    real = rows["attention_mask"].bool()
+    causal = torch.ones(real.shape[1], real.shape[1]).tril().bool()
+    whole = (causal & real[:, None, :])[:, None]
+    if form == "by place":
+        model(rows["input_ids"], rows["attention_mask"], rows["position_ids"])
+    else:
+        mask: Any = whole
+        if form != "bool":
+            mask = torch.where(whole, 0.0, torch.finfo(torch.float32).min)
+        rows["attention_mask"] = {"full_attention": mask} if form == "by layer" else mask
+        if form == "by layer":
+            found = real_positions(rows["attention_mask"], *real.shape, 0)
+            assert torch.equal(found, real)
+            return
+        model(**rows)
+    assert torch.equal(adapter.noted[-1], real)
+    with pytest.raises(ArchitectureError, match="of type object does not tell"):
+        real_positions(object(), 2, 3, 0)
+
+
+def test_prompts_in_one_row_and_guidance_are_refused() -> None:
+    model, tokenizer, adapter = shifted("llama")
+    rows = ids_of(tokenizer, PROMPTS)
+    with pytest.raises(ArchitectureError, match="`generate_batch` puts several prompts into one"):
+        model.generate_batch(inputs=rows)
+    with pytest.raises(ArchitectureError, match="set `guidance_scale` to None"):
+        model.generate(torch.tensor(rows[:1]), guidance_scale=1.5)
+    model.generation_config.guidance_scale = 2.0
+    with pytest.raises(ArchitectureError, match="set `guidance_scale` to None"):
+        model.generate(torch.tensor(rows[:1]))
+    ids = torch.tensor(rows[:1])
+    bounds = torch.tensor([0, ids.shape[1]])
+    with pytest.raises(NotPackableError):
+        model(ids, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds)
+    assert not adapter.decided
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_model_with_edits_drafts_for_another_and_for_itself(kind: str) -> None:
+    model, tokenizer, _ = shifted(kind)
+    ids = torch.tensor(ids_of(tokenizer, PROMPTS[:1]))
+    settings: dict[str, Any] = {
+        "max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0,
+    }  # fmt: skip
+    other = build_tiny(kind, seed=1)
+    expected = other.generate(ids, **settings)
+    assert torch.equal(other.generate(ids, **settings, assistant_model=model), expected)
+    own = model.generate(ids, **settings)
+    depth = model.config.num_hidden_layers
+    assert torch.equal(model.generate(ids, **settings, assistant_early_exit=2), own)
+    assert model.config.num_hidden_layers == depth
+
+
+@torch.no_grad()
+def test_a_cache_of_a_part_of_a_prompt_is_not_taken_for_a_prompt() -> None:
+    model, tokenizer, adapter = shifted("llama")
+    ids = torch.tensor(ids_of(tokenizer, PROMPTS[:1]))
+    part = model(ids[:, :-1], use_cache=True).past_key_values
+    with pytest.raises(ArchitectureError, match="or of a part of the prompt, does not hold"):
+        model.generate(ids, past_key_values=copy.deepcopy(part), max_new_tokens=2, pad_token_id=0)
+    begun = model(ids[:, :2], use_cache=True).past_key_values
+    with pytest.raises(ArchitectureError, match=r"read behind a KV cache of 2.*one token"):
+        model(ids[:, 2:], past_key_values=begun)
+    one = ids[:, -1:]
+    by_name = model(one, past_key_values=copy.deepcopy(part)).logits
+    assert torch.equal(model(one, None, None, part).logits, by_name)  # by place
+    assert len(adapter.decided) == 2
+
+
+def test_a_cache_filled_under_other_edits_is_refused() -> None:
+    model, tokenizer = build_tiny("llama"), build_tokenizer(bos=True)
+    with attached(model, {site(model): Shift(32)}):
+        cache = model(torch.tensor(ids_of(tokenizer, PROMPTS[:1])), use_cache=True).past_key_values
+    refused = pytest.raises(ArchitectureError, match="before the present edits came into force")
+    with attached(model, {site(model): Shift(32)}), refused:
+        model(torch.tensor([[7]]), past_key_values=cache)
 
 
 def test_generate_of_another_library_is_kept_and_comes_back() -> None:
