@@ -7,8 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from lightning_edit.edits.edited_model import next_number
+from lightning_edit.edits.edited_weights import _equal, _signs
 from lightning_edit.exceptions import ArchitectureError, DataError, LedgerError
-from lightning_edit.models.weights import weights_hash
+from lightning_edit.models.weights import Weight, weights_hash
 from tests.toy import ToyEditor, toy_model, toy_requests, toy_tokenizer
 
 FACTS = [{"prompt": r.prompt, "target": r.target, "subject": r.subject} for r in toy_requests(6)]
@@ -90,6 +91,27 @@ def test_a_change_that_torch_does_not_count_is_noticed(way: str) -> None:
         with pytest.raises(LedgerError, match="by merging an adapter"):
             refused()
     assert weights_hash(model) == merged
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(6, 8), (5, 3), (7,)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_value_counts_in_a_weights_signs(
+    dtype: torch.dtype, shape: tuple[int, ...], transposed: bool
+) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    if transposed:
+        values = values.t()
+    handle = Weight("w", torch.nn.Parameter(values))
+    before = _signs(handle)
+    assert _equal(before, _signs(handle))
+    for place in range(values.numel()):
+        kept = values.flatten()[place].item()
+        index = tuple(int(one) for one in torch.unravel_index(torch.tensor(place), values.shape))
+        handle.parameter.data[index] = kept + 1
+        assert not _equal(before, _signs(handle))
+        handle.parameter.data[index] = kept
+        assert _equal(before, _signs(handle))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
