@@ -212,14 +212,14 @@ class EditedModel:
             EditRefusedError: If a commit misses a condition; nothing of the call is left then.
         """
         self._require_own_editor()
-        if isinstance(view := getattr(self.editor, "view", None), ModelView):
-            view.require_plain()
         # Names are not used again after an undo: `edit-0` is one edit for the life of this handle.
         listed = as_requests(requests, first=self._named)
         self._named += len(listed)
         batch = encode_batch(self.editor.prompts, listed, seed)
         written: list[Delta] = []
         with exclusive(self.model):  # another thread waits until these edits are all written
+            if isinstance(view := getattr(self.editor, "view", None), ModelView):
+                view.require_plain()
             try:
                 for part, delta in find(self.editor, batch):
                     self._commit(delta, part.requests, conditions)
@@ -304,8 +304,8 @@ class EditedModel:
     def undo(self, ids: str | Sequence[str] | None = None) -> "EditedModel":
         """Undo edits; after undoing all of them the model is bit-identical to the original.
 
-        Edits that stay were learnt beside those that go; a warning names those of them, of which
-        some are looked at, whose answer was lost.
+        Edits that stay were learnt beside those that go: answers of up to eight of them are scored,
+        and a warning names those that were lost.
 
         Args:
             ids: Request ids to undo; ``None``: all.
@@ -314,8 +314,9 @@ class EditedModel:
             This handle.
         """
         with exclusive(self.model):
+            before = len(self.ledger.in_force)
             self.ledger.undo(self.ledger.request_ids if ids is None else listed_ids(ids))
-            if len(self.ledger.in_force) and self.editor.language_model is self.model:
+            if 0 < len(self.ledger.in_force) < before and self.editor.language_model is self.model:
                 self._say_unanswered((), ())
         return self
 

@@ -23,17 +23,18 @@ class EditedWeight:
         handle: The weight as it is.
         pristine: Its values before the first edit, in its own type.
         total: What all deltas in force add, in float64.
-        seen: PyTorch's count of in-place writes to it and its sums, after the ledger's last write.
+        fingerprint: PyTorch's count of in-place writes to it, and sums of its bits, after the
+            ledger's last write.
     """
 
     handle: Weight
     pristine: Tensor
     total: Tensor
-    seen: tuple[int, Tensor, Tensor] | None = None
+    fingerprint: tuple[int, Tensor, Tensor] | None = None
 
     def note_write(self) -> None:
         """Remember that the ledger itself wrote the weight last."""
-        self.seen = _signs(self.handle)
+        self.fingerprint = _fingerprint(self.handle)
 
     def show(self) -> None:
         """Give the weight its value with the deltas in force."""
@@ -51,9 +52,11 @@ class EditedWeight:
         Raises:
             LedgerError: If somebody else changed it.
         """
-        if _equal(self.seen, _signs(self.handle)):
+        if _equal(self.fingerprint, _fingerprint(self.handle)):
             return
-        expected = (self.pristine.double() + self.total).to(self.handle.dtype)
+        # `model.to` changes type or device of what was written, and no value.
+        written = (self.pristine.double() + self.total).to(self.pristine.dtype)
+        expected = written.to(self.handle.device, self.handle.dtype)
         if not torch.equal(self.handle.read(self.handle.dtype), expected):
             raise LedgerError(
                 f"{self.handle.name} was changed outside this ledger since its last edit (by "
@@ -92,7 +95,7 @@ class NewValue:
     @property
     def changes(self) -> bool:
         """Whether the new value has other bits."""
-        return not torch.equal(self.before, self.value)
+        return not torch.equal(self.before.to(self.value.device), self.value)
 
 
 class EditedWeights:
@@ -212,13 +215,13 @@ def _require_finite(handle: Weight, value: Tensor) -> None:
         )
 
 
-_Signs = tuple[int, Tensor, Tensor]
+_Fingerprint = tuple[int, Tensor, Tensor]
 
 #: Whole numbers of as many bytes, to add up bits.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _signs(handle: Weight) -> _Signs | None:
+def _fingerprint(handle: Weight) -> _Fingerprint | None:
     """Return what differs after a foreign write; ``None`` for an inference tensor.
 
     PyTorch's count of in-place writes, and the sums of the values' bits by row and by column: what
@@ -228,14 +231,16 @@ def _signs(handle: Weight) -> _Signs | None:
     if parameter.is_inference():
         return None
     values, size = parameter.detach(), parameter.element_size()
+    if values.dim() == 0:
+        values = values[None]
     # Eight bytes at a time, where rows consist of such, take a twentieth of the time.
-    wide = values.is_contiguous() and values.shape[-1] * size % 8 == 0
-    wide = wide and values.storage_offset() * size % 8 == 0
+    rows = [values.shape[-1], values.storage_offset(), *values.stride()[:-1]]
+    wide = values.stride(-1) == 1 and all(one * size % 8 == 0 for one in rows)
     bits = values.view(torch.int64 if wide else _BITS[size])
     return parameter._version, bits.sum(-1, dtype=torch.int64), bits.sum(0, dtype=torch.int64)
 
 
-def _equal(one: _Signs | None, other: _Signs | None) -> bool:
+def _equal(one: _Fingerprint | None, other: _Fingerprint | None) -> bool:
     if one is None or other is None or one[0] != other[0]:
         return False
     return all(

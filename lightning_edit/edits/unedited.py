@@ -15,9 +15,14 @@ def unedited(ledger: Ledger) -> Iterator[None]:
 
     Args:
         ledger: The ledger; no edit may be tried on its model meanwhile.
+
+    Raises:
+        LedgerError: If somebody else changed an edited weight, whose change would be lost.
     """
     touched = list(ledger.weights.touched.values())
     with exclusive(ledger.model):
+        for one in touched:
+            one.require_unchanged()
         try:
             for one in touched:
                 one.hide()

@@ -21,6 +21,7 @@ from lightning_edit.exceptions import ArchitectureError, DataError
 from lightning_edit.functional.padding import pad
 from lightning_edit.functional.tokens import length_sorted
 from lightning_edit.inference.eval_mode import evaluating
+from lightning_edit.inference.generation import neutral_settings
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Responder
@@ -175,6 +176,7 @@ class TextReader:
                     eos_token_id=None,
                     pad_token_id=0,
                     logits_processor=[sampler],
+                    **neutral_settings(self.model),
                 ).tolist()
             for place, row in zip(places, output, strict=True):
                 text = self.prompts.decode(row[ids.shape[1] :])

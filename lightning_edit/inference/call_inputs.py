@@ -15,6 +15,16 @@ from torch import Tensor, nn
 from lightning_edit.exceptions import ArchitectureError
 
 
+def unwrapped(model: Any) -> Any:
+    """Return the model inside PEFT's wrapper; without one, the model.
+
+    Args:
+        model: A language model.
+    """
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
+
+
 def named_inputs(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -25,7 +35,9 @@ def named_inputs(
         args: Arguments by position.
         kwargs: Arguments by name.
     """
-    names = _positional(type(module))  # type: ignore[arg-type]  # a class is hashable
+    # Wrappers that hand on whatever they are given take what the model inside takes.
+    kinds = (type(module), type(unwrapped(module)))
+    names = next(filter(None, map(_positional, kinds)), ())
     return dict(zip(names, args, strict=False)) | dict(kwargs)
 
 

@@ -34,8 +34,9 @@ LINE_BREAK = ("\n",)
 #: and what they are instead.
 _NEUTRAL: dict[str, Any] = {
     **dict.fromkeys((
-        "assistant_early_exit", "dola_layers", "exponential_decay_length_penalty", "max_time",
-        "prefill_chunk_size", "prompt_lookup_num_tokens", "stop_strings", "watermarking_config",
+        "assistant_early_exit", "constraints", "dola_layers", "exponential_decay_length_penalty",
+        "force_words_ids", "max_time", "penalty_alpha", "prefill_chunk_size",
+        "prompt_lookup_num_tokens", "stop_strings", "watermarking_config",
     )),
     "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
     "token_healing": False,
@@ -54,6 +55,23 @@ _NON_GREEDY_SETTINGS = (
     "forced_eos_token_id",
     "guidance_scale",
 )
+
+
+def neutral_settings(model: Any) -> dict[str, Any]:
+    """Return arguments of `generate` in place of a model's own settings that would bend a text.
+
+    Args:
+        model: A Hugging Face model.
+
+    Returns:
+        By name, those settings alone that the model has set.
+    """
+    own = model.generation_config
+    return {
+        name: value
+        for name, value in _NEUTRAL.items()
+        if getattr(own, name, None) not in (None, value)
+    }
 
 
 @dataclass(frozen=True)
@@ -287,11 +305,6 @@ class GreedyGenerator:
             limit = min(limit, self.decoder_room - forced - closes)
         # The model's generation settings may penalise or forbid tokens, or with a least length (as
         # BART's for summaries have) the end of an answer; greedy decoding must not.
-        others = {
-            name: value
-            for name, value in _NEUTRAL.items()
-            if getattr(settings, name, None) not in (None, value)
-        }
         stopping = StoppingCriteriaList([_StopAtTexts(self.prompts, self.stop, start)])
         read = {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
         if self.encoded is not None:
@@ -311,7 +324,7 @@ class GreedyGenerator:
             stopping_criteria=stopping,
             return_dict_in_generate=True,
             **({} if cache is None else {"past_key_values": cache}),
-            **others,
+            **neutral_settings(self.model),
         )
         for row, tokens in zip(rows, output.sequences.tolist(), strict=True):
             row.new += tokens[start : start + limit]

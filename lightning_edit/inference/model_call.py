@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_edit.exceptions import ArchitectureError
-from lightning_edit.inference.call_inputs import named_inputs, real_positions
+from lightning_edit.inference.call_inputs import named_inputs, real_positions, unwrapped
 from lightning_edit.inference.hooks import add_hooks
 from lightning_edit.inference.packed.backend import NotPackableError, packable
 from lightning_edit.inference.watched_generate import Generation, WatchedGenerate, last_real
@@ -37,7 +37,7 @@ _KEPT = "_lightning_edit_decisions"
 _CALLS = "_lightning_edit_calls"
 #: Names among the decisions that no decision can have: the number of rows, the watch under which
 #: they were taken, and whether it was known where prompts end.
-_ROWS, _WATCH, _TOLD = "(rows)", "(watch)", "(told)"
+_ROWS, _WATCH, _KNOWN = "(rows)", "(watch)", "(ends known)"
 _NUMBERS = count()
 
 
@@ -53,7 +53,7 @@ class ModelCall:
             continue a KV cache.
         decisions: What was decided for these prompts, by name; shared with the calls that follow.
         packed: Whether rows hold several texts, so that there is no decision a row.
-        unclear: Why it cannot be told where prompts end; empty where it can.
+        refusal: Why it cannot be told where prompts end; empty where it can.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class ModelCall:
         begins: bool,
         decisions: dict[str, Any],
         packed: bool,
-        unclear: str = "",
+        refusal: str = "",
     ) -> None:
         self.ends = ends
         self.real = real
         self.begins = begins
         self.decisions = decisions
         self.packed = packed
-        self.unclear = unclear
+        self.refusal = refusal
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -116,8 +116,8 @@ class ModelCall:
         """
         if self.packed:
             raise NotPackableError
-        if self.unclear:
-            raise ArchitectureError(self.unclear)
+        if self.refusal:
+            raise ArchitectureError(self.refusal)
         if name not in self.decisions:
             if not self.begins:
                 raise ArchitectureError(
@@ -196,7 +196,7 @@ class ModelCalls:
         ]
         model.__dict__[_CALLS] = self
         if not _has_two_stacks(model):  # the encoder of two stacks reads whole prompts, once
-            WatchedGenerate.put(_unwrapped(model), self._generate)
+            WatchedGenerate.put(unwrapped(model), self._generate)
         return _EndOfWatch(model, removes)
 
     def _generate(self, generation: Generation) -> Callable[[], None]:
@@ -253,34 +253,36 @@ class ModelCalls:
         ends = None if stack == "decoder" else self._ends.get(thread)
         generation = None if stack is not None else self._generations.get(thread)
         decisions = self._decisions(cache, filled, rows)
-        told = bool(decisions.get(_TOLD))
+        known = bool(decisions.get(_KNOWN))
+        own = generation is not None and generation.reads(ids, filled)
         real = None
-        if generation is not None and not filled:
+        if generation is not None and own and not filled:
             real = generation.real_positions(rows, length)
         if real is None:
             real = real_positions(named.get("attention_mask"), rows, length, filled)
         real = real.to(ids.device)
-        unclear = ""
-        if generation is not None:
-            places = generation.prompt_ends(real, filled, told)
+        if generation is not None and own:
+            places = generation.prompt_ends(real, filled, known)
         else:
             places = last_real(real)
-            if filled and length > 1 and stack is None and ends is None:
-                unclear = (
-                    f"{length} tokens a row are read behind a KV cache of {filled}, and edits on "
-                    "this model decide at the end of a whole prompt, which may be among them or "
-                    "before; read whole texts without a cache, continue by one token, or use "
-                    "`generate`"
-                )
+        refusal = ""
+        goes_on = generation is not None and (known or generation.is_draft)
+        if filled and length > 1 and stack is None and ends is None and not goes_on:
+            refusal = (
+                f"{length} tokens a row are read behind a KV cache of {filled}, and edits on this "
+                "model decide at the end of a whole prompt, which may be among them or before; "
+                "read whole texts without a cache, continue by one token, or use `generate`"
+            )
         if not filled:
-            decisions[_TOLD] = ends is not None or generation is not None
+            decisions[_KNOWN] = ends is not None or own
         if stack == "decoder":
             places = real.long().argmax(1)
         elif ends is not None:
             places = torch.tensor(ends, device=ids.device)
-        # Rows hold several texts also where sequence lengths are given (padding-free batches).
-        packed = "cu_seq_lens_q" in named or (hasattr(module, "config") and _replaced(module))
-        return ModelCall(places, real, not filled, decisions, packed, unclear)
+        # Rows hold several texts also where their lengths are given (padding-free batches).
+        packed = named.get("cu_seq_lens_q") is not None
+        packed = packed or (hasattr(module, "config") and _replaced(module))
+        return ModelCall(places, real, not filled, decisions, packed, refusal)
 
     def _decisions(self, cache: Any, filled: int, rows: int) -> dict[str, Any]:
         """Return the decisions in a KV cache; new ones where it is empty or there is none."""
@@ -307,7 +309,7 @@ class _EndOfWatch:
 
     def __call__(self) -> None:
         del self.model.__dict__[_CALLS]
-        WatchedGenerate.remove(_unwrapped(self.model))
+        WatchedGenerate.remove(unwrapped(self.model))
         for remove in self.removes:
             remove()
 
@@ -316,7 +318,7 @@ def _watched(model: Any) -> dict[nn.Module, Stack | None]:
     """Return the modules whose calls are watched: the model, or each of its two stacks."""
     if _has_two_stacks(model):
         return {model.get_encoder(): "encoder", model.get_decoder(): "decoder"}
-    own = _unwrapped(model)  # PEFT's wrapper generates with the model inside
+    own = unwrapped(model)  # PEFT's wrapper generates with the model inside
     base = getattr(own, "base_model", own)  # feature extractors call it alone
     return dict.fromkeys((model, own, base))
 
@@ -324,12 +326,6 @@ def _watched(model: Any) -> dict[nn.Module, Stack | None]:
 def _has_two_stacks(model: Any) -> bool:
     """Return whether a model has an encoder beside its decoder."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-
-
-def _unwrapped(model: Any) -> Any:
-    """Return the model inside PEFT's wrapper; without one, the model."""
-    inner = getattr(model, "get_base_model", None)
-    return inner() if callable(inner) else model
 
 
 def calls_of(model: nn.Module) -> ModelCalls | None:

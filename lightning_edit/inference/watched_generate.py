@@ -24,21 +24,52 @@ class Generation:
     """One call of `generate` of a decoder that is under way.
 
     Args:
-        length: Tokens of a row that it was given, padding included.
+        given: Token ids (b, t), or embeddings (b, t, d), that it was given; ``None``: it begins
+            with a BOS of its own.
         mask: Attention mask that it was given, one row a prompt; ``None``: none.
-        drafts: Whether it drafts for another `generate`, which checks every token, so that what it
-            cannot know (after which of its tokens a prompt ends) changes no answer.
+        is_draft: Whether it drafts for another `generate`, which checks every token, so that what
+            it cannot know (after which of its tokens a prompt ends) changes no answer.
     """
 
-    def __init__(self, length: int, mask: Tensor | None = None, drafts: bool = False) -> None:
-        self.length = length
+    def __init__(
+        self, given: Tensor | None, mask: Tensor | None = None, is_draft: bool = False
+    ) -> None:
+        self.given = given
         self.mask = mask
-        self.drafts = drafts
-        self.began = False
+        self.is_draft = is_draft
+        self.has_begun = False
+        self.length = 1 if given is None else max(given.shape[1], 1)
         self.ends: Int[Tensor, " b"] | None = None
 
+    def reads(self, read: Tensor, filled: int) -> bool:
+        """Whether a forward call reads the prompts, or what is left of them behind a KV cache.
+
+        Other calls inside `generate` are somebody's own (a stopping criterion that asks the model),
+        or go on behind the prompts.
+
+        Args:
+            read: Token ids or embeddings that the call reads.
+            filled: Tokens in its KV cache.
+        """
+        rows, length = read.shape[:2]
+        given = self.given
+        if given is None:
+            return not filled
+        if rows % len(given) or (self.has_begun and (filled or length < self.length)):
+            return False
+        if read.dim() != given.dim():  # ids were given: soft prompts of PEFT stand before them
+            if self.has_begun or filled or read.dim() < given.dim():
+                return self.ends is not None and len(self.ends) == rows and not filled
+            self.mask, self.length = None, length
+            return True
+        expected = given.to(read.device).repeat_interleave(rows // len(given), 0)
+        if filled:
+            return length <= self.length and torch.equal(expected[:, -length:], read)
+        common = min(length, self.length)
+        return torch.equal(expected[:, :common], read[:, :common])
+
     def real_positions(self, rows: int, length: int) -> Bool[Tensor, "b t"] | None:
-        """Return which positions of a call that reads prompts are no padding.
+        """Return which positions of a call that reads the prompts are no padding.
 
         Args:
             rows: Rows of the call; several for each prompt with beams.
@@ -53,33 +84,33 @@ class Generation:
         prompts = given.bool().repeat_interleave(rows // len(given), 0)
         return nn.functional.pad(prompts, (0, length - given.shape[1]), value=True)
 
-    def prompt_ends(self, real: Bool[Tensor, "b t"], filled: int, told: bool) -> Int[Tensor, " b"]:
-        """Return the position of each prompt's last token in a forward call.
+    def prompt_ends(self, real: Bool[Tensor, "b t"], filled: int, known: bool) -> Int[Tensor, " b"]:
+        """Return the position of each prompt's last token in a call that reads the prompts.
 
         Args:
             real: Positions of the call's input that are no padding.
             filled: Tokens in its KV cache; the positions mean nothing if there are some.
-            told: Whether where prompts end was known when the cache was filled.
+            known: Whether where prompts end was known when the cache was filled.
 
         Raises:
             ArchitectureError: If the call reads only a part of the prompt.
         """
         rows, length = real.shape
-        first, self.began = not self.began, True
+        self.has_begun = True
         if filled:
-            if first and not self.drafts and (length > 1 or not told):
+            if not self.is_draft and (length > 1 or not known):
                 raise ArchitectureError(
-                    f"`generate` was given a KV cache of {filled} tokens and {length} new ones, "
-                    "but edits on this model decide for whole prompts, which a cache of an earlier "
-                    "turn, or of a part of the prompt, does not hold; give the whole text without "
-                    "`past_key_values`"
+                    f"`generate` reads {length} tokens of the prompt behind a KV cache of {filled}"
+                    ", but edits on this model decide for whole prompts, which a cache of an "
+                    "earlier turn, or of a part of the prompt, does not hold; give the whole text "
+                    "without `past_key_values`"
                 )
             return last_real(real)
-        if length < self.length and not self.drafts:
+        if length < self.length and not self.is_draft:
             raise ArchitectureError(
-                f"`generate` reads the prompt's {self.length} tokens in chunks of {length}, but "
-                "edits on this model decide at the end of the whole prompt; set "
-                "`prefill_chunk_size` to None"
+                f"`generate` reads {length} of the prompt's {self.length} tokens at once, but edits"
+                " on this model decide at the end of the whole prompt; set `prefill_chunk_size` to "
+                "None, or take a model that reads its prompts as a whole"
             )
         if self.ends is None or len(self.ends) != rows:
             self.ends = last_real(real[:, : self.length])
@@ -100,7 +131,7 @@ def last_real(real: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
 class WatchedGenerate:
     """In the place of a model's `generate`: says that one begins and ends.
 
-    A copy of it, made together with the model, is that of the copy.
+    A copy of it, made together with the model (`copy.deepcopy`), is that of the copy.
 
     Args:
         model: The model, not a wrapper of it.
@@ -118,6 +149,10 @@ class WatchedGenerate:
         method: Callable[..., Any] = getattr(type(self.model), _NAME).__get__(self.model)
         return method if self.own is None else self.own
 
+    @property
+    def _settings(self) -> Any:
+        return getattr(self.model, "generation_config", None)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the model's own `generate`, between the two notes.
 
@@ -133,17 +168,16 @@ class WatchedGenerate:
                 asks about another prompt meanwhile (classifier-free guidance).
         """
         config = args[1] if len(args) > 1 else kwargs.get("generation_config")
-        own = self.model.generation_config
-        scale = kwargs.get("guidance_scale")
-        for given in (config, own):
-            scale = getattr(given, "guidance_scale", None) if scale is None else scale
-        if scale not in (None, 1):
+        scales = [getattr(one, "guidance_scale", None) for one in (config, self._settings)]
+        scale = next((one for one in scales if one is not None), None)
+        if kwargs.get("guidance_scale", scale) not in (None, 1):
             raise ArchitectureError(
                 "classifier-free guidance reads another prompt inside `generate`, for which edits "
-                "on this model cannot decide; set `guidance_scale` to None"
+                "on this model cannot decide; set `guidance_scale` to None (here or in the model's "
+                "`generation_config`)"
             )
-        drafts = bool(getattr(config, "is_assistant", None))
-        end = self.begin(Generation(_length(args, kwargs), kwargs.get("attention_mask"), drafts))
+        is_draft = bool(getattr(config, "is_assistant", None))
+        end = self.begin(Generation(_given(args, kwargs), kwargs.get("attention_mask"), is_draft))
         try:
             return self.__wrapped__(*args, **kwargs)
         finally:
@@ -197,9 +231,8 @@ class _Refused:
         )
 
 
-def _length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return how many tokens of a row `generate` was given; 1 where it begins with a BOS."""
-    given = [kwargs.get("inputs_embeds"), args[0] if args else None]
-    given += [kwargs.get(name) for name in ("inputs", "input_ids")]
-    found = next((one for one in given if isinstance(one, Tensor)), None)
-    return 1 if found is None else max(found.shape[1], 1)
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return what `generate` is to read; ``None`` where it begins with a BOS of its own."""
+    found = [kwargs.get("inputs_embeds"), args[0] if args else None]
+    found += [kwargs.get(name) for name in ("inputs", "input_ids")]
+    return next((one for one in found if isinstance(one, Tensor) and one.shape[1]), None)

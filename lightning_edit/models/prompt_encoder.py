@@ -179,7 +179,7 @@ class PromptEncoder(AnswerEnds):
         for text in listed:
             encoded = found[text]
             if isinstance(encoded, ValueError):
-                raise type(encoded)(*encoded.args)
+                raise encoded.with_traceback(None)
             yield encoded
 
     def prompts(self, prompts: Iterable[str]) -> list[Ids]:

@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from lightning_edit.edits.edited_model import next_number
-from lightning_edit.edits.edited_weights import _equal, _signs
+from lightning_edit.edits.edited_weights import _equal, _fingerprint
+from lightning_edit.edits.unedited import unedited
 from lightning_edit.exceptions import ArchitectureError, DataError, LedgerError
 from lightning_edit.models.weights import Weight, weights_hash
 from tests.toy import ToyEditor, toy_model, toy_requests, toy_tokenizer
@@ -87,31 +88,47 @@ def test_a_change_that_torch_does_not_count_is_noticed(way: str) -> None:
     assert weight._version == count
     assert model.get_parameter(name) is weight
     merged = weights_hash(model)
-    for refused in (edited.undo, lambda: edited.edit(FACTS[1])):
+    compared = unedited(edited.ledger)  # as an attribution or an export compares
+    for refused in (edited.undo, lambda: edited.edit(FACTS[1]), compared.__enter__):
         with pytest.raises(LedgerError, match="by merging an adapter"):
             refused()
     assert weights_hash(model) == merged
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(6, 8), (5, 3), (7,)])
+@pytest.mark.parametrize("shape", [(6, 8), (5, 3), (7,), (), (0, 4), (4, 0), (1, 4)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_every_value_counts_in_a_weights_signs(
+def test_every_value_counts_in_a_weights_fingerprint(
     dtype: torch.dtype, shape: tuple[int, ...], transposed: bool
 ) -> None:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    if transposed:
+    if transposed and values.dim() < 3:
         values = values.t()
+    if shape == (1, 4):
+        values = torch.randn(3, 5).to(dtype)[:1, :4]  # contiguous for PyTorch, with a stride of 5
     handle = Weight("w", torch.nn.Parameter(values))
-    before = _signs(handle)
-    assert _equal(before, _signs(handle))
+    before = _fingerprint(handle)
+    assert _equal(before, _fingerprint(handle))
     for place in range(values.numel()):
         kept = values.flatten()[place].item()
         index = tuple(int(one) for one in torch.unravel_index(torch.tensor(place), values.shape))
         handle.parameter.data[index] = kept + 1
-        assert not _equal(before, _signs(handle))
+        assert not _equal(before, _fingerprint(handle))
         handle.parameter.data[index] = kept
-        assert _equal(before, _signs(handle))
+        assert _equal(before, _fingerprint(handle))
+
+
+@pytest.mark.parametrize("wider", [torch.float32, torch.float64])
+def test_an_edited_model_in_another_type_is_undone(wider: torch.dtype) -> None:
+    model = toy_model(torch.bfloat16)
+    pristine = {name: value.clone() for name, value in model.state_dict().items()}
+    edited = one_by_one().edit_model(model, toy_tokenizer(), FACTS[0])
+    (name,) = edited.ledger.touched
+    assert not torch.equal(model.get_parameter(name), pristine[name])
+    model.to(wider)
+    edited.undo()
+    for one, value in model.state_dict().items():
+        assert torch.equal(value, pristine[one].to(wider)), one
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -11,6 +11,7 @@ from lightning_edit.inference.generation import (
     PartialContinuation,
     _Row,
     follow,
+    neutral_settings,
 )
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.types import EditRequest, Probe
@@ -86,6 +87,9 @@ def test_a_models_own_settings_do_not_change_what_is_greedy(name: str, value: An
     known = {((5, 6, 7, 5, 6), 6): PartialContinuation()}
     expected = GreedyGenerator(model, prompts, 1).texts(known)
     setattr(model.generation_config, name, value)
+    given = neutral_settings(model)
+    assert list(given) == [name]
+    assert given[name] != value
     assert GreedyGenerator(model, prompts, 1).texts(known) == expected
     assert getattr(model.generation_config, name) == value
 

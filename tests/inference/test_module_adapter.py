@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
+from transformers import StoppingCriteria
 
 from lightning_edit.exceptions import ArchitectureError, PassLayoutError
 from lightning_edit.inference.answer_gradients import answer_factors
@@ -175,7 +177,7 @@ def test_a_prompt_that_generate_reads_in_parts_is_refused() -> None:
     ids = torch.tensor(ids_of(tokenizer, PROMPTS[:1]))
     settings: dict[str, Any] = {"max_new_tokens": 3, "pad_token_id": 0, "eos_token_id": None}
     assert ids.shape[1] > 3
-    with pytest.raises(ArchitectureError, match=r"chunks of 3.*`prefill_chunk_size` to None"):
+    with pytest.raises(ArchitectureError, match=r"reads 3 of the .* `prefill_chunk_size` to None"):
         model.generate(ids, **settings, prefill_chunk_size=3)
     assert not adapter.decided
     whole = model.generate(ids, **settings, prefill_chunk_size=ids.shape[1])  # one chunk
@@ -208,8 +210,11 @@ def test_padding_is_known_behind_a_static_cache_too(kind: str) -> None:
 
 @pytest.mark.parametrize("form", ["bool", "float", "by layer", "by place"])
 def test_padding_is_read_from_every_form_of_mask(form: str) -> None:
-    model, tokenizer, adapter = shifted("llama")
+    # Gemma 3 has layers of two kinds, and takes a mask for each.
+    model, tokenizer, adapter = shifted("gemma3_text" if form == "by layer" else "llama")
     adapter.noted = []
+    with pytest.raises(ArchitectureError, match="of type object does not tell"):
+        real_positions(object(), 2, 3, 0)
     rows = padded(ids_of(tokenizer, PROMPTS), left=False)
     real = rows["attention_mask"].bool()
     causal = torch.ones(real.shape[1], real.shape[1]).tril().bool()
@@ -220,15 +225,10 @@ def test_padding_is_read_from_every_form_of_mask(form: str) -> None:
         mask: Any = whole
         if form != "bool":
             mask = torch.where(whole, 0.0, torch.finfo(torch.float32).min)
-        rows["attention_mask"] = {"full_attention": mask} if form == "by layer" else mask
-        if form == "by layer":
-            found = real_positions(rows["attention_mask"], *real.shape, 0)
-            assert torch.equal(found, real)
-            return
+        kinds = ("sliding_attention", "full_attention")
+        rows["attention_mask"] = dict.fromkeys(kinds, mask) if form == "by layer" else mask
         model(**rows)
     assert torch.equal(adapter.noted[-1], real)
-    with pytest.raises(ArchitectureError, match="of type object does not tell"):
-        real_positions(object(), 2, 3, 0)
 
 
 def test_prompts_in_one_row_and_guidance_are_refused() -> None:
@@ -239,6 +239,9 @@ def test_prompts_in_one_row_and_guidance_are_refused() -> None:
     with pytest.raises(ArchitectureError, match="set `guidance_scale` to None"):
         model.generate(torch.tensor(rows[:1]), guidance_scale=1.5)
     model.generation_config.guidance_scale = 2.0
+    one = torch.tensor(rows[:1])
+    assert model.generate(one, guidance_scale=None, max_new_tokens=1, pad_token_id=0).numel()
+    adapter.decided.clear()
     with pytest.raises(ArchitectureError, match="set `guidance_scale` to None"):
         model.generate(torch.tensor(rows[:1]))
     ids = torch.tensor(rows[:1])
@@ -262,6 +265,63 @@ def test_a_model_with_edits_drafts_for_another_and_for_itself(kind: str) -> None
     depth = model.config.num_hidden_layers
     assert torch.equal(model.generate(ids, **settings, assistant_early_exit=2), own)
     assert model.config.num_hidden_layers == depth
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_somebodys_own_calls_inside_generate_decide_for_themselves(use_cache: bool) -> None:
+    model, tokenizer, _ = shifted("llama")
+    asked = [torch.tensor([ids]) for ids in ids_of(tokenizer, PROMPTS)]
+    alone = [model(ids).logits for ids in asked]
+    found: list[Tensor] = []
+
+    class Asks(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+            found.extend(model(ids).logits for ids in asked)
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    settings: dict[str, Any] = {
+        "max_new_tokens": 2, "do_sample": False, "eos_token_id": None, "pad_token_id": 0,
+        "use_cache": use_cache,
+    }  # fmt: skip
+    for ids in asked:
+        found.clear()
+        plain = model.generate(ids, **settings)
+        assert torch.equal(model.generate(ids, **settings, stopping_criteria=[Asks()]), plain)
+        assert len(found) == 6
+        assert all(torch.equal(a, b) for a, b in zip(found, alone * 2, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Position ids are not supported for parameter efficient tuning")
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_soft_prompts_are_part_of_the_prompt(use_cache: bool) -> None:
+    model, tokenizer, adapter = shifted("llama")
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    tuned: Any = get_peft_model(model, config)
+    ids = torch.tensor(ids_of(tokenizer, PROMPTS[:1]))
+    adapter.noted = []
+    tuned(input_ids=ids)
+    settings: dict[str, Any] = {
+        "max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0,
+        "use_cache": use_cache,
+    }  # fmt: skip
+    tuned.generate(input_ids=ids, **settings)
+    width = ids.shape[1] + 4
+    assert len(adapter.noted) >= 2
+    assert all(int(one.sum()) == width and one[:, :width].all() for one in adapter.noted)
+    first, *others = adapter.decided
+    assert all(torch.equal(one, first) for one in others)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_mask_by_place_is_known_behind_a_wrapper_too() -> None:
+    model, tokenizer, adapter = shifted("llama")
+    wrapped: Any = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    rows = padded(ids_of(tokenizer, PROMPTS), left=False)
+    adapter.noted = []
+    attach(wrapped, {f"base_model.model.{site(model)}": adapter})
+    wrapped(rows["input_ids"], rows["attention_mask"])
+    assert torch.equal(adapter.noted[-1], rows["attention_mask"].bool())
 
 
 @torch.no_grad()
