@@ -36,8 +36,8 @@ def named_inputs(
         kwargs: Arguments by name.
     """
     # Wrappers that hand on whatever they are given take what the model inside takes.
-    kinds = (type(module), type(unwrapped(module)))
-    names = next(filter(None, map(_positional, kinds)), ())
+    kinds: tuple[Any, ...] = (type(module), type(unwrapped(module)))
+    names = next(filter(None, [_positional(kind) for kind in kinds]), ())
     return dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
