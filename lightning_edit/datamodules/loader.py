@@ -173,7 +173,7 @@ class EpochSampler(SequentialSampler):
 
 
 class StepBatchSampler(BatchSampler):
-    """Batch sampler that sends epoch and batch index along with the indices.
+    """Batch sampler that sends epoch and batch index along with the places of a batch.
 
     ``sampler`` walks over places in the order of the epoch. Under DDP, Lightning makes another of
     these with a ``DistributedSampler``, by the arguments that every batch sampler has; each process

@@ -18,7 +18,7 @@ _OVERWRITTEN = (
     "later edits overwrite them. Write facts together, in one call, or take an editor that keeps "
     "earlier ones, such as MEMIT with keep_history, AlphaEdit or GRACE"
 )
-_ALONE = (
+_LEARNT_ON_TOP = (
     "they were learnt on top of what was undone. Undo them and write them again, or redo what was "
     "undone"
 )
@@ -82,7 +82,7 @@ def say_unanswered(
         log.warning(
             "%d of %d earlier edits that were looked at are in force, but the model no longer "
             "gives their answer (%s): %s",
-            *(len(lost), len(earlier), _names(lost), _OVERWRITTEN if requests else _ALONE),
+            *(len(lost), len(earlier), _names(lost), _OVERWRITTEN if requests else _LEARNT_ON_TOP),
         )
     return frozenset(one.id for one, _ in found)
 
