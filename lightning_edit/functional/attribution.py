@@ -1,6 +1,7 @@
 """Knowledge-neuron attribution: integrated-gradient points, thresholds, shared neurons.
 
-Axis names: ``l`` -- layers; ``f`` -- neurons of a layer; ``p`` -- prompts; ``m`` -- points.
+Axis names: ``l`` -- layers; ``f`` -- neurons of a layer; ``p`` -- prompts; ``m`` -- points;
+``v`` -- vocabulary.
 """
 
 from typing import Literal
@@ -50,7 +51,8 @@ def shared_neurons(
 
     The share of prompts moves by 0.05, at most ``rounds`` times, until between ``fewest`` and
     ``most`` neurons are left (knowledge neurons, arXiv 2104.08696, section 3.3). If in the end no
-    neuron is common to enough prompts, those common to the most are returned.
+    neuron is common to enough prompts, those common to the most are returned; where no prompt has
+    any, none.
 
     Args:
         marked: Marked neurons of each prompt.
@@ -70,7 +72,7 @@ def shared_neurons(
         if fewest <= number <= most:
             break
         share += 0.05 if number > most else -0.05
-    needed = min(_min_prompts(share, len(marked)), int(counts.max()))
+    needed = max(1, min(_min_prompts(share, len(marked)), int(counts.max())))
     return (counts >= needed).nonzero()
 
 
@@ -80,16 +82,25 @@ def _min_prompts(share: float, prompts: int) -> float:
 
 
 def probability_gradient(
-    logits: Float[Tensor, "p v"], tokens: Int[Tensor, " p"], inputs: Tensor
-) -> Tensor:
+    logits: Float[Tensor, "p v"], tokens: Int[Tensor, " p"], inputs: Float[Tensor, "p f"]
+) -> Float[Tensor, "p f"]:
     """Return the gradient of each row's target token probability with respect to ``inputs``.
+
+    It is the probability times the gradient of its logarithm, multiplied in double precision: a
+    model that edits have damaged gives an answer a probability of 1e-40 and less, whose gradient
+    single precision holds as subnormal numbers, with few digits and at several times the cost, or
+    as zero.
 
     Args:
         logits: Logits with their graph, one row a prediction.
         tokens: Target token of each row.
-        inputs: Leaf or intermediate tensor of the graph.
+        inputs: Leaf or intermediate tensor of the graph, row r of which reaches row r of the logits
+            alone.
+
+    Returns:
+        Gradients, float64.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    probability = wide.log_softmax(-1).gather(1, tokens[:, None]).exp()
-    (gradient,) = torch.autograd.grad(probability.sum(), inputs)
-    return gradient
+    log_probability = wide.log_softmax(-1).gather(1, tokens[:, None])
+    (gradient,) = torch.autograd.grad(log_probability.sum(), inputs)
+    return gradient.double() * log_probability.detach().double().exp()

@@ -64,11 +64,11 @@ def _integrate(
     h = suffix.keys.to(down)
     tokens = tokens.to(h.device)
     output = h @ down.mT
-    total = torch.zeros_like(output)
+    total = torch.zeros_like(output, dtype=torch.float64)
     for numbers, fractions in path_batches(len(tokens), points, rows_per_pass):
         rows = torch.tensor(numbers, device=h.device)
         added = (output[rows] * (h.new_tensor(fractions)[:, None] - 1)).requires_grad_()
         at = torch.arange(len(rows), device=h.device)
         logits = suffix.select(rows).logits(added, at, torch.zeros_like(at))
         total.index_add_(0, rows, probability_gradient(logits, tokens[rows], added))
-    return (h * (total @ down) / len(points)).double()
+    return h.double() * (total @ down.double()) / len(points)

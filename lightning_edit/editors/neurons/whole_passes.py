@@ -93,7 +93,7 @@ def integrated_gradients(
     with torch.no_grad(), capture(model, {module: side}) as seen:
         prediction_logits(model, every)
     activation = seen[module][every.rows, every.positions].detach()
-    total = torch.zeros_like(activation)
+    total = torch.zeros_like(activation, dtype=torch.float64)
     layer = model.get_submodule(module)
     for numbers, fractions in path_batches(len(predictions), points, rows_per_pass):
         rows = prediction_rows(model, [predictions[number] for number in numbers])
@@ -112,4 +112,4 @@ def integrated_gradients(
             logits = prediction_logits(model, rows)
         gradient = probability_gradient(logits, rows.targets, scaled)
         total.index_add_(0, torch.tensor(numbers, device=total.device), gradient)
-    return (activation * total / len(points)).double()
+    return activation.double() * total / len(points)

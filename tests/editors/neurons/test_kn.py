@@ -128,6 +128,32 @@ def test_prompts_of_unequal_length_are_as_if_alone(variant: str) -> None:
     torch.testing.assert_close(editor.attributions(places), torch.stack(alone))
 
 
+@pytest.mark.parametrize("variant", ["paper", "easyedit"])
+def test_gradients_of_improbable_answers_keep_their_digits(variant: str) -> None:
+    # A damaged model's answers have probabilities that single precision cannot hold.
+    editor = bound(steps=4, variant=variant)
+    place = ((1, 2, 3), (7,))
+    with torch.no_grad():
+        logits = editor.language_model(torch.tensor([place[0]])).logits[0, -1]
+        editor.view.head.weight.mul_(250 / (logits.max() - logits[7]))
+    exact = editor.attributions([[place]])
+    assert 0 < exact.abs().max() < torch.finfo(torch.float32).tiny
+    editor.language_model.float()
+    single = editor.attributions([[place]])
+    assert (single - exact).abs().max() < 1e-2 * exact.abs().max()
+
+
+def test_prompts_that_have_no_neuron_share_none() -> None:
+    assert len(shared_neurons(torch.zeros(3, 2, 4, dtype=torch.bool), 0.7, 2, 5)) == 0
+    editor = bound(steps=4)
+    with torch.no_grad():
+        editor.view.head.weight.zero_()  # every answer is as probable as any other
+    request = EditRequest("a", "The capital of France is", "Rome", old_target="Paris")
+    delta = editor.edit(encode_batch(editor.tokenizer, [request]))
+    assert delta.info["neurons"] == [[]]
+    assert not delta.weights
+
+
 def test_the_share_of_prompts_adapts_until_the_number_fits() -> None:
     marked = torch.zeros(10, 1, 4, dtype=torch.bool)
     for neuron, prompts in enumerate((10, 8, 6, 1)):
