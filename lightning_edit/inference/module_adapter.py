@@ -5,12 +5,14 @@ is a subclass that passes input and output through the adapter. So parameter nam
 copies of the model are those of the unedited one.
 """
 
+import copyreg
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
 
@@ -62,7 +64,26 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 
 @cache
 def _adapted_class(own: Any) -> type[nn.Module]:
-    return type(f"{own.__name__}WithEdits", (_Adapted, own), {})
+    metaclass: Any = type(own)
+    adapted: type[nn.Module] = _metaclass(metaclass)(
+        f"{own.__name__}WithEdits", (_Adapted, own), {}
+    )
+    return adapted
+
+
+@cache
+def _metaclass(own: Any) -> Any:
+    """Return the type of such classes, which pickle (``torch.save`` of a model) asks first."""
+    metaclass = type(f"{own.__name__}WithEdits", (own,), {})
+    copyreg.pickle(metaclass, _refuse_pickle)
+    return metaclass
+
+
+def _refuse_pickle(_: type) -> NoReturn:
+    raise pickle.PicklingError(
+        "edits that act at run time are in this model's modules, and a pickle would not hold them; "
+        "`edited.export(folder)` writes the edited model, `undo` takes the edits out"
+    )
 
 
 class _AdaptedForward:
