@@ -101,6 +101,12 @@ def probability_gradient(
         Gradients, float64.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_probability = wide.log_softmax(-1).gather(1, tokens[:, None])
-    (gradient,) = torch.autograd.grad(log_probability.sum(), inputs)
-    return gradient.double() * log_probability.detach().double().exp()
+    log_probabilities = wide.detach().log_softmax(-1)
+    at = tokens[:, None]
+    # The gradient of log P with respect to the logits, by hand: other tokens' probabilities that
+    # are subnormal numbers would slow every product down, and change nothing beside one of 1.
+    by_logit = -log_probabilities.exp()
+    by_logit.masked_fill_(by_logit.abs() < torch.finfo(wide.dtype).tiny, 0)
+    by_logit.scatter_add_(1, at, torch.ones_like(log_probabilities[:, :1]))
+    (gradient,) = torch.autograd.grad(wide, inputs, by_logit)
+    return gradient.double() * log_probabilities.gather(1, at).double().exp()
