@@ -21,6 +21,7 @@ from lightning_edit.cli.lightning import (
 from lightning_edit.cli.parse_errors import parse_error_reason
 from lightning_edit.datamodules.base import EditDataModule
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.editors.module_runtime import PromptDecisionResponder
 from lightning_edit.editors.wrappers.base import WrappedEditor
 from lightning_edit.evaluation.evaluator import Evaluation
@@ -31,6 +32,7 @@ from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import default_folder
+from lightning_edit.statistics.cache import names_in_cache
 from lightning_edit.storage.atomic import write_atomic, write_error
 from lightning_edit.storage.run_folder import RunFolder
 from lightning_edit.types import Mode, cases_of
@@ -181,6 +183,8 @@ class Study:
         """Return the settings that a resumed study must share with its record."""
         requests = [one.to_dict() for case in self.cases for one in case]
         name, form = type(self.editor).__name__, self.prompts.form
+        host, _ = innermost_editor(self.editor)
+        cached = isinstance(host, LocateThenEdit) and host.statistics == "auto"
         return {
             "editor": {"class": name, "arguments": _as_dict(self.config.model)},
             "language_model": {
@@ -190,6 +194,9 @@ class Study:
                 **({"prompts": form.to_dict()} if form.chat or form.end_answers else {}),
                 "sha256": weights_hash(self.model),
             },
+            **(
+                {"statistics": names_in_cache(self.model, self.prompts.tokenizer)} if cached else {}
+            ),
             "data": {
                 "class": self.config.data.class_path.rpartition(".")[2],
                 "split": self.split,

@@ -4,6 +4,7 @@ import glob
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +58,85 @@ def store(moments: Moments) -> list[Path]:
     return paths
 
 
-def find(model_hash: str, module: str, specials: Sequence[int] = ()) -> Path | None:
-    """Find the cached statistics of one module with the most tokens; ``None`` if there are none.
+def find(
+    model_hash: str, modules: Sequence[str], specials: Sequence[int] = ()
+) -> dict[str, Path | None]:
+    """Find cached statistics of modules: of one text for all of them, the one with most tokens.
+
+    Where no text has them all, each module gets its own with the most tokens, which is logged as a
+    warning; so is a choice among texts with equally many tokens, which falls on the first by the
+    hash of its text, on every machine the same.
 
     Args:
         model_hash: :func:`~lightning_edit.models.weights.weights_hash` of the model.
-        module: Dotted name of the module.
+        modules: Dotted names of the modules.
         specials: Token ids that the tokenizer adds to every text.
+
+    Returns:
+        Paths by module; ``None`` where there are none.
     """
-    files = model_folder(model_hash, specials).glob(f"{glob.escape(module)}-*.safetensors")
-    # A file that somebody else put there has no number of tokens in its name.
-    tokens = {path: path.stem.rpartition("-")[2] for path in files}
-    counted = {path: int(count) for path, count in tokens.items() if count.isdecimal()}
-    return max(counted, key=lambda path: counted[path], default=None)
+    folder = model_folder(model_hash, specials)
+    collections: dict[str, dict[str, Path]] = {}
+    for module in modules:
+        for path in folder.glob(f"{glob.escape(module)}-*.safetensors"):
+            name = path.stem.removeprefix(f"{module}-")
+            # A file that somebody else put there has no number of tokens in its name.
+            if name.rpartition("-")[2].isdecimal():
+                collections.setdefault(name, {})[module] = path
+    ranked = sorted(collections, key=lambda name: (-_tokens(name), name))
+    whole = [name for name in ranked if len(collections[name]) == len(set(modules))]
+    if whole:
+        equal = [name for name in whole if _tokens(name) == _tokens(whole[0])]
+        if len(equal) > 1:
+            _warn_once(
+                f"{len(equal)} key statistics have {_tokens(whole[0]):,} tokens each: "
+                f"{', '.join(equal)} in {folder}; the first is used. Give one with "
+                "`statistics=FILE`, or remove the others"
+            )
+        return dict(collections[whole[0]])
+    found = {
+        module: next(
+            (collections[one][module] for one in ranked if module in collections[one]), None
+        )
+        for module in modules
+    }
+    names = {path.stem.removeprefix(f"{module}-") for module, path in found.items() if path}
+    if len(names) > 1:
+        _warn_once(
+            f"no text in {folder} has key statistics of all of {', '.join(modules)}: used are "
+            f"{', '.join(sorted(names))}; collect them together with `lightning-edit stats`"
+        )
+    return found
+
+
+def _tokens(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
+@cache
+def _warn_once(text: str) -> None:
+    _log.warning(text)
+
+
+def names_in_cache(model: nn.Module, tokenizer: Any) -> list[str]:
+    """Return which texts, with how many tokens, `auto` takes key statistics of a model from.
+
+    Args:
+        model: The unedited language model.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        Names such as ``float32-0123456789ab-20000``, over all layers that have statistics.
+    """
+    view = resolve(model)
+    model_hash, specials = weights_hash(model), added_ids(tokenizer)
+    names = set()
+    for layer in range(view.num_blocks):
+        module = view.down_projection(layer)
+        path = find(model_hash, [module], specials)[module]
+        if path is not None:
+            names.add(path.stem.removeprefix(f"{module}-"))
+    return sorted(names)
 
 
 def files_for(
@@ -81,9 +148,9 @@ def files_for(
         model: The unedited language model.
         tokenizer: Its tokenizer.
         layers: Block numbers.
-        source: ``auto``: the cache; for the embedded default model they are collected now if
-            missing. ``identity``: none, i.e. every direction of key space has the same weight. Else
-            a file.
+        source: ``auto``: the cache, by the rule of :func:`find`; for the embedded default model
+            they are collected now if missing. ``identity``: none, i.e. every direction of key space
+            has the same weight. Else a file.
 
     Returns:
         Paths by block number; empty for the identity.
@@ -98,17 +165,19 @@ def files_for(
     view = resolve(model)
     modules = {layer: view.down_projection(layer) for layer in layers}
     model_hash, specials = weights_hash(model), added_ids(tokenizer)
-    found = {layer: find(model_hash, name, specials) for layer, name in modules.items()}
+    found = find(model_hash, list(modules.values()), specials)
     if None in found.values() and is_embedded(model):
         _log.info("collecting key statistics of the embedded model (once)")
         # That text is sorted by relation: its beginning covers a few relations only, and edits of
         # the others would be unconstrained (100 by MEMIT in one batch: 0.70 instead of 0.93).
         texts = atlas.corpus(shuffled=True)
         store(collect(model, tokenizer, texts, range(view.num_blocks), _EMBEDDED_TOKENS))
-        found = {layer: find(model_hash, name, specials) for layer, name in modules.items()}
-    if missing := [layer for layer, path in found.items() if path is None]:
+        found = find(model_hash, list(modules.values()), specials)
+    if missing := [layer for layer, name in modules.items() if found[name] is None]:
         raise _not_found_error(model, tokenizer, view, missing)
-    return {layer: path for layer, path in found.items() if path is not None}
+    paths = {layer: found[name] for layer, name in modules.items()}
+    _log.info("key statistics: %s", ", ".join(path.name for path in paths.values() if path))
+    return {layer: path for layer, path in paths.items() if path is not None}
 
 
 def moments_in(

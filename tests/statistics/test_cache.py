@@ -6,10 +6,19 @@ from torch import nn
 
 from lightning_edit.exceptions import DataError, StatisticsNotFoundError
 from lightning_edit.models.weights import weights_hash
-from lightning_edit.statistics.cache import find, moments_for, store
+from lightning_edit.statistics.cache import (
+    files_for,
+    find,
+    moments_for,
+    names_in_cache,
+    store,
+)
 from lightning_edit.statistics.collect import collect
 from lightning_edit.statistics.moments import Moments
 from tests.models.tiny import CORPUS, TINY, build_tokenizer
+
+#: Two texts.
+TEXTS = (CORPUS, CORPUS[::-1])
 
 
 def test_statistics_are_found_by_the_model_they_belong_to() -> None:
@@ -18,13 +27,39 @@ def test_statistics_are_found_by_the_model_they_belong_to() -> None:
     large = collect(model, tokenizer, CORPUS, [1])
     store(small)
     store(large)
-    found = moments_for(model, tokenizer, [0, 1], "auto")
-    torch.testing.assert_close(found[1], large.matrices["transformer.h.1.mlp.c_proj"])
-    torch.testing.assert_close(found[0], small.matrices["transformer.h.0.mlp.c_proj"])
+    name = "transformer.h.{}.mlp.c_proj"
+    found = moments_for(model, tokenizer, [0, 1], "auto")  # of one text for both
+    torch.testing.assert_close(found[1], small.matrices[name.format(1)])
+    torch.testing.assert_close(found[0], small.matrices[name.format(0)])
+    found = moments_for(model, tokenizer, [1], "auto")
+    torch.testing.assert_close(found[1], large.matrices[name.format(1)])
     nn.init.zeros_(model.get_parameter("transformer.h.2.mlp.c_proj.weight"))
-    assert find(weights_hash(model), "transformer.h.0.mlp.c_proj") is None
+    assert find(weights_hash(model), [name.format(0)]) == {name.format(0): None}
     with pytest.raises(StatisticsNotFoundError, match=r"lightning-edit stats --lm .*identity"):
         moments_for(model, tokenizer, [0], "auto")
+
+
+def test_texts_with_equally_many_tokens_are_never_mixed(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = TINY["gpt2"](), build_tokenizer()
+    both = [collect(model, tokenizer, texts, [0, 1], max_tokens=20) for texts in TEXTS]
+    for order in (both, both[::-1]):
+        for moments in order:
+            store(moments)
+        files = files_for(model, tokenizer, [0, 1], "auto")
+        corpus = min(moments.corpus for moments in both)
+        assert all(corpus[:12] in path.name for path in files.values())
+    assert "2 key statistics have 20 tokens each" in caplog.text
+    assert len(names_in_cache(model, tokenizer)) == 1
+
+
+def test_layers_with_statistics_of_different_texts_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, tokenizer = TINY["gpt2"](), build_tokenizer()
+    for layer, texts in enumerate(TEXTS):
+        store(collect(model, tokenizer, texts, [layer]))
+    assert len(files_for(model, tokenizer, [0, 1], "auto")) == 2
+    assert "has key statistics of all" in caplog.text
 
 
 def test_identity_is_never_silent() -> None:

@@ -64,6 +64,6 @@ def test_strange_files_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = model_folder("m", ())
     folder.mkdir(parents=True)
     (folder / "a-float32-notes.safetensors").touch()
-    assert find("m", "a") is None
+    assert find("m", ["a"]) == {"a": None}
     good(folder / "a-float32-c-9.safetensors")
-    assert find("m", "a") == folder / "a-float32-c-9.safetensors"
+    assert find("m", ["a"]) == {"a": folder / "a-float32-c-9.safetensors"}
