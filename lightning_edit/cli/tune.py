@@ -58,8 +58,8 @@ _DESCRIPTION = (
     "harmonic mean of reliability, generalization and locality on facts that you do not edit "
     "afterwards. The first trial has the editor's own settings, so that the table shows what the "
     "search gains; where they are auto, the rule stays one of the choices. It writes a YAML file "
-    "for --config: the best trial's settings if they lead the editor's own by a standard error or "
-    "more, and else the own ones, since few facts let luck win. Interrupted or out of time, it "
+    "for --config: the best trial's settings if they lead the editor's own by a standard error and "
+    "more than one fact, and else the own ones, since few facts let luck win. Interrupted or out of time, it "
     "goes on when it is given its folder with --run."
 )
 

@@ -13,6 +13,11 @@ from lightning_edit.functional.bootstrap import Resampling
 
 #: Bootstrap resamples; the error of the spread is then a thirtieth of the spread.
 RESAMPLES = 1000
+#: Cases by which the best must lead, those where it is behind taken off, to be one and two standard
+#: errors ahead. The bootstrap's error is too small, or zero, where few cases differ; these are the
+#: numbers that an interval for paired shares gives (Agresti and Min, Biometrics 61, 2005: half a
+#: case added to each cell) for 10 to 50 cases.
+LEADS = (2, 4)
 
 
 def candidates(
@@ -90,8 +95,8 @@ class RankedTrial:
         score: :func:`~lightning_edit.analysis.sweep.measure.study_score` of the means.
         spread: Bootstrap standard error of ``score`` over cases.
         ties: Whether it ties with the best: the difference to the best is within two standard
-            errors of that difference.
-        near: Whether the difference to the best is within one standard error of that difference.
+            errors of that difference, or the best leads by fewer than :data:`LEADS` [1] cases.
+        near: The same with one standard error, and :data:`LEADS` [0] cases.
     """
 
     tried: LayerTrial
@@ -130,6 +135,9 @@ def rate(tried: Sequence[LayerTrial], seed: int = 0) -> list[RankedTrial]:
     best = int(scores.argmax())
     behind = scores[best] - scores
     errors = (resampled[best] - resampled).std(1)
+    by_case = study_score(values)
+    ahead = (by_case[best] > by_case).sum(1) - (by_case[best] < by_case).sum(1)
+    within = [(behind <= number * errors) | (ahead < lead) for number, lead in enumerate(LEADS, 1)]
     rated = [
         RankedTrial(
             one,
@@ -140,8 +148,8 @@ def rate(tried: Sequence[LayerTrial], seed: int = 0) -> list[RankedTrial]:
             },
             float(scores[number]),
             float(resampled[number].std()),
-            number == best or bool(behind[number] <= 2 * errors[number]),
-            number == best or bool(behind[number] <= errors[number]),
+            number == best or bool(within[1][number]),
+            number == best or bool(within[0][number]),
         )
         for number, one in enumerate(measured)
     ]

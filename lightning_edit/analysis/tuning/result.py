@@ -55,10 +55,11 @@ class TuningResult:
     def written(self) -> RankedTrial | None:
         """The trial whose settings are written to the file.
 
-        The best one, unless its lead over the editor's own settings is within one standard error
-        of their difference (after the one-standard-error rule of Breiman et al., Classification
-        and Regression Trees, 1984): of trials that differ by less the best is the luckiest, and
-        the editor's own are rules or published values, which owe nothing to these facts.
+        The best one, unless its lead over the editor's own settings is one fact, or within one
+        standard error of their difference (after the one-standard-error rule of Breiman et al.,
+        Classification and Regression Trees, 1984): of trials that differ by less the best is the
+        luckiest, and the editor's own are rules or published values, which owe nothing to these
+        facts.
         """
         own, best = self.own, self.best
         return own if best is not None and own is not None and own.near and own.score > 0 else best
@@ -132,15 +133,15 @@ class TuningResult:
             return text + "With its own settings the editor could not edit this model."
         if self.written is self.own:
             return text + (
-                "The best trial leads the editor's own settings by less than one standard error of "
-                "the difference, so the own ones are written. More --facts tell smaller "
-                "differences; settings of other trials are listed above."
+                "The best trial leads the editor's own settings by one fact, or by less than one "
+                "standard error of the difference, so the own ones are written. More --facts tell "
+                "smaller differences; settings of other trials are listed above."
             )
         if self.own.ties:
             return text + (
-                f"It leads the editor's own settings ({self.own.score:.3f}) by one to two standard "
-                "errors of the difference: it is written, and may be luck; edit other facts with "
-                "both before you use it."
+                f"It leads the editor's own settings ({self.own.score:.3f}) by two or three facts, "
+                "or by one to two standard errors of the difference: it is written, and may be "
+                "luck; edit other facts with both before you use it."
             )
         return text + f"The editor's own settings reach {self.own.score:.3f}."
 

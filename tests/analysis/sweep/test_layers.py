@@ -47,6 +47,20 @@ def test_a_clear_difference_is_one_and_a_single_fact_is_not() -> None:
     assert rated[0].score == pytest.approx(3 / (1 / 0.9 + 2))
 
 
+@pytest.mark.parametrize("facts", [2, 10, 20, 50])
+def test_one_fact_is_never_a_standard_error_and_three_are_not_two(facts: int) -> None:
+    # The bootstrap alone takes one fact in ten for a standard error, and all of two for certain.
+    def rest(wrong: int) -> list[float]:
+        return [0.0] * wrong + [1.0] * (facts - wrong)
+
+    one = rate([tried(0, rest(0)), tried(1, rest(1))])[1]
+    assert one.near
+    assert one.ties
+    few = rate([tried(0, rest(0)), tried(1, rest(min(3, facts)))])[1]
+    assert not few.near
+    assert few.ties
+
+
 def test_a_difference_that_every_fact_shows_is_one_however_different_the_facts_are() -> None:
     # Each fact is a little better at layer 1; unpaired spreads would hide that.
     easy = [0.1, 0.9, 0.2, 1.0, 0.3, 0.8, 0.15, 0.95, 0.4, 0.6]

@@ -66,14 +66,16 @@ def test_the_best_trial_and_the_editors_own_are_told_apart(tmp_path: Path) -> No
     assert best.startswith("Trial ")
 
 
-@pytest.mark.parametrize(("better", "written"), [(1, "own"), (2, "best"), (8, "best"), (0, "own")])
+@pytest.mark.parametrize(
+    ("better", "written"), [(1, "own"), (2, "own"), (3, "best"), (8, "best"), (0, "own")]
+)
 def test_luck_does_not_replace_the_editors_own_settings(
     better: int, written: str, tmp_path: Path
 ) -> None:
-    """A trial that holds two other facts of ten is the best by luck; one that holds nine is not."""
+    """One that holds two other facts of ten, or one more, is the best by luck; eight are not."""
 
     def held(layers: list[int], numbers: Settings) -> SettingsTrial:
-        others = {0: {0}, 1: {1, 2}, 2: {0, 1}, 8: set(range(9))}[better]
+        others = {0: {0}, 1: {1, 2}, 2: {0, 1}, 3: {0, 1, 2}, 8: set(range(9))}[better]
         right = others if layers == [1] else {0}
         cases = [
             CaseScores(
@@ -98,9 +100,9 @@ def test_luck_does_not_replace_the_editors_own_settings(
     lines = [line.split() for line in shown(result).splitlines()]
     (own,) = [line for line in lines if "1" in line[:3]]
     assert own[: own.index("1")] == {
-        1: ["own", "≈"], 2: ["own", "≈"], 8: ["own"], 0: ["★"],
+        1: ["own", "≈"], 2: ["own", "≈"], 3: ["own", "≈"], 8: ["own"], 0: ["★"],
     }[better]  # fmt: skip
-    assert ("may be luck" in result.advice(10)) == (better == 2)
+    assert ("may be luck" in result.advice(10)) == (better == 3)
 
 
 def test_settings_by_rule_are_tried_first_and_written_as_such(tmp_path: Path) -> None:
