@@ -83,10 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Of a number that is given, nothing is chosen. The rules: docs/settings.md.", style="dim"
     )
     named = shlex.quote(arguments.model)
+    if arguments.dtype != "float32":
+        named += f" --lm_dtype {shlex.quote(arguments.dtype)}"
+    if arguments.revision is not None:
+        named += f" --lm_revision {shlex.quote(arguments.revision)}"
+    if arguments.lm_trust_remote_code:
+        named += " --lm_trust_remote_code true"
     method = "FTM" if view.encoder_blocks else "MEMIT"
     console.print(
         f"Settings for this model: lightning-edit tune {method} --lm {named} "
-        "--data JSONLDataModule --data.path facts.jsonl",
+        "--data JSONLDataModule --data.path facts_to_tune_on.jsonl",
         markup=False,
         soft_wrap=True,
     )

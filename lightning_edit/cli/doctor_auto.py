@@ -8,6 +8,7 @@ from rich.table import Table
 
 from lightning_edit.cli.doctor_findings import empty_table
 from lightning_edit.editors.gradient.base import LEARNT, MARGIN, MOST_STEPS, STEPS_IN_BOX
+from lightning_edit.editors.gradient.ultraedit import REACHES
 from lightning_edit.editors.locate.search_objective import STEPS_TO_BOUND
 from lightning_edit.models.view import ModelView
 
@@ -48,7 +49,7 @@ RULES: dict[str, Rule] = {
     "weight_decay": Rule("0.01 nats for a vector as long as the state", "chosen for each edit"),
     "steps": Rule("until every request is learnt", lambda v: MOST_STEPS),
     "norm_constraint": Rule(f"{STEPS_IN_BOX:g} steps of the lr that is noted"),
-    "eta": Rule("of each request the smallest of eight steps that writes its answer"),
+    "eta": Rule(f"of each request the smallest of {len(REACHES)} steps that writes its answer"),
     "radius": Rule("a share of the distance between prompts about two subjects", _BINDING),
     "threshold": Rule(
         "half way from prompts about two subjects to the prompt itself", "once a model"

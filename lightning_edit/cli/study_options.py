@@ -1,6 +1,7 @@
 """Command-line options of ``sweep`` and ``tradeoff``: editor, data and language model."""
 
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,12 @@ class Study:
             )
         objects.model.check_arguments()  # before a large model is loaded
         cases, split = _cases(objects.data, config.split, config.facts)
+        if split != config.split:
+            sys.stderr.write(
+                f"The data have no split `{config.split}`, so the study takes the first facts of "
+                f"`{split}`. Edit and report others, or give a split of its own: --data.val_path "
+                "or --data.fractions.\n"
+            )
         model, prompts = load_configured_model(config)
         objects.model.require_kind(resolve(model))  # before statistics are asked for
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")

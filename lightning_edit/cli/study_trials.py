@@ -27,7 +27,26 @@ from lightning_edit.exceptions import (
 
 #: Why an edit may be impossible at some settings, layers among them: a result, after which the
 #: study goes on.
-IMPOSSIBLE = (SolveError, LedgerError, NotFiniteError, ArchitectureError, ConfigError)
+IMPOSSIBLE = (
+    SolveError,
+    LedgerError,
+    NotFiniteError,
+    ArchitectureError,
+    ConfigError,
+    torch.OutOfMemoryError,
+)
+
+
+def why_impossible(error: Exception) -> str:
+    """Return why a trial was impossible, in words for its record.
+
+    Args:
+        error: One of :data:`IMPOSSIBLE`.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()  # what the trial held goes with its frames
+        return "the device is out of memory; a smaller --batch_size or fewer layers need less"
+    return str(error)
 
 
 def run_trial(

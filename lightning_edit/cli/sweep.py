@@ -25,7 +25,7 @@ from lightning_edit.cli.study_options import (
     require_layers,
     study_parser,
 )
-from lightning_edit.cli.study_trials import IMPOSSIBLE, run_trial
+from lightning_edit.cli.study_trials import IMPOSSIBLE, run_trial, why_impossible
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
 from lightning_edit.evaluation.evaluator import Evaluation
@@ -164,7 +164,7 @@ def _run_trial(
         outcomes, seconds = run_trial(study, editor, evaluation, advance)
     except IMPOSSIBLE as error:
         # A layer that cannot be edited is a result; the sweep continues with the others.
-        return LayerTrial(layers, [], failed=str(error))
+        return LayerTrial(layers, [], failed=why_impossible(error))
     return LayerTrial(layers, outcomes, seconds)
 
 

@@ -35,7 +35,7 @@ from lightning_edit.cli.study_options import (
     require_layers,
     study_parser,
 )
-from lightning_edit.cli.study_trials import IMPOSSIBLE, run_trial
+from lightning_edit.cli.study_trials import IMPOSSIBLE, run_trial, why_impossible
 from lightning_edit.editors.arguments import kept_values
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.base import LocateThenEdit
@@ -59,8 +59,8 @@ _DESCRIPTION = (
     "afterwards. The first trial has the editor's own settings, so that the table shows what the "
     "search gains; where they are auto, the rule stays one of the choices. It writes a YAML file "
     "for --config: the best trial's settings if they lead the editor's own by a standard error and "
-    "more than one fact, and else the own ones, since few facts let luck win. Interrupted or out of time, it "
-    "goes on when it is given its folder with --run."
+    "more than one fact, and else the own ones, since few facts let luck win. Interrupted or out "
+    "of time, it goes on when it is given its folder with --run."
 )
 
 
@@ -68,7 +68,10 @@ def _parser() -> Any:
     parser = study_parser(_VERB, _DESCRIPTION, facts=20)
     group = parser.add_argument_group("Search")
     group.add_argument(
-        "--budget", type=float, default=600.0, help="seconds of trials, over all resumes together"
+        "--budget",
+        type=float,
+        default=600.0,
+        help="seconds of trials, over all resumes together; the trial that runs then is finished",
     )
     group.add_argument(
         "--trials", type=int | None, default=None, help="most trials; default: what the budget lets"
@@ -136,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(study, tuning)
     except KeyboardInterrupt:
+        if tuning.tried:
+            _show(study, TuningResult.of(tuning), tuning.choices)
         line = study.resume_line(_VERB)
         sys.stderr.write(f"Interrupted. Finished trials are kept; go on with\n  {line}\n")
         return 1
@@ -173,6 +178,12 @@ def _open(study: Study) -> Tuning:
     names = config.only
     if argument is not None and (names is None or {LAYERS, argument} & set(names)):
         windows = _windows(study, host, values.get(argument))
+    elif config.candidates is not None:
+        raise ConfigError(
+            f"--candidates are layers, but {editor_name(study.editor)} has no argument for them"
+            if argument is None
+            else f"--candidates are layers, but --only does not name `{LAYERS}`; add it"
+        )
     if names is not None:  # `layer` of an editor of one is searched as layers are
         names = [LAYERS if name == argument else name for name in names]
     own = _own_layers(study, host)
@@ -248,7 +259,7 @@ class _Attempt:
             # Where the editor's own settings do not fit the model, no other trial would help.
             if own and isinstance(error, ArchitectureError | ConfigError):
                 raise
-            return SettingsTrial(layers, [], failed=str(error), settings=numbers)
+            return SettingsTrial(layers, [], failed=why_impossible(error), settings=numbers)
         if len(outcomes) < len(study.cases):
             return SettingsTrial(layers, [], seconds, GIVEN_UP, numbers)
         return SettingsTrial(
@@ -316,7 +327,7 @@ def _windows(study: Study, host: Editor, given: Sequence[int] | int | None) -> l
     blocks = layer_count(study.model, host)
     own = _own_layers(study, host)
     width = len(own) if 0 < len(own) < blocks else 1
-    if len(own) >= blocks and given is None:
+    if len(own) >= blocks and given is None and study.config.candidates is None:
         return []  # every layer at once is what the editor does
     chosen = candidates(blocks, width, study.config.candidates)
     require_layers(host, chosen)

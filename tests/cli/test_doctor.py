@@ -124,6 +124,7 @@ def test_report_reads_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().out
     assert "model.layers.*.mlp.down_proj" in shown
     assert "as bfloat16" in shown
+    assert f"--lm {tmp_path} --lm_dtype bfloat16 --data" in shown
     for cls in final_editors():
         assert cls.__name__ in shown
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lightning_edit import editors
@@ -158,6 +159,53 @@ def test_an_editor_of_one_layer_is_not_given_two(
     sweep = ["sweep", "--model", "GRACE", *DATA[2:], "--width", "2", "--run", str(tmp_path / "b")]
     assert main(sweep) == 2
     assert "GRACE edits one layer, got [0, 1] together" in capsys.readouterr().err
+
+
+def test_candidates_are_tried_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "run_trial", stub_trial)
+    asked = [*DATA, "--candidates", "[[0],[4]]", "--trials", "1"]
+    assert tune(tmp_path / "a", "LoRAEdit", *asked) == 0  # all layers at once by itself
+    assert rows(tmp_path / "a")[0]["windows"] == [[0], [4]]
+    assert tune(tmp_path / "b", "RAG", *asked, "--space", "{threshold: [0.1, 0.9]}") == 2
+    assert "RAG has no argument for them" in capsys.readouterr().err
+    assert tune(tmp_path / "c", "FTM", *asked, "--only", "[lr]") == 2
+    assert "--only does not name `layers`" in capsys.readouterr().err
+
+
+def test_what_was_found_is_there_after_an_interruption_and_out_of_memory_is_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = iter([None, torch.OutOfMemoryError("tried to allocate"), KeyboardInterrupt()])
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        if (end := next(ends)) is not None:
+            raise end
+        return stub_trial(*arguments, **options)
+
+    monkeypatch.setattr(cli, "run_trial", watched)
+    assert tune(tmp_path, *FTM, "--trials", "4") == 1
+    shown = capsys.readouterr()
+    assert "Interrupted" in shown.err
+    assert "out of memory" in shown.out
+    assert (tmp_path / "FTM.yaml").exists()
+    assert len(rows(tmp_path)) == 3
+
+
+def test_facts_that_may_be_edited_later_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "run_trial", stub_trial)
+    facts = tmp_path / "facts.jsonl"
+    row = {"prompt": "The capital of France is", "subject": "France", "target": "Oslo"}
+    facts.write_text(json.dumps(row) + "\n")
+    data = ["--data", "JSONLDataModule", "--data.path", str(facts)]
+    assert tune(tmp_path / "run", "FTM", "--lm", "atlas", *data, "--trials", "1") == 0
+    assert "no split `val`" in (said := capsys.readouterr().err)
+    assert "`test`" in said
+    assert tune(tmp_path / "val", *FTM, "--trials", "1") == 0
+    assert "no split" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
