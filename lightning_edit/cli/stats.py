@@ -67,14 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _save_moments(moments: "Moments", out: Path | None) -> list[Path]:
-    """Save moments to the cache, and to ``--out`` if given; return the paths."""
+    """Save moments to ``--out`` if given, else to the cache; return the paths."""
     from lightning_edit.statistics.cache import store
 
-    paths = store(moments)
-    if out is not None:
-        moments.save(out)
-        paths.append(out)
-    return paths
+    if out is None:
+        return store(moments)
+    moments.save(out)
+    return [out]
 
 
 def _collect(

@@ -110,5 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--restart", action="store_true", help="discard the partial sums of an interrupted run"
     )
-    run.add_argument("--out", type=Path, help="also write all layers to this file")
+    run.add_argument(
+        "--out",
+        type=Path,
+        help="write all layers to this file, for --model.statistics, and not to the cache",
+    )
     return parser

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lightning_edit.cli.stats import main
+from lightning_edit.exceptions import StatisticsNotFoundError
 from lightning_edit.models.view import resolve
 from lightning_edit.statistics.cache import files_for, moments_for, spectra_in
 from lightning_edit.statistics.moments import Moments
@@ -26,6 +27,9 @@ def test_command_line_collects_and_stores(
     assert "tokens of 2 layers" in capsys.readouterr().out
     loaded = Moments.load(out)
     assert sorted(loaded.matrices) == [f"transformer.h.{n}.mlp.c_proj" for n in (1, 2)]
+    with pytest.raises(StatisticsNotFoundError):  # a file of one's own is not what all edits use
+        moments_for(model, tokenizer, [2], "auto")
+    assert main(arguments) == 0
     found = moments_for(model, tokenizer, [2], "auto")[2]
     torch.testing.assert_close(found, loaded.matrices["transformer.h.2.mlp.c_proj"])
 
@@ -61,7 +65,9 @@ def test_quick_is_less_text_and_shrinkage(
     assert quick.target == "identity"
     assert 0 < quick.intensities[NAME] < 1
     # Full statistics are preferred as soon as they are there.
+    assert main([*arguments[:-2], "--quick", "--max_tokens", "60"]) == 0
     assert main(arguments) == 0
+    assert main(arguments[:-2]) == 0
     whole = Moments.load(tmp_path / "out.safetensors")
     found = moments_for(TINY["gpt2"](), build_tokenizer(), [1], "auto")[1]
     torch.testing.assert_close(found, whole.matrices[NAME], rtol=0, atol=0)
