@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_edit.edits.delta import Delta
-from lightning_edit.functional.scores import NLL_CAP
+from lightning_edit.functional.measures import NLL_CAP
 from lightning_edit.functional.visible import visible
 from lightning_edit.inference.responder import Statement, TokenScores
 from lightning_edit.types import EditRequest

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+NLL_CAP = 1000.0
+"""Cap on one token's loss, in nats. A broken model's NaN or infinity counts as this."""
+
 
 def mean(values: Sequence[float]) -> float:
     """Return the arithmetic mean of at least one value."""

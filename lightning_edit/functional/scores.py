@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-NLL_CAP = 1000.0
-"""Cap on one token's loss, in nats. A broken model's NaN or infinity counts as this."""
+from lightning_edit.functional.measures import NLL_CAP
 
 
 def token_scores(

@@ -5,12 +5,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from lightning_edit.distributed.one_process import ALONE, OneProcess
-from lightning_edit.functional.scores import token_scores
-from lightning_edit.inference.answer_pass import PassBackend, ReadRow, run_pass
+from lightning_edit.inference.answer_pass import PassBackend, ReadRow
 from lightning_edit.inference.encoded_prompts import MOST_TOKENS, EncodedPrompts, parts_of
 from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.generation import (
@@ -24,7 +22,12 @@ from lightning_edit.inference.model_call import telling
 from lightning_edit.inference.pass_backends import PlainRows
 from lightning_edit.inference.pass_layout import PassLayout
 from lightning_edit.inference.responder import Question, Responder, Statement, TokenScores
-from lightning_edit.inference.teacher_forcing import AnswerRow, ForcedAnswer, TeacherForcing
+from lightning_edit.inference.teacher_forcing import (
+    AnswerRow,
+    ForcedAnswer,
+    TeacherForcing,
+    score_rows,
+)
 from lightning_edit.models.prompt_encoder import Ids, PromptEncoder, PromptText
 
 #: Minimum number of rows to guess the token after an answer from.
@@ -120,19 +123,19 @@ class ModelResponder(Responder):
             for row, predicted in _windows(ids, self.prompts.limits.positions):
                 rows.append(row)
                 targets.append((number, predicted))
-        found: dict[int, TokenScores] = {}
         with self._running_model():
-            for one in PlainRows().passes(self.model, rows, self.batch_size):
-                scores = _score(
-                    run_pass(self.model, one, self._running), [targets[row][1] for row in one.rows]
-                )
-                found |= zip(one.rows, scores, strict=True)
-        joined = [TokenScores((), (), ()) for _ in texts]
-        for place, (number, _) in enumerate(targets):
-            old, new = joined[number], found[place]
-            joined[number] = TokenScores(
-                old.tokens + new.tokens, old.best + new.best, old.nlls + new.nlls
+            found = score_rows(
+                self.model,
+                rows,
+                [predicted for _, predicted in targets],
+                PlainRows(),
+                self.batch_size,
+                self._running,
             )
+        joined = [TokenScores((), (), ()) for _ in texts]
+        for (number, predicted), (best, nlls) in zip(targets, found, strict=True):
+            old = joined[number]
+            joined[number] = TokenScores(old.tokens + predicted, old.best + best, old.nlls + nlls)
         return joined
 
     def generate_until(
@@ -301,19 +304,6 @@ def _windows(ids: Ids, room: int | None) -> list[tuple[ReadRow, Ids]]:
         end = min(start + step, len(ids))
         context = ids[max(0, end - 1 - step) : start]
         found.append((ReadRow(context, ids[start : end - 1]), ids[start:end]))
-    return found
-
-
-def _score(logits: Any, targets: Sequence[Ids]) -> list[TokenScores]:
-    # Token ids must not pass through the logits' own type: bfloat16 rounds above 256.
-    flat = torch.tensor([token for ids in targets for token in ids], device=logits.device)
-    nll, best = token_scores(logits, flat)
-    nlls, chosen = nll.tolist(), best.tolist()
-    found, start = [], 0
-    for ids in targets:
-        end = start + len(ids)
-        found.append(TokenScores(ids, tuple(chosen[start:end]), tuple(nlls[start:end])))
-        start = end
     return found
 
 

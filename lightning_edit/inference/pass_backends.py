@@ -1,7 +1,7 @@
 """Backends of the answer pass: plain rows, padded rows, prefix tree, encoder-decoder."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from lightning_edit.functional.padding import pad, prediction_places
 from lightning_edit.functional.tokens import length_sorted
-from lightning_edit.inference.answer_pass import ForwardPass, Ids, ReadRow
+from lightning_edit.inference.answer_pass import ForwardPass, Ids, PassBackend, ReadRow
 from lightning_edit.inference.answer_rows import start_tokens
 from lightning_edit.inference.encoded_prompts import EncodedPrompts
 from lightning_edit.inference.prefix_tree import TokenTree, prefix_batches, tree_attention
@@ -149,6 +149,35 @@ class EncoderDecoder:
             inputs |= {"input_ids": ids, "attention_mask": mask}
             ends = [len(context) - 1 for context in contexts]
             yield ForwardPass(inputs, numbers, places, prompt_ends=ends)
+
+
+def passes_apart(
+    model: Any, rows: Sequence[ReadRow], batch_size: int, backend: PassBackend
+) -> Iterator[ForwardPass]:
+    """Yield passes in which nothing of one row reaches another: rows of one length, unpadded.
+
+    A masked token has weight zero in attention, and zero times NaN is NaN: a row that shares a pass
+    with a broken one, or with broken padding, can be NaN although it is sound by itself.
+
+    Args:
+        model: The language model.
+        rows: The rows.
+        batch_size: Most rows in a pass.
+        backend: What laid the rows out before; one of another kind gets them one by one.
+    """
+    apart: PassBackend | None = None
+    if isinstance(backend, EncoderDecoder):
+        apart = EncoderDecoder()
+    elif isinstance(backend, (PlainRows, PaddedRows, PrefixTree)):
+        apart = PlainRows()
+    parts: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        size = (number,) if apart is None else (len(row.context), len(row.fed))
+        parts.setdefault(size, []).append(number)
+    for numbers in parts.values():
+        listed = [rows[number] for number in numbers]
+        for one in (apart or backend).passes(model, listed, batch_size):
+            yield replace(one, rows=[numbers[row] for row in one.rows])
 
 
 def _merge_prefixes(texts: Sequence[Ids]) -> dict[int, list[int]]:

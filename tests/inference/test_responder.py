@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_edit.evaluation.harness import harness_model
+from lightning_edit.functional.measures import NLL_CAP
 from lightning_edit.inference.answer_pass import ForwardPass, PassBackend, ReadRow
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.pass_layout import PassLayout
@@ -49,6 +51,101 @@ def test_likelihoods_are_those_of_a_plain_pass(family: str, kind: Any) -> None:
             plain(model, tokenizer, text, len(score.tokens)), abs=1e-4
         )
         assert score.total == pytest.approx(sum(score.nlls))
+
+
+#: One prompt has a token of its own, and a text that is scored besides is its beginning.
+ONE_BROKEN = [
+    Statement("The capital of France is", "Paris"),
+    Statement("The capital of France is Paris 法 of", "Lyon and Arles"),
+    Statement("The capital of France is", "Lyon"),
+    Statement("What is the capital of Italy?", "Rome"),
+    Statement("Marseille", "lies in France"),
+]
+
+
+def break_token(model: Any, token: int) -> None:
+    """Make the hidden states of texts with a token NaN; the head and other texts are as before."""
+    first = model.get_encoder() if model.config.is_encoder_decoder else model
+    weight = first.get_input_embeddings().weight.detach().clone()
+    weight[token] = float("nan")
+    first.get_input_embeddings().weight = nn.Parameter(weight)
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        *(("llama", kind) for kind in ("prefix_tree", "padded", "plain")),
+        ("gpt2", "prefix_tree"),
+        *(("t5", kind) for kind in ("encoded_once", "padded", "plain")),
+    ],
+)
+@pytest.mark.parametrize("broken", ["a prompt", "padding", "nothing"])
+def test_a_broken_prompt_breaks_no_other(
+    family: str, kind: Any, broken: str, batch_size: int
+) -> None:
+    model, tokenizer = build_tiny(family), build_tokenizer()
+    token = {"a prompt": tokenizer.unk_token_id, "padding": tokenizer.pad_token_id}.get(broken)
+    whole = ModelResponder(model, tokenizer, 1, PassLayout("plain")).loglikelihood(ONE_BROKEN)
+    if token is not None:
+        break_token(model, token)
+    layout = PassLayout(kind)
+    found, texts = ModelResponder(model, tokenizer, batch_size, layout).ask(
+        ONE_BROKEN, [Question(one.prompt, 4) for one in ONE_BROKEN[:1]], ONE_BROKEN
+    )
+    alone = ModelResponder(model, tokenizer, 1, layout)
+    for number, (statement, score) in enumerate(zip(ONE_BROKEN, found, strict=True)):
+        (expected,) = alone.loglikelihood([statement])
+        if broken == "a prompt" and number == 1:
+            assert set(score.nlls) == set(expected.nlls) == {NLL_CAP}
+            assert score.best == expected.best
+            continue
+        assert score.nlls == pytest.approx(expected.nlls, abs=1e-4)
+        assert score.nlls == pytest.approx(whole[number].nlls, abs=1e-4)
+        assert max(score.nlls) < NLL_CAP
+    assert texts == alone.generate_until([Question(ONE_BROKEN[0].prompt, 4)])
+
+
+@pytest.mark.parametrize("kind", ["prefix_tree", "padded", "plain"])
+def test_only_what_is_not_finite_is_read_again(kind: Any, monkeypatch: Any) -> None:
+    model, tokenizer = build_tiny("llama"), build_tokenizer()
+    calls: list[list[list[int]]] = []
+    forward = model.forward
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["input_ids"].tolist())
+        return forward(*args, **kwargs)
+
+    responder = ModelResponder(model, tokenizer, 64, PassLayout(kind))
+    monkeypatch.setattr(model, "forward", counting)
+    responder.loglikelihood(ONE_BROKEN)
+    assert len(calls) == 1
+    # An answer that is impossible is not broken.
+    head = model.get_output_embeddings()
+    (wanted,) = tokenizer("Paris")["input_ids"][:1]
+    scores = head.forward
+
+    def impossible(states: torch.Tensor) -> torch.Tensor:
+        logits = scores(states)
+        logits[..., wanted] = float("-inf")
+        return logits
+
+    monkeypatch.setattr(head, "forward", impossible)
+    calls.clear()
+    found = responder.loglikelihood(ONE_BROKEN)
+    assert any(max(one.nlls) == NLL_CAP for one in found)
+    assert len(calls) == 1
+
+
+def test_a_window_of_running_text_is_scored_as_by_itself() -> None:
+    model, tokenizer = build_tiny("llama"), build_tokenizer()
+    break_token(model, tokenizer.pad_token_id)
+    texts = ["The capital of France is Paris", "Marseille lies", "Lyon lies in France too"]
+    found = ModelResponder(model, tokenizer, 64).loglikelihood_rolling(texts)
+    for text, score in zip(texts, found, strict=True):
+        (expected,) = ModelResponder(model, tokenizer, 1).loglikelihood_rolling([text])
+        assert score.nlls == pytest.approx(expected.nlls, abs=1e-4)
+        assert max(score.nlls) < NLL_CAP
 
 
 def test_forced_first_choices_are_the_greedy_continuation() -> None:
