@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_edit.functional.measures import agreement, mean
+from lightning_edit.functional.measures import NLL_CAP, agreement, mean
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,14 @@ class AnswerScore:
     def nll(self) -> float:
         """Mean negative log-probability per token, in nats."""
         return mean(self.nlls)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a token's score stands at the cap, as where the model's outputs are no numbers.
+
+        The most probable tokens say nothing then.
+        """
+        return not all(nll < NLL_CAP for nll in self.nlls)
 
     @property
     def token_acc(self) -> float:

@@ -161,17 +161,37 @@ class ProbeScore:
 
     @property
     def kept(self) -> float | None:
-        """Agreement with the pristine model: share of equal argmax tokens, preferred answer."""
+        """Agreement with the pristine model: share of equal argmax tokens, preferred answer.
+
+        0 where the edited model's outputs are not finite; ``None`` where the pristine model's are,
+        which leave nothing to keep.
+        """
         if self.pristine is None or not self.forced or not self.pristine.forced:
             return None
+        if self.pristine._is_broken:
+            return None
+        if self._is_broken:
+            return 0.0
         return agreement(self.forced[0].argmax_ids, self.pristine.forced[0].argmax_ids)
 
     @property
     def kept_gen(self) -> float | None:
-        """Agreement of generated answers: 1.0 if both texts give the same one, else 0.0."""
+        """Agreement of generated answers: 1.0 if both texts give the same one, else 0.0.
+
+        As :attr:`kept` where outputs are not finite, which answers that were teacher-forced tell.
+        """
         if self.pristine is None or self.generated is None or self.pristine.generated is None:
             return None
+        if self.pristine._is_broken:
+            return None
+        if self._is_broken:
+            return 0.0
         return float(same_answer(self.generated, self.pristine.generated, self.answers))
+
+    @property
+    def _is_broken(self) -> bool:
+        """Whether the preferred answer's score says that the model's outputs are no numbers."""
+        return bool(self.forced) and self.forced[0].is_broken
 
     def measures(self) -> dict[str, float]:
         """Return the measures of this probe, by ``<measure>@<mode>``.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,28 @@ def test_kept_counts_only_where_nothing_may_change() -> None:
     after = compare(outcome(**changes), outcome(**changes))
     assert after.kept == 1.0
     assert not {"kept@tf", "kept@gen"} & after.measures().keys()
+
+
+@pytest.mark.parametrize("cap", [1000.0, float("nan"), float("inf")])
+def test_what_a_broken_model_prefers_is_not_kept(cap: float) -> None:
+    """The argmax of logits that are no numbers is the same token every time."""
+    other = outcome().forced[1]
+    broken = outcome(forced=(AnswerScore("Rome", (1, 2), (1, 0), (0.5, cap)), other), generated="")
+    same = replace(broken, generated="Rome. It is old")
+    sound = outcome(argmax=(1, 0))
+    for before, after, kept in (
+        (sound, sound, 1.0), (sound, same, 0.0), (sound, broken, 0.0),
+        (broken, broken, None), (broken, sound, None), (same, sound, None),
+    ):  # fmt: skip
+        found = compare(after, before)
+        assert (found.kept, found.kept_gen) == (kept, kept)
+        assert ("kept@tf" in found.measures()) is ("kept@gen" in found.measures())
+        assert ("kept@tf" in found.measures()) is (kept is not None)
+    # Without teacher forcing nothing tells; an alias that is impossible does not decide.
+    silent = outcome(forced=(), generated="")
+    assert compare(silent, silent).kept_gen == 1.0
+    alias = replace(sound, forced=(sound.forced[0], replace(other, nlls=(0.1, cap))))
+    assert compare(alias, sound).kept == 1.0
 
 
 def test_another_edits_contrast_says_nothing() -> None:

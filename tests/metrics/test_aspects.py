@@ -1,10 +1,12 @@
 """The report's numbers; what every metric must do is in ``test_every_metric.py``."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lightning_edit.evaluation.outcomes import AnswerScore, ProbeScore, compare
 from lightning_edit.metrics import AspectScores, summarise
 from lightning_edit.metrics.aspects import counterfact_names
 from tests.metrics.outcomes import random_outcomes, reference
@@ -39,6 +41,29 @@ def test_a_request_with_many_probes_does_not_outweigh_another() -> None:
     one = next(rows for rows in by_size.values() if len(rows) == 1 and rows[0].kept != many[0].kept)
     kept = sum(row.kept for row in many) / 3
     assert summarise([*many, *one])["locality/kept@tf"] == pytest.approx((kept + one[0].kept) / 2)
+
+
+def test_what_the_pristine_model_could_not_answer_is_not_counted_as_kept() -> None:
+    answer = AnswerScore("Rome", (1,), (0,), (0.5,))
+    nothing = replace(answer, nlls=(1000.0,))
+
+    def probe(edit: str, before: AnswerScore, after: AnswerScore) -> ProbeScore:
+        asked = ProbeScore(edit, "neighborhood", "It is", ("Rome",), "unchanged", (before,))
+        return compare(replace(asked, forced=(after,)), asked)
+
+    found = summarise(
+        [
+            probe("0", answer, answer),
+            probe("1", answer, nothing),
+            probe("2", nothing, nothing),
+            probe("3", nothing, answer),
+        ]
+    )
+    assert found["locality/kept@tf"] == 0.5
+    assert found["locality/kept@tf/n"] == 2
+    assert (found["locality/n"], found["locality/probes"]) == (4, 4)
+    assert "locality/nll@tf/n" not in found
+    assert "locality/kept@tf" not in summarise([probe("2", nothing, nothing)])
 
 
 def test_absent_kinds_have_no_key_and_nothing_is_nan() -> None:
