@@ -63,6 +63,18 @@ def answer_factors(
         modules: Dotted names of linear layers.
         parameters: Values that replace the model's parameters, by name.
     """
+    found = _factors(view, rows, modules, parameters)
+    if len(rows) > 1 and not bool(found.loss.isfinite().all()):
+        _read_broken_rows_alone(found, view, rows, modules, parameters)
+    return found
+
+
+def _factors(
+    view: ModelView,
+    rows: Sequence[AnswerRow],
+    modules: Sequence[str],
+    parameters: Mapping[str, Tensor] | None,
+) -> AnswerFactors:
     with torch.inference_mode(False), torch.enable_grad():
         batch = AnswerRows.pad(rows, view.embeddings.get_parameter("weight").device)
         if not parameters and calls_of(view.model) is None:
@@ -72,6 +84,30 @@ def answer_factors(
                 # Found before anything is kept: attention with a bias, a cap or a short window.
                 pass
         return _whole_rows(view, batch, modules, parameters)
+
+
+def _read_broken_rows_alone(
+    found: AnswerFactors,
+    view: ModelView,
+    rows: Sequence[AnswerRow],
+    modules: Sequence[str],
+    parameters: Mapping[str, Tensor] | None,
+) -> None:
+    """Replace what is not finite by what its row gives alone; another row may have broken it.
+
+    A masked token has weight zero in attention and in its gradient, and zero times NaN is NaN.
+    """
+    end = 0
+    for number, row in enumerate(rows):
+        start, end = end, end + len(row[1])
+        parts = [part[start:end] for pair in found.factors.values() for part in pair]
+        if all(bool(part.isfinite().all()) for part in (found.loss[number], *parts)):
+            continue
+        alone = _factors(view, [row], modules, parameters)
+        found.loss[number] = alone.loss[0]
+        for name, pair in found.factors.items():
+            for whole, own in zip(pair, alone.factors[name], strict=True):
+                whole[start:end] = own
 
 
 def _after_prompts(

@@ -39,6 +39,27 @@ def read_last(
     Returns:
         By module, one row per text, (r, w), in float64.
     """
+    found = _read(view, texts, wanted, rows_per_pass, ranks, inputs)
+    # A masked token has weight zero in attention, and zero times NaN is NaN: one text whose states
+    # are not finite would break those of the others.
+    if len(texts) > 1 and not all(bool(states.isfinite().all()) for states in found.values()):
+        finite = [states.isfinite().all(1).tolist() for states in found.values()]
+        broken = [row for row, sound in enumerate(zip(*finite, strict=True)) if not all(sound)]
+        for row in broken:
+            alone = _read(view, [texts[row]], wanted, rows_per_pass)
+            for name, states in alone.items():
+                found[name][row] = states[0]
+    return found
+
+
+def _read(
+    view: ModelView,
+    texts: Sequence[TokenizedText],
+    wanted: Mapping[str, Side],
+    rows_per_pass: int,
+    ranks: OneProcess = ALONE,
+    inputs: BlockInputs | None = None,
+) -> dict[str, Tensor]:
     try:
         return _read_packed(view, texts, wanted, rows_per_pass, ranks, inputs)
     except NotPackableError:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from lightning_edit.inference.answer_gradients import answer_factors
+from lightning_edit.inference.answer_gradients import AnswerFactors, answer_factors
+from lightning_edit.inference.hooks import capture
 from lightning_edit.inference.token_factors import token_factors
 from lightning_edit.models.view import resolve
-from tests.models.tiny import CONFIGS, MORE, VOCAB, build_tiny
+from tests.models.tiny import CONFIGS, MORE, VOCAB, break_token, build_tiny
 
 STACKS = ("t5", "bart", "mbart", "pegasus")
 DECODERS = [name for name in (*CONFIGS, *MORE) if name not in STACKS]
@@ -80,3 +81,46 @@ def test_the_order_of_modules_is_the_callers() -> None:
     for name in names:
         for one, other in zip(found[name], turned[name], strict=True):
             torch.testing.assert_close(one, other)
+
+
+def finite_rows(found: AnswerFactors, sizes: list[tuple[int, int]]) -> list[bool]:
+    sound = found.loss.isfinite()
+    parts = [part.isfinite().all(1) for pair in found.factors.values() for part in pair]
+    rows = torch.stack(parts).all(0).split([answer for _, answer in sizes])
+    return [bool(one) and bool(row.all()) for one, row in zip(sound, rows, strict=True)]
+
+
+@pytest.mark.parametrize("where", ["embedding", "last MLP"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj"])
+def test_a_row_that_is_not_finite_breaks_no_other(family: str, where: str) -> None:
+    model = build_tiny(family).double().requires_grad_(False)
+    view, rows = resolve(model), made(ROWS)
+    names = [view.down_projection(0), *view.block(1).mlp_up]
+    sound = answer_factors(view, rows, names)
+    prompt, _ = rows[1]
+    if where == "embedding":
+        others = {token for number in (0, 2, 3) for ids in rows[number] for token in ids}
+        break_token(model, next(token for token in prompt if token not in others))
+    else:
+        # Only the gradient passes attention then.
+        name = view.down_projection(view.num_blocks - 1)
+        with torch.no_grad(), capture(model, {name: "input"}) as seen:
+            model(torch.tensor([prompt]))
+        key = seen[name][0, -1]
+
+        def overflow(
+            _: torch.nn.Module, args: tuple[torch.Tensor], output: torch.Tensor
+        ) -> torch.Tensor:
+            at = (args[0] - key).abs().amax(-1, keepdim=True) < 1e-4
+            return output * torch.where(at, float("nan"), 1.0)
+
+        model.get_submodule(name).register_forward_hook(overflow)
+    found = answer_factors(resolve(model), rows, names)
+    assert finite_rows(found, ROWS) == [True, False, True, True]
+    lines = [line for line, (number, _) in enumerate(
+        (number, place) for number, (_, size) in enumerate(ROWS) for place in range(size)
+    ) if number != 1]  # fmt: skip
+    torch.testing.assert_close(found.loss[[0, 2, 3]], sound.loss[[0, 2, 3]])
+    for name in names:
+        for mine, theirs in zip(found.factors[name], sound.factors[name], strict=True):
+            torch.testing.assert_close(mine[lines], theirs[lines], rtol=1e-5, atol=1e-7)

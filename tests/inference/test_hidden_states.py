@@ -15,7 +15,7 @@ from lightning_edit.inference.packed.block_inputs import BlockInputs
 from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import ModelView, resolve
 from tests.editors.locate.test_target_search import FAMILIES, REQUESTS, TEMPLATES
-from tests.models.tiny import TINY, build_tokenizer
+from tests.models.tiny import TINY, break_token, build_tokenizer
 
 
 def material(family: str) -> tuple[ModelView, list[TokenizedText]]:
@@ -92,3 +92,20 @@ def test_blocks_below_the_kept_one_do_not_run_again() -> None:
     # Once for the shared beginnings, and once for the rest.
     assert first == [0, 1, 2, 0, 1, 2]
     assert ran == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("rows_per_pass", [100, 5])
+def test_a_text_whose_states_are_not_finite_breaks_no_other(rows_per_pass: int) -> None:
+    view, texts = material("gpt2")
+    wanted: dict[str, Side] = {view.down_projection(0): "input", view.block(1).name: "output"}
+    sound = read_last(view, texts, wanted, rows_per_pass)
+    (token, *_) = set(texts[-1].ids).difference(*(one.ids for one in texts if one.request != 3))
+    break_token(view.model, token)
+    found = read_last(resolve(view.model), texts, wanted, rows_per_pass)
+    for name, states in found.items():
+        for number, text in enumerate(texts):
+            assert bool(states[number].isfinite().all()) is (token not in text.ids)
+            if token not in text.ids:
+                torch.testing.assert_close(
+                    states[number], sound[name][number], rtol=1e-4, atol=1e-5
+                )

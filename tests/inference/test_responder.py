@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from lightning_edit.evaluation.harness import harness_model
 from lightning_edit.functional.measures import NLL_CAP
@@ -15,7 +14,7 @@ from lightning_edit.inference.answer_pass import ForwardPass, PassBackend, ReadR
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.pass_layout import PassLayout
 from lightning_edit.inference.responder import Question, Statement
-from tests.models.tiny import build_tiny, build_tokenizer
+from tests.models.tiny import break_token, build_tiny, build_tokenizer
 
 STATEMENTS = [
     Statement("The capital of France is", "Paris"),
@@ -61,14 +60,6 @@ ONE_BROKEN = [
     Statement("What is the capital of Italy?", "Rome"),
     Statement("Marseille", "lies in France"),
 ]
-
-
-def break_token(model: Any, token: int) -> None:
-    """Make the hidden states of texts with a token NaN; the head and other texts are as before."""
-    first = model.get_encoder() if model.config.is_encoder_decoder else model
-    weight = first.get_input_embeddings().weight.detach().clone()
-    weight[token] = float("nan")
-    first.get_input_embeddings().weight = nn.Parameter(weight)
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])

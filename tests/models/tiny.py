@@ -169,6 +169,14 @@ def build_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
+def break_token(model: PreTrainedModel, token: int) -> None:
+    """Make the hidden states of texts with a token NaN; the head and other texts are as before."""
+    first = model.get_encoder() if model.config.is_encoder_decoder else model
+    weight = first.get_input_embeddings().weight.detach().clone()
+    weight[token] = float("nan")
+    first.get_input_embeddings().weight = torch.nn.Parameter(weight)
+
+
 def batch_of(model: PreTrainedModel, rows: int = 2, positions: int = 7) -> dict[str, torch.Tensor]:
     """Random token ids for one forward pass; ``positions`` are the decoder's."""
     generator = torch.Generator().manual_seed(1)

@@ -135,8 +135,11 @@ def search_targets(
     def search(number: int) -> Targets:
         # A pass may stop early: the next one begins where it would have ended.
         tell = _steps_of_pass(progress, number * objective.steps, total)
-        group = groups[number]
-        return _search_pass(view, group, block, at, objective, loss_for, tell, through_mlp)
+
+        def run(group: list[TokenizedText]) -> Targets:
+            return _search_pass(view, group, block, at, objective, loss_for, tell, through_mlp)
+
+        return _apart_where_broken(groups[number], run)
 
     found = ranks.deal(range(len(groups)), search)
     if progress is not None:
@@ -172,6 +175,28 @@ def _split_into_passes(
             group = []
         group = group + listed
     yield group
+
+
+def _apart_where_broken(
+    texts: list[TokenizedText], run: Callable[[list[TokenizedText]], Targets]
+) -> Targets:
+    """Search a pass, and those requests again alone whose losses are not finite.
+
+    In packed rows a masked token has weight zero, and zero times NaN is NaN: one request for which
+    the model's outputs are not finite would break the search of all others.
+    """
+    by_request: dict[int, list[TokenizedText]] = {}
+    for text in texts:
+        by_request.setdefault(text.request, []).append(text)
+    found = run(texts)
+    if len(by_request) == 1 or all(map(math.isfinite, found.losses)):
+        return found
+    return Targets.concat(
+        [
+            found.only(line) if math.isfinite(loss) else run(own)
+            for line, (loss, own) in enumerate(zip(found.losses, by_request.values(), strict=True))
+        ]
+    )
 
 
 def _search_pass(

@@ -42,6 +42,24 @@ def integrated_gradients_by_suffixes(
     Returns:
         Activation times mean gradient, at the position that predicts each token.
     """
+    found = _by_suffixes(view, predictions, layers, points, rows_per_pass)
+    finite = found.isfinite().all(2).all(0).tolist()
+    # A masked token has weight zero in attention, and zero times NaN is NaN: one prediction whose
+    # states are not finite would break those of the others.
+    for number, sound in enumerate(finite if len(finite) > 1 else ()):
+        if not sound:
+            alone = _by_suffixes(view, [predictions[number]], layers, points, rows_per_pass)
+            found[:, number] = alone[:, 0]
+    return found
+
+
+def _by_suffixes(
+    view: ModelView,
+    predictions: Sequence[Prediction],
+    layers: Sequence[int],
+    points: Float[Tensor, " m"],
+    rows_per_pass: int,
+) -> Float[Tensor, "l a f"]:
     read = [(*prompt, *answer[:-1]) for prompt, answer in predictions]
     texts = [TokenizedText(number, ids, len(ids) - 1) for number, ids in enumerate(read)]
     tokens = torch.tensor([answer[-1] for _, answer in predictions])

@@ -1,5 +1,6 @@
 """The batched search that touches only what changes equals the plain one, on every family."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from lightning_edit.inference.tokenized_text import TokenizedText
 from lightning_edit.models.view import resolve
 from lightning_edit.types import EditBatch, EditRequest
 from tests.editors.locate.plain import plain_target
-from tests.models.tiny import TINY, build_tokenizer
+from tests.models.tiny import TINY, break_token, build_tokenizer
 
 DECODERS = sorted(set(TINY) - {"t5", "bart"})
 TEMPLATES = ["{}", "Rome. {}", "The mother tongue of. {}"]
@@ -66,6 +67,24 @@ def test_equals_plain_search(family: str, site: str) -> None:
         own = [text for text in texts if text.request == number]
         plain = plain_target(view, own, watched[number], 1, site, OBJECTIVE)
         assert (wanted - plain).norm() < 1e-4 * plain.norm()
+
+
+@pytest.mark.parametrize(("site", "block"), [("mlp", 1), ("block", 0)])
+def test_a_request_that_the_model_breaks_at_leaves_the_others(site: str, block: int) -> None:
+    view = resolve(TINY["gpt2"]().requires_grad_(False))
+    _, texts, watched = material(build_tokenizer(), "subject_last")
+    merged = merge_watched(texts, watched)
+    sound = search_targets(view, merged, block, site, OBJECTIVE, 512)
+    own = {token for text in merged if text.request == 1 for token in text.ids}
+    (token, *_) = sorted(own.difference(*(text.ids for text in merged if text.request != 1)))
+    break_token(view.model, token)
+    found = search_targets(resolve(view.model), merged, block, site, OBJECTIVE, 512)
+    assert [math.isfinite(loss) for loss in found.losses] == [True, False, True, True]
+    assert found.steps == [5, 0, 5, 5]
+    for number in (0, 2, 3):
+        assert found.losses[number] == pytest.approx(sound.losses[number], abs=1e-4)
+        difference = found.wanted[number] - sound.wanted[number]
+        assert difference.norm() < 1e-4 * sound.wanted[number].norm()
 
 
 EASY = replace(OBJECTIVE, steps=14, lr=0.2, clamp=20.0, threshold=0.0)

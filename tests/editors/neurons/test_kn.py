@@ -8,14 +8,16 @@ import torch
 
 from lightning_edit.editors.neurons import kn
 from lightning_edit.editors.neurons.kn import FIRST_ADD, KN
+from lightning_edit.editors.neurons.suffix_passes import integrated_gradients_by_suffixes
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.functional.attribution import path_points, shared_neurons
+from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight
 from lightning_edit.types import EditRequest
 from tests.editors.golden import golden, model, relative, tokenizer
-from tests.models.tiny import TINY, build_tokenizer
+from tests.models.tiny import TINY, break_token, build_tokenizer
 
 
 # Ten edits leave a model whose continuations are no whole characters: tokens that are found behind
@@ -195,3 +197,18 @@ def test_the_new_answer_gets_the_smallest_weight_that_writes_it(
         delta = editor.edit(part)
         assert delta.info["auto"] == {"add": expected} == editor.chosen
         assert total(delta) == pytest.approx(norms[expected], rel=1e-6)
+
+
+def test_a_prompt_that_the_model_breaks_at_leaves_the_others() -> None:
+    model = TINY["llama"]().requires_grad_(False).double()
+    predictions = [((5, 6, 7), (8,)), ((5, 9, 10, 11), (12, 13)), ((5, 14), (8,))]
+    points = torch.tensor([0.25, 0.75], dtype=torch.float64)
+
+    def found() -> torch.Tensor:
+        return integrated_gradients_by_suffixes(resolve(model), predictions, [0, 1], points, 8)
+
+    sound = found()
+    break_token(model, 9)
+    broken = found()
+    assert not broken[:, 1].isfinite().any()
+    torch.testing.assert_close(broken[:, [0, 2]], sound[:, [0, 2]])
