@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torchmetrics import SumMetric
 
 from lightning_edit.callbacks.base import Commit, EvalContext, Measurement, MeasurementCallback
 from lightning_edit.evaluation.corpus import TextReader, fixed_texts
+from lightning_edit.exceptions import NotFiniteError
+from lightning_edit.functional.entropy import at_cap
+from lightning_edit.functional.scores import NLL_CAP
 from lightning_edit.metrics import NgramEntropy, Perplexity
 from lightning_edit.metrics.aspects import to_floats
 
@@ -17,8 +21,8 @@ class CollapseCallback(MeasurementCallback):
     * ``collapse/perplexity`` (over all tokens), ``…_median``, ``…_clipped``, ``…_mean`` (over
       texts), ``…_ratio`` (to the pristine model);
     * ``collapse/ngram_entropy``: low for a model that repeats itself;
-    * ``collapse/broken``: 1 if the ratio is above the bound; under the protocol ``single`` the
-      share of edits that break the model;
+    * ``collapse/broken``: 1 if the ratio is above the bound or outputs are not finite; under the
+      protocol ``single`` the share of edits that break the model;
     * ``collapse/first_broken``: number of edits after which the model was first broken.
 
     Definitions: ``docs/metrics.md``.
@@ -105,9 +109,17 @@ class CollapseCallback(MeasurementCallback):
 
         Args:
             context: The model.
+
+        Raises:
+            NotFiniteError: If outputs of the pristine model are not finite.
         """
         values, rows = read_perplexity(
-            context, self.texts, self.limit, self.batch_size, self.max_tokens
+            context,
+            self.texts,
+            self.limit,
+            self.batch_size,
+            self.max_tokens,
+            baseline=self.before is None,
         )
         values |= self._compare_with_pristine(context, values)
         written = self._generate(context)
@@ -141,7 +153,7 @@ class CollapseCallback(MeasurementCallback):
         if self.before is None:
             return {}
         ratio = values["perplexity"] / self.before[f"{self.prefix}collapse/perplexity"]
-        broken = ratio > self.max_perplexity_ratio
+        broken = at_cap(values["perplexity"]) or ratio > self.max_perplexity_ratio
         if broken and self.first_broken is None and not context.single_edit:
             self.first_broken = context.step
         found = {"perplexity_ratio": ratio, "broken": float(broken)}
@@ -173,6 +185,7 @@ def read_perplexity(
     limit: int,
     batch_size: int = 16,
     max_tokens: int = 128,
+    baseline: bool = False,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Measure perplexity on fixed texts.
 
@@ -182,13 +195,18 @@ def read_perplexity(
         limit: Number of texts.
         batch_size: Texts per batch.
         max_tokens: Texts are truncated to this many tokens.
+        baseline: Whether later perplexities are compared with this one, so that it must be one.
 
     Returns:
         Values by name, and this process's raw results, one row per text.
+
+    Raises:
+        NotFiniteError: If it is a baseline, and outputs of the model are not finite.
     """
     texts = fixed_texts(source, limit)
     reader = TextReader(context.model, context.encoder, batch_size, max_tokens, context.responder)
-    found = context.map_sharded(texts, reader.nlls)
+    scored = context.map_sharded(texts, reader.scores)
+    found = [(number, (score.total, len(score.tokens))) for number, score in scored]
     metric = Perplexity(len(texts)).to(context.device)
     metric.update(
         torch.tensor([number for number, _ in found], dtype=torch.long),
@@ -196,4 +214,21 @@ def read_perplexity(
         torch.tensor([tokens for _, (_, tokens) in found], dtype=torch.long),
     )
     rows = [{"text": n, "nll": round(nll, 6), "tokens": tokens} for n, (nll, tokens) in found]
-    return to_floats(metric.compute()), rows
+    values = to_floats(metric.compute())
+    if baseline:
+        # A sum over the processes, so that all of them raise.
+        broken = SumMetric().to(context.device)
+        broken.update(float(sum(max(score.nlls, default=0.0) >= NLL_CAP for _, score in scored)))
+        _require_finite(int(broken.compute()), len(texts), values)
+    return values, rows
+
+
+def _require_finite(broken: int, texts: int, values: dict[str, float]) -> None:
+    """Refuse a baseline of a model that is broken already: no ratio to it says anything."""
+    if broken or at_cap(values.get("perplexity", 0.0)):
+        where = f"on {broken} of {texts} texts" if broken else "on the texts of the perplexity"
+        raise NotFiniteError(
+            f"the model's own outputs are not finite {where}, before the edit, so nothing can be "
+            "compared with its perplexity; load the model in a wider dtype (float32 or bfloat16), "
+            "take back the edit that broke it, or take a checkpoint that is whole"
+        )

@@ -11,6 +11,7 @@ from lightning_edit.callbacks.collapse import read_perplexity
 from lightning_edit.evaluation.outcomes import probes_of
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, NotFiniteError
+from lightning_edit.functional.entropy import at_cap
 from lightning_edit.functional.measures import mean
 from lightning_edit.functional.visible import visible
 from lightning_edit.types import EditRequest
@@ -143,18 +144,21 @@ class CollapseGuard(MeasurementCallback):
 
         Args:
             context: The model.
+
+        Raises:
+            NotFiniteError: If outputs of the pristine model are not finite.
         """
         if self.before is None:
-            self.pristine = self._perplexity(context)
+            self.pristine = self._perplexity(context, baseline=True)
         elif context.ledger is None and (reason := self._broken_perplexity_bound(context)):
             self.stopped = True
             log.warning("CollapseGuard ends the training at step %d: %s", context.step, reason)
         counts = {"rolled_back": self.rolled_back, "checks": self.checks}
         return Measurement({f"collapse/{name}": float(count) for name, count in counts.items()})
 
-    def _perplexity(self, context: EvalContext) -> float:
+    def _perplexity(self, context: EvalContext, baseline: bool = False) -> float:
         values, _ = read_perplexity(
-            context, self.texts, self.limit, self.batch_size, self.max_tokens
+            context, self.texts, self.limit, self.batch_size, self.max_tokens, baseline
         )
         return values["perplexity"]
 
@@ -172,6 +176,8 @@ class CollapseGuard(MeasurementCallback):
             )
         if self.max_perplexity is not None and now > self.max_perplexity:
             return f"perplexity {now:.4g} is above {self.max_perplexity:g}"
+        if at_cap(now):
+            return f"perplexity {now:.4g} is at its cap, as where outputs are not finite"
         return None
 
     # ------------------------------------------------------------------------------ EditTrainer

@@ -24,7 +24,7 @@ from lightning_edit.inference.eval_mode import evaluating
 from lightning_edit.inference.generation import neutral_settings
 from lightning_edit.inference.hooks import Side, capture
 from lightning_edit.inference.model_responder import ModelResponder
-from lightning_edit.inference.responder import Responder
+from lightning_edit.inference.responder import Responder, TokenScores
 from lightning_edit.models.prompt_encoder import PromptEncoder
 from lightning_edit.models.view import resolve
 from lightning_edit.statistics.texts import FileTexts
@@ -103,8 +103,15 @@ class TextReader:
         Args:
             texts: Texts; a single-token text has no predicted token and gives (0.0, 0).
         """
-        scores = self.responder.loglikelihood_rolling(texts, self.max_tokens)
-        return [(score.total, len(score.tokens)) for score in scores]
+        return [(score.total, len(score.tokens)) for score in self.scores(texts)]
+
+    def scores(self, texts: Sequence[str]) -> list[TokenScores]:
+        """Return the score of every predicted token of each text.
+
+        Args:
+            texts: Texts, as of :meth:`nlls`.
+        """
+        return self.responder.loglikelihood_rolling(texts, self.max_tokens)
 
     def hidden(
         self, texts: Sequence[str], layers: Sequence[int] | None = None

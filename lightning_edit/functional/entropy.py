@@ -20,6 +20,15 @@ def perplexity(nll: float, tokens: int) -> float:
     return math.exp(min(nll / tokens, LOG_PERPLEXITY_CAP))
 
 
+def at_cap(value: float) -> bool:
+    """Return whether a perplexity is at the cap or is no number: outputs are not finite.
+
+    Args:
+        value: The perplexity.
+    """
+    return not value < math.exp(LOG_PERPLEXITY_CAP)
+
+
 def words(text: str) -> list[str]:
     """Split a text into words and punctuation marks.
 

@@ -158,7 +158,8 @@ class EditSession(MeasurementDriver):
         self.evaluation.take_baseline(self.stream.requests, self.folder)
         pristine = self.evaluation.baseline.scores
         context = self._eval_context(0, self.stream.requests, pristine)
-        self._pristine_perplexity = self.transaction.perplexity(context)
+        self.transaction.check_baseline(pristine)
+        self._pristine_perplexity = self.transaction.perplexity(context, baseline=True)
         self.measures.measure_pristine(self.trainer, context)
 
     def on_train_start(self) -> None:

@@ -15,9 +15,11 @@ from lightning_edit.edits.delta import Delta
 from lightning_edit.evaluation.baseline import Baseline
 from lightning_edit.evaluation.corpus import fixed_texts
 from lightning_edit.evaluation.evaluator import Evaluation
-from lightning_edit.evaluation.outcomes import probes_of
+from lightning_edit.evaluation.outcomes import ProbeScore, probes_of
 from lightning_edit.evaluation.scorer import Scorer
-from lightning_edit.exceptions import ConfigError
+from lightning_edit.exceptions import ConfigError, NotFiniteError
+from lightning_edit.functional.entropy import at_cap
+from lightning_edit.functional.scores import NLL_CAP
 from lightning_edit.metrics import summarise
 from lightning_edit.types import EditRequest, Mode
 
@@ -111,19 +113,46 @@ class Transaction:
         if self.max_perplexity_ratio is not None:
             fixed_texts(self.texts, self.limit)
 
-    def perplexity(self, context: EvalContext) -> float | None:
+    def perplexity(self, context: EvalContext, baseline: bool = False) -> float | None:
         """Return the perplexity on the fixed texts; ``None`` without a bound on it.
 
         Args:
             context: The model.
+            baseline: Whether it is the one that those with an edit are compared with.
 
         Raises:
             ArchitectureError: If the model assigns no probability to running text.
+            NotFiniteError: If it is a baseline, and outputs of the model are not finite.
         """
         if self.max_perplexity_ratio is None:
             return None
-        values, _ = read_perplexity(context, self.texts, self.limit, max_tokens=self.max_tokens)
+        values, _ = read_perplexity(
+            context, self.texts, self.limit, max_tokens=self.max_tokens, baseline=baseline
+        )
         return values["perplexity"]
+
+    def check_baseline(self, scores: Sequence[ProbeScore]) -> None:
+        """Check that probes of locality can be compared with the model before the edit.
+
+        Args:
+            scores: Outcomes of probes on that model.
+
+        Raises:
+            NotFiniteError: If its outputs at a probe are not finite, so that there is nothing to
+                keep.
+        """
+        if self.min_locality is None:
+            return
+        for score in scores:
+            if score.expect == "unchanged" and any(
+                nll >= NLL_CAP for one in score.forced for nll in one.nlls
+            ):
+                raise NotFiniteError(
+                    f"the model's own outputs at {score.prompt!r} are not finite, before the edit, "
+                    "so min_locality compares with nothing; load the model in a wider dtype "
+                    "(float32 or bfloat16), take back the edit that broke it, or leave out the "
+                    "probe"
+                )
 
     def refusal_by_size(self, delta: Delta) -> str | None:
         """Return why a delta is refused for its size, or ``None``.
@@ -169,6 +198,11 @@ class Transaction:
                 return (
                     f"perplexity {perplexity:.4g} is {ratio:.4g} times that of the unedited model, "
                     f"more than {self.max_perplexity_ratio:g} times (max_perplexity_ratio)"
+                )
+            if at_cap(perplexity):
+                return (
+                    f"perplexity {perplexity:.4g} is at its cap, as where outputs are not finite "
+                    "(max_perplexity_ratio)"
                 )
         return None
 
@@ -219,6 +253,7 @@ class ConditionCheck:
             self.evaluation = Evaluation(scorer, progress=False)
             probes = [probe for request in requests for probe in probes_of(request)]
             self.evaluation.baseline = Baseline(scorer.score(probes))
+            transaction.check_baseline(self.evaluation.baseline.scores)
         self.context = EvalContext(
             len(in_force),
             editor.language_model,
@@ -227,7 +262,7 @@ class ConditionCheck:
             responder=responder,
             prompts=editor.prompts,
         )
-        self.perplexity = transaction.perplexity(self.context)
+        self.perplexity = transaction.perplexity(self.context, baseline=True)
 
     def refusal(self, delta: Delta) -> str | None:
         """Return why an edit is refused, or ``None``; the model has its bits now.

@@ -16,6 +16,7 @@ from lightning_edit.callbacks import (
     DriftCallback,
     OverfittingCallback,
 )
+from lightning_edit.callbacks.context import EvalContext
 from lightning_edit.edits.journal import Journal
 from lightning_edit.exceptions import ConfigError, NotFiniteError
 from lightning_edit.report.table import render
@@ -99,6 +100,34 @@ def test_an_edit_that_is_not_finite_needs_a_guard(tmp_path: Path) -> None:
     results = edit(tmp_path / "guarded", guard(), scale=math.inf)
     assert "not finite" in results["events"][0]["event"]["reason"]
     assert len(in_force(tmp_path / "guarded")) == 11
+
+
+def broken_model() -> Any:
+    """A model with finite weights, none of whose outputs is a number."""
+    model = toy_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(3e38)
+    assert all(bool(torch.isfinite(value).all()) for value in model.parameters())
+    return model
+
+
+@pytest.mark.parametrize(
+    "callback", [guard(), guard(max_perplexity=50.0), CollapseCallback(texts=TEXTS, generations=0)]
+)
+def test_a_model_that_is_broken_before_is_no_baseline(callback: Any) -> None:
+    with pytest.raises(NotFiniteError, match="own outputs are not finite on 6 of 6 texts"):
+        callback.measure(EvalContext(0, broken_model(), toy_tokenizer()))
+
+
+def test_outputs_that_are_not_finite_break_every_bound() -> None:
+    watch, collapse = guard(max_perplexity_ratio=1e40), CollapseCallback(texts=TEXTS, generations=0)
+    collapse.max_perplexity_ratio = 1e40
+    whole = EvalContext(0, toy_model(), toy_tokenizer())
+    collapse.before = dict(watch.measure(whole).values) | dict(collapse.measure(whole).values)
+    broken = EvalContext(1, broken_model(), toy_tokenizer())
+    assert "not finite" in str(watch._broken_perplexity_bound(broken))
+    assert collapse.measure(broken).values["collapse/broken"] == 1.0
+    assert watch._broken_perplexity_bound(whole) is None
 
 
 def test_of_several_commits_only_those_from_the_bad_one_on_are_taken_back(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Transactions: what misses a condition is never committed, and a resumed run decides alike."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from lightning_edit.exceptions import (
     ConfigError,
     DataError,
     EditRefusedError,
+    NotFiniteError,
 )
+from lightning_edit.functional.entropy import LOG_PERPLEXITY_CAP
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.session.trainer import EditTrainer
 from tests.callbacks.planted import Destroys, toy_texts
@@ -142,6 +145,26 @@ def test_a_bound_that_could_never_refuse_is_refused_itself() -> None:
     with pytest.raises(ConfigError, match="edits of GRACE act at run time and have none"):
         edited.edit(FACTS[1], conditions=Transaction(max_norm=1.0))
     assert edited.ledger.request_ids == ("france",)
+
+
+def test_a_handle_whose_model_is_broken_is_compared_with_nothing() -> None:
+    """The weights are finite, but no output is: 1.0 times its perplexity would be any model's."""
+    edited = FTM(steps=2).edit_model(build_tiny("llama"), build_tokenizer(), FACTS[0])
+    with torch.no_grad():
+        edited.model.get_output_embeddings().weight.fill_(3e38)
+    request = FACTS[1] | {
+        "probes": [{"kind": "neighborhood", "prompt": "Rome lies in", "answers": ["Italy"]}]
+    }
+    for conditions, said in (
+        (Transaction(max_perplexity_ratio=2.0, texts=TEXTS), "own outputs are not finite on"),
+        (Transaction(min_locality=0.5), "own outputs at 'Rome lies in' are not finite"),
+    ):
+        with pytest.raises(NotFiniteError, match=said):
+            edited.edit(request, conditions=conditions)
+    assert edited.ledger.request_ids == ("france",)
+    bound = Transaction(max_perplexity_ratio=1e40)
+    assert "not finite" in str(bound.refusal({}, math.exp(LOG_PERPLEXITY_CAP), 12.0))
+    assert bound.refusal({}, 24.0, 12.0) is None
 
 
 def test_perplexity_of_two_stacks_is_refused_in_words() -> None:
