@@ -15,6 +15,7 @@ import torch
 
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.contrastive import contrastive_score
+from lightning_edit.functional.scores import NLL_CAP
 from lightning_edit.functional.text import normalise
 from lightning_edit.inference.responder import Responder, Statement
 from lightning_edit.types import EditRequest
@@ -54,7 +55,8 @@ class Verdict:
         answer: The object.
         true: Its probability after this prompt.
         wrong: Its probabilities after prompts with wrong relations, by prompt.
-        score: CKA, or infinity where it is probable after no wrong relation.
+        score: CKA, or infinity where it is probable after no wrong relation; ``None`` where outputs
+            of the model are not finite, so that there is no verdict.
     """
 
     id: str
@@ -62,17 +64,18 @@ class Verdict:
     answer: str
     true: float
     wrong: Mapping[str, float]
-    score: float
+    score: float | None
 
     @property
-    def is_known(self) -> bool:
-        """Whether the object is more probable after the true relation."""
-        return self.score >= THRESHOLD
+    def is_known(self) -> bool | None:
+        """Whether the object is more probable after the true relation; ``None``: no verdict."""
+        return None if self.score is None else self.score >= THRESHOLD
 
     def to_row(self) -> dict[str, Any]:
-        """Return plain values, for JSON; an infinite score is ``None``."""
+        """Return plain values, for JSON; an infinite score is ``None``, and one that is none."""
         row = asdict(self) | {"known": self.is_known}
-        return row | {"score": self.score if math.isfinite(self.score) else None}
+        finite = self.score is not None and math.isfinite(self.score)
+        return row | {"score": self.score if finite else None}
 
 
 def contrasted(
@@ -161,16 +164,19 @@ def detect(
         for prompt in (fact.prompt, *fact.wrong)
     ]
     scores = responder.loglikelihood(statements)
-    each = iter([score.total if whole_answer else score.nlls[0] for score in scores])
+    each = iter([score.nlls if whole_answer else score.nlls[:1] for score in scores])
     verdicts = []
     for fact in facts:
-        nlls = torch.tensor([next(each) for _ in (fact.prompt, *fact.wrong)], dtype=torch.float64)
+        tokens = [next(each) for _ in (fact.prompt, *fact.wrong)]
+        nlls = torch.tensor([math.fsum(one) for one in tokens], dtype=torch.float64)
         # The ratio is that of scaled probabilities too: those of a long answer underflow.
         compared = (-nlls if smoothing else nlls.min() - nlls).exp()
         score = contrastive_score(compared[:1], compared[None, 1:], smoothing).item()
+        broken = any(nll >= NLL_CAP for one in tokens for nll in one)
         true, *wrong = (-nlls).exp().tolist()
         by_prompt = dict(zip(fact.wrong, wrong, strict=True))
-        verdicts.append(Verdict(fact.id, fact.prompt, fact.answer, true, by_prompt, score))
+        found = None if broken else score
+        verdicts.append(Verdict(fact.id, fact.prompt, fact.answer, true, by_prompt, found))
     return verdicts
 
 

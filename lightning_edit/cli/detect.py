@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import logging
+import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +18,8 @@ from lightning_edit.types import EditRequest
 
 if TYPE_CHECKING:  # --help must not import torch
     from lightning_edit.analysis.detection import Verdict
+
+log = logging.getLogger(__name__)
 
 _SCHEMA = "lightning-edit-detection/1"
 
@@ -98,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.whole_answer,
     )
     left_out = {name: why for name, why in impossible.items() if name in assessed}
-    unknown = [one for one in verdicts if not one.is_known]
+    unknown = [one for one in verdicts if one.is_known is False]
     record = _record(options, verdicts, left_out)
     if options.out is not None:
         text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
@@ -106,8 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.unknown is not None:
         missing = {one.id for one in unknown}
         write_rows(options.unknown, [_row(one) for one in requests if one.id in missing])
-    _show(sorted(unknown, key=lambda one: one.score), record["summary"], options.show)
+    _show(sorted(unknown, key=_score), record["summary"], options.show)
+    if broken := record["summary"]["not_finite"]:
+        log.warning(
+            "The model's outputs are not finite at %d of %d facts, which have no verdict. Load it "
+            "in a wider dtype (--lm_dtype float32 or bfloat16), or check where its weights are "
+            "from.",
+            *(broken, len(verdicts)),
+        )
     return 0
+
+
+def _score(one: "Verdict") -> float:
+    """Return the score of a fact that has a verdict."""
+    assert one.score is not None
+    return one.score
 
 
 def _facts(path: Path | None) -> tuple[list[EditRequest], list[str | None]]:
@@ -126,10 +144,9 @@ def _facts(path: Path | None) -> tuple[list[EditRequest], list[str | None]]:
 def _record(
     options: argparse.Namespace, verdicts: "Sequence[Verdict]", left_out: dict[str, str]
 ) -> dict[str, Any]:
-    scores = sorted(one.score for one in verdicts)
-    middle = len(scores) // 2
-    median = scores[middle] if len(scores) % 2 else (scores[middle - 1] + scores[middle]) / 2
-    unknown = sum(not one.is_known for one in verdicts)
+    scores = [one.score for one in verdicts if one.score is not None]
+    median = statistics.median(scores) if scores else None
+    unknown = sum(one.is_known is False for one in verdicts)
     return {
         "schema": _SCHEMA,
         "language_model": options.lm,
@@ -142,8 +159,9 @@ def _record(
         "summary": {
             "facts": len(verdicts),
             "unknown": unknown,
-            "unknown_share": unknown / len(verdicts),
-            "median_score": median if median < float("inf") else None,
+            "unknown_share": unknown / len(scores) if scores else None,
+            "not_finite": len(verdicts) - len(scores),
+            "median_score": None if median is None or math.isinf(median) else median,
             "left_out": len(left_out),
         },
         "left_out": left_out,
@@ -169,15 +187,18 @@ def _show(unknown: "Sequence[Verdict]", summary: dict[str, Any], limit: int) -> 
             table.add_column(name, justify="right")
         for one in unknown[:limit]:
             wrong = sum(one.wrong.values()) / len(one.wrong)
-            numbers = (f"{one.true:.4f}", f"{wrong:.4f}", f"{one.score:.3f}")
+            numbers = (f"{one.true:.4f}", f"{wrong:.4f}", f"{_score(one):.3f}")
             table.add_row(*map(Text, (one.id, one.prompt, one.answer, *numbers)))
         console.print(table)
-    median = summary["median_score"]
+    median, broken = summary["median_score"], summary["not_finite"]
     said = "infinite" if median is None else f"{median:.3g}"
-    console.print(
-        f"{summary['unknown']:,} of {summary['facts']:,} facts are not known (CKA below 1); "
-        f"median CKA {said}"
-    )
+    if assessed := summary["facts"] - broken:
+        console.print(
+            f"{summary['unknown']:,} of {assessed:,} facts are not known (CKA below 1); "
+            f"median CKA {said}"
+        )
+    if broken:
+        console.print(f"{broken:,} facts have no verdict: the model's outputs are not finite")
     if summary["left_out"]:
         console.print(f"{summary['left_out']:,} facts could not be assessed; --out says why")
     sys.stdout.flush()

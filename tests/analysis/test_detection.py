@@ -7,6 +7,7 @@ import pytest
 
 from lightning_edit.analysis.detection import contrasted, detect
 from lightning_edit.exceptions import DataError
+from lightning_edit.functional.scores import NLL_CAP
 from lightning_edit.inference.responder import Question, Responder, Statement, TokenScores
 from lightning_edit.types import EditRequest
 
@@ -112,11 +113,27 @@ def test_braces_in_a_prompt_are_no_place_of_the_subject() -> None:
     assert "In {} notation, the river of France is the" in pairs[0].wrong
 
 
+@pytest.mark.parametrize("whole_answer", [False, True])
+@pytest.mark.parametrize("at", ["The language of France is", FACTS[0].prompt])
+def test_where_outputs_are_not_finite_there_is_no_verdict(at: str, whole_answer: bool) -> None:
+    pairs, _ = contrasted(FACTS, count=3)
+    table = Table({at: math.exp(-NLL_CAP / 2)}, 0.1)
+    assert detect(table, pairs, whole_answer=whole_answer)[0].score is not None
+    table.loglikelihood = lambda statements: [  # type: ignore[method-assign]  # as a broken model
+        TokenScores((1,), (0,), (NLL_CAP if one.prompt == at else 1.0,)) for one in statements
+    ]
+    first, _, other, *_ = detect(table, pairs, whole_answer=whole_answer)
+    assert first.score is None
+    assert first.is_known is None
+    assert first.to_row()["known"] is None
+    assert other.is_known
+
+
 def test_long_answers_are_told_apart_though_their_probabilities_underflow() -> None:
     class Long(Table):
         def loglikelihood(self, statements: Sequence[Statement]) -> list[TokenScores]:
             found = super().loglikelihood(statements)
-            return [TokenScores((1,), (1,), (1000 + one.nlls[0],)) for one in found]
+            return [TokenScores((1, 2), (1, 2), (900.0, 100 + one.nlls[0])) for one in found]
 
     pairs, _ = contrasted(FACTS)
     verdicts = detect(Long({FACTS[0].prompt: 0.4}, 0.1), pairs, whole_answer=True)

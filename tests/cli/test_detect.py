@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from lightning_edit import load_language_model
 from lightning_edit.__main__ import main
 
 
@@ -33,6 +35,25 @@ def test_the_atlas_knows_its_facts_and_not_the_edits(
     assert all(len(row["wrong"]) == 3 for row in rows)
     # What it writes is data for `edit`.
     assert main(["data", "check", str(unknown)]) == 0
+
+
+def test_a_broken_model_has_no_verdict_on_a_fact(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its weights are finite and its outputs are not, so that all scores are at the cap."""
+    model, tokenizer = load_language_model("atlas")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3e38)
+    monkeypatch.setattr("lightning_edit.cli.detect.load_model", lambda _: (model, tokenizer))
+    found = summary(tmp_path / "broken.json", "--unknown", str(tmp_path / "unknown.jsonl"))
+    assert (found["facts"], found["not_finite"], found["unknown"]) == (40, 40, 0)
+    assert found["median_score"] is found["unknown_share"] is None
+    assert (tmp_path / "unknown.jsonl").read_text() == ""
+    assert "40 facts have no verdict" in capsys.readouterr().out
+    assert "not finite at 40 of 40 facts" in caplog.text
 
 
 def test_arguments_and_data_that_do_not_fit(
