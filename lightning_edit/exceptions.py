@@ -41,7 +41,7 @@ class RunLockedError(LedgerError):
     """Run folder that another process is writing; nothing was changed."""
 
 
-class NotFiniteError(LedgerError):
+class NotFiniteError(LedgerError, ValueError):
     """Edit or model with NaN or infinite values, or an edit that would cause them.
 
     The model is unchanged.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from lightning_edit.callbacks.context import Commit, EvalContext, Measurement, MeasurementDriver
 from lightning_edit.callbacks.schedule import MeasurementSchedule
 from lightning_edit.distributed.sharding import gather
-from lightning_edit.exceptions import ConfigError, NotFiniteError
+from lightning_edit.exceptions import ConfigError, NotFiniteError, SolveError
 from lightning_edit.inference.pass_layout import PassLayout
 from lightning_edit.storage.run_folder import RunFolder
 
@@ -99,11 +99,12 @@ class MeasurementCallback(MeasurementSchedule, ABC):
             commit: The delta, and the edited model.
         """
 
-    def on_refused(self, commit: Commit, error: NotFiniteError) -> bool:
+    def on_refused(self, commit: Commit, error: NotFiniteError | SolveError) -> bool:
         """Decide whether the stream continues without a non-finite edit; ``EditTrainer`` only.
 
         Args:
-            commit: The commit that was refused; the model is unchanged.
+            commit: The commit that was refused; the model is unchanged. Its delta is empty where
+                the editor found none.
             error: The reason.
         """
         return False

@@ -10,7 +10,7 @@ from lightning_edit.callbacks.base import Commit, EvalContext, Measurement, Meas
 from lightning_edit.callbacks.collapse import read_perplexity
 from lightning_edit.evaluation.outcomes import probes_of
 from lightning_edit.evaluation.scorer import Scorer
-from lightning_edit.exceptions import ConfigError, NotFiniteError
+from lightning_edit.exceptions import ConfigError, NotFiniteError, SolveError
 from lightning_edit.functional.entropy import at_cap
 from lightning_edit.functional.measures import mean
 from lightning_edit.functional.visible import visible
@@ -24,8 +24,9 @@ class CollapseGuard(MeasurementCallback):
 
     Under ``EditTrainer`` a commit that breaks a bound is undone and the stream continues
     (``rollback``), or the stream ends (``stop``). The same holds for a non-finite edit, which is
-    never written. The journal, ``results.json`` (``events``) and the final table list each event.
-    Any other training is stopped. A resumed run decides like an uninterrupted one.
+    never written, and for one whose search overflows. The journal, ``results.json`` (``events``)
+    and the final table list each event. Any other training is stopped. A resumed run decides like
+    an uninterrupted one.
 
     Logged are ``collapse/rolled_back``, the number of edits undone so far, and
     ``collapse/checks``.
@@ -192,8 +193,8 @@ class CollapseGuard(MeasurementCallback):
         if self.stopped:
             trainer.should_stop = True
 
-    def on_refused(self, commit: Commit, error: NotFiniteError) -> bool:
-        """Skip a non-finite edit, or stop the stream.
+    def on_refused(self, commit: Commit, error: NotFiniteError | SolveError) -> bool:
+        """Skip an edit that is not finite or was not found, or stop the stream.
 
         Args:
             commit: The commit that was refused.

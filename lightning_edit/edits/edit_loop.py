@@ -14,6 +14,7 @@ from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.protocols import BoundEditor
 from lightning_edit.edits.staged import StagedEdit
+from lightning_edit.exceptions import NotFiniteError, SolveError
 from lightning_edit.types import EditBatch, EditRequest
 
 T = TypeVar("T")
@@ -41,6 +42,16 @@ def encode_cases(
         yield encode_batch(tokenizer, requests, seed)
 
 
+def parts(editor: BoundEditor, batch: EditBatch) -> list[EditBatch]:
+    """Return the parts of a batch that an editor finds one delta for: one request each, or all.
+
+    Args:
+        editor: A bound editor.
+        batch: The requests.
+    """
+    return [batch] if editor.batched else batch.split()
+
+
 def find(editor: BoundEditor, batch: EditBatch) -> Iterator[tuple[EditBatch, Delta]]:
     """Find the deltas of requests that stay in force together.
 
@@ -54,7 +65,7 @@ def find(editor: BoundEditor, batch: EditBatch) -> Iterator[tuple[EditBatch, Del
     Yields:
         The requests of a delta, and the delta.
     """
-    for part in [batch] if editor.batched else batch.split():
+    for part in parts(editor, batch):
         yield part, editor.edit(part)
 
 
@@ -99,8 +110,12 @@ def _independent(editor: BoundEditor, batch: EditBatch) -> Iterator[tuple[EditBa
     if alone:
         requests = tuple(case.requests[0] for case in alone)
         encoded = tuple(case.encoded[0] for case in alone)
-        deltas = editor.edit_independent(EditBatch(requests, encoded, batch.seed))
-        found = dict(zip((case.ids for case in alone), deltas, strict=True))
+        try:
+            deltas = editor.edit_independent(EditBatch(requests, encoded, batch.seed))
+            found = dict(zip((case.ids for case in alone), deltas, strict=True))
+        except (NotFiniteError, SolveError):
+            # One of them fails the search of all; each is found by itself, and it fails alone.
+            found = {}
     for case in cases:
         yield case, found.pop(case.ids, None)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lightning_edit.exceptions import ArchitectureError
+from lightning_edit.exceptions import ArchitectureError, NotFiniteError
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Weight:
             value: New values in the orientation of :attr:`shape`; cast to the weight's type once.
 
         Raises:
-            ValueError: If the shape differs or a value is not finite in the weight's type. The
-                weight is unchanged then.
+            ValueError: If the shape differs.
+            NotFiniteError: If a value is not finite in the weight's type. The weight is unchanged.
         """
         if tuple(value.shape) != self.shape:
             raise ValueError(
@@ -78,7 +78,7 @@ class Weight:
             )
         cast = value.detach().to(self.device, self.dtype)
         if not bool(torch.isfinite(cast).all()):
-            raise ValueError(
+            raise NotFiniteError(
                 f"a value for {self.name} is not finite in {self.dtype}; the weight was left as it "
                 "was. Check the edit's learning rate or damping, or load the model in a wider dtype"
             )

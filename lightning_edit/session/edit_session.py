@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,12 +18,12 @@ from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.hypernetwork.checkpoint import SESSION
 from lightning_edit.edits.delta import Delta
-from lightning_edit.edits.edit_loop import Stopwatch, find, find_alone
+from lightning_edit.edits.edit_loop import Stopwatch, find, find_alone, parts
 from lightning_edit.edits.ledger import Ledger
 from lightning_edit.edits.summing import SNAPSHOT_EVERY
 from lightning_edit.evaluation.evaluator import Evaluation
 from lightning_edit.evaluation.outcomes import ProbeScore
-from lightning_edit.exceptions import LedgerError, NotFiniteError
+from lightning_edit.exceptions import LedgerError, NotFiniteError, SolveError
 from lightning_edit.functional.visible import visible
 from lightning_edit.metrics import summarise
 from lightning_edit.session.describe import describe_for_journal
@@ -261,8 +261,9 @@ class EditSession(MeasurementDriver):
         wrong = self._still_wrong(batch) if self.only_wrong else batch
         if wrong is None:
             return
-        for part, delta in self._finding.over(find(self.editor, wrong)):
-            self._commit(delta, part.requests)
+        for part in parts(self.editor, wrong):
+            for one, delta in self._found(find(self.editor, part), part):
+                self._commit(delta, one.requests)
 
     def _still_wrong(self, batch: EditBatch) -> EditBatch | None:
         """Leave out the cases that the model answers right now, and note them; ``None``: all."""
@@ -285,18 +286,64 @@ class EditSession(MeasurementDriver):
     def _write_alone(self, batch: EditBatch) -> None:
         """Find, commit, evaluate and undo each case of a batch (``single``)."""
         for case, found in self._finding.over(find_alone(self.editor, batch)):
-            for part, delta in self._finding.over(found):
+            for part, delta in self._found(found, case):
                 self._commit(delta, part.requests)
             self._evaluate(1, case.requests)
             self._restore(case.requests)
 
-    def _commit(self, delta: Delta, requests: Sequence[EditRequest]) -> None:
-        seconds = self.editor.take_stages()
+    def _found(
+        self, found: Iterator[tuple[EditBatch, Delta]], batch: EditBatch
+    ) -> Iterator[tuple[EditBatch, Delta]]:
+        """Yield what is found of a batch; a search that fails is refused like what it would find.
+
+        Raises:
+            NotFiniteError: If a search fails, and no callback continues without its edit.
+                (Likewise ``SolveError``.)
+        """
+        items = self._finding.over(found)
+        left = list(batch.requests)
+        while True:
+            try:
+                part, delta = next(items)
+            except StopIteration:
+                return
+            except (NotFiniteError, SolveError) as error:
+                seconds = self._take_seconds(left)
+                self._add_seconds(seconds)
+                ids = tuple(request.id for request in left)
+                self._tell(Delta(ids, {}), left, seconds, error)
+                return
+            left = left[len(part.requests) :]
+            yield part, delta
+
+    def _take_seconds(self, requests: Sequence[EditRequest]) -> dict[str, float]:
+        """Count requests as done, and return the seconds of the stages of finding their edit."""
+        seconds = dict(self.editor.take_stages())
         wall, cpu = self._finding.take()
         self.seconds["edit"] += wall
         self.seconds["edit_cpu"] += cpu
         seconds["other"] = max(0.0, wall - sum(seconds.values()))
         self._edits_done += len(requests)
+        return seconds
+
+    def _add_seconds(self, seconds: Mapping[str, float]) -> None:
+        for stage, spent in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+    def _tell(
+        self,
+        delta: Delta,
+        requests: Sequence[EditRequest],
+        seconds: Mapping[str, float],
+        refusal: NotFiniteError | SolveError | None,
+    ) -> None:
+        """Tell the callbacks of a commit, or of its refusal."""
+        with self._timer("measure"):
+            commit = Commit(self._eval_context(self._edits_done, requests), delta, seconds, self)
+            self.measures.notify(self.trainer, commit, refusal)
+
+    def _commit(self, delta: Delta, requests: Sequence[EditRequest]) -> None:
+        seconds = self._take_seconds(requests)
         self.ranks.require_same(
             f"the edit of {', '.join(delta.request_ids[:4])}", delta.checksums()
         )
@@ -306,14 +353,11 @@ class EditSession(MeasurementDriver):
         except NotFiniteError as error:
             refusal, reason = error, None
         seconds["commit"] = time.perf_counter() - begin
-        for stage, spent in seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        self._add_seconds(seconds)
         if reason is not None:
             self._note_refusal(requests, reason)
             return
-        with self._timer("measure"):
-            commit = Commit(self._eval_context(self._edits_done, requests), delta, seconds, self)
-            self.measures.notify(self.trainer, commit, refusal)
+        self._tell(delta, requests, seconds, refusal)
 
     def _try(self, delta: Delta, requests: Sequence[EditRequest]) -> str | None:
         """Commit a delta that meets the conditions; return why it was dropped if it does not."""

@@ -10,7 +10,7 @@ from lightning_edit.callbacks.base import Commit, EvalContext, MeasurementCallba
 from lightning_edit.callbacks.schedule import log_values, publish
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.evaluation.outcomes import ProbeScore
-from lightning_edit.exceptions import NotFiniteError
+from lightning_edit.exceptions import NotFiniteError, SolveError
 from lightning_edit.metrics.aspects import AspectScores, compute_all
 from lightning_edit.metrics.criteria import CriterionScores
 from lightning_edit.session.points import is_count
@@ -78,7 +78,9 @@ class MeasurementLog:
             callback.send(pl_module.trainer, step)
             callback.show(pl_module)
 
-    def notify(self, trainer: pl.Trainer, commit: Commit, refusal: NotFiniteError | None) -> None:
+    def notify(
+        self, trainer: pl.Trainer, commit: Commit, refusal: NotFiniteError | SolveError | None
+    ) -> None:
         """Notify every callback of a commit, or of its refusal.
 
         Args:
@@ -87,7 +89,8 @@ class MeasurementLog:
             refusal: The error if the commit was refused.
 
         Raises:
-            NotFiniteError: If it was refused, and no callback continues without it.
+            NotFiniteError: If it was refused, and no callback continues without it. (Likewise
+                ``SolveError``.)
         """
         callbacks = self.callbacks(trainer)
         if refusal is None:

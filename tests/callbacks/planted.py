@@ -52,6 +52,20 @@ class Destroys(Wrapping):
         return Delta(batch.ids, {name: Dense(noise * self._scale)})
 
 
+class Overflows(Wrapping):
+    """Tries values of a weight that it cannot hold, with the edits of some requests."""
+
+    def __init__(self, editor: Editor, at: tuple[str, ...]) -> None:
+        super().__init__(editor)
+        self.at = at
+
+    def edit(self, batch: EditBatch) -> Delta:
+        if set(batch.ids) & set(self.at):
+            held = weight(self.language_model, self.view.parameter(0))
+            held.write(torch.full(held.shape, torch.inf))
+        return self.editor.edit(batch)
+
+
 class Forgets(Wrapping):
     """Takes the edit before out again with each new one."""
 

@@ -22,7 +22,7 @@ from lightning_edit.exceptions import ConfigError, NotFiniteError
 from lightning_edit.report.table import render
 from lightning_edit.session.trainer import EditTrainer
 from tests.callbacks.foreign import FineTuning, loader, trainer
-from tests.callbacks.planted import Destroys, toy_texts, without_times
+from tests.callbacks.planted import Destroys, Overflows, toy_texts, without_times
 from tests.toy import ToyData, ToyEditor, toy_model, toy_tokenizer
 
 pytestmark = [
@@ -100,6 +100,31 @@ def test_an_edit_that_is_not_finite_needs_a_guard(tmp_path: Path) -> None:
     results = edit(tmp_path / "guarded", guard(), scale=math.inf)
     assert "not finite" in results["events"][0]["event"]["reason"]
     assert len(in_force(tmp_path / "guarded")) == 11
+
+
+@pytest.mark.parametrize(
+    ("protocol", "size"), [("sequential", 1), ("sequential", 3), ("single", 4)]
+)
+def test_a_search_that_overflows_needs_a_guard(tmp_path: Path, protocol: str, size: int) -> None:
+    def results(name: str, *callbacks: Any) -> dict[str, Any]:
+        editor = Overflows(ToyEditor(), ("fact-4",)).bind(toy_model(), toy_tokenizer())
+        edits = EditTrainer(
+            logger=False, accelerator="cpu", enable_progress_bar=False, callbacks=list(callbacks)
+        )
+        options: dict[str, Any] = {"modes": ("tf",), "protocol": protocol, "batch_size": size}
+        return edits.edit(editor, ToyData(8), run=str(tmp_path / name), **options)
+
+    with pytest.raises(NotFiniteError, match="the weight was left as it was"):
+        results("bare")
+    found = results("guarded", guard())
+    (event,) = found["events"]
+    # Requests that are solved together are one commit.
+    together = ["fact-3", "fact-4", "fact-5"] if size == 3 else ["fact-4"]
+    assert event["event"]["edits"] == together
+    assert "not finite in torch.float32" in event["event"]["reason"]
+    assert found["status"] == "complete"
+    kept = [f"fact-{i}" for i in range(8) if f"fact-{i}" not in together]
+    assert in_force(tmp_path / "guarded") == ([] if protocol == "single" else kept)
 
 
 def broken_model() -> Any:
