@@ -20,9 +20,10 @@ class AttributionCallback(MeasurementCallback):
     edits in force, see :func:`lightning_edit.attribute_edits`. Values: ``attribution/moved``, the
     number of facts that were attributed; ``attribution/own_edit``, the share of them whose largest
     effect is that of the edit which they are a probe of (of a commit that was attributed as a whole
-    any of its edits counts). ``attribution.json`` in the run folder has the last evaluation's
-    attributions (``single``: those of all edits that moved most), for the page. Works under
-    ``EditTrainer`` only, whose ledger has the edits.
+    any of its edits counts; facts whose effects are not finite are left out).
+    ``attribution.json`` in the run folder has the last evaluation's attributions (``single``: those
+    of all edits that moved most), for the page. Works under ``EditTrainer`` only, whose ledger has
+    the edits.
 
     Args:
         facts: Maximum number of facts of an evaluation.
@@ -62,12 +63,13 @@ class AttributionCallback(MeasurementCallback):
         editor = ledger.editor if context.responder is not None else None
         found = attribute_in_ledger(ledger, context.encoder, editor, facts, self.top)
         # Sums, so that every process may have any share of the probes.
-        own, count = SumMetric().to(context.device), SumMetric().to(context.device)
-        own.update(float(sum(map(_moved_by_own_edit, found))))
+        own, known, count = (SumMetric().to(context.device) for _ in range(3))
+        leading = [(one.leading(), one.fact.edit_id) for one in found]
+        own.update(float(sum(ids is not None and edit in ids for ids, edit in leading)))
+        known.update(float(sum(_is_known(one) for one in found)))
         count.update(float(len(found)))
-        total = float(count.compute())
-        values = {"attribution/moved": total}
-        if total:
+        values = {"attribution/moved": float(count.compute())}
+        if total := float(known.compute()):
             values["attribution/own_edit"] = float(own.compute()) / total
         rows = [{"alone": context.single_edit, **one.to_row()} for one in found]
         return Measurement(values, rows)
@@ -91,8 +93,6 @@ class AttributionCallback(MeasurementCallback):
         folder.write_json(folder.attribution, {"schema": SCHEMA, "facts": listed})
 
 
-def _moved_by_own_edit(one: FactAttribution) -> bool:
-    by_edit = one.by_edit()
-    if by_edit:
-        return one.fact.edit_id in by_edit[0][0]
-    return bool(one.measured) and one.fact.edit_id in one.measured[0].ids
+def _is_known(one: FactAttribution) -> bool:
+    """Whether it is known what moved a fact: to first order, or by a commit left out."""
+    return one.is_finite or one.leading() is not None

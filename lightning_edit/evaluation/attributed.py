@@ -5,6 +5,7 @@ Nothing here imports torch, so that reports read it without.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from math import fsum, inf, isfinite, nan
 from typing import Any
 
 from lightning_edit.exceptions import DataError
@@ -122,7 +123,8 @@ class FactAttribution:
         log_prob: Log-probability of the answer on the edited model, in nats.
         unedited: The same on the unedited model.
         effects: Effects of each edit through each layer, the largest first.
-        first_order: Sum of all effects on the log-probability, also of those that are not listed.
+        first_order: Sum of all effects on the log-probability, also of those that are not listed;
+            NaN where the model's outputs overflow, so that no effect is known to first order.
         keys: By layer, the token at which shares are read.
         measured: Effects of single commits that were measured by leaving them out.
     """
@@ -145,12 +147,43 @@ class FactAttribution:
         sums: dict[tuple[str, ...], float] = {}
         for effect in self.effects:
             sums[effect.ids] = sums.get(effect.ids, 0.0) + effect.log_prob
-        return sorted(sums.items(), key=lambda item: -abs(item[1]))
+        return sorted(sums.items(), key=lambda item: -size(item[1]))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the effects are known to first order."""
+        return isfinite(self.first_order)
+
+    def leading(self) -> tuple[str, ...] | None:
+        """Return the ids of the edit that moved the fact most; ``None`` if none is known.
+
+        To first order, else by leaving commits out, where that moves the fact in the direction of
+        its change.
+        """
+        if self.is_finite and (by_edit := self.by_edit()):
+            return by_edit[0][0]
+        if self.is_finite:
+            return self.measured[0].ids if self.measured else None
+        found = self._measured_cause()
+        return None if found is None else found.ids
+
+    def _measured_cause(self) -> CommitEffect | None:
+        """Return the commit without which the fact would have moved least."""
+        causes = [one for one in self.measured if one.log_prob * self.change > 0]
+        return max(causes, key=lambda one: abs(one.log_prob), default=None)
 
     def sentence(self) -> str:
         """Say which edit moved the fact, and in which block."""
-        leading = next((e for e in self.effects if e.log_prob * self.change > 0), None)
         moved = f"{self.change:+.2f} nats"
+        if not self.is_finite:
+            found = self._measured_cause()
+            if found is None:
+                return f"moved {moved}; its effects are not finite to first order, no edit is named"
+            return (
+                f"moved {moved}, most by edit {name_of(found.ids)} ({found.log_prob:+.2f}, "
+                "measured; not finite to first order)"
+            )
+        leading = next((e for e in self.effects if e.log_prob * self.change > 0), None)
         if leading is None and self.measured:
             most = max(self.measured, key=lambda one: abs(one.log_prob))
             return f"moved {moved}, most by edit {name_of(most.ids)} ({most.log_prob:+.2f})"
@@ -160,8 +193,8 @@ class FactAttribution:
         return f"moved {moved}, most by {_edit(leading)}, {where} ({leading.log_prob:+.2f})"
 
     def to_row(self) -> dict[str, Any]:
-        """Serialise to plain containers."""
-        row = asdict(self)
+        """Serialise to plain containers; what is not finite is ``None``, as JSON has no NaN."""
+        row: dict[str, Any] = _finite(asdict(self))
         row["change"] = self.change
         row["sentence"] = self.sentence()
         return row
@@ -181,8 +214,8 @@ class FactAttribution:
                 AskedFact(**row["fact"]),
                 row["log_prob"],
                 row["unedited"],
-                tuple(EditEffect(**one | {"ids": tuple(one["ids"])}) for one in row["effects"]),
-                row["first_order"],
+                tuple(map(_effect, row["effects"])),
+                nan if row["first_order"] is None else row["first_order"],
                 row["keys"],
                 tuple(CommitEffect(**one | {"ids": tuple(one["ids"])}) for one in row["measured"]),
             )
@@ -191,6 +224,42 @@ class FactAttribution:
                 f"not an attribution of this version ({error!r}); write it again with "
                 "`lightning-edit attribute`"
             ) from error
+
+
+def total(effects: Sequence[EditEffect]) -> float:
+    """Sum effects on the log-probability; NaN where one of them is not finite.
+
+    Args:
+        effects: The effects.
+    """
+    values = [one.log_prob for one in effects]
+    return fsum(values) if all(map(isfinite, values)) else nan
+
+
+def size(value: float) -> float:
+    """Return the size of an effect; one that is no number sorts as infinite.
+
+    Args:
+        value: The effect.
+    """
+    return abs(value) if isfinite(value) else inf
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that are not finite by ``None``, in plain containers."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_finite, value))
+    return value
+
+
+def _effect(row: Mapping[str, Any]) -> EditEffect:
+    numbers = {name: row[name] for name in ("log_prob", "logit", "share")}
+    known = {name: nan if value is None else value for name, value in numbers.items()}
+    return EditEffect(**dict(row) | known | {"ids": tuple(row["ids"])})
 
 
 def name_of(ids: Sequence[str]) -> str:

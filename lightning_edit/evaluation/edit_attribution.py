@@ -7,7 +7,6 @@ a whole commit does is also measured, by leaving it out.
 """
 
 from collections.abc import Sequence
-from math import fsum
 from typing import Any, Literal
 
 from lightning_edit.edits.edited_model import EditedModel
@@ -21,6 +20,8 @@ from lightning_edit.evaluation.attributed import (
     CommitEffect,
     EditEffect,
     FactAttribution,
+    size,
+    total,
 )
 from lightning_edit.evaluation.edit_effects import LayerEffects, LayerShares
 from lightning_edit.exceptions import ConfigError, DataError, LedgerError
@@ -46,7 +47,8 @@ def attribute_edits(
             where an update has them, else the commit as a whole, and commits that act at run time
             or change no linear layer are measured.
         measure: Number of commits of each fact, those of the largest effects, that are also
-            measured by leaving them out: a forward pass each.
+            measured by leaving them out: a forward pass each. Where effects are not finite, since
+            the model's outputs overflow at the fact, an edit is named by what was measured alone.
 
     Returns:
         One attribution a fact, in order.
@@ -139,7 +141,7 @@ class _Attributor:
                 now[n],
                 before[n],
                 tuple(chosen[n]),
-                fsum(one.log_prob for one in effects[n]),
+                total(effects[n]),
                 keys[n],
                 tuple(sorted(measured[n], key=lambda one: -abs(one.log_prob))),
             )
@@ -221,7 +223,8 @@ class _Attributor:
         sums: dict[int, float] = {}
         for one in effects:
             sums[one.commit] = sums.get(one.commit, 0.0) + one.log_prob
-        largest = sorted(sums, key=lambda seq: -abs(sums[seq]))[:measure]
+        # Of effects that are not finite any may be the largest; the last commit is asked first.
+        largest = sorted(sums, key=lambda seq: (-size(sums[seq]), -seq))[:measure]
         return [e for e in entries if e.seq in chosen or e.seq in largest]
 
     def _measured(
@@ -245,6 +248,6 @@ def _largest(effects: Sequence[EditEffect], top: int | None) -> list[EditEffect]
     sums: dict[tuple[int, tuple[str, ...]], float] = {}
     for one in effects:
         sums[one.commit, one.ids] = sums.get((one.commit, one.ids), 0.0) + one.log_prob
-    listed = set(sorted(sums, key=lambda edit: -abs(sums[edit]))[:top])
+    listed = set(sorted(sums, key=lambda edit: -size(sums[edit]))[:top])
     kept = [one for one in effects if (one.commit, one.ids) in listed]
-    return sorted(kept, key=lambda one: -abs(one.log_prob))
+    return sorted(kept, key=lambda one: -size(one.log_prob))

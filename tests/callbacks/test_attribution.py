@@ -1,10 +1,12 @@
 """Moved facts attributed at an evaluation point, and the file of the page."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_edit.callbacks import AttributionCallback
 from lightning_edit.callbacks.context import EvalContext
@@ -78,6 +80,28 @@ def test_the_probes_that_moved_most_are_attributed(tmp_path: Path) -> None:
     assert [one.fact.prompt for one in read_attributions(tmp_path)] == sorted(
         moved, key=lambda prompt: -abs(moved[prompt]["change"])
     )
+
+
+def test_facts_whose_outputs_overflow_name_no_edit(tmp_path: Path) -> None:
+    """The weights are finite, and so are the edits: their effects there are no numbers."""
+    callback = AttributionCallback(threshold=0.0)
+    _, context = measured(callback)
+    with torch.no_grad():
+        context.model.get_output_embeddings().weight.fill_(3e38)
+    found = callback.measure(context)
+    assert found.values == {"attribution/moved": 2.0}
+    folder = RunFolder(tmp_path)
+    line = {"after": 2, "by": "AttributionCallback", "rows": list(found.rows)}
+    write_rows(folder.measures, [line])
+    callback.on_results(folder)
+    for file in (folder.measures, folder.attribution):
+        assert "NaN" not in file.read_text()
+        assert "Infinity" not in file.read_text()
+    for one in read_attributions(tmp_path):
+        assert math.isnan(one.first_order)
+        assert one.leading() is None
+        assert "not finite" in one.sentence()
+        assert "no edit is named" in one.sentence()
 
 
 def test_only_what_moved_counts() -> None:

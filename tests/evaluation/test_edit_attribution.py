@@ -1,7 +1,9 @@
 """Attribution of facts to edits: derivatives, undo, other scripts, and what is refused."""
 
+import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +275,19 @@ def test_on_a_real_model_the_neighbour_moves_with_its_edit() -> None:
             assert len(layer.shares) == len(facts)
             summed = torch.stack([share for _, share in layer.shares]).sum(0)
             assert (summed - layer.change).abs().max() <= 1e-6
+
+
+def test_the_edit_that_broke_the_model_is_measured_and_no_other_is_named() -> None:
+    edited = edited_tiny(memit(), "qwen3")
+    name = "model.layers.0.mlp.up_proj.weight"
+    shape = weight(edited.model, name).shape
+    edited.commit(Delta(("boom",), {name: Dense(torch.full(shape, 3e38))}))
+    assert all(bool(torch.isfinite(value).all()) for value in edited.model.parameters())
+    (one,) = edited.attribute(ASKED[0], measure=1)
+    assert "most by edit boom" in one.sentence()
+    assert "measured" in one.sentence()
+    assert one.leading() == ("boom",)
+    assert "no edit is named" in replace(one, measured=()).sentence()
+    row = json.loads(json.dumps(one.to_row(), allow_nan=False))
+    assert row["first_order"] is None
+    assert FactAttribution.from_row(row).sentence() == one.sentence()
