@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import logging
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +28,8 @@ from lightning_edit.storage.atomic import write_atomic, write_error
 if TYPE_CHECKING:  # --help must not import torch
     from torch import Tensor
 
+
+log = logging.getLogger(__name__)
 
 _SCHEMA = "lightning-edit-training-attribution/1"
 _RESULTS = "attribution.json"
@@ -172,6 +176,7 @@ def _attribute(
         products = attributor.products(facts, step)
     scores = attributor.gradient_scores(products, options.beta, options.learning_rates)
     scores |= attributor.baseline_scores(facts, options.bm25)
+    scores = _finite(scores)
     causes = known_causes(texts, facts)
     known = bool(causes.any())
     record = {
@@ -192,6 +197,23 @@ def _attribute(
     return record
 
 
+def _finite(scores: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Rank scores that are no numbers last, and say how many there are."""
+    ranked, broken = {}, {}
+    for method, values in scores.items():
+        ranked[method] = values.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+        if count := int(ranked[method].isinf().sum()):
+            broken[method] = f"{method}: {count} of {values.numel()}"
+    if broken:
+        log.warning(
+            "Scores of texts for facts are not finite, and so rank last (%s). The gradients or "
+            "outputs of a checkpoint overflow there; load the model in a wider dtype, or leave "
+            "that checkpoint out.",
+            "; ".join(broken.values()),
+        )
+    return ranked
+
+
 def _found(
     scores: Mapping[str, "Tensor"],
     texts: Sequence[TrainingText],
@@ -205,7 +227,10 @@ def _found(
         for method, values in scores.items():
             best = values[:, number].topk(min(top, len(texts)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            methods[method] = [{"text": texts[one].id, "score": score} for one, score in pairs]
+            methods[method] = [
+                {"text": texts[one].id, "score": score if math.isfinite(score) else None}
+                for one, score in pairs
+            ]
         rows.append(
             {
                 "id": fact.id,

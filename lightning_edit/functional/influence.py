@@ -75,7 +75,7 @@ def cosines(
     text_norms: Float[Tensor, " n"],
     query_norms: Float[Tensor, " q"],
 ) -> Float[Tensor, "n q"]:
-    """Return cosines from products and norms; 0 where a gradient is zero.
+    """Return cosines from products and norms; 0 where a gradient is zero, NaN where one is none.
 
     Args:
         products: Products of gradients.
@@ -83,7 +83,7 @@ def cosines(
         query_norms: Norms of the queries' gradients.
     """
     lengths = text_norms[:, None] * query_norms[None, :]
-    return torch.where(lengths > 0, products / lengths, 0.0)
+    return torch.where(lengths == 0, 0.0, products / lengths)
 
 
 def dda_scores(

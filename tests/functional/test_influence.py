@@ -67,3 +67,10 @@ def test_tracin_weighs_checkpoints_with_their_learning_rates() -> None:
 def test_a_zero_gradient_has_the_cosine_zero() -> None:
     found = cosines(torch.tensor([[6.0], [0.0]]), torch.tensor([2.0, 0.0]), torch.tensor([3.0]))
     assert found.tolist() == [[1.0], [0.0]]
+
+
+def test_a_gradient_that_is_not_finite_has_no_cosine() -> None:
+    """0 would say that the text had no influence."""
+    one, none = torch.tensor([1.0, torch.nan]), torch.tensor([[1.0], [torch.nan]])
+    assert cosines(none, one, torch.tensor([1.0])).isnan().tolist() == [[False], [True]]
+    assert cosines(none, torch.tensor([1.0, 1.0]), torch.tensor([torch.nan])).isnan().all()
