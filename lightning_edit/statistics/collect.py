@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_edit.distributed.sharding import Share
-from lightning_edit.exceptions import DataError
+from lightning_edit.exceptions import DataError, NotFiniteError
 from lightning_edit.functional.shrinkage import Target, shrink
 from lightning_edit.functional.statistics import FourthMoments, SecondMoment
 from lightning_edit.inference.hooks import Side, capture
@@ -76,6 +76,7 @@ def collect(
 
     Raises:
         DataError: If the texts hold no token, or have changed since the interruption.
+        NotFiniteError: If a layer's keys are not finite; no partial sums of them are kept.
         StatisticsWriteError: If partial sums cannot be written.
     """
     share = share or Share()
@@ -115,6 +116,9 @@ def collect(
     if not end.tokens:
         raise DataError("the texts hold no token; give a file with one document a line")
     values = {name: metric.compute() for name, metric in metrics.items()}
+    for name, value in values.items():
+        # Moments are kept in float32, which holds less than the sums.
+        _require_finite(value if name.endswith(_FOURTH) else value.float(), name)
     found = Moments(
         {name: values[name] for name in names},
         end.tokens,
@@ -157,8 +161,20 @@ class _KeyAccumulator:
         with in_eval_mode(self.model), capture(self.model, self.wanted, stop=True) as keys:
             self.model(input_ids=ids, attention_mask=mask, use_cache=False)
         read = {name: value[mask.bool()] for name, value in keys.items()}
+        for name, value in read.items():
+            _require_finite(value, name)
         for name, metric in self.metrics.items():
             metric.update(read[name.removesuffix(_FOURTH)])
+
+
+def _require_finite(value: Tensor, name: str) -> None:
+    """Refuse keys or moments of a layer that overflow: editors would shrink or invert them."""
+    if not bool(torch.isfinite(value).all()):
+        raise NotFiniteError(
+            f"the statistics of {name.removesuffix(_FOURTH)} are not finite: the model's hidden "
+            "states overflow there. Check the model's weights; statistics that were collected "
+            "before are unchanged"
+        )
 
 
 def added_ids(tokenizer: Any) -> tuple[int, ...]:

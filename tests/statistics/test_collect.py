@@ -1,12 +1,16 @@
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from lightning_edit.exceptions import NotFiniteError
 from lightning_edit.inference.hooks import capture
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weights_hash
 from lightning_edit.statistics.collect import collect
+from lightning_edit.statistics.partial import PartialSums
 from tests.models.tiny import CORPUS, TINY, build_tokenizer
 
 
@@ -92,3 +96,16 @@ def test_memory_does_not_grow_with_the_text() -> None:
 
     collect(TINY["gpt2"](), build_tokenizer(), stream(), [0], batch_tokens=16384)
     assert most <= 2 * 512 + 2
+
+
+@pytest.mark.parametrize("shrinkage", [None, "identity"])
+def test_keys_that_overflow_are_no_statistics(shrinkage: Any, tmp_path: Path) -> None:
+    """All weights are finite, but the second block's input is not; the first block's keys are."""
+    model = TINY["llama"]().requires_grad_(False)
+    model.model.layers[0].mlp.down_proj.weight.fill_(3e38)
+    partial = PartialSums(tmp_path / "partial.safetensors", every=0.0)
+    for layers in ([0, 2], [2]):
+        with pytest.raises(NotFiniteError, match=r"of model\.layers\.2\.mlp\.down_proj are not"):
+            collect(model, build_tokenizer(), CORPUS, layers, shrinkage=shrinkage, partial=partial)
+    assert list(tmp_path.iterdir()) == []
+    assert collect(model, build_tokenizer(), CORPUS, [0], shrinkage=shrinkage).tokens
