@@ -253,6 +253,7 @@ class GradientEditor(Editor, family=True):
         if self.end_loss is None:
             # What is not a number is not learnt: its update is refused.
             still = ~(excess < LEARNT if losses.margin is None else losses.margin > MARGIN)
+            still |= ~found.isfinite()  # the margin of an infinite logit is infinite
             done, loss, excess = not bool(still.any()), losses.nll[still].mean(), excess[still]
         else:
             done = loss.item() < self.end_loss

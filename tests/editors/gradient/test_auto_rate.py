@@ -164,13 +164,19 @@ def test_a_loss_that_is_not_finite_is_refused_before_the_first_step() -> None:
         editor.edit(batch)
 
 
-def test_a_loss_that_is_no_number_is_not_called_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    editor, batch = bound(FTM(layers=[1]))
+@pytest.mark.parametrize("margin", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_not_called_learnt(
+    monkeypatch: pytest.MonkeyPatch, margin: float
+) -> None:
+    """The margin of an infinite logit is infinite, and its loss is no number."""
+    editor, batch = bound(FTM(layers=[1], objective="target_new"))
     losses, step, made = editor.loss, editor.step, []
 
     def lost_after_a_step(encoded: Any, values: Any) -> base.RowLosses:
-        factor = float("nan") if made else 1.0
-        return base.RowLosses(*(one * factor for one in losses(encoded, values)))
+        found = losses(encoded, values)
+        if not made:
+            return found
+        return base.RowLosses(found.nll * torch.nan, torch.full_like(found.nll.detach(), margin))
 
     def counted(*arguments: Any) -> Any:
         made.append(step(*arguments))
