@@ -21,10 +21,12 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.locate.context_templates import sample_templates, with_bare_prompt
 from lightning_edit.editors.locate.edited_layer import EditedLayer
 from lightning_edit.editors.locate.effect import (
+    NOT_SEARCHED,
     EffectWarnings,
     fell_short,
     measure_effect,
     missed,
+    not_searched,
     rivalled,
     rivals,
 )
@@ -266,6 +268,10 @@ class LocateThenEdit(Editor, family=True):
             missing: Ids of edits whose answer the model does not give.
             written: Their deltas, and others.
         """
+        broken = missing & not_searched(written)
+        if missing and missing == broken:
+            return f"Nothing was searched: {NOT_SEARCHED}"
+        missing -= broken
         if missing <= rivalled(written):
             return "Each stands at nearly the key of another edit: leave one of the two out."
         return self.missed_advice() if missing <= missed(written) else to_write_more(self)

@@ -9,6 +9,7 @@ Axis names: ``n`` -- requests; ``d`` -- hidden width; ``r`` -- rows (texts); ``f
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -39,6 +40,11 @@ _ONE_TARGET = 0.9
 _FOUND = 0.5
 #: Share of the residuals below which a method writes too little to be noticed in its answers.
 _SMALL_SHARE = 0.1
+#: Why nothing was searched for a request, and what helps.
+NOT_SEARCHED = (
+    "the model's own outputs are not finite at their prompts or at texts with them. Load the model "
+    "in float32 or bfloat16, or undo the edit that damaged it."
+)
 
 
 def measure_effect(
@@ -127,8 +133,8 @@ def site_distance(
         [0.25]
     """
     left, asked = (wanted - now).norm(dim=1), (wanted - before).norm(dim=1)
-    # A target that asks for no change has none to miss.
-    return torch.where(asked > 0, left / asked, 0.0).tolist()
+    # A target that asks for no change has none to miss; one that is not finite is missed.
+    return torch.where(asked == 0, 0.0, left / asked).tolist()
 
 
 def fell_short(effect: Mapping[str, Sequence[float]]) -> list[bool]:
@@ -162,7 +168,8 @@ def rivals(
         requests that did not fall short or have no such other.
     """
     found: list[int | None] = [None] * len(keys)
-    far = [number for number, one in enumerate(short) if one]
+    # A request for which nothing was searched asks for no value of its own.
+    far = [number for number, one in enumerate(short) if one and bool(delta[number].any())]
     if not far or len(keys) < 2:
         return found
     unit = normalize(torch.stack([rows.double().mean(0) for rows in keys]), dim=1)
@@ -199,6 +206,29 @@ def missed(deltas: Sequence[Delta]) -> set[str]:
     return found
 
 
+def not_searched(deltas: Sequence[Delta]) -> set[str]:
+    """Return the ids of edits without a target, since the model's own outputs are not finite.
+
+    No setting of the search helps these.
+
+    Args:
+        deltas: Edits; those without the diagnostics of their requests do not count.
+    """
+    return {name for name, steps in _ended_not_finite(deltas).items() if steps == 0}
+
+
+def _ended_not_finite(deltas: Sequence[Delta]) -> dict[str, int]:
+    """Return the steps of edits whose search ended at a loss that is not finite, by id."""
+    found: dict[str, int] = {}
+    for delta in deltas:
+        ids, info = delta.request_ids, delta.info
+        if any(len(info.get(key, ())) != len(ids) for key in (*_FIGURES, "loss", "steps")):
+            continue
+        lines = zip(ids, info["loss"], info["steps"], strict=True)
+        found |= {name: steps for name, loss, steps in lines if not math.isfinite(loss)}
+    return found
+
+
 def rivalled(deltas: Sequence[Delta]) -> set[str]:
     """Return the ids of edits at nearly the key of another, see :func:`rivals`.
 
@@ -224,6 +254,8 @@ class EffectWarnings:
     missed requests are written nonetheless (most of what the search won is there), the warning says
     so: other prompts may have moved with the site. A method that gives up most of a residual to
     preserve other keys (``unwritten`` above 0.9) keeps its promise; that is said once per binding.
+    Where the model's own outputs are not finite at a request, nothing is searched for it; that is
+    said in a line of its own, and so is a search that a vector ended with such outputs.
     """
 
     def __init__(self) -> None:
@@ -240,6 +272,7 @@ class EffectWarnings:
         missed: dict[str, _Figures] = {}
         rival_of: dict[str, str] = {}
         shares = []
+        ended = _ended_not_finite(deltas)
         for delta in deltas:
             info = delta.info
             promised = 1.0 - min(1.0, max(info["unwritten"], default=1.0))
@@ -248,6 +281,8 @@ class EffectWarnings:
             for name, figures in zip(delta.request_ids, lines, strict=True):
                 distance, before, searched, edited = figures
                 unsaid = promised >= 0.5 and before - searched >= 1 and not edited < before
+                if ended.get(name) == 0:
+                    continue
                 if not distance <= 1 - promised / 2 or unsaid:
                     missed[name] = (distance, before, searched, edited)
             ids = delta.request_ids
@@ -255,6 +290,8 @@ class EffectWarnings:
             # A number beyond the requests is a fact that SIR restores with them.
             rival_of |= {name: ids[n] for name, n in others if n is not None and n < len(ids)}
         edits = sum(len(delta.request_ids) for delta in deltas)
+        if ended:
+            _warn_of_not_finite(method, ended, edits)
         if missed:
             explained = missed.keys() <= rival_of.keys()  # by a warning with advice of its own
             _warn_of_missed(method, missed, edits, "" if explained else f" {advice}")
@@ -282,7 +319,7 @@ def _warn_of_missed(method: str, missed: Mapping[str, _Figures], edits: int, adv
     """
     worst = max(missed, key=lambda name: missed[name][0])
     distance, before, searched, edited = missed[worst]
-    named = ", ".join(list(missed)[:8]) + (", …" if len(missed) > 8 else "")
+    named = _named(list(missed))
     figures = (
         f"{worst} is at {distance:.2f} of its distance from before the edit, and its answer's "
         f"negative log-likelihood at {edited:.2f} (before: {before:.2f}, with the searched vector: "
@@ -299,6 +336,34 @@ def _warn_of_missed(method: str, missed: Mapping[str, _Figures], edits: int, adv
         "%s: %d of %d edits did not reach their targets (%s). %s%s",
         *(method, len(missed), edits, named, figures, advice),
     )
+
+
+def _warn_of_not_finite(method: str, ended: Mapping[str, int], edits: int) -> None:
+    """Log whose search ended at a loss that is not finite: at once, or at a vector on its way.
+
+    Args:
+        method: Name of the method.
+        ended: Steps of these searches, by id of the edit.
+        edits: Number of edits that were made with them.
+    """
+    at_once = [name for name, steps in ended.items() if steps == 0]
+    later = [name for name, steps in ended.items() if steps > 0]
+    if at_once:
+        log.warning(
+            "%s: %d of %d edits have no target (%s) and change nothing for their requests: %s",
+            *(method, len(at_once), edits, _named(at_once), NOT_SEARCHED),
+        )
+    if later:
+        log.warning(
+            "%s: the target search of %d of %d edits (%s) ended before its time, at a vector that "
+            "makes the model's outputs not finite; the last one before it is written. Load the "
+            "model in float32 or bfloat16.",
+            *(method, len(later), edits, _named(later)),
+        )
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
 
 
 def _warn_of_rivals(method: str, rival_of: Mapping[str, str], edits: int) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_edit.distributed.one_process import ALONE, OneProcess
 from lightning_edit.editors.locate.search_objective import EarlyStopping, Objective
 from lightning_edit.editors.locate.targets import Targets, part_norms
+from lightning_edit.exceptions import SolveError
 from lightning_edit.functional.adam import AdamVector
 from lightning_edit.functional.losses import drift, log_probs, mean_by
 from lightning_edit.inference.suffix.build import build_suffix_forward
@@ -126,7 +127,13 @@ def search_targets(
         ranks: The processes that search together; each takes whole passes.
 
     Returns:
-        Target vectors, with keys, values, losses and step counts.
+        Target vectors, with keys, values, losses and step counts. A loss that is not finite ends a
+        request's search: the last vector with a finite loss stays, 0 if there is none, and the loss
+        says so.
+
+    Raises:
+        SolveError: If the site's output, whose length is the unit of the search, is zero or not
+            finite.
     """
     groups = list(_split_into_passes(texts, rows_per_pass))
     at: Site = "mlp" if through_mlp else site
@@ -225,6 +232,7 @@ def _search_pass(
             own[number].append(row)
     keys, values = [suffix.keys[rows] for rows in own], [suffix.values[rows] for rows in own]
     norm = part_norms(initial, suffix.parts)
+    _require_length(view, block, site, norm)
     delta = torch.zeros_like(initial, requires_grad=True)
     # Adam is elementwise, so joint optimisation equals one optimiser per request.
     adam = AdamVector(delta, objective.rate(norm, initial.shape[1]))
@@ -233,7 +241,8 @@ def _search_pass(
     searching = torch.arange(count, device=initial.device)
     weights, top1_passes = torch.ones_like(initial[:, 0]), torch.zeros_like(searching)
     before: Tensor | None = None
-    for step in range(objective.steps):
+    kept, step = delta.detach(), 0
+    while step < objective.steps:
         if tell is not None:
             tell(step)
         final = step == objective.steps - 1
@@ -243,11 +252,27 @@ def _search_pass(
                 suffix, head, delta, norm, before, searching, weights, objective, loss_of
             )
         loss = result.loss
+        loss_now, nll_now = (one.to("cpu", losses.dtype) for one in (loss.detach(), result.nll))
+        whole = loss_now.isfinite()
+        if not bool(whole.all()):
+            stays = whole.to(searching.device)
+            ended = searching[~stays]
+            losses[ended] = loss_now[~whole]
+            if step:
+                with torch.no_grad():
+                    delta[ended] = kept[ended]
+            else:
+                nll[ended] = nll_before[ended] = nll_now[~whole]
+            if not bool(whole.any()):
+                break
+            # The others are read again: a backward pass would bring them what is not finite.
+            searching = searching[stays]
+            texts, before, suffix, head = _select(stays, texts, before, suffix, head)
+            continue
         before = result.watched if before is None else before
-        losses[searching] = loss.detach().to("cpu", losses.dtype)
-        nll[searching] = result.nll.to("cpu", nll.dtype)
+        losses[searching], nll[searching] = loss_now, nll_now
         if step == 0:
-            nll_before = nll.clone()
+            nll_before[searching] = nll_now
         active = loss.detach() >= objective.threshold
         if result.is_top1 is not None:
             top1_passes[searching] += result.is_top1
@@ -271,11 +296,8 @@ def _search_pass(
         for number in searching.tolist():
             steps[number] += 1
         if not all(going_on):
-            kept_rows = active[head.row_request]
-            texts = [text for text, stays in zip(texts, kept_rows.tolist(), strict=True) if stays]
-            before = before[active[head.watched]]
-            suffix = suffix.select(kept_rows.nonzero().squeeze(1))
-            head = _HeadPositions.of(suffix, texts)
+            texts, before, suffix, head = _select(active, texts, before, suffix, head)
+        step += 1
     delta = delta.detach()
     lengths = part_norms(delta, suffix.parts)
     if bare is not None:
@@ -285,6 +307,38 @@ def _search_pass(
         delta = moved - initial
     figures = losses.tolist(), steps, nll.tolist(), nll_before.tolist()
     return Targets(delta, initial, keys, values, *figures, lengths, norm)
+
+
+def _select(
+    active: Tensor,
+    texts: list[TokenizedText],
+    before: Tensor | None,
+    suffix: SuffixForward,
+    head: _HeadPositions,
+) -> tuple[list[TokenizedText], Tensor | None, SuffixForward, _HeadPositions]:
+    """Return what a pass needs for those of its requests that go on."""
+    kept_rows = active[head.row_request]
+    texts = [text for text, stays in zip(texts, kept_rows.tolist(), strict=True) if stays]
+    before = None if before is None else before[active[head.watched]]
+    suffix = suffix.select(kept_rows.nonzero().squeeze(1))
+    return texts, before, suffix, _HeadPositions.of(suffix, texts)
+
+
+def _require_length(view: ModelView, block: int, site: Site, norm: Float[Tensor, "n p"]) -> None:
+    """Check that the site's output has a length: rate, decay and bound are shares of it."""
+    wrong = ~((norm > 0) & norm.isfinite()).all(1)
+    if not bool(wrong.any()):
+        return
+    found = view.block(block)
+    place = found.name if site == "block" else found.mlp_down
+    if site == "attention+mlp":
+        place = f"{found.name} (its attention, or {place})"
+    first = ", ".join(f"{value:g}" for value in norm[wrong][0].tolist())
+    raise SolveError(
+        f"target search: at the subjects of {int(wrong.sum())} of {len(norm)} requests "
+        f"{place} returns vectors of the norm {first}, expected finite ones above 0; edit another "
+        "layer, or load the model in float32 or bfloat16"
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Two computations may agree and both be wrong. Here the edited model is run, text
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -25,7 +26,7 @@ from lightning_edit.editors import (
     RROME,
     AlphaEdit,
 )
-from lightning_edit.editors.locate.effect import EffectWarnings
+from lightning_edit.editors.locate.effect import EffectWarnings, site_distance
 from lightning_edit.editors.locate.prompts import rewriting_texts
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
@@ -343,6 +344,52 @@ def test_missed_edits_are_told_in_one_line(
     if warned:
         assert told[0].startswith(f"MEMIT: 2 of 4 edits {warned} (a, c)")
         assert told[0].endswith(" Do something else.")
+
+
+@pytest.mark.parametrize(("steps", "told"), [(0, "have no target (a)"), (7, "ended before its")])
+def test_outputs_that_are_not_finite_are_told_in_a_line_of_their_own(
+    steps: int, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    delta = delta_of(0.0, 0.0, (math.nan if steps == 0 else 5.0, 0.1, math.nan))
+    delta = replace(delta, info={**delta.info, "loss": [math.nan, 0.1], "steps": [steps, 9]})
+    with caplog.at_level(logging.WARNING):
+        EffectWarnings().check("MEMIT", [delta], "Do something else.")
+    first, *more = caplog.messages
+    assert told in first
+    assert "not finite" in first
+    assert "in float32 or bfloat16" in first
+    assert bool(more) is (steps > 0)
+    advice = MEMIT(150.0, layers=[0]).advice_on({"a"}, [delta])
+    assert advice.startswith("Nothing was searched: the model's own outputs") is (steps == 0)
+    if steps == 0:
+        assert "raise" not in advice
+
+
+def test_a_distance_that_is_no_number_has_not_arrived() -> None:
+    now, before = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2)
+    assert math.isnan(site_distance(now, torch.tensor([[math.nan, 0.0]]), before)[0])
+    assert site_distance(now, before, before) == [0.0]
+
+
+def test_a_model_without_outputs_is_named_and_not_the_search(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = structures.build("gpt2")
+    weight = model.transformer.ln_f.weight
+    before = weight.clone()
+    try:
+        with torch.no_grad(), caplog.at_level(logging.WARNING):
+            weight.fill_(3e38)
+            editor = MEMIT(1.0, layers=[0], statistics="identity", **SEARCH)
+            delta = editor.bind(model, TOKENIZER).edit(encode_batch(TOKENIZER, REQUESTS))
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    (told,) = caplog.messages
+    assert told.startswith("MEMIT: 3 of 3 edits have no target (0, 1, 2)")
+    assert delta.info["steps"] == [0, 0, 0]
+    assert not any(math.isfinite(loss) for loss in delta.info["loss"])
+    assert all(update.dense().norm() < 1e-4 for update in delta.weights.values())  # rounding
 
 
 @pytest.mark.parametrize(

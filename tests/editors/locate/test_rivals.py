@@ -26,6 +26,9 @@ def test_the_nearest_other_with_another_target_is_found() -> None:
     assert rivals(keys, delta, [True] * 4) == [1, 2, 1, None]
     assert rivals(keys, delta, [False, True, False, False]) == [None, 2, None, None]
     assert rivals(keys[:1], delta[:1], [True]) == [None]
+    assert (
+        rivals(keys, delta * torch.tensor([[0.0], [1], [1], [1]]), [True, *[False] * 3])[0] is None
+    )
 
 
 def test_a_request_falls_short_of_its_target_or_of_its_answer() -> None:

@@ -14,7 +14,7 @@ from lightning_edit.editors.locate.prompts import essence_texts, merge_watched, 
 from lightning_edit.editors.locate.search_objective import Objective
 from lightning_edit.editors.locate.target_search import _split_into_passes, search_targets
 from lightning_edit.edits.encoding import encode_batch
-from lightning_edit.exceptions import ConfigError
+from lightning_edit.exceptions import ConfigError, SolveError
 from lightning_edit.inference.suffix.build import build_suffix_forward, build_suffix_forwards
 from lightning_edit.inference.suffix.forward import SuffixForward, texts_per_pass
 from lightning_edit.inference.tokenized_text import TokenizedText
@@ -109,6 +109,68 @@ def test_requests_leave_when_they_are_done(site: str, block: int, position: str)
         own = [text for text in texts if text.request == number]
         plain = plain_target(view, own, watched[number], block, site, easy)
         assert (wanted - plain).norm() < 1e-3 * plain.norm()
+
+
+def broken_from(step: int, one: int) -> Any:
+    """A loss of the first answer token that is NaN for one request, from a step on."""
+
+    def loss_for(texts: list[TokenizedText]) -> Any:
+        calls = [0]
+
+        def loss(suffix: SuffixForward, now: list[TokenizedText], logits: Tensor) -> Tensor:
+            requests = list(dict.fromkeys(text.request for text in now))
+            ids, place = [], 0
+            for request in requests:
+                answer = next(text.answer for text in now if text.request == request)
+                ids.append(-logits.log_softmax(-1)[place, answer[0]])
+                place += sum(len(text.answer) for text in now if text.request == request)
+            found = torch.stack(ids)
+            if calls[0] >= step and one in requests:
+                found = found * torch.where(torch.tensor(requests) == one, torch.nan, 1.0)
+            calls[0] += 1
+            return found
+
+        return loss
+
+    return loss_for
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 5])
+def test_a_loss_that_is_not_finite_leaves_the_last_vector_that_had_one(step: int) -> None:
+    view = resolve(TINY["gpt2"]().requires_grad_(False))
+    _, texts, _ = material(build_tokenizer(), "subject_last")
+    rule = replace(OBJECTIVE, threshold=0.0)
+    found = search_targets(view, texts, 1, "mlp", rule, 512, broken_from(step, 1))
+    whole = search_targets(view, texts, 1, "mlp", rule, 512, broken_from(99, 1))
+    others = [0, 2, 3]
+    assert torch.allclose(found.delta[others], whole.delta[others], rtol=1e-4, atol=1e-6)
+    assert [math.isfinite(loss) for loss in found.losses] == [True, False, True, True]
+    assert found.steps == [5, step, 5, 5]
+    if step == 0:
+        assert not found.delta[1].any()
+        return
+    shorter = replace(rule, steps=step)
+    last = search_targets(view, texts, 1, "mlp", shorter, 512, broken_from(99, 1))
+    assert torch.allclose(found.delta[1], last.delta[1], rtol=1e-4, atol=1e-6)
+    assert found.nll[1] == pytest.approx(last.nll[1], rel=1e-4)
+    assert found.nll_before[1] == pytest.approx(last.nll_before[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("site", ["mlp", "block", "attention+mlp"])
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_a_site_whose_output_has_no_length_is_named(site: Any, value: float) -> None:
+    model = TINY["llama"]().requires_grad_(False)
+    block = model.model.layers[1]
+    for each in (block.mlp.down_proj, block.self_attn.o_proj, model.model.embed_tokens):
+        if each is not block.mlp.down_proj and (site == "mlp" or value):
+            continue
+        each.weight.fill_(value)
+    if site == "block" and not value:
+        model.model.layers[0].mlp.down_proj.weight.fill_(0.0)
+        model.model.layers[0].self_attn.o_proj.weight.fill_(0.0)
+    _, texts, _ = material(build_tokenizer(bos=True), "subject_last")
+    with pytest.raises(SolveError, match=r"4 of 4 requests .*layers\.1.* of the norm .*(nan|0),"):
+        search_targets(resolve(model), texts, 1, site, OBJECTIVE, 512)
 
 
 def test_a_watched_beginning_is_not_computed_twice() -> None:
