@@ -6,6 +6,7 @@ Discrete key-value adaptors, arXiv 2211.11031.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from math import inf
 from typing import ClassVar, Literal
 
 import torch
@@ -29,7 +30,7 @@ from lightning_edit.editors.memory.codebook import (
 )
 from lightning_edit.editors.memory.neutral_texts import NEUTRAL_TEXTS
 from lightning_edit.edits.delta import Delta
-from lightning_edit.exceptions import ConfigError
+from lightning_edit.exceptions import ConfigError, SolveError
 from lightning_edit.functional.adam import AdamVector
 from lightning_edit.functional.auto import subject_distance
 from lightning_edit.inference.answer_pass import wide
@@ -212,12 +213,23 @@ class GRACE(MemoryEditor[Codebook]):
         return start * self._rate() if self.lr == "auto" else start
 
     def _rate(self) -> float:
-        """Return Adam's learning rate; that of ``auto`` is read once from the bound model."""
+        """Return Adam's learning rate; that of ``auto`` is read once from the bound model.
+
+        Raises:
+            SolveError: If the projection returns nothing on neutral text, or no numbers.
+        """
         if self.lr != "auto":
             return self.lr
         if self._chosen_lr is None:
             outputs = self._read_last(self.prompts.prompts(NEUTRAL_TEXTS[::10]), "output")
-            self._chosen_lr = float(outputs.norm(dim=-1).median()) / outputs.shape[-1] ** 0.5
+            norm = float(outputs.norm(dim=-1).median())
+            if not 0 < norm < inf:
+                raise SolveError(
+                    f"lr=auto: on neutral text {self.module} returns vectors of the norm {norm:g}, "
+                    "expected a finite one above 0; load the model in float32 or bfloat16, take "
+                    "another layer, or give lr as a number"
+                )
+            self._chosen_lr = norm / outputs.shape[-1] ** 0.5
         self.chose({"lr": self._chosen_lr})
         return self._chosen_lr
 

@@ -144,9 +144,9 @@ def test_a_rate_as_a_number_keeps_the_published_margin_loss_and_constraint() -> 
     assert ruled._margin_weight() == pytest.approx(wise.MARGIN_UNIT / ruled._neutral_norms()[1])
 
 
-@pytest.mark.parametrize("method", [WISE, MEMOIR])
+@pytest.mark.parametrize("method", [WISE, MEMOIR, GRACE])
 def test_a_projection_that_returns_nothing_is_no_unit(method: Any) -> None:
-    editor = bound(method(1, templates=["{}"]), "llama")
+    editor = bound(GRACE(1) if method is GRACE else method(1, templates=["{}"]), "llama")
     with torch.no_grad():
         name = editor.view.block(1).mlp_down
         editor.language_model.get_parameter(f"{name}.weight").zero_()
