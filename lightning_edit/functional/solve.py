@@ -28,6 +28,11 @@ _REMEDY = (
     "collect statistics on more text (at least as many tokens as the layer is wide), "
     "or raise the ridge"
 )
+#: Where keys and residuals that are not finite come from, by name.
+_NOT_FINITE = {
+    "keys": "the model's own states there are not",
+    "residuals": "the model's own states or gradients there are not, or a rate is too large",
+}
 
 
 @dataclass(frozen=True)
@@ -200,8 +205,9 @@ def least_squares(
     for name, value in (("keys", keys), ("residuals", residuals)):
         if not bool(torch.isfinite(value).all()):
             raise SolveError(
-                f"{preserved.where}: the {name} hold a number that is not finite; lower the "
-                "learning rate of the target search, or load the model in float32"
+                f"{preserved.where}: the {name} of {_columns(value)} hold a number that is not "
+                f"finite, since {_NOT_FINITE[name]}; load the model in float32 or bfloat16, undo "
+                "the edit that damaged it, or leave out the request that it fails at"
             )
     R, reduced = residuals.double(), preserved.reduce(keys)
     left, inverse = R, None
@@ -224,6 +230,12 @@ def least_squares(
     rest = R - torch.linalg.multi_dot([left, right, keys.double()])
     unwritten = float(rest.norm() / R.norm()) if bool(R.any()) else 0.0
     return Solution(left, right, preserved.condition, unwritten, inverse)
+
+
+def _columns(value: Float[Tensor, "f n"]) -> str:
+    """Return how many columns hold a number that is not finite, in words."""
+    wrong = int((~torch.isfinite(value)).any(0).sum())
+    return f"{wrong} of {value.shape[1]} columns"
 
 
 def _cholesky(matrix: Tensor, where: str) -> Tensor:

@@ -113,8 +113,14 @@ def test_errors_name_layer_weight_and_remedy(system: tuple[Tensor, Tensor, Tenso
         Preserved.of(C - 10 * torch.eye(F), 5.0, where="h.3")
     with pytest.raises(SolveError, match="positive ridge"):
         Preserved.of()
-    with pytest.raises(SolveError, match=r"keys hold.*lower the learning rate"):
-        least_squares(K * torch.inf, R, Preserved.of(C))
+    broken = K.clone()
+    broken[0, 1] = torch.inf
+    told = rf"keys of 1 of {K.shape[1]} columns hold .*model's own states there are not; load"
+    with pytest.raises(SolveError, match=told) as raised:
+        least_squares(broken, R, Preserved.of(C))
+    assert "target search" not in str(raised.value)  # not every caller has one
+    with pytest.raises(SolveError, match=r"residuals of .* columns hold .* states or gradients"):
+        least_squares(K, R * torch.nan, Preserved.of(C))
     with pytest.raises(SolveError, match="not finite"):
         Preserved.of(C * torch.nan)
     with pytest.raises(ValueError, match="equality"):
