@@ -82,8 +82,13 @@ class OneLI(UpdateShaper):
         return replace(shaped, info={**shaped.info, "auto": auto})
 
     def _weight_for(self, delta: Delta, encoded: Sequence[Encoded]) -> float:
-        """Return the smallest α that writes every answer that the whole update writes."""
+        """Return the smallest α that writes every answer that the whole update writes.
+
+        It is 1 where that writes none.
+        """
         whole = answers_with(self, delta, encoded).right
+        if not bool(whole.any()):
+            return 1.0
         for alpha in ALPHAS:
             part = {name: scaled(update, alpha) for name, update in delta.weights.items()}
             right = answers_with(self, replace(delta, weights=part), encoded).right

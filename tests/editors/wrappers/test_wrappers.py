@@ -99,6 +99,12 @@ def test_auto_interpolates_as_little_as_writes_what_the_host_writes(family: str)
     assert not any(torch.equal(written(one) & whole, whole) for one in smaller)
 
 
+def test_auto_takes_the_whole_update_where_it_writes_no_answer() -> None:
+    editor = OneLI(FTM(lr=1e-9, steps=1))
+    editor.bind(TINY["gpt2"]().requires_grad_(False), build_tokenizer())
+    assert editor.edit(encode_batch(editor.tokenizer, REQUESTS)).info["auto"]["alpha"] == 1.0
+
+
 def test_each_of_independent_edits_has_its_own_weight() -> None:
     editor = OneLI(memit())
     bind(editor)
