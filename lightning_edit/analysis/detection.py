@@ -15,7 +15,7 @@ import torch
 
 from lightning_edit.exceptions import DataError
 from lightning_edit.functional.contrastive import contrastive_score
-from lightning_edit.functional.scores import NLL_CAP
+from lightning_edit.functional.measures import NLL_CAP
 from lightning_edit.functional.text import normalise
 from lightning_edit.inference.responder import Responder, Statement
 from lightning_edit.types import EditRequest

@@ -10,7 +10,7 @@ from lightning_edit.callbacks.base import Commit, EvalContext, Measurement, Meas
 from lightning_edit.evaluation.corpus import TextReader, fixed_texts
 from lightning_edit.exceptions import NotFiniteError
 from lightning_edit.functional.entropy import at_cap
-from lightning_edit.functional.scores import NLL_CAP
+from lightning_edit.functional.measures import NLL_CAP
 from lightning_edit.metrics import NgramEntropy, Perplexity
 from lightning_edit.metrics.aspects import to_floats
 

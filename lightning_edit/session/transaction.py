@@ -19,7 +19,7 @@ from lightning_edit.evaluation.outcomes import ProbeScore, probes_of
 from lightning_edit.evaluation.scorer import Scorer
 from lightning_edit.exceptions import ConfigError, NotFiniteError
 from lightning_edit.functional.entropy import at_cap
-from lightning_edit.functional.scores import NLL_CAP
+from lightning_edit.functional.measures import NLL_CAP
 from lightning_edit.metrics import summarise
 from lightning_edit.types import EditRequest, Mode
 

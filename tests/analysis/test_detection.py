@@ -7,7 +7,7 @@ import pytest
 
 from lightning_edit.analysis.detection import contrasted, detect
 from lightning_edit.exceptions import DataError
-from lightning_edit.functional.scores import NLL_CAP
+from lightning_edit.functional.measures import NLL_CAP
 from lightning_edit.inference.responder import Question, Responder, Statement, TokenScores
 from lightning_edit.types import EditRequest
 
