@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_edit.exceptions import NotFiniteError
 from lightning_edit.functional.padding import pad
 from lightning_edit.inference.answer_rows import start_tokens
 
@@ -47,6 +48,9 @@ def sample_templates(
 
     Returns:
         The bare ``"{}"``, then one template per opening.
+
+    Raises:
+        NotFiniteError: If the model's outputs are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = [_opening_ids(tokenizer, opening) for opening in openings]
@@ -64,7 +68,14 @@ def sample_templates(
         last = output.logits[torch.arange(len(rows)), ends].float().cpu()
         last[:, special] = -torch.inf
         best, tokens_of = last.topk(_TOP_K, dim=-1)
-        drawn = torch.multinomial(best.softmax(-1), 1, generator=generator)
+        chances = best.softmax(-1)
+        if not bool(chances.isfinite().all()):
+            raise NotFiniteError(
+                "context templates are sampled from the model itself, but its outputs are not "
+                "finite; load it in float32 or bfloat16, undo the edit that damaged it, or give "
+                "context_templates"
+            )
+        drawn = torch.multinomial(chances, 1, generator=generator)
         new = tokens_of.gather(1, drawn).squeeze(1).tolist()
         rows = [
             [*tokens, token] if len(tokens) < length else tokens

@@ -28,7 +28,7 @@ from lightning_edit.editors.neurons.whole_passes import (
 )
 from lightning_edit.editors.written import answers_with
 from lightning_edit.edits.delta import Delta, LowRank
-from lightning_edit.exceptions import ArchitectureError
+from lightning_edit.exceptions import ArchitectureError, SolveError
 from lightning_edit.functional.attribution import (
     above_share_of_largest,
     path_points,
@@ -229,14 +229,27 @@ class KN(Editor):
     def neurons(self, request: EditRequest) -> Int[Tensor, "n 2"]:
         """Return the knowledge neurons of a request's old answer, as pairs (layer, neuron).
 
+        Prompts at which the attributions are not finite do not count.
+
         Args:
             request: The request.
+
+        Raises:
+            SolveError: If they are finite at none.
         """
         prompts = [template.replace("{}", request.prompt, 1) for template in self.templates]
         if self.use_rephrases:
             prompts += request.rephrases
         listed = [self._answer_predictions(request, prompt) for prompt in prompts]
-        marked = above_share_of_largest(self.attributions(listed), self.threshold)
+        scores = self.attributions(listed)
+        scores = scores[scores.isfinite().all(2).all(1)]
+        if not len(scores):
+            raise SolveError(
+                f"request {request.id}: the attributions are not finite at any of its "
+                f"{len(prompts)} prompts, since the model's own outputs are not; load the model in "
+                "float32 or bfloat16, or undo the edit that damaged it"
+            )
+        marked = above_share_of_largest(scores, self.threshold)
         pairs = shared_neurons(marked, self.share, self.fewest, self.most)
         pairs[:, 0] = torch.tensor(self.edited_layers, device=pairs.device)[pairs[:, 0]]
         return pairs

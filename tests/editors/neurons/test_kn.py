@@ -12,6 +12,7 @@ from lightning_edit.editors.neurons.suffix_passes import integrated_gradients_by
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
 from lightning_edit.edits.ledger import Ledger
+from lightning_edit.exceptions import NotFiniteError, SolveError
 from lightning_edit.functional.attribution import path_points, shared_neurons
 from lightning_edit.models.view import resolve
 from lightning_edit.models.weights import weight
@@ -212,3 +213,38 @@ def test_a_prompt_that_the_model_breaks_at_leaves_the_others() -> None:
     broken = found()
     assert not broken[:, 1].isfinite().any()
     torch.testing.assert_close(broken[:, [0, 2]], sound[:, [0, 2]])
+
+
+def test_prompts_whose_attributions_are_not_finite_do_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    editor = bound(steps=5)
+    request = EditRequest("a", "The capital of France is", "Rome", old_target="Paris")
+    expected = editor.neurons(request)
+    editor.templates = ["{}", "Rome. {}", "Lyon. {}"]
+    whole = editor.attributions
+
+    def broken(prompts: object) -> torch.Tensor:
+        scores = whole(prompts)  # type: ignore[arg-type]
+        scores[1, 0, 0], scores[2] = torch.inf, torch.nan
+        return scores
+
+    monkeypatch.setattr(editor, "attributions", broken)
+    assert torch.equal(editor.neurons(request), expected)
+
+
+def test_attributions_that_are_finite_nowhere_are_refused() -> None:
+    editor = bound(steps=5)
+    editor.language_model.model.norm.weight.fill_(torch.inf)
+    request = EditRequest("a", "The capital of France is", "Rome", old_target="Paris")
+    with pytest.raises(SolveError, match="request a: the attributions are not finite at any of"):
+        editor.edit(encode_batch(editor.tokenizer, [request]))
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_templates_of_a_model_without_outputs_are_refused_in_words(family: str) -> None:
+    broken = TINY[family]().requires_grad_(False)
+    norm = broken.model.norm if family == "llama" else broken.decoder.final_layer_norm
+    norm.weight.fill_(3e38)  # a number, behind which no output is one
+    with pytest.raises(NotFiniteError, match="its outputs are not finite; load it in float32"):
+        KN().bind(broken, build_tokenizer(bos=True))
