@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_edit.atlas.text import corpus
 from lightning_edit.editors.neurons.answer_pass import read_answers, read_states
-from lightning_edit.exceptions import DataError
+from lightning_edit.exceptions import DataError, SolveError
+from lightning_edit.functional.visible import visible
 from lightning_edit.models.prompt_encoder import Ids, PromptEncoder, PromptText
 from lightning_edit.models.view import ModelView
 from lightning_edit.statistics.texts import texts_of
@@ -60,11 +61,12 @@ class FFNMemory:
 
         Raises:
             DataError: If there is no text of two tokens.
+            SolveError: If the states of a text are not finite.
         """
         if view.is_encoder_decoder:
             pairs = _within(_pairs(prompts, texts), tokens)
             answers = read_answers(view, [row for _, row in pairs], block)
-            return cls(tuple(text for text, _ in pairs), tuple(answers))
+            return cls(tuple(text for text, _ in pairs), tuple(answers))._require_finite(block)
         kept = [(text, ids) for text, (ids, _) in _within(_tokenised(prompts, texts), tokens)]
         rows = [ids for _, ids in kept]
         # What all texts begin with (a chat template) is remembered once; the first position, which
@@ -75,7 +77,22 @@ class FFNMemory:
             read[0][1:],
             *(state[max(1, min(shared, len(state) - 1)) :] for state in read[1:]),
         ]
-        return cls(tuple(text for text, _ in kept), tuple(states))
+        return cls(tuple(text for text, _ in kept), tuple(states))._require_finite(block)
+
+    def _require_finite(self, block: int) -> "FFNMemory":
+        broken = [
+            text
+            for text, states in zip(self.texts, self.states, strict=True)
+            if not bool(states.isfinite().all())
+        ]
+        if broken:
+            raise SolveError(
+                f"block {block}: what its network reads in {len(broken)} of {len(self.texts)} "
+                f"texts of the memory is not finite, such as {visible(broken[0][:40])!r}; load the "
+                "model in float32 or bfloat16, undo the edit that damaged it, or give other text "
+                "as `memory`"
+            )
+        return self
 
     def halves(
         self, request: EditRequest
@@ -111,11 +128,27 @@ def without(memory: Float[Tensor, "m d"], own: Float[Tensor, "n d"]) -> Float[Te
     Args:
         memory: The memory.
         own: The neurons' hidden states.
+
+    Raises:
+        SolveError: If states are not finite.
+        DataError: If none of the memory is left.
     """
     if not len(own) or not len(memory):
         return memory
+    for whose, states in (("the request", own), ("the memory", memory)):
+        if not bool(states.isfinite().all()):
+            raise SolveError(
+                f"the hidden states of {whose} are not finite, so no neuron can be told to fire "
+                "on some and not on others; load the model in float32 or bfloat16, or undo the "
+                "edit that damaged it"
+            )
     nearest = torch.cdist(memory, own).min(1).values
     kept: Tensor = memory[nearest > _SAME * own.norm(dim=1).min()]
+    if not len(kept):
+        raise DataError(
+            f"the memory of {len(memory)} hidden states holds none but those of the request, on "
+            "which its neurons must fire; give more text as `memory`"
+        )
     return kept
 
 

@@ -14,7 +14,7 @@ from lightning_edit.editors.neurons.ffn_memory import FFNMemory, without
 from lightning_edit.editors.neurons.t_patcher import TPatcher
 from lightning_edit.edits.delta import Delta
 from lightning_edit.edits.encoding import encode_batch
-from lightning_edit.exceptions import ConfigError, DataError
+from lightning_edit.exceptions import ConfigError, DataError, SolveError
 from lightning_edit.inference.model_responder import ModelResponder
 from lightning_edit.inference.responder import Question, Statement
 from lightning_edit.models.view import resolve
@@ -238,6 +238,22 @@ def test_what_states_the_fact_is_no_memory_of_it() -> None:
         FFNMemory.read(editor.view, editor.prompts, texts[:2], 2, 100).halves(request)
     with pytest.raises(DataError, match="at least two texts"):
         FFNMemory.read(editor.view, editor.prompts, texts, 2, 4)
+
+
+def test_states_that_are_not_finite_are_no_memory() -> None:
+    editor, model, _ = bound()
+    block, (own, *_) = editor.layer, editor._memory().states
+    for states, other in ((own * torch.nan, own), (own, own * torch.inf)):
+        with pytest.raises(SolveError, match="are not finite"):
+            without(states, other)
+    with pytest.raises(DataError, match="none but those of the request"):
+        without(own[:2], own[:2])
+    editor._texts = None
+    token = editor.tokenizer(MEMORY[2])["input_ids"][-1]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.nan
+    with pytest.raises(SolveError, match=rf"block {block}: what its network reads in .* is not"):
+        editor._memory()
 
 
 def test_a_chat_template_is_in_the_memory_once() -> None:
