@@ -152,6 +152,10 @@ def test_missing_statistics_are_asked_for_all_layers_at_once(
         (["--model", "FTL", "--data", "AtlasDataModule", "--facts", "0"], "--facts must be 1"),
         (["--model", "FTL", *DATA, "--figures", "[gif]"], "png, pdf, svg"),
         (["--model", "FTL"], "data"),
+        (
+            ["--model", "UltraEdit", "--model.modules", "[model.layers.3.mlp.down_proj]", *DATA],
+            "edits `modules` in place of `layers`",
+        ),
         (["--model", "FTLL", *DATA], "did you mean FTL"),
         (["--model", "RECT", "--model.editor", "FTL", *DATA, "--candidates", "[9]"], "0 to 4"),
     ],

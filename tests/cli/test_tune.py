@@ -130,6 +130,10 @@ def test_choices_that_do_not_fit_are_results_after_the_editors_own(
     assert "Impossible: layers 0: MELO decides at an index block" in capsys.readouterr().out
     assert tune(tmp_path / "b", "MEMIT", "--lm", "atlas-t5", *DATA[2:], "--trials", "6") == 2
     assert "MEMIT edits decoder-only models" in capsys.readouterr().err
+    ultra = ["UltraEdit", "--model.modules", "[model.layers.3.mlp.down_proj]", *DATA]
+    assert tune(tmp_path / "c", *ultra, "--trials", "6") == 2
+    assert "edits `modules` in place of `layers`" in capsys.readouterr().err
+    assert tune(tmp_path / "d", *ultra, "--only", "[eta]", "--trials", "2") == 0
 
 
 @pytest.mark.parametrize("method", ["GRACE", "WISE", "MEMOIR"])

@@ -91,6 +91,11 @@ class UltraEdit(Editor):
         rows_per_pass: int = 64,
     ) -> None:
         super().__init__()
+        if modules is not None and layers is not None:
+            raise ValueError(
+                f"UltraEdit edits `modules` in place of `layers`, got layers={layers} and "
+                f"modules={modules}; give one of the two"
+            )
         if (
             min(batch_size, rows_per_pass) < 1
             or (eta != "auto" and not 0 < eta < inf)

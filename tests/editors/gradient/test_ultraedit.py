@@ -151,6 +151,11 @@ def answer_nll(language_model: Any, one: Encoded) -> float:
     return float(torch.nn.functional.cross_entropy(logits, torch.tensor(one.target_ids)))
 
 
+def test_layers_beside_modules_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"got layers=\[1\] and modules=.* give one of the two"):
+        UltraEdit(layers=[1], modules=MODULES)
+
+
 @pytest.mark.parametrize("eta", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_step_that_is_no_step_is_refused(eta: float) -> None:
     with pytest.raises(ValueError, match="eta auto or finite > 0"):
