@@ -10,6 +10,8 @@ import torch
 
 from lightning_edit.__main__ import main
 from lightning_edit.analysis.training_data.attribution import TrainingDataAttributor
+from lightning_edit.analysis.training_data.rows import TracedFact, TrainingText
+from lightning_edit.cli.attribute_training import _finite, _found
 from lightning_edit.inference.answer_rows import AnswerRows
 from lightning_edit.inference.answers import answer_logits
 from lightning_edit.models.loading import load_language_model
@@ -138,3 +140,15 @@ def test_a_real_model_that_was_tuned_on_a_few_texts(tmp_path: Path) -> None:
     (found,) = record["facts"]
     for method in ("dda", "dda_no_debias", "gradient_cosine"):
         assert found["methods"][method][0]["text"] == "t0"
+
+
+def test_scores_that_are_no_numbers_rank_last_and_are_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    texts = [TrainingText(name, f"{name} is", "so") for name in "abc"]
+    scores = _finite({"dda": torch.tensor([[torch.nan], [0.5], [torch.inf]])})
+    assert "dda: 2 of 3" in caplog.text
+    (row,) = _found(scores, texts, [TracedFact("f", "a is", "so")], 3)
+    listed = row["methods"]["dda"]
+    assert listed[0] == {"text": "b", "score": 0.5}
+    assert [one["score"] for one in listed[1:]] == [None, None]

@@ -169,7 +169,7 @@ def test_a_loss_that_is_no_number_is_not_called_learnt(
     monkeypatch: pytest.MonkeyPatch, margin: float
 ) -> None:
     """The margin of an infinite logit is infinite, and its loss is no number."""
-    editor, batch = bound(FTM(layers=[1], objective="target_new"))
+    editor, batch = bound(FTM(layers=[1]))
     losses, step, made = editor.loss, editor.step, []
 
     def lost_after_a_step(encoded: Any, values: Any) -> base.RowLosses:
