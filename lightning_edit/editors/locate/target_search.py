@@ -304,7 +304,8 @@ def _search_pass(
         initial, moved = (
             bare.block_output(added).to(dtype) for added in (torch.zeros_like(delta), delta)
         )
-        delta = moved - initial
+        # A vector of zero moves nothing, also where the block's output is not finite.
+        delta = (moved - initial).masked_fill((lengths == 0).all(1, keepdim=True), 0)
     figures = losses.tolist(), steps, nll.tolist(), nll_before.tolist()
     return Targets(delta, initial, keys, values, *figures, lengths, norm)
 
@@ -325,8 +326,11 @@ def _select(
 
 
 def _require_length(view: ModelView, block: int, site: Site, norm: Float[Tensor, "n p"]) -> None:
-    """Check that the site's output has a length: rate, decay and bound are shares of it."""
-    wrong = ~((norm > 0) & norm.isfinite()).all(1)
+    """Check that the site's output has a length: rate, decay and bound are shares of it.
+
+    One that is not finite has a loss that is not, which ends its request alone.
+    """
+    wrong = (norm == 0).any(1)
     if not bool(wrong.any()):
         return
     found = view.block(block)
@@ -336,8 +340,7 @@ def _require_length(view: ModelView, block: int, site: Site, norm: Float[Tensor,
     first = ", ".join(f"{value:g}" for value in norm[wrong][0].tolist())
     raise SolveError(
         f"target search: at the subjects of {int(wrong.sum())} of {len(norm)} requests "
-        f"{place} returns vectors of the norm {first}, expected finite ones above 0; edit another "
-        "layer, or load the model in float32 or bfloat16"
+        f"{place} returns vectors of the norm {first}, expected ones above 0; edit another layer"
     )
 
 
