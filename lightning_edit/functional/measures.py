@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 
 NLL_CAP = 1000.0
-"""Cap on one token's loss, in nats. A broken model's NaN or infinity counts as this."""
+"""Loss of one token, in nats, that a broken model's NaN or infinity counts as."""
+MOST_NLL = 999.0
+"""Cap on one token's loss that is finite, so that it is not taken for a broken model's."""
 
 
 def mean(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_edit.functional.measures import NLL_CAP
+from lightning_edit.functional.measures import MOST_NLL, NLL_CAP
 
 
 def token_scores(
@@ -26,7 +26,7 @@ def token_scores(
     # Half precision would round probabilities near one to exactly one.
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
     nll = -log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
-    nll = nll.nan_to_num(nan=NLL_CAP, posinf=NLL_CAP).clamp(max=NLL_CAP)
+    nll = nll.clamp(max=MOST_NLL).masked_fill(~nll.isfinite(), NLL_CAP)
     return nll, logits.argmax(dim=-1)
 
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-CAP = 1000.0
+CAP, MOST = 1000.0, 999.0
 ASPECTS = {"reliability", "generalization", "locality", "portability", "known"}
 
 
@@ -66,7 +66,7 @@ def _gives(text: str, answers: list[str]) -> float:
 
 
 def _nll(answer: dict[str, Any]) -> float:
-    return _mean([min(x, CAP) if math.isfinite(x) else CAP for x in answer["nlls"]])
+    return _mean([min(x, MOST) if math.isfinite(x) and x < CAP else CAP for x in answer["nlls"]])
 
 
 def _shares(answer: dict[str, Any], wanted: list[int]) -> list[float]:
