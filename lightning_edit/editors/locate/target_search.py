@@ -132,8 +132,7 @@ def search_targets(
         says so.
 
     Raises:
-        SolveError: If the site's output, whose length is the unit of the search, is zero or not
-            finite.
+        SolveError: If the site's output, whose length is the unit of the search, is zero.
     """
     groups = list(_split_into_passes(texts, rows_per_pass))
     at: Site = "mlp" if through_mlp else site
